@@ -1,0 +1,3 @@
+"""Forensic experiments on language models, as declarative suites."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Text that experiments train and test on."""

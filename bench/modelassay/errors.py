@@ -1,0 +1,94 @@
+"""Every error a user can meet, and the exit code each one means.
+
+::
+
+    AssayError                     1   internal: please report it
+    |-- UsageError                 2   a command that cannot be understood
+    |   |-- SuiteError             2   an invalid suite; carries file, line, column and dotted path
+    |   |-- CheckpointError        2   a checkpoint that cannot be read or whose architecture is unknown
+    |   `-- RecordError            2   a log that is damaged elsewhere than on its torn last line
+    |-- IncompleteRun              3   cells that failed or were not run; the run can be resumed
+    |-- Regression                 4   a comparison found a slowdown
+    |-- Inconclusive               5   a comparison could not decide
+    `-- HostError                  6   the machine: no GPU, no engine, disk full, run locked
+
+    Diverged                           not an error but a finding: a cell that blew up or collapsed, complete
+
+An interruption ends with 128 + signal (130 for Ctrl-C, 143 for SIGTERM), results kept.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AssayError(Exception):
+    """Base of all errors that are shown without a traceback; the message says where, what, what it got, what to do."""
+
+    exit_code = 1
+
+
+class UsageError(AssayError):
+    """The user's own input is wrong."""
+
+    exit_code = 2
+
+
+class SuiteError(UsageError):
+    """An invalid suite, located: ``file:line:column: dotted.path: message``."""
+
+    def __init__(self, message: str, *, file: str | None = None, line: int | None = None, column: int | None = None,
+                 path: str = "") -> None:  # fmt: skip
+        """Keep the location as data; ``line`` and ``column`` count from 1, None where there is no file."""
+        self.message, self.file, self.line, self.column, self.path = message, file, line, column, path
+        where = ":".join(str(part) for part in (file, line, column) if part is not None)
+        super().__init__(": ".join(part for part in (where, path, message) if part))
+
+
+class CheckpointError(UsageError):
+    """A model checkpoint that cannot be read, or whose architecture is not known."""
+
+
+class RecordError(UsageError):
+    """An event log with a bad line that is not its torn last one."""
+
+
+class IncompleteRun(AssayError):
+    """Some cells failed or were not reached; running the same directory again retries them."""
+
+    exit_code = 3
+
+
+class Regression(AssayError):
+    """A comparison ended in ``slower``."""
+
+    exit_code = 4
+
+
+class Inconclusive(AssayError):
+    """A comparison could not decide."""
+
+    exit_code = 5
+
+
+class HostError(AssayError):
+    """The machine cannot do it: no GPU, no engine, disk full, directory locked or not writable."""
+
+    exit_code = 6
+
+
+class Diverged(Exception):  # noqa: N818 - a finding, not an error
+    """Raised inside a cell whose training or generation blew up: the cell is complete, its outcome `diverged`."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known name, or an empty string.
+
+    >>> did_you_mean("evry", ["eval_every", "every"])
+    "; did you mean 'every'?"
+    >>> did_you_mean("zzz", ["every"])
+    ''
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean '{close[0]}'?" if close else ""

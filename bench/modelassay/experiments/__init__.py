@@ -1,0 +1,1 @@
+"""One folder per experiment: params.py (torch-free), run.py, analyse.py."""

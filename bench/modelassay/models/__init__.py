@@ -1,0 +1,1 @@
+"""Reading, loading and making models."""

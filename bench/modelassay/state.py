@@ -1,4 +1,4 @@
-"""What outlives a process: the content-addressed artifact store (zoo models, parents, factors) that cells share."""
+"""What outlives a process: a cell's checkpoint, and the artifact store (zoo models, parents, factors) that cells share."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ import fcntl
 import hashlib
 import json
 import os
+import random
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from modelassay.meter import Meter
+from modelassay.record import no_space
 
 
 def content_key(value: Any) -> str:
@@ -73,3 +80,138 @@ class Store:
             (aside / "recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
             aside.rename(final)
         return final
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A moment a cell can go on from."""
+
+    folder: Path
+    """Holds ``state.json`` and whatever files the experiment wrote."""
+
+    position: int
+    """The log's next position when it was taken: later units are void."""
+
+    counters: dict[str, int]
+    """Units so far per stage."""
+
+    payload: dict[str, Any]
+    """The experiment's own JSON."""
+
+    random: dict[str, Any]
+    """Random states of Python, NumPy and torch, those that were loaded."""
+
+
+def latest_checkpoint(cell_dir: Path) -> Checkpoint | None:
+    """Return the newest complete checkpoint of a cell, None when there is none."""
+    folders = sorted((cell_dir / "checkpoint").glob("[0-9]*"), key=lambda folder: int(folder.name))
+    if not folders:
+        return None
+    saved = json.loads((folders[-1] / "state.json").read_text())
+    return Checkpoint(folder=folders[-1], **saved)
+
+
+class State:
+    """One cell's memory: restore from it, checkpoint through it, keep outputs in `artifacts`."""
+
+    def __init__(self, cell_dir: Path, *, meter: Meter, store: Store, saved: Checkpoint | None) -> None:
+        """Belong to the cell in ``cell_dir``, which goes on from ``saved``."""
+        self.store = store
+        self.artifacts = cell_dir / "artifacts"
+        self.artifacts.mkdir(exist_ok=True)
+        self._folder, self._meter, self._saved = cell_dir / "checkpoint", meter, saved
+        self._last = time.monotonic()
+
+    def restore(self) -> Checkpoint | None:
+        """Return the checkpoint to go on from with the random states set as they were, None at a fresh start."""
+        if self._saved is not None:
+            set_random_states(self._saved.random)
+        return self._saved
+
+    def checkpoint(self, payload: Mapping[str, Any], *, write: Callable[[Path], None] | None = None) -> None:
+        """Make this the moment to go on from: durable, and whole or absent.
+
+        Args:
+            payload: JSON that says where the experiment stands (step, data order, running numbers).
+            write: fills the folder it is given with files (tensors) that belong to this moment.
+
+        Raises:
+            HostError: the disk is full; the previous checkpoint stands.
+        """
+        self._meter.settle()
+        self._meter.log.sync()
+        position = self._meter.log.seq
+        serial = 1 + max((int(old.name) for old in self._folder.glob("[0-9]*")), default=0)
+        aside, final = self._folder / f"new-{os.getpid()}", self._folder / str(serial)
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            if write is not None:
+                write(aside)
+            moment = {"position": position, "counters": self._meter.counters, "payload": payload,
+                      "random": random_states()}  # fmt: skip
+            (aside / "state.json").write_text(json.dumps(moment))
+            for path in [*aside.rglob("*"), aside]:
+                _sync(path)
+            aside.rename(final)
+            _sync(self._folder)
+        except OSError as error:
+            raise no_space(error, self._folder) from error
+        for old in self._folder.iterdir():
+            if old != final:
+                shutil.rmtree(old)
+        self._last = time.monotonic()
+
+    def checkpoint_due(self, every_s: float = 20.0) -> bool:
+        """Whether ``every_s`` seconds have passed since the last checkpoint of this attempt."""
+        return time.monotonic() - self._last > every_s
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of the global generators of Python and, where loaded, NumPy and torch, as JSON."""
+    version, internal, gauss = random.getstate()
+    states: dict[str, Any] = {"python": [version, list(internal), gauss]}
+    if (numpy := sys.modules.get("numpy")) is not None:
+        name, keys, *rest = numpy.random.get_state()
+        states["numpy"] = [name, keys.tolist(), *rest]
+    if (torch := sys.modules.get("torch")) is not None:
+        states["torch"] = torch.get_rng_state().numpy().tobytes().hex()
+        if torch.cuda.is_available():
+            states["cuda"] = [state.numpy().tobytes().hex() for state in torch.cuda.get_rng_state_all()]
+    return states
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Put the generators back as `random_states` found them."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "numpy" in states:
+        import numpy as np
+
+        np.random.set_state(tuple(states["numpy"]))
+    if "torch" in states:
+        import torch
+
+        def tensor(text: str) -> torch.Tensor:
+            return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)
+
+        torch.set_rng_state(tensor(states["torch"]))
+        if "cuda" in states:
+            torch.cuda.set_rng_state_all([tensor(state) for state in states["cuda"]])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python and, where loaded, NumPy and torch with ``seed`` (below 2^32)."""
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        numpy.random.seed(seed)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.manual_seed(seed)

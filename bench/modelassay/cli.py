@@ -1,0 +1,157 @@
+"""The verbs. Each reads its arguments, calls one function and prints; no logic lives here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from modelassay import __version__
+from modelassay.errors import AssayError, UsageError
+
+_runs = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
+                     help="Where run directories are.")  # fmt: skip
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """Settle arguments about language models: forensic experiments as declarative, timed suites."""
+
+
+@cli.command()
+@click.argument("target", metavar="SUITE|RUN")
+@click.option("--profile", help="A named scale of the suite; default: embedded.")
+@click.option("-o", "--override", "overrides", multiple=True, metavar="A.B=C", help="Set a parameter; the value is YAML.")
+@click.option("--plan", "only_plan", is_flag=True, help="Only say what would run, what is reused and why.")
+@_runs
+@_json
+def run(target: str, profile: str | None, overrides: tuple[str, ...], only_plan: bool, runs: Path, as_json: bool) -> None:
+    """Execute SUITE (a shipped name or a file) in a new run directory, or go on with RUN."""
+    from modelassay import runner, show
+    from modelassay.suite import load_suite
+
+    folder = runner.find_run(target, runs)
+    if folder is not None and (profile or overrides):
+        raise UsageError(f"{folder}: a run keeps the parameters it began with; start a new run of its suite instead")
+    found = None if folder is None else runner.open_run(folder)
+    suite = found.suite if found else load_suite(target, profile=profile, overrides=overrides)
+    if only_plan:
+        show.emit(show.plan_view(runner.plan(suite, root=runs, run=found)), as_json=as_json)
+        return
+    found = found or runner.create_run(suite, runs)
+    try:
+        runner.execute(found, report=_progress)
+    finally:
+        click.echo(f"run directory: {found.folder}", err=True)
+    show.emit(show.run_view(found), as_json=as_json)
+
+
+@cli.command()
+@click.argument("target", metavar="[SUITE|RUN]", required=False)
+@click.option("--profile", help="Which profile of the suite to resolve.")
+@click.option("--claims", is_flag=True, help="The ledger: every published number and what our runs say of it.")
+@click.option("--schema", is_flag=True, help="The JSON Schema of suite files, for editors.")
+@_runs
+@_json
+def show(target: str | None, profile: str | None, claims: bool, schema: bool, runs: Path, as_json: bool) -> None:
+    """List suites and runs; resolve SUITE; show the status and results of RUN."""
+    from modelassay import runner
+    from modelassay import show as views
+    from modelassay.suite import load_suite, suite_schema
+
+    if schema:
+        views.emit(views.View(data=suite_schema()), as_json=True)
+    elif claims:
+        views.emit(views.ledger(runs), as_json=as_json)
+    elif target is None:
+        views.emit(views.everything(runs), as_json=as_json)
+    elif (folder := runner.find_run(target, runs)) is not None:
+        views.emit(views.run_view(runner.open_run(folder)), as_json=as_json)
+    else:
+        views.emit(views.suite_view(load_suite(target, profile=profile)), as_json=as_json)
+
+
+@cli.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@_json
+def check(files: tuple[str, ...], as_json: bool) -> None:
+    """Validate suites (.yaml) or records (.jsonl) without running anything."""
+    from modelassay import show
+    from modelassay.check import check_files
+
+    show.emit(check_files(files), as_json=as_json)
+
+
+@cli.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL MODEL...")
+@click.option("--against", metavar="RUN", help="A run of suite fingerprinting whose strangers are the background.")
+@click.option("--figure", type=click.Path(path_type=Path), help="Draw curves and scores into this file (png, svg, pdf).")
+@click.option("--alpha", default=0.05, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="Level at which a pair is called related.")  # fmt: skip
+@_runs
+@_json
+def fingerprint(models: tuple[str, ...], against: str | None, figure: Path | None, alpha: float, runs: Path,
+                as_json: bool) -> None:  # fmt: skip
+    """Say of each pair of MODELs whether one derives from the other: folders, hf:ORG/NAME@COMMIT or zoo:NAME."""
+    from modelassay import runner, show
+    from modelassay.experiments.fingerprinting import verb
+
+    background = None if against is None else runner.require_run(against, runs)
+    show.emit(verb.fingerprint(models, background=background, figure=figure, alpha=alpha, report=_progress), as_json=as_json)
+
+
+@cli.command()
+@_json
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Examine this machine; each fault with its fix."""
+    from modelassay import show
+    from modelassay.doctor import doctor_view, examine
+
+    checks = examine()
+    show.emit(doctor_view(checks), as_json=as_json)
+    context.exit(6 if any(check.required and check.status != "ok" for check in checks) else 0)
+
+
+def _progress(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def main() -> None:
+    """Run the command line; every expected error is one line on stderr and its exit code."""
+    from modelassay.errors import HostError
+
+    try:
+        sys.exit(cli(standalone_mode=False) or 0)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except AssayError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as stop:
+        from modelassay.runner import Interrupted
+
+        code = 143 if isinstance(stop, Interrupted) else 130
+        click.echo("interrupted; what was measured is kept, run the same directory again to go on", err=True)
+        sys.exit(code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except OSError as error:
+        from modelassay.record import no_space
+
+        shown = no_space(error, Path(error.filename or "."))
+        if not isinstance(shown, HostError):
+            raise
+        click.echo(f"error: {shown}", err=True)
+        sys.exit(shown.exit_code)
+
+
+if __name__ == "__main__":
+    main()

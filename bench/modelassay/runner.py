@@ -1,0 +1,286 @@
+"""Cells x run directory -> what runs, what is reused and why; runs it; survives anything.
+
+A run directory holds ``run.json`` (the resolved suite, command line, environment, code), ``cells/<id>/`` and a lock.
+Each cell runs in a process of its own, forked from a warm server that has already imported the experiment.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from modelassay import environment
+from modelassay.cell import cell_main
+from modelassay.errors import HostError, IncompleteRun, UsageError, did_you_mean
+from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables
+from modelassay.state import latest_checkpoint
+from modelassay.suite import Cell, Suite, suite_from_json
+
+Action = Literal["run", "resume", "retry", "reuse"]
+Report = Callable[[str], None]
+"""Receives one line of progress."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM: stop like Ctrl-C, with its own exit code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One execution of a suite: its directory and what ``run.json`` says."""
+
+    folder: Path
+    suite: Suite
+    environment: dict[str, Any]
+    code: dict[str, str]
+    """Source file -> hash, of everything that can change a metric."""
+
+    def cell_dir(self, cell: Cell) -> Path:
+        """Return the folder of ``cell``."""
+        return self.folder / "cells" / cell.id
+
+    def tables(self) -> Tables:
+        """Return what the logs say now."""
+        cells = {cell.id: (self.cell_dir(cell), cell.params.model_dump(mode="json")) for cell in self.suite.cells}
+        return read_tables(cells, profile=self.suite.profile)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What will happen to one cell, and why."""
+
+    cell: Cell
+    action: Action
+    why: str
+    estimate_s: float | None
+    """Seconds the same cell took in the newest earlier run beside this one; None when it never ran there."""
+
+
+def create_run(suite: Suite, root: Path) -> Run:
+    """Make a new run directory under ``root`` and write its ``run.json``.
+
+    Raises:
+        HostError: the folder cannot be made or written.
+    """
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    folder = root / f"{suite.name}-{stamp}-{secrets.token_hex(3)}"
+    manifest = {
+        "schema": 1,
+        "suite": suite.to_json(),
+        "environment": environment.capture(),
+        "code": environment.code_fingerprint(suite.experiment.package),
+    }
+    try:
+        (folder / "cells").mkdir(parents=True)
+        aside = folder / "run.json.new"
+        aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        aside.rename(folder / "run.json")
+    except PermissionError as error:
+        raise HostError(f"{folder}: cannot be written; choose another place with --runs") from error
+    except OSError as error:
+        raise no_space(error, folder) from error
+    return open_run(folder)
+
+
+def open_run(folder: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    try:
+        manifest = json.loads((folder / "run.json").read_text())
+        return Run(folder=folder, suite=suite_from_json(manifest["suite"]), environment=manifest["environment"],
+                   code=manifest["code"])  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{folder}: not a run directory ({error}); a run directory holds run.json") from error
+
+
+def runs_under(root: Path) -> list[Path]:
+    """Return the run directories under ``root``, oldest first."""
+    return sorted((path.parent for path in root.glob("*/run.json")), key=lambda path: (path / "run.json").stat().st_mtime)
+
+
+def find_run(reference: str, root: Path) -> Path | None:
+    """Return the run directory meant by a path, a name under ``root`` or its short id; None when it names none."""
+    for folder in (Path(reference), root / reference):
+        if (folder / "run.json").is_file():
+            return folder
+    matching = [folder for folder in runs_under(root) if folder.name.endswith(f"-{reference}")]
+    return matching[0] if len(matching) == 1 else None
+
+
+def require_run(reference: str, root: Path) -> Run:
+    """Return the run meant by ``reference``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folder = find_run(reference, root)
+    if folder is None:
+        known = [path.name for path in runs_under(root)]
+        raise UsageError(f"{reference}: no such run under {root}{did_you_mean(reference, known)}")
+    return open_run(folder)
+
+
+def plan(suite: Suite, *, root: Path, run: Run | None = None) -> list[Planned]:
+    """Say for each cell of ``suite`` whether it runs, resumes, is retried or is reused in ``run`` (None: a new one)."""
+    costs = _earlier_costs(suite, root)
+    planned = []
+    for cell in suite.cells:
+        action, why = ("run", "a new run") if run is None else _action(run, cell)
+        planned.append(Planned(cell=cell, action=action, why=why, estimate_s=costs.get(cell.id)))
+    return planned
+
+
+def _action(run: Run, cell: Cell) -> tuple[Action, str]:
+    log = read_cell(run.cell_dir(cell))
+    if log.is_complete:
+        return "reuse", f"{log.outcome} in attempt {log.num_attempts}"
+    if log.num_attempts == 0:
+        return "run", "never started"
+    saved = latest_checkpoint(run.cell_dir(cell))
+    at = "from its start" if saved is None else f"from position {saved.position}"
+    if log.outcome == "failed" and log.status is not None:
+        return "retry", f"{at}; attempt {log.num_attempts} failed: {log.status['reason']}"
+    return "resume", f"{at}; attempt {log.num_attempts} was cut off"
+
+
+def _earlier_costs(suite: Suite, root: Path) -> dict[str, float]:
+    wanted = {cell.id for cell in suite.cells}
+    costs: dict[str, float] = {}
+    for folder in runs_under(root):
+        for cell_dir in folder.glob("cells/*"):
+            if cell_dir.name in wanted:
+                status = read_cell(cell_dir).status
+                if status is not None and status["outcome"] != "failed":
+                    costs[cell_dir.name] = float(status["wall_s"])
+    return costs
+
+
+def refuse_changes(run: Run) -> None:
+    """Refuse to go on with code or libraries other than those the run began with.
+
+    Raises:
+        UsageError: with the differences.
+    """
+    now = environment.capture()
+    found = environment.differences({"code": run.code, "libraries": run.environment["libraries"]},
+                                    {"code": environment.code_fingerprint(run.suite.experiment.package),
+                                     "libraries": now["libraries"]})  # fmt: skip
+    if found:
+        listed = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
+        raise UsageError(f"{run.folder}: the code changed since this run began: {listed}; start a new run of {run.suite.name}")
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold the run directory for this process.
+
+    Raises:
+        HostError: another process holds it.
+    """
+    with (folder / "run.lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            holder = handle.read().strip() or "unknown"
+            raise HostError(f"{folder}: process {holder} is running it; wait for it or stop it first") from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def execute(run: Run, *, report: Report) -> None:
+    """Run every cell that is not complete, one after another.
+
+    Raises:
+        HostError: the run is locked, or the disk filled up.
+        UsageError: the code changed since the run began.
+        IncompleteRun: cells failed; the others were run all the same.
+    """
+    with run_lock(run.folder), _sigterm_interrupts():
+        waiting = [cell for cell in run.suite.cells if not read_cell(run.cell_dir(cell)).is_complete]
+        if not waiting:
+            report(f"{run.folder}: all {len(run.suite.cells)} cells are complete, nothing to run")
+            return
+        refuse_changes(run)
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["modelassay.cell", f"{run.suite.experiment.package}.run"])
+        failures = []
+        for number, cell in enumerate(waiting, start=1):
+            place = f"[{number}/{len(waiting)}] {cell.label}"
+            report(f"{place}: started")
+            began = time.monotonic()
+            outcome, reason = _run_in_process(context, run, cell)
+            report(f"{place}: {outcome} in {time.monotonic() - began:.1f} s{f' ({reason})' if reason else ''}")
+            if outcome == "failed":
+                failures.append(f"{cell.label}: {reason}")
+        if failures:
+            shown = "; ".join(failures[:3]) + (f"; and {len(failures) - 3} more" if len(failures) > 3 else "")
+            raise IncompleteRun(f"{run.folder}: {len(failures)} of {len(run.suite.cells)} cells failed: {shown}; "
+                                f"`modelassay run {run.folder}` tries them again")  # fmt: skip
+
+
+def _run_in_process(context: multiprocessing.context.ForkServerContext, run: Run, cell: Cell) -> tuple[str, str]:
+    cell_dir = run.cell_dir(cell)
+    cell_dir.mkdir(parents=True, exist_ok=True)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=cell_main, args=(str(run.folder), cell.id, sender), name=f"cell {cell.id}")
+    process.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:  # it died without an answer
+        answer = None
+    except BaseException:
+        process.kill()
+        process.join()
+        raise
+    process.join()
+    if answer is None:
+        return "failed", _death(process.exitcode, cell_dir)
+    if answer[0] == "host":
+        raise HostError(answer[1])
+    return str(answer[0]), str(answer[1])
+
+
+def _death(exitcode: int | None, cell_dir: Path) -> str:
+    if exitcode is not None and exitcode < 0:
+        hint = "; out of memory?" if -exitcode == signal.SIGKILL else ""
+        cause = f"its process was killed by {signal.Signals(-exitcode).name}{hint}"
+    else:
+        cause = f"its process ended with code {exitcode}"
+    return f"{cause}; see {cell_dir}/attempt-*.out"
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def counts(logs: Sequence[CellLog]) -> str:
+    """Return how many cells ended how, as ``3 done, 1 failed``."""
+    words = [log.outcome or ("cut off" if log.num_attempts else "not run") for log in logs]
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))

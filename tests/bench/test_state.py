@@ -1,0 +1,109 @@
+"""Checkpoints are whole or absent, random states come back, the store builds once."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modelassay.meter import Meter
+from modelassay.record import Log
+from modelassay.state import State, Store, latest_checkpoint, random_states, seed_everything, set_random_states
+
+
+def new_state(cell_dir: Path, attempt: int = 1) -> State:
+    saved = latest_checkpoint(cell_dir)
+    log = Log(cell_dir / f"attempt-{attempt}.jsonl", cell="c", attempt=attempt, resumed_at=saved.position if saved else 0)
+    meter = Meter(log, counters=saved.counters if saved else None)
+    return State(cell_dir, meter=meter, store=Store(cell_dir / "store"), saved=saved)
+
+
+def test_checkpoint_holds_position_counters_payload_and_files(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    with state._meter.microbatch("a"):
+        pass
+    state._meter.metric("x", 1.0)
+    state.checkpoint({"step": 5}, write=lambda folder: (folder / "w.bin").write_bytes(b"weights") and None)
+    saved = new_state(tmp_path, attempt=2).restore()
+    assert saved is not None
+    assert (saved.payload, saved.counters) == ({"step": 5}, {"a": 1})
+    assert saved.position == 3  # the unit, the metric, the memory line
+    assert (saved.folder / "w.bin").read_bytes() == b"weights"
+
+
+def test_only_the_newest_checkpoint_stays(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    for step in range(3):
+        state.checkpoint({"step": step})
+    folders = list((tmp_path / "checkpoint").iterdir())
+    assert len(folders) == 1
+    assert json.loads((folders[0] / "state.json").read_text())["payload"] == {"step": 2}
+
+
+def test_failed_write_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    state.checkpoint({"step": 1})
+
+    def broken(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError, match="killed here"):
+        state.checkpoint({"step": 2}, write=broken)
+    saved = latest_checkpoint(tmp_path)
+    assert saved is not None
+    assert saved.payload == {"step": 1}
+
+
+def test_random_states_round_trip_through_json() -> None:
+    seed_everything(7)
+    random.random(), np.random.rand(), torch.rand(1)
+    states = json.loads(json.dumps(random_states()))
+    expected = (random.random(), random.gauss(0, 1), float(np.random.randn()), torch.randn(3).tolist())
+    set_random_states(states)
+    assert (random.random(), random.gauss(0, 1), float(np.random.randn()), torch.randn(3).tolist()) == expected
+
+
+def test_store_builds_once_and_whole(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path), []
+
+    def build(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "data").write_text("x")
+
+    recipe = {"kind": "thing", "seed": 1}
+    first, second = store.get(recipe, build), store.get(dict(reversed(recipe.items())), build)
+    assert first == second == store.path(recipe)
+    assert len(calls) == 1
+    assert json.loads((first / "recipe.json").read_text()) == recipe
+
+
+def test_store_leaves_nothing_under_the_final_name_when_a_build_fails(tmp_path: Path) -> None:
+    store, recipe = Store(tmp_path), {"kind": "thing", "seed": 2}
+
+    def broken(folder: Path) -> None:
+        (folder / "data").write_text("half")
+        raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError, match="killed here"):
+        store.get(recipe, broken)
+    assert not store.path(recipe).exists()
+    assert (store.get(recipe, lambda folder: None) / "data").exists() is False
+
+
+def test_two_processes_build_one_artifact(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, pathlib\nfrom modelassay.state import Store\n"
+        "def build(f):\n    time.sleep(0.5)\n    (f / 'who').write_text(sys.argv[2])\n"
+        "print(Store(pathlib.Path(sys.argv[1])).get({'kind': 't'}, build).joinpath('who').read_text())"
+    )
+    procs = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), name], stdout=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    ]
+    answers = {proc.communicate(timeout=60)[0].strip() for proc in procs}
+    assert len(answers) == 1

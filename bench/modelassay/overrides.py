@@ -1,0 +1,89 @@
+"""The ``-o a.b=c`` of the command line: the top layer of every cell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from pydantic import BaseModel
+
+from modelassay.errors import SuiteError
+from modelassay.matrix import covers
+from modelassay.suite_form import Matrix
+from modelassay.suite_problems import Problems, closest, paths, step, suggest, validate
+from modelassay.suite_yaml import Entry, Node, parse, printable
+
+_PATH = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*", re.ASCII)
+
+
+@dataclass
+class Overrides:
+    """Overrides by what they reach; the last one of a path counts."""
+
+    leaves: dict[str, Entry] = field(default_factory=dict)
+    """Parameters by dotted path."""
+    matrix: Node = Node({}, "-o", "matrix")  # noqa: RUF009 - a node is frozen
+    """Axes and words of the matrix, as one more matrix to lay on top."""
+
+    def refuse_axes(self, axes: Mapping[str, Entry], problems: Problems) -> None:
+        """Note parameters that the matrix varies: one value for all cells would make them the same cell."""
+        for path, entry in self.leaves.items():
+            if axis := next((axis for axis in axes if covers(axis, path)), None):
+                problems.add(entry.key, f"is an axis of the matrix; give its values with -o 'matrix.{axis}=[...]'")
+
+
+def parse_overrides(
+    texts: Sequence[str], params: type[BaseModel], matrix: Mapping[str, Entry], problems: Problems
+) -> Overrides:
+    """Return ``texts`` as entries whose errors begin with the override itself; ``matrix`` is what may be replaced.
+
+    A parameter that is no axis yet may be made one. What is wrong goes to ``problems``.
+    """
+    over = Overrides()
+    axes: dict[str, Entry] = {}
+    for text in texts:
+        try:
+            path, entry = _parse(text)
+        except SuiteError as error:
+            problems.add(Node(None, str(error.file), error.path), error.message)
+            continue
+        group, _, name = path.partition(".")
+        if group == "matrix" and name and (name in {*matrix, *Matrix.model_fields} or _exists(params, name)):
+            axes[name] = Entry(replace(entry.key, value=name), entry.node)
+        elif group != "matrix" and _exists(params, path):
+            over.leaves[path] = entry
+        else:
+            every = [*paths(params), *(f"matrix.{axis}" for axis in matrix)]
+            hint = closest(path, every) or suggest(params, [*path.split(".")])
+            problems.add(entry.key, f"unknown parameter{hint}")
+    tree = replace(over.matrix, value=axes)
+    if validate(Matrix, tree, problems) is not None:
+        over.matrix = tree
+    return over
+
+
+def _parse(text: str) -> tuple[str, Entry]:
+    """Return the path of ``path=value`` and the value, both placed at the override.
+
+    Raises:
+        SuiteError: Not of this form, or a value that is not YAML.
+    """
+    path, equals, value = text.partition("=")
+    path = path.strip()
+    shown = printable(text if len(text) <= 80 else f"{text[:77]}...")
+    key = Node(path, f"-o {shown}", printable(path))
+    if not equals or not _PATH.fullmatch(path):
+        raise replace(key, path="").error("must be PATH=VALUE, as in -o train.steps=100 or -o 'matrix.seed=[0, 1]'")
+    node = parse(value, key.file, path=key.path, located=False)
+    return path, Entry(key, node)
+
+
+def _exists(params: type[BaseModel], path: str) -> bool:
+    """Whether ``path`` names a field of ``params`` or something inside one."""
+    annotation: object | None = params
+    for part in path.split("."):
+        annotation = step(annotation, part)
+        if annotation is None:
+            return False
+    return True

@@ -1,0 +1,274 @@
+"""A suite: one experiment, one profile, every cell resolved and validated.
+
+``load_suite`` is the only way in for a user's file; whatever is wrong with it is one line, ``file:line:column: dotted.path:
+what is wrong``. Behind it nothing is checked again. A cell is built from layers, low to high: the defaults of the
+experiment's ``Params``, the profile's leaves, the matrix (axes and include), the overrides of the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, JsonValue, ValidationError
+
+import modelassay
+from modelassay.cells import SCHEMA_VERSION, Cell, cell_id, resolve
+from modelassay.errors import SuiteError, did_you_mean
+from modelassay.experiments import Experiment, find_experiment
+from modelassay.suite_form import Claim, Derived, Evidence, Form, Selector, SuiteForm, parse_selector, suite_schema
+from modelassay.suite_problems import Problems, validate
+from modelassay.suite_yaml import JSON, Node, printable, read_file
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Cell",
+    "Claim",
+    "Derived",
+    "Evidence",
+    "Selector",
+    "Suite",
+    "check_suite",
+    "load_suite",
+    "parse_selector",
+    "shipped_suites",
+    "suite_from_json",
+    "suite_schema",
+]
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A suite file read under one profile and a command line's overrides."""
+
+    name: str
+    """The suite's name."""
+    question: str
+    """What it answers."""
+    image: str
+    """The image it runs in, a name in docker/images.lock.json."""
+    profile: str
+    """The scale; every result carries it."""
+    experiment: Experiment
+    """What runs a cell and analyses the run."""
+    cells: tuple[Cell, ...]
+    """In the order of the matrix, the first axis outermost."""
+    claims: tuple[Claim, ...]
+    """The published numbers that the run is compared with, those of other profiles too."""
+    source: Path
+    """The file it was read from."""
+    provenance: Mapping[str, str]
+    """The layer that set each leaf: default, profile NAME (file:line), matrix (file:line), or -o."""
+    overrides: tuple[str, ...]
+    """As given on the command line."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything ``suite_from_json`` needs to make this suite again without its file."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "suite": self.name,
+            "question": self.question,
+            "image": self.image,
+            "profile": self.profile,
+            "experiment": {"name": self.experiment.name, "package": self.experiment.package},
+            "source": str(self.source),
+            "overrides": list(self.overrides),
+            "provenance": dict(self.provenance),
+            "claims": [claim.model_dump(mode="json") for claim in self.claims],
+            "cells": [
+                {"id": cell.id, "axes": dict(cell.axes), "params": cell.params.model_dump(mode="json")}
+                for cell in self.cells
+            ],
+        }
+
+
+def load_suite(reference: str, *, profile: str | None = None, overrides: Sequence[str] = ()) -> Suite:
+    """Read the shipped suite or the ``.yaml`` file called ``reference`` under ``profile`` and ``overrides``.
+
+    Without ``profile``: ``embedded`` if there is one, else the only one. An override is ``a.b=c`` for a parameter or
+    ``matrix.AXIS=[...]`` for an axis, its value YAML.
+
+    Raises:
+        SuiteError: The first mistake in file order, and how many more there are.
+    """
+    path = _find(reference)
+    file = _File(path)
+    chosen = file.choose(profile)
+    cells, provenance = file.resolve(chosen, overrides) if chosen else ((), {})
+    file.problems.raise_first()
+    form, experiment = file.complete()
+    return Suite(
+        name=form.suite, question=form.question, image=form.image, profile=chosen, experiment=experiment, cells=cells,
+        claims=form.claims, source=path, provenance=provenance, overrides=tuple(overrides),
+    )  # fmt: skip
+
+
+def check_suite(path: str | Path) -> list[tuple[str, int]]:
+    """Validate the file at ``path`` under each of its profiles; return their names and numbers of cells.
+
+    Raises:
+        SuiteError: As ``load_suite``, over all profiles.
+    """
+    file = _File(Path(path))
+    found = [(name, len(file.resolve(name, ())[0])) for name in file.profiles]
+    file.problems.raise_first()
+    return found
+
+
+def shipped_suites() -> dict[str, Path]:
+    """Return the suites that come with modelassay by name, sorted: those of the checkout, or those in the wheel."""
+    package = Path(modelassay.__file__).parent
+    checkout = package.parents[1]
+    if package.parent.name == "bench" and (checkout / "pyproject.toml").is_file() and (checkout / "suites").is_dir():
+        folder = checkout / "suites"
+    else:
+        folder = package / "suites"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def suite_from_json(data: Any, *, file: str = "run.json") -> Suite:
+    """Make a suite again from what ``Suite.to_json`` gave; ``file`` is where errors say it came from.
+
+    A cell keeps its id where this version's ``Params`` fills in a parameter that did not exist when the run began.
+
+    Raises:
+        SuiteError: Not such data, parameters that this version's ``Params`` refuses, or parameters changed by hand.
+    """
+    try:
+        stored = _Stored.model_validate_json(json.dumps(data), strict=True)
+        experiment = find_experiment(stored.experiment.name, package=stored.experiment.package)
+        params_type = experiment.params()
+        cells = tuple(_restore(params_type, experiment, cell) for cell in stored.cells)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise SuiteError(f"{first['msg']}; written by another version?", file=file, path=printable(where)) from None
+    except SuiteError as error:
+        raise SuiteError(error.message, file=file, path=error.path) from None
+    return Suite(
+        name=stored.suite, question=stored.question, image=stored.image, profile=stored.profile, experiment=experiment,
+        cells=cells, claims=stored.claims, source=Path(stored.source), provenance=stored.provenance,
+        overrides=stored.overrides,
+    )  # fmt: skip
+
+
+class _StoredExperiment(Form):
+    name: str
+    package: str
+
+
+class _StoredCell(Form):
+    id: str
+    axes: dict[str, JsonValue]
+    params: dict[str, JsonValue]
+
+
+class _Stored(Form):
+    """What ``Suite.to_json`` writes."""
+
+    schema_version: int
+    suite: str
+    question: str
+    image: str
+    profile: str
+    experiment: _StoredExperiment
+    source: str
+    overrides: tuple[str, ...]
+    provenance: dict[str, str]
+    claims: tuple[Claim, ...]
+    cells: tuple[_StoredCell, ...]
+
+
+def _restore(params_type: type[BaseModel], experiment: Experiment, stored: _StoredCell) -> Cell:
+    params = params_type.model_validate_json(json.dumps(stored.params), strict=True)
+    unchanged = params.model_dump(mode="json") == stored.params
+    if unchanged and cell_id(experiment, params) != stored.id:
+        raise SuiteError("its parameters do not give its id; they were changed by hand", path=f"cells.{printable(stored.id)}")
+    return Cell(id=stored.id, params=params, axes=stored.axes)
+
+
+class _File:
+    """A suite file with what was found wrong in it so far; sections that are sound are looked at even if others are not."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the file and validate its form; raise at once only for what is no YAML mapping."""
+        self.root = read_file(path)
+        self.problems = Problems()
+        if not isinstance(self.root.value, dict):
+            what = "empty" if self.root.value is None else "not a mapping"
+            raise self.root.error(f"{what}; a suite has at least 'suite', 'question' and 'profiles'")
+        self.form = validate(SuiteForm, self.root, self.problems)
+        broken = {str(error.path).partition(".")[0].partition("[")[0] for error in self.problems.found.values()}
+        self.sound = not broken & {"profiles", "matrix"}
+        self.experiment = None if broken & {"suite", "experiment"} else self._experiment()
+        if self.sound:
+            self._check_claims()
+
+    @property
+    def profiles(self) -> list[str]:
+        """The profiles that can be resolved: none where they or the matrix are malformed."""
+        return list(self.root.entries["profiles"].node.entries) if self.sound else []
+
+    def complete(self) -> tuple[SuiteForm, Experiment]:
+        """Return the parts that are there once no problem was raised."""
+        assert self.form is not None
+        assert self.experiment is not None
+        return self.form, self.experiment
+
+    def choose(self, profile: str | None) -> str:
+        """Return the profile to read, empty where there is none to read."""
+        names = self.profiles
+        if not names or profile in names:
+            return profile or ""
+        if profile is None and ("embedded" in names or len(names) == 1):
+            return "embedded" if "embedded" in names else names[0]
+        wrong = f"no profile {profile!r}{did_you_mean(profile, names)}" if profile else "which one?"
+        self.problems.add(self.root.entries["profiles"].key, f"{wrong} it has {', '.join(names)}; choose with --profile")
+        return ""
+
+    def resolve(self, profile: str, overrides: Sequence[str]) -> tuple[tuple[Cell, ...], dict[str, str]]:
+        """Return the cells of ``profile`` and the layer that set each leaf; what is wrong goes to ``problems``."""
+        if self.experiment is None:
+            return (), {}
+        matrix = self.root.entries.get("matrix")
+        return resolve(self.experiment, self.root.entries["profiles"].node.entries[profile], matrix, overrides, self.problems)
+
+    def _experiment(self) -> Experiment | None:
+        """Return the experiment if it and its Params can be imported."""
+        place = self.root.entries.get("experiment") or self.root.entries["suite"]
+        package = self.root.entries["experiment"].node.value if "experiment" in self.root.entries else None
+        try:
+            experiment = find_experiment(str(self.root.entries["suite"].node.value), package=str(package) if package else None)
+            experiment.params()
+        except SuiteError as error:
+            self.problems.add(place.node, error.message)
+            return None
+        return experiment
+
+    def _check_claims(self) -> None:
+        """Note claims that share an id, and claims whose profile does not exist."""
+        claims = self.root.entries["claims"].node.items if "claims" in self.root.entries else []
+        first: dict[JSON, Node] = {}
+        for claim in claims:
+            claim_id, profile = claim.entries.get("id"), claim.entries.get("profile")
+            if claim_id is not None and isinstance(claim_id.node.value, str):
+                if claim_id.node.value in first:
+                    self.problems.add(claim_id.node, f"used already by {first[claim_id.node.value].path}; ids are unique")
+                first.setdefault(claim_id.node.value, claim)
+            if profile is not None and isinstance(name := profile.node.value, str) and name not in self.profiles:
+                hint = did_you_mean(name, self.profiles) or f"; it has {', '.join(self.profiles)}"
+                self.problems.add(profile.node, f"no profile {name!r}{hint}")
+
+
+def _find(reference: str) -> Path:
+    """Return the path that ``reference`` names, relative to here where it can be."""
+    if reference.endswith((".yaml", ".yml")) or "/" in reference:
+        return Path(reference)
+    known = shipped_suites()
+    if reference not in known:
+        hint = did_you_mean(reference, known) or f"; shipped: {', '.join(known) or 'none'}"
+        raise SuiteError(f"no suite of this name{hint} (or give the path of a .yaml file)", file=printable(reference))
+    here = Path.cwd()
+    return known[reference].relative_to(here) if known[reference].is_relative_to(here) else known[reference]

@@ -1,0 +1,245 @@
+"""What a suite file may hold: its form, the claims it makes, and the JSON Schema that editors read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PlainSerializer,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from modelassay.experiments import find_experiment, known_experiments
+from modelassay.matrix import MAX_CELLS
+from modelassay.suite_problems import NAME, TEXT
+from modelassay.suite_yaml import printable, scalar
+
+Label: TypeAlias = bool | int | float | str
+Name = Annotated[str, Field(pattern=NAME)]
+Text = Annotated[str, Field(pattern=TEXT)]
+
+_METRIC = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
+_LABEL = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_.-]*)\s*")
+_VALUE = re.compile(r"""\s*("[^"]*"|'[^']*'|[^\s,\[\]"'=][^,\[\]"'=]*)""")
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Which values of a run a claim is about: a metric's name and the labels they must carry.
+
+    >>> parse_selector("overlap[step=500, language=en]")
+    Selector(name='overlap', labels={'step': 500, 'language': 'en'})
+    """
+
+    name: str
+    labels: Mapping[str, Label]
+
+    def __str__(self) -> str:
+        """Return the text that parses to this selector."""
+        inner = ", ".join(f"{label}={_written(value)}" for label, value in self.labels.items())
+        return f"{self.name}[{inner}]" if inner else self.name
+
+
+def _written(value: Label) -> str:
+    """Return a label's value as it is written; text that would read as something else is quoted."""
+    if not isinstance(value, str):
+        return str(value).lower() if isinstance(value, bool) else repr(value)
+    if _VALUE.fullmatch(value) and value == value.strip() and scalar(value) == value:
+        return value
+    return f"'{value}'" if '"' in value else f'"{value}"'
+
+
+def parse_selector(text: object) -> Selector:
+    """Return ``name[label=value, ...]`` as a selector; values follow YAML, quotes keep text as it is.
+
+    Raises:
+        PydanticCustomError: Not such a text; ``offset`` in its context counts characters before the mistake.
+    """
+    if isinstance(text, Selector):
+        return text
+    if not isinstance(text, str):
+        raise _selector_error("must be text like overlap[step=500]", 0)
+    if not (match := _METRIC.match(text)):
+        raise _selector_error("must begin with a metric's name, like overlap[step=500]", 0)
+    name, position, labels = match[0], match.end(), dict[str, Label]()
+    if position == len(text):
+        return Selector(name, labels)
+    if text[position] != "[":
+        raise _selector_error(f"expected '[' after the metric's name, got {text[position]!r}", position)
+    while text[position] != "]":
+        label, value, start, position = _parse_label(text, position + 1)
+        if label in labels:
+            raise _selector_error(f"label '{label}' given twice", start)
+        labels[label] = value
+    if position + 1 != len(text):
+        raise _selector_error("nothing may follow the ']'", position + 1)
+    return Selector(name, labels)
+
+
+def _parse_label(text: str, position: int) -> tuple[str, Label, int, int]:
+    """Return a label, its value, where the label starts, and where the ',' or ']' after it is."""
+    if not (match := _LABEL.match(text, position)):
+        raise _selector_error("expected a label, like step=500", position)
+    label, start, position = match[1], match.start(1), match.end()
+    if text[position : position + 1] != "=":
+        raise _selector_error(f"expected '=' and a value after '{label}'", position)
+    if not (match := _VALUE.match(text, position + 1)):
+        raise _selector_error(f"expected a value for '{label}'", position + 1)
+    written, position = match[1].rstrip(), match.end()
+    if text[position : position + 1] not in {",", "]"}:
+        raise _selector_error("expected ',' or ']' after the value", position)
+    try:
+        value = written[1:-1] if written[0] in "\"'" else scalar(written)
+    except ValueError as error:
+        raise _selector_error(f"{printable(written)} is {error}", match.start(1)) from None
+    if value is None:
+        raise _selector_error(f"'{label}' needs a number or text, not null", match.start(1))
+    return label, value, start, position
+
+
+def _selector_error(problem: str, offset: int) -> PydanticCustomError:
+    return PydanticCustomError("selector", "{problem}", {"problem": printable(problem), "offset": offset})
+
+
+MetricSelector = Annotated[
+    Selector,
+    PlainValidator(parse_selector),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "examples": ["overlap[step=500, language=en]"]}),
+]
+
+
+class Form(BaseModel):
+    """A mapping of the file: typed, complete, nothing else in it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
+
+
+class Derived(Form):
+    """A number that follows from a claim's published one, and is compared instead where that is stated."""
+
+    value: float
+    """What the published figures give when worked out again."""
+    source: Text
+    """How it was worked out, or by whom."""
+
+
+class Evidence(Form):
+    """What speaks against a claim: the authors' own data or others' work."""
+
+    statement: Text
+    """What was found, in a sentence."""
+    value: float | None = None
+    """The number found, where there is one."""
+    source: Text
+    """Where it was found."""
+
+
+class Claim(Form):
+    """A published number, where it stands, and what a run must show for it to hold."""
+
+    id: Name
+    """Unique within the suite."""
+    statement: Text | None = None
+    """The claim in a sentence."""
+    source: Text
+    """Document, section, table: enough to look the number up."""
+    metric: MetricSelector
+    """The run's value that is compared: ``name[label=value, ...]``."""
+    published: float
+    """The published number."""
+    tolerance: float = Field(default=0.0, ge=0.0)
+    """How far the run's value may lie from the published one, in its units, and still reproduce it."""
+    relation: Literal["equal", "at_least", "at_most"] = "equal"
+    """What must hold between the run's value and the published number."""
+    profile: Name
+    """The profile whose scale can test the claim; others print `not testable`."""
+    derived: Derived | None = None
+    """What the published figures themselves give, where that differs."""
+    counter_evidence: tuple[Evidence, ...] = ()
+    """What is known to contradict the claim."""
+
+    @model_validator(mode="after")
+    def _equality_has_a_tolerance(self) -> Self:
+        """No measurement equals a number exactly."""
+        if self.relation == "equal" and not self.tolerance:
+            raise PydanticCustomError("tolerance", "relation 'equal' needs a tolerance above 0", {"field": "tolerance"})
+        return self
+
+
+Row = Annotated[dict[str, JsonValue], Field(min_length=1)]
+
+
+class Matrix(Form):
+    """Axes (any other key: a parameter's dotted path and its values), crossed as in GitHub Actions."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[list[JsonValue], Field(min_length=1)]]
+
+    include: tuple[Row, ...] = ()
+    """Each adds its keys to the combinations whose axis values it does not change, or is a combination of its own."""
+    exclude: tuple[Row, ...] = ()
+    """Each removes the combinations that have all its values."""
+    max_cells: int = Field(default=MAX_CELLS, ge=1, le=4096)
+    """A matrix of more cells than this is refused."""
+
+
+class Profile(Form):
+    """A named scale: parameters of the experiment, and what its matrix has of its own."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]
+
+    matrix: Matrix = Matrix()
+    """Replaces the suite's matrix key by key."""
+
+
+class SuiteForm(Form):
+    """A suite file: one experiment, its scales, its matrix, and the claims it tests."""
+
+    suite: Name
+    """The suite's name, and its experiment's unless `experiment` says otherwise."""
+    question: Text
+    """What the suite answers, in a sentence."""
+    image: Name = "core"
+    """A name in docker/images.lock.json."""
+    experiment: Text | None = None
+    """A shipped experiment's name or your own package's dotted path; the suite's name if not given."""
+    profiles: dict[Name, Profile] = Field(min_length=1)
+    """`embedded` is the default; `smoke` and `paper` are the other usual ones."""
+    matrix: Matrix = Matrix()
+    """What is crossed into cells."""
+    claims: tuple[Claim, ...] = ()
+    """Published numbers that runs are compared with."""
+
+
+def suite_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a suite file, with the parameters of each shipped experiment."""
+    schema = SuiteForm.model_json_schema()
+    for name in known_experiments():
+        params = find_experiment(name).params()
+        own = _partial(params.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}"))
+        schema["$defs"] |= {f"{name}.{model}": definition for model, definition in own.pop("$defs", {}).items()}
+        own.setdefault("properties", {})["matrix"] = {"$ref": "#/$defs/Matrix"}
+        schema.setdefault("allOf", []).append({
+            "if": {"properties": {"suite": {"const": name}}, "required": ["suite"], "not": {"required": ["experiment"]}},
+            "then": {"properties": {"profiles": {"additionalProperties": own}}},
+        })
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "modelassay suite"}
+
+
+def _partial(schema: Any) -> Any:
+    """Return a schema in which nothing is required: a profile may leave parameters to the matrix."""
+    if isinstance(schema, dict):
+        return {key: _partial(value) for key, value in schema.items() if not (key == "required" and isinstance(value, list))}
+    return [_partial(item) for item in schema] if isinstance(schema, list) else schema

@@ -1,0 +1,362 @@
+"""YAML 1.2 read into a tree whose every key and value knows where it stands.
+
+Only JSON-like documents are accepted: one document, text keys, no tags. Scalars follow the core schema of YAML 1.2, so
+``1e-5`` is a number, ``no`` is text and ``010`` is ten. Anchors, aliases and merge keys (``<<``) work; what they expand
+to is bounded, as are depth and file size, so that a hostile file costs no more than an honest one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    Event,
+    MappingEndEvent,
+    MappingStartEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+)
+
+from modelassay.errors import SuiteError
+
+JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
+
+MAX_BYTES = 1_000_000  # a suite is read by people; the largest one shipped is a hundredth of this
+MAX_DEPTH = 32
+MAX_NODES = 20_000  # keys and values, counted with aliases expanded
+
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_WORDS = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_PLAIN_KEY = re.compile(r"[^\s\"'\[\]{}]+")
+
+
+class Entry(NamedTuple):
+    """One ``key: value`` of a mapping."""
+
+    key: Node
+    node: Node
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Node:
+    """One key or value, and where it stands; aliases share nodes, so the tree is as large as the text."""
+
+    value: None | bool | int | float | str | list[Node] | dict[str, Entry]
+    file: str
+    """What an error begins with: the file as the user named it, or the override it came from."""
+    path: str = ""
+    """The dotted path inside the file, as in ``profiles.paper.steps`` or ``matrix.seed[1]``."""
+    line: int | None = None
+    """Counted from 1; None for text that is not in a file."""
+    column: int | None = None
+    inset: int | None = None
+    """Columns between the start of a scalar and its first character; None where the text is not verbatim on one line."""
+    size: int = 1
+    depth: int = 0
+
+    @property
+    def entries(self) -> dict[str, Entry]:
+        """The entries of a mapping; empty for anything else."""
+        return self.value if isinstance(self.value, dict) else {}
+
+    @property
+    def items(self) -> list[Node]:
+        """The items of a list; empty for anything else."""
+        return self.value if isinstance(self.value, list) else []
+
+    @property
+    def place(self) -> str:
+        """``file:line``, or what stands for it outside files."""
+        return self.file if self.line is None else f"{self.file}:{self.line}"
+
+    def plain(self) -> JSON:
+        """Return the value without its places."""
+        if isinstance(self.value, dict):
+            return {name: entry.node.plain() for name, entry in self.value.items()}
+        if isinstance(self.value, list):
+            return [item.plain() for item in self.value]
+        return self.value
+
+    def error(self, message: str) -> SuiteError:
+        """Return ``message`` as an error at this place."""
+        return SuiteError(message, file=self.file, line=self.line, column=self.column, path=self.path)
+
+
+def join(path: str, key: str | int) -> str:
+    """Return the dotted path of ``key`` below ``path``; a key that would not read as one word is quoted.
+
+    >>> join(join("matrix", "seed"), 1), join("profiles", "a b")
+    ('matrix.seed[1]', 'profiles."a b"')
+    """
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    word = key if _PLAIN_KEY.fullmatch(key) and key.isprintable() else json.dumps(key)
+    return f"{path}.{word}" if path else word
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` on one line: what a terminal cannot show is escaped.
+
+    >>> printable("a\nb")
+    'a\\nb'
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def scalar(text: str) -> None | bool | int | float | str:
+    """Return what an unquoted ``text`` means under the core schema of YAML 1.2.
+
+    Raises:
+        ValueError: A number that is not finite, or an integer beyond 64 bits.
+
+    >>> [scalar(text) for text in ("1e-5", "010", "0x1F", "no", "yes", "True", "~", "1_000")]
+    [1e-05, 10, 31, 'no', 'yes', True, None, '1_000']
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        # int() refuses thousands of digits with a message of its own, so length is looked at first.
+        number = int(text, 0) if text[:2] in {"0o", "0x"} else int(text) if len(text) < 40 else None
+        if number is None or not -(2**63) <= number < 2**63:
+            raise ValueError("an integer beyond 64 bits")
+        return number
+    if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
+        raise ValueError("not a finite number")
+    return float(text) if _FLOAT.fullmatch(text) else text
+
+
+def read_file(path: Path) -> Node:
+    """Read the YAML file at ``path``; the root is any value, None for an empty file.
+
+    Raises:
+        SuiteError: The file is missing, is no file, is too large, is not UTF-8, or is not YAML of the kind described above;
+            located, at line 1 column 1 where nothing better is known.
+    """
+    file = printable(str(path))
+    top = Node(None, file, line=1, column=1)
+    try:
+        if path.is_dir():
+            raise top.error("a folder, not a suite file; name one .yaml file in it")
+        if not path.is_file():
+            raise top.error("no such file" if not path.exists() else "not a regular file")
+        with path.open("rb") as handle:
+            data = handle.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise top.error(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MAX_BYTES:
+        raise top.error(f"larger than {MAX_BYTES:,} bytes; a suite holds settings, keep data in files of its own")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8-sig", errors="replace")
+        raise _after(before, file).error(f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+    return parse(text, file)
+
+
+def parse(text: str, file: str, *, path: str = "", located: bool = True) -> Node:
+    """Parse ``text``; errors begin with ``file`` and, where ``located``, line and column.
+
+    Raises:
+        SuiteError: Not YAML of the kind described above.
+    """
+    if bad := _UNPRINTABLE.search(text):
+        place = _after(text[: bad.start()], file)
+        place = place if located else replace(place, path=path, line=None, column=None)
+        raise place.error(f"character U+{ord(bad[0]):04X} is not allowed in YAML")
+    return _Composer(text, file, located=located).document(path)
+
+
+def _after(text: str, file: str) -> Node:
+    """Return the place just after ``text``, the file's beginning."""
+    lines = re.split("\r\n|\r|\n", text)
+    return Node(None, file, line=len(lines), column=len(lines[-1]) + 1)
+
+
+class _Composer:
+    """Builds nodes from the parser's events; recursion is bounded by MAX_DEPTH, work by MAX_NODES."""
+
+    def __init__(self, text: str, file: str, *, located: bool) -> None:
+        self.lines = text.splitlines()
+        self.file, self.located = file, located
+        self.events: Iterator[Event] = YAML(typ="safe", pure=True).parse(io.StringIO(text))
+        self.anchors: dict[str, Node] = {}
+        self.num_nodes = 0
+
+    def document(self, path: str) -> Node:
+        """Compose the only document, located at ``path``."""
+        try:
+            event = self._next()
+            if isinstance(event, StreamEndEvent):
+                return Node(None, self.file, path, *self._mark(0, 0))
+            if isinstance(event, DocumentStartEvent) and event.version not in {None, (1, 2)}:
+                raise self._place(event, path).error("suites are YAML 1.2; remove the %YAML line")
+            node = self._node(self._next(), path, 0)
+            self._next()  # the document's end
+            after = self._next()
+        except MarkedYAMLError as error:
+            raise self._yaml_error(error, path) from None
+        except UnicodeError:
+            raise Node(None, self.file, path, *self._mark(0, 0)).error("holds an escape that is no character") from None
+        if not isinstance(after, StreamEndEvent):
+            raise self._place(after, path).error("a second document; a file holds one suite")
+        return node
+
+    def _next(self) -> Event:
+        """Return the next event that matters."""
+        event: Event = next(self.events)
+        return next(self.events) if type(event).__name__ == "StreamStartEvent" else event
+
+    def _node(self, event: Event, path: str, depth: int) -> Node:
+        """Compose the value that starts with ``event``."""
+        place = self._place(event, path)
+        self.num_nodes += 1
+        if self.num_nodes > MAX_NODES:
+            raise place.error(f"more than {MAX_NODES:,} keys and values; a suite holds settings, keep data in files")
+        if depth > MAX_DEPTH:
+            raise place.error(f"nested deeper than {MAX_DEPTH} levels")
+        if isinstance(event, AliasEvent):
+            if event.anchor not in self.anchors:
+                raise place.error(f"alias *{event.anchor} has no anchor &{event.anchor} that ends before it")
+            return self.anchors[event.anchor]
+        if (tag := getattr(event, "tag", None)) is not None:
+            raise place.error(f"tag {printable(str(tag))} is not used in suites; quote text, write numbers plainly")
+        if isinstance(event, ScalarEvent):
+            node = self._scalar(event, place)
+        elif isinstance(event, SequenceStartEvent):
+            node = self._bounded(self._sequence(place, depth), place)
+        else:
+            node = self._bounded(self._mapping(place, depth), place)
+        if anchor := getattr(event, "anchor", None):
+            self.anchors[anchor] = node
+        return node
+
+    def _scalar(self, event: ScalarEvent, place: Node) -> Node:
+        """Resolve a scalar; only an unquoted one is anything but text."""
+        text: str = event.value
+        if _SURROGATE.search(text):
+            raise place.error("holds half of a surrogate pair, which is no character")
+        if event.style:
+            return replace(place, value=text, inset=1 if self._verbatim(event, text, 1) else None)
+        try:
+            return replace(place, value=scalar(text), inset=0 if self._verbatim(event, text, 0) else None)
+        except ValueError as error:
+            raise place.error(f"{printable(text[:40])!s} is {error}") from None
+
+    def _verbatim(self, event: ScalarEvent, text: str, inset: int) -> bool:
+        """Whether the source shows ``text`` as it is, ``inset`` columns after the event's start."""
+        line = self.lines[event.start_mark.line] if event.start_mark.line < len(self.lines) else ""
+        return line.startswith(text, event.start_mark.column + inset)
+
+    def _sequence(self, place: Node, depth: int) -> Node:
+        items: list[Node] = []
+        while not isinstance(event := self._next(), SequenceEndEvent):
+            items.append(self._node(event, join(place.path, len(items)), depth + 1))
+        return _collection(place, items, items)
+
+    def _mapping(self, place: Node, depth: int) -> Node:
+        entries: dict[str, Entry] = {}
+        merged: list[Node] = []
+        while not isinstance(event := self._next(), MappingEndEvent):
+            key = self._key(event, place.path)
+            name = str(key.value)
+            is_merge = name == "<<" and isinstance(event, ScalarEvent) and not event.style
+            if name in entries or (is_merge and merged):
+                first = f" (first on line {entries[name].key.line})" if name in entries and self.located else ""
+                raise key.error(f"key given twice{first}")
+            value_event = self._next()
+            node = self._node(value_event, key.path, depth + 1)
+            if isinstance(value_event, ScalarEvent) and not value_event.value and not value_event.style:
+                # The parser places a value that is not there at the next token, often lines below.
+                node = replace(node, line=key.line, column=key.column)
+            if is_merge:
+                merged = node.items or [node]
+                if bad := next((item for item in merged if not isinstance(item.value, dict)), None):
+                    raise replace(bad, path=key.path).error("'<<' merges mappings only: give an alias of a mapping")
+            else:
+                entries[name] = Entry(key, node)
+        for node in merged:
+            entries = {**node.entries, **entries}
+        return _collection(place, entries, [entry.node for entry in entries.values()])
+
+    def _key(self, event: Event, path: str) -> Node:
+        """Compose a key: plain or quoted text."""
+        place = self._place(event, path)
+        if not isinstance(event, ScalarEvent):
+            raise place.error("a key must be a word")
+        key = self._node(event, join(path, printable(event.value)), 0)
+        if not isinstance(key.value, str) or not key.value:
+            shown = f"{printable(event.value)} is not a word; quote it" if event.value else "empty key"
+            raise replace(key, path=path).error(f"a key must be a word: {shown}")
+        return key
+
+    def _bounded(self, node: Node, place: Node) -> Node:
+        """Return ``node`` if what it expands to, aliases included, is within the limits."""
+        if node.size > MAX_NODES:
+            raise place.error(f"expands to more than {MAX_NODES:,} keys and values through its aliases")
+        if node.depth > MAX_DEPTH:
+            raise place.error(f"nested deeper than {MAX_DEPTH} levels through its aliases")
+        return node
+
+    def _mark(self, line: int, column: int) -> tuple[int | None, int | None]:
+        """Return line and column counted from 1, or nothing where the text is not in a file."""
+        return (line + 1, column + 1) if self.located else (None, None)
+
+    def _place(self, event: Event, path: str) -> Node:
+        return Node(None, self.file, path, *self._mark(event.start_mark.line, event.start_mark.column))
+
+    def _yaml_error(self, error: MarkedYAMLError, path: str) -> SuiteError:
+        """Return a syntax error in plain words, at what was opened and never closed or at what cannot stand there."""
+        context, problem = str(error.context or ""), str(error.problem or "")
+        opened = any(word in context for word in ("flow", "simple key")) or "end of stream" in problem
+        mark: Any = error.context_mark if opened and error.context_mark is not None else error.problem_mark
+        line, column = self._mark(mark.line, mark.column) if mark is not None else self._mark(0, 0)
+        return Node(None, self.file, path, line, column).error(_syntax_message(context, problem))
+
+
+def _syntax_message(context: str, problem: str) -> str:
+    """Return what the parser reports in words that say what to do."""
+    table = (
+        (r"'\t' that cannot start", "a tab cannot indent or separate; use spaces"),
+        ("that cannot start any token", "begins with a character YAML reserves; quote the text"),
+        ("mapping values are not allowed", "a second ':' on one line; quote the text, or check the indentation"),
+        ("sequence entries are not allowed", "a list item cannot stand here; begin it on a line of its own"),
+        ("expected the node content", "a value is missing, or a bracket does not fit"),
+        ("expected <block end>", "does not fit here; check the indentation and quotes above it"),
+        ("escape", "an unknown escape; double the backslash, or use single quotes"),
+    )
+    contexts = (
+        ("quoted scalar", "a quote that is never closed"),
+        ("flow sequence", "a '[' that is never closed, or misses a comma"),
+        ("flow mapping", "a '{' that is never closed, or misses a comma"),
+        ("simple key", "expected 'key: value'; the ':' is missing"),
+    )
+    said = next((text for mark, text in table if mark in problem), None)
+    said = said or next((text for mark, text in contexts if mark in context), None)
+    return f"not valid YAML: {said or printable(problem)}"
+
+
+def _collection(place: Node, value: list[Node] | dict[str, Entry], children: Sequence[Node]) -> Node:
+    """Return the list or mapping at ``place`` with its size and depth, aliases expanded."""
+    size = 1 + sum(child.size for child in children)
+    return replace(place, value=value, size=size, depth=1 + max((child.depth for child in children), default=0))

@@ -1,0 +1,170 @@
+"""Takes secrets out of what a run records: tokens by their shape, and whatever stands beside a name like PASSWORD.
+
+Scrubbing is biased: masking a harmless word costs a little legibility, keeping a secret costs the secret. What cannot
+be told from an ordinary word (``-p hunter2``) is caught only where an environment variable with a secret-like name
+holds the same value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final, TypeAlias
+from urllib.parse import quote
+
+JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
+
+MASK: Final = "***"
+
+# A name is secret when one of its words contains the first pattern or is one of the second; words are split at
+# punctuation and at a change to upper case, and these few ordinary words contain one by accident.
+_SECRET_PART: Final = re.compile(r"token|secret|key|passw|passphrase|credential|auth|cookie|bearer", re.IGNORECASE)
+_SECRET_WORDS: Final = frozenset({"pass", "pwd", "pw", "pat", "jwt", "sig", "signature", "sas", "otp", "netrc"})
+_ORDINARY_WORDS: Final = re.compile(
+    r"tokeni[sz](e|ed|er|ers|ing|ation)|keywords?|monkey|keyed|keyframes?|authors?|authority|authored", re.IGNORECASE
+)
+_WORD: Final = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+# Counts such as max_tokens=128 and num_key_value_heads=2 are parameters of language models, not secrets.
+_COUNTED: Final = re.compile(r"(^|[_.-])(tokens|keys|num|max|min|per|id|ids|heads?|count|budget|size|dim)($|[_.-])")
+_NUMBER: Final = re.compile(r"[-+]?\d{1,12}(\.\d*)?(e[-+]?\d{1,3})?|true|false|null|none", re.IGNORECASE)
+
+_START: Final = r"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{2}))"
+_SHAPES: Final = [
+    re.compile(_START + shape)
+    for shape in (
+        r"(?:hf|api_org)_[A-Za-z0-9]{8,}",  # Hugging Face
+        r"(?:sk|rk|pk)[-_][A-Za-z0-9_-]{8,}",  # OpenAI, Anthropic, Stripe
+        r"gh[a-z]_[A-Za-z0-9]{8,}",  # GitHub
+        r"github_pat_[A-Za-z0-9_]{8,}",
+        r"gl[a-z]{2,5}-[A-Za-z0-9_-]{8,}",  # GitLab
+        r"xox[a-z](?:\.xox[a-z])?-[A-Za-z0-9-]{4,}",  # Slack
+        r"xapp-[A-Za-z0-9-]{8,}",
+        r"A[A-Z]{2}A[0-9A-Z]{12,}",  # AWS access key ids
+        r"AIza[0-9A-Za-z_-]{20,}",  # Google
+        r"ya29\.[0-9A-Za-z_.-]{8,}",
+        r"eyJ[A-Za-z0-9_=-]{6,}(?:\.[A-Za-z0-9_=+/-]*)*",  # JSON web tokens, base64 of '{"'
+        r"(?:npm|pypi|nvapi|r8|gsk|glsa|dop_v1|shpat|wandb_v1)[-_][A-Za-z0-9_-]{16,}",
+        r"(?:Bearer|Basic|Digest)\s+[^\s\"',;]+",  # the scheme names of an Authorization header
+        r"[A-Za-z0-9+/_-]{16,}={1,2}(?=[\s\"']|$)",  # padded base64
+    )
+] + [
+    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY.*", re.DOTALL),
+    re.compile(r"(?<=://)[^/\s?#]*(?=@)"),  # user:password@ in a URL
+    re.compile(r"(?<=://)[^/\s:@]+:(?!\d{1,5}(?:[/?#]|$))\S*(?=@)"),  # the same with a slash in the password
+    re.compile(r"(?<![\w./-])(?!hf:|zoo:)[\w.%+-]+:[^\s:@/]+@(?!sha256:)(?=[\w.-])"),  # and without a scheme
+]
+# Base62 noise: commit ids and digests are spared by having no capitals, names in CamelCase by having few digits.
+_OPAQUE: Final = re.compile(r"(?<![A-Za-z0-9])[A-Za-z0-9]{20,}(?![A-Za-z0-9])")
+
+_NAMED: Final = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)(?P<sep>[\"'\\\])]*\s*(?:=|:(?!//)|%3[AaDd])\s*)(?=\S)")
+_FLAG: Final = re.compile(r"(?:^|(?<=[\s\"']))(?P<name>--?[A-Za-z][\w.-]*)(?P<sep>\s+)(?=\S)")
+_ENDS_IN_NAME: Final = re.compile(r"(?:^|[\s\"'])(?P<name>(?:--?)?[A-Za-z_][\w.-]*)[\"']?\s*(?P<sep>[=:]?)\s*$")
+
+
+def is_secret_name(name: str) -> bool:
+    """Tell whether a variable, option or key of this name is likely to hold a secret.
+
+    >>> [is_secret_name(name) for name in ("HF_TOKEN", "--api-key", "apiKey", "wandbPassword", "GIT_ASKPASS_AUTH")]
+    [True, True, True, True, True]
+    >>> [is_secret_name(name) for name in ("tokenizer", "author", "passes", "OMP_NUM_THREADS", "signal")]
+    [False, False, False, False, False]
+    """
+    words = _WORD.findall(name)
+    return any(
+        word.lower() in _SECRET_WORDS or (_SECRET_PART.search(word) and not _ORDINARY_WORDS.fullmatch(word))
+        for word in words
+    )
+
+
+def scrub_text(text: str, known: Sequence[str] = ()) -> str:
+    """Return ``text`` with every secret replaced by ``***``.
+
+    Three nets: the values in ``known`` (see :func:`known_secrets`); shapes of tokens, credentials in URLs and opaque
+    base62 strings; and everything after a secret-like name with ``=``, ``:`` or, for an option, a blank.
+
+    >>> scrub_text("https://me:pw@hub.example/x?rev=1 -o steps=5 --max-tokens 128")
+    'https://***@hub.example/x?rev=1 -o steps=5 --max-tokens 128'
+    >>> scrub_text("run --token abc"), scrub_text("api_key: abc"), scrub_text("hf:gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e")
+    ('run --token ***', 'api_key: ***', 'hf:gpt2@607a30d783dfa663caf39e06633721c8d4cfcd7e')
+    """
+    for value in known:
+        text = text.replace(value, MASK)
+    for shape in _SHAPES:
+        text = shape.sub(MASK, text)
+    text = _OPAQUE.sub(lambda found: MASK if _looks_random(found[0]) else found[0], text)
+    for pattern in (_NAMED, _FLAG):
+        text = _mask_after_names(text, pattern)
+    return text
+
+
+def scrub_argv(argv: Sequence[str], known: Sequence[str] = ()) -> list[str]:
+    """Return a command line without its secrets, also those that stand in the argument after their name.
+
+    >>> scrub_argv(["train.py", "--token", "abc", "--steps", "5", "-H", "Authorization:", "Bearer", "abc"])
+    ['train.py', '--token', '***', '--steps', '5', '-H', 'Authorization:', '***', '***']
+    """
+    clean: list[str] = []
+    awaited: str | None = None
+    for argument in argv:
+        if awaited is not None and not _is_count(awaited, argument):
+            clean.append(MASK)
+        else:
+            clean.append(scrub_text(argument, known))
+        awaited = _name_awaiting_value(argument)
+    return clean
+
+
+def scrub_json(value: JSON, known: Sequence[str] = ()) -> JSON:
+    """Return ``value`` with every string inside it scrubbed, and every field of a secret-like name masked."""
+    if isinstance(value, str):
+        return scrub_text(value, known)
+    if isinstance(value, list):
+        return [scrub_json(item, known) for item in value]
+    if isinstance(value, dict):
+        return {
+            scrub_text(key, known): MASK
+            if isinstance(item, str) and is_secret_name(key) and not _is_count(key, item)
+            else scrub_json(item, known)
+            for key, item in value.items()
+        }
+    return value
+
+
+def known_secrets(environ: Mapping[str, str]) -> list[str]:
+    """Return the values of the variables with secret-like names, longest first, also as they look inside a URL.
+
+    Values under eight characters are left out: they are rarely secrets, and masking ``1`` everywhere helps nobody.
+    """
+    values = {value.strip() for name, value in environ.items() if is_secret_name(name)}
+    long = {value for value in values if len(value) >= 8}
+    return sorted(long | {quote(value, safe="") for value in long}, key=len, reverse=True)
+
+
+def _mask_after_names(text: str, pattern: re.Pattern[str]) -> str:
+    """Cut ``text`` after the first secret-like name: where its value ends cannot be known (blanks, commas, quotes)."""
+    for found in pattern.finditer(text):
+        rest = text[found.end() :]
+        first = re.split(r"[\s,;&\"'}\])]", rest, maxsplit=1)[0]
+        if is_secret_name(found["name"]) and not _is_count(found["name"], first):
+            return text[: found.end()] + MASK
+    return text
+
+
+def _is_count(name: str, value: str) -> bool:
+    return bool(_NUMBER.fullmatch(value) and _COUNTED.search(name.lower().lstrip("-")))
+
+
+def _name_awaiting_value(argument: str) -> str | None:
+    """Return the secret-like name at the end of ``argument`` whose value must be the next one, None if there is none."""
+    if argument.strip(":\"' ").lower().split(" ")[-1] in {"bearer", "basic", "digest", "token"}:
+        return "authorization"
+    found = _ENDS_IN_NAME.search(argument)
+    if found and (found["sep"] or found["name"].startswith("-")) and is_secret_name(found["name"]):
+        return found["name"]
+    return None
+
+
+def _looks_random(word: str) -> bool:
+    counts = [sum(map(kind, word)) for kind in (str.isupper, str.islower, str.isdigit)]
+    return min(counts) >= 3 or (len(word) >= 32 and min(counts) >= 1)

@@ -1,0 +1,219 @@
+"""Sigma-curves of a model and the two ways to compare them: as published, and with the shared depth trend removed."""
+
+# L = layers, R = the four roles in the order of ROLES
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+ROLES = ("q", "k", "v", "o")
+MIN_LAYERS = 4  # after a mean and a slope are fitted, three layers leave one number, whose correlation is always +-1
+CONSTANT = 1e-10  # a curve whose variation is below this share of its size is rounding noise, not a curve
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Curves:
+    """The standard deviations of a model's attention projections, one curve over depth per role.
+
+    Raises:
+        ValueError: where a role is missing, lengths differ, or a value is not finite and positive; the text names
+            the model, the role and the layer.
+    """
+
+    name: str
+    sigma: Mapping[str, Array]
+    """``q``, ``k``, ``v``, ``o`` to float64[L]; copied and made read-only."""
+    stratum: Hashable
+    """What a stranger must share to be a fair comparison: depth, shape, tokenizer."""
+    family: str | None = None
+    """The root this model is known to descend from (a root names itself), None where it is not known."""
+    num_layers: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Copy and check the curves: the one gate, behind it nothing is checked again."""
+        if set(self.sigma) != set(ROLES):
+            message = f"{self.name}: needs the roles {', '.join(ROLES)}, got {', '.join(sorted(self.sigma)) or 'none'}"
+            raise ValueError(message)
+        curves = {role: _checked(self.name, role, self.sigma[role]) for role in ROLES}
+        lengths = {role: curve.size for role, curve in curves.items()}
+        if len(set(lengths.values())) != 1 or not lengths["q"]:
+            counts = ", ".join(f"{role} {count}" for role, count in lengths.items())
+            message = f"{self.name}: the four roles must have one value per layer each, got {counts} values"
+            raise ValueError(message)
+        object.__setattr__(self, "sigma", MappingProxyType(curves))
+        object.__setattr__(self, "num_layers", lengths["q"])
+
+    @property
+    def sigma_RL(self) -> Array:  # noqa: N802 - named by shape
+        """The four curves as float64[4, L] in the order of ``ROLES``."""
+        return np.stack([self.sigma[role] for role in ROLES])
+
+
+def _checked(name: str, role: str, values: ArrayLike) -> Array:
+    curve = np.array(values, dtype=np.float64)
+    if curve.ndim != 1:
+        message = f"{name}: role {role}: needs one value per layer, got an array of shape {curve.shape}"
+        raise ValueError(message)
+    bad = np.flatnonzero(~(np.isfinite(curve) & (curve > 0)))
+    if bad.size:
+        message = (
+            f"{name}: role {role}: layer {bad[0]}: a standard deviation must be finite and positive, got "
+            f"{curve[bad[0]]:g}; look at that tensor, a NaN or a zero there is a finding about the checkpoint"
+        )
+        raise ValueError(message)
+    curve.setflags(write=False)
+    return curve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A similarity in [-1, 1]; NaN, with the reason, where it is not defined."""
+
+    value: float
+    """The mean over the four roles."""
+    per_role: Mapping[str, float]
+    alignment: str
+    """``same depth``, or how the layers of the deeper model were matched."""
+    reason: str | None = None
+    """Why ``value`` is NaN."""
+
+
+def _undefined(reason: str, alignment: str, per_role: Mapping[str, float] | None = None) -> Score:
+    return Score(value=float("nan"), per_role=per_role or dict.fromkeys(ROLES, float("nan")), alignment=alignment,
+                 reason=reason)  # fmt: skip
+
+
+def resample(curve_RL: Array, num_layers: int) -> Array:
+    """Interpolate each curve linearly to ``num_layers`` points over depth normalised to [0, 1].
+
+    >>> resample(np.array([[0.0, 1.0, 4.0]]), 5)
+    array([[0. , 0.5, 1. , 2.5, 4. ]])
+    """
+    old, new = np.linspace(0, 1, curve_RL.shape[-1]), np.linspace(0, 1, num_layers)
+    return np.stack([np.interp(new, old, row) for row in curve_RL])
+
+
+def unit(x: Array, scale: ArrayLike) -> Array:
+    """Divide rows by their norm; a row whose norm is below ``CONSTANT * scale`` is all NaN: it has no direction."""
+    norm = np.sqrt((x * x).sum(-1, keepdims=True))
+    return x / np.where(norm > CONSTANT * np.asarray(scale), norm, np.nan)
+
+
+def paper_exact(a: Curves, b: Curves) -> Score:
+    """Return the published score: z-scores over layers, Pearson r per role, mean of the four. arXiv 2507.03014.
+
+    z = (sigma - mean) / population std; r = mean(z_a z_b). At unequal depth the shorter curve is interpolated
+    linearly to the longer, as readers of the paper implement it. Invariant to scale and shift of sigma per role.
+    A constant curve has no z-score: the result is NaN with the reason.
+
+    >>> up = Curves(name="up", sigma={role: [1.0, 2.0, 3.0] for role in ROLES}, stratum=3)
+    >>> bent = Curves(name="bent", sigma={role: [1.0, 2.0, 1.0] for role in ROLES}, stratum=3)
+    >>> paper_exact(up, up).value, abs(paper_exact(up, bent).value) < 1e-12
+    (1.0, True)
+    """
+    num_layers = max(a.num_layers, b.num_layers)
+    alignment = "same depth" if a.num_layers == b.num_layers else f"interpolated to {num_layers} layers"
+    z_a, z_b = (_centred_unit(resample(model.sigma_RL, num_layers)) for model in (a, b))
+    return _mean_of_roles((z_a * z_b).sum(-1), alignment, [(a, z_a), (b, z_b)], "constant over depth")
+
+
+def _centred_unit(x_RL: Array) -> Array:
+    return unit(x_RL - x_RL.mean(-1, keepdims=True), np.sqrt((x_RL * x_RL).sum(-1, keepdims=True)))
+
+
+def _mean_of_roles(r_R: Array, alignment: str, units: list[tuple[Curves, Array]], what: str) -> Score:
+    r_R = np.clip(r_R, -1, 1)
+    per_role = {role: float(r) for role, r in zip(ROLES, r_R, strict=True)}
+    for model, rows in units:
+        for role, row in zip(ROLES, rows, strict=True):
+            if np.isnan(row).any():
+                reason = f"{model.name}: role {role} is {what}, so its correlation is not defined"
+                return _undefined(reason, alignment, per_role)
+    return Score(value=float(r_R.mean()), per_role=per_role, alignment=alignment)
+
+
+def residuals(log_sigma_RL: Array) -> Array:
+    """Remove mean and straight line over depth from each curve and scale it to unit norm: float64[R, L].
+
+    A curve that is a straight line has no residual: its row is NaN.
+    """
+    centred = log_sigma_RL - log_sigma_RL.mean(-1, keepdims=True)
+    line_L = depth_line(log_sigma_RL.shape[-1])
+    size = np.sqrt((log_sigma_RL * log_sigma_RL).sum(-1, keepdims=True))
+    return unit(centred - (centred @ line_L)[..., None] * line_L, np.maximum(size, 1))
+
+
+def depth_line(num_layers: int) -> Array:
+    """Return the centred straight line over depth with unit norm: float64[L]."""
+    line_L = np.arange(num_layers, dtype=np.float64) - (num_layers - 1) / 2
+    return np.asarray(line_L / np.linalg.norm(line_L))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """Two models made comparable: the shallower one's residuals and every allowed reading of the deeper one's."""
+
+    shallow: Curves
+    deep: Curves
+    shallow_RL: Array
+    """Unit residuals at the shallower model's depth."""
+    readings: Mapping[str, Array]
+    """Alignment to unit residuals [R, L] of the deeper model at that depth."""
+
+
+def comparable(a: Curves, b: Curves) -> Comparison | None:
+    """Detrend both models at the depth of the shallower one; None where that leaves under ``MIN_LAYERS`` layers.
+
+    The allowed readings of a deeper model are fixed beforehand: ``proportional`` (interpolated linearly to the
+    shallower depth), ``head`` (its first layers) and ``tail`` (its last). Blocks removed evenly, from the end and from
+    the start are these; a search over all matchings would let strangers match as well. Models of one depth have one
+    reading. Ties in depth are ordered by name, so that the order of the arguments does not matter.
+    """
+    shallow, deep = sorted((a, b), key=lambda model: (model.num_layers, model.name))
+    num_layers = shallow.num_layers
+    if num_layers < MIN_LAYERS:
+        return None
+    deep_RL = np.log(deep.sigma_RL)
+    if deep.num_layers == num_layers:
+        raw = {"same depth": deep_RL}
+    else:
+        raw = {"proportional": resample(deep_RL, num_layers), "head": deep_RL[:, :num_layers],
+               "tail": deep_RL[:, -num_layers:]}  # fmt: skip
+    return Comparison(shallow=shallow, deep=deep, shallow_RL=residuals(np.log(shallow.sigma_RL)),
+                      readings={name: residuals(x_RL) for name, x_RL in raw.items()})  # fmt: skip
+
+
+def corrected(a: Curves, b: Curves) -> Score:
+    """Return the similarity of what is left of log sigma after the depth trend: Pearson r per role, mean of the four.
+
+    The logarithm, because sigma is a scale: training multiplies it (weight decay, learning rate), its trend over depth
+    is a ratio per layer, and one wide first layer would otherwise carry the whole correlation. The straight line,
+    because nearly every network has one, and it alone gives strangers a mean r near 0.5. At unequal depth the best of
+    the readings of `comparable` counts; null and background take the same maximum. Invariant to the scale of sigma
+    per role and to a factor that is exponential in depth.
+
+    >>> rng = np.random.default_rng(0)
+    >>> x, y = (Curves(name=n, sigma={r: np.exp(rng.normal(size=12)) for r in ROLES}, stratum=12) for n in "xy")
+    >>> round(corrected(x, x).value, 9), abs(corrected(x, y).value) < 0.3
+    (1.0, True)
+    """
+    pair = comparable(a, b)
+    if pair is None:
+        shallowest = min(a.num_layers, b.num_layers)
+        reason = f"{shallowest} layers: fewer than {MIN_LAYERS} leave nothing to correlate once the trend is removed"
+        return _undefined(reason, "same depth" if a.num_layers == b.num_layers else "none")
+    what = "a straight line over depth (in log sigma)"
+    scores = [
+        _mean_of_roles((pair.shallow_RL * deep_RL).sum(-1), name, [(pair.shallow, pair.shallow_RL), (pair.deep, deep_RL)], what)
+        for name, deep_RL in pair.readings.items()
+    ]
+    return next((score for score in scores if score.reason), max(scores, key=lambda score: score.value))
+
+

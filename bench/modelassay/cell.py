@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import faulthandler
 import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from multiprocessing.connection import Connection
@@ -20,12 +20,13 @@ from modelassay.record import Log, no_space, segments
 from modelassay.state import State, Store, latest_checkpoint, locked, seed_everything
 from modelassay.suite import Cell, Suite, suite_from_json
 
-_PR_SET_PDEATHSIG = 1
 
+def cell_main(run_dir: str, cell_id: str, answer: Connection, lifeline: Connection) -> None:
+    """Run one cell to its outcome and send it: ``(outcome, reason)``, or ``("host", message)`` for the machine's fault.
 
-def cell_main(run_dir: str, cell_id: str, answer: Connection) -> None:
-    """Run one cell to its outcome and send it: ``(outcome, reason)``, or ``("host", message)`` for the machine's fault."""
-    _die_with_parent()
+    ``lifeline`` is the reading end of a pipe that the runner holds open.
+    """
+    _die_with_runner(lifeline)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides; a terminal sends Ctrl-C to the whole group
     suite = suite_from_json(json.loads((Path(run_dir) / "run.json").read_text())["suite"])
     cell = next(cell for cell in suite.cells if cell.id == cell_id)
@@ -102,7 +103,14 @@ def _redirect_output(path: Path) -> None:
     faulthandler.enable(file=2)
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the runner's server dies, so that no orphan writes beside the next attempt."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _die_with_runner(lifeline: Connection) -> None:
+    """Kill this process when ``lifeline`` closes, which the kernel does if the runner dies: no orphan writes on.
+
+    (The parent is the fork server, and that lives as long as its children do.)
+    """
+
+    def watch() -> None:
+        lifeline.poll(None)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -126,20 +126,17 @@ def main() -> None:
 
     try:
         sys.exit(cli(standalone_mode=False) or 0)
-    except click.exceptions.Abort:
-        sys.exit(130)
+    except click.exceptions.Abort as abort:  # click's form of KeyboardInterrupt
+        from modelassay.runner import Interrupted
+
+        click.echo("interrupted; what was measured is kept, run the same directory again to go on", err=True)
+        sys.exit(143 if isinstance(abort.__cause__, Interrupted) else 130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except AssayError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt as stop:
-        from modelassay.runner import Interrupted
-
-        code = 143 if isinstance(stop, Interrupted) else 130
-        click.echo("interrupted; what was measured is kept, run the same directory again to go on", err=True)
-        sys.exit(code)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

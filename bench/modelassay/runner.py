@@ -87,7 +87,7 @@ def create_run(suite: Suite, root: Path) -> Run:
         aside = folder / "run.json.new"
         aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         aside.rename(folder / "run.json")
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         raise HostError(f"{folder}: cannot be written; choose another place with --runs") from error
     except OSError as error:
         raise no_space(error, folder) from error
@@ -240,9 +240,12 @@ def _run_in_process(context: multiprocessing.context.ForkServerContext, run: Run
     cell_dir = run.cell_dir(cell)
     cell_dir.mkdir(parents=True, exist_ok=True)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=cell_main, args=(str(run.folder), cell.id, sender), name=f"cell {cell.id}")
+    lifeline, held = context.Pipe(duplex=False)  # closes when this process is gone, however it went
+    arguments = (str(run.folder), cell.id, sender, lifeline)
+    process = context.Process(target=cell_main, args=arguments, name=f"cell {cell.id}")
     process.start()
     sender.close()
+    lifeline.close()
     try:
         answer = receiver.recv()
     except EOFError:  # it died without an answer
@@ -252,6 +255,7 @@ def _run_in_process(context: multiprocessing.context.ForkServerContext, run: Run
         process.join()
         raise
     process.join()
+    held.close()
     if answer is None:
         return "failed", _death(process.exitcode, cell_dir)
     if answer[0] == "host":

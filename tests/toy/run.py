@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import Diverged
 from toy.params import Params
@@ -22,13 +22,14 @@ def run(params: Params, meter: Meter, state: State) -> None:
     saved = state.restore()
     if saved is None:
         random.seed(params.seed)
-        saved = {"step": 0, "value": _STARTS[params.model] + sum(params.weights.values())}
+        at: dict[str, Any] = {"step": 0, "value": _STARTS[params.model] + sum(params.weights.values())}
         trouble = True
     else:
+        at = saved.payload
         trouble = not params.only_first
-    value, kept = float(saved["value"]), bytearray()
+    value, kept = float(at["value"]), bytearray()
     low, high = params.walk.bounds
-    for step in range(int(saved["step"]) + 1, params.steps + 1):
+    for step in range(int(at["step"]) + 1, params.steps + 1):
         if trouble:
             kept += _trouble(params, step)
         with meter.microbatch("step", tokens=8):

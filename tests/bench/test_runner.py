@@ -1,0 +1,222 @@
+"""The runner survives: kills at random moments, failing cells, locks, full disks, changed code."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from modelassay.record import read_cell
+from modelassay.runner import open_run, plan
+from modelassay.suite import load_suite
+from toy_suite import SUITE, metrics_of, modelassay, only_run, start, write_suite
+
+NUM_KILLS = 50
+
+Reference = tuple[dict[tuple[str, str, str], float], float]
+"""The metrics of an undisturbed run under their unit keys, and the seconds it took."""
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The metrics of an undisturbed run, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("reference")
+    began = time.monotonic()
+    code, _, err = modelassay("run", write_suite(folder), "--runs", folder / "runs")
+    assert code == 0, err
+    return metrics_of(only_run(folder / "runs")), time.monotonic() - began
+
+
+def test_kill_at_random_moments_loses_nothing(tmp_path: Path, reference: Reference) -> None:
+    """The runner is killed at a random moment and started again, 50 times over: metrics and unit keys are identical."""
+    expected, seconds = reference
+    assert len(expected) == 4 * 24
+    moments = random.Random(20260126)
+    suite, num_resumed = write_suite(tmp_path), 0
+    for trial in range(NUM_KILLS):
+        root = tmp_path / f"runs-{trial}"
+        process = start("run", suite, "--runs", root)
+        time.sleep(moments.uniform(0.0, seconds))
+        process.kill()
+        process.communicate()
+        begun = list(root.glob("*/run.json"))
+        code, _, err = modelassay("run", begun[0].parent if begun else suite, "--runs", root)
+        assert code == 0, err
+        assert metrics_of(only_run(root)) == expected
+        num_resumed += any(read_cell(cell).num_attempts > 1 for cell in only_run(root).glob("cells/*"))
+    assert num_resumed > NUM_KILLS // 4  # the kills hit cells, not only the moments before and after them
+
+
+def test_killed_cell_is_a_failure_and_the_next_run_finishes_it(tmp_path: Path, reference: Reference) -> None:
+    suite = write_suite(tmp_path)
+    process = start("run", suite, "--runs", tmp_path / "runs")
+    victim = _first_cell_process(tmp_path / "runs")
+    os.kill(victim, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "killed by SIGKILL; out of memory?" in err
+    run = only_run(tmp_path / "runs")
+    assert [p.action for p in plan(open_run(run).suite, root=tmp_path / "runs", run=open_run(run))].count("resume") == 1
+    assert modelassay("run", run)[0] == 0
+    assert metrics_of(run) == reference[0]
+
+
+def _first_cell_process(root: Path) -> int:
+    """Wait until a cell has written a unit; return its process."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for path in root.glob("*/cells/*/attempt-1.jsonl"):
+            lines = path.read_text().splitlines()
+            if len(lines) > 3:
+                return int(json.loads(lines[0])["pid"])
+        time.sleep(0.005)
+    raise TimeoutError("no cell started")
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruption_keeps_results_and_leaves_no_process(
+    tmp_path: Path, reference: Reference, sent: signal.Signals, code: int
+) -> None:
+    process = start("run", write_suite(tmp_path), "--runs", tmp_path / "runs")
+    cell_process = _first_cell_process(tmp_path / "runs")
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "interrupted; what was measured is kept" in err
+    with pytest.raises(ProcessLookupError):
+        os.kill(cell_process, 0)
+    run = only_run(tmp_path / "runs")
+    assert modelassay("run", run)[0] == 0
+    assert metrics_of(run) == reference[0]
+
+
+def test_second_process_on_one_run_is_refused(tmp_path: Path) -> None:
+    first = start("run", write_suite(tmp_path), "--runs", tmp_path / "runs")
+    _first_cell_process(tmp_path / "runs")
+    code, _, err = modelassay("run", only_run(tmp_path / "runs"))
+    assert code == 6
+    assert f"process {first.pid} is running it" in err
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+
+
+def test_failed_cell_is_told_and_the_others_run(tmp_path: Path) -> None:
+    text = SUITE.replace("seed: [0, 1]", "seed: [0, 1]\n  include:\n    - {model: zoo:base, fail_at: 9, only_first: true}")
+    code, out, err = modelassay("run", write_suite(tmp_path, text), "--runs", tmp_path / "runs")
+    assert code == 3
+    assert "2 of 4 cells failed" in err
+    assert "ValueError: asked to fail at step 9 (run.py:" in err
+    assert "Traceback" not in err
+    assert out == ""
+    run = only_run(tmp_path / "runs")
+    assert sum("ValueError: asked to fail" in path.read_text() for path in run.glob("cells/*/attempt-1.out")) == 2
+    code, out, _ = modelassay("run", run)
+    assert code == 0
+    assert "near-zero" in out
+
+
+def test_divergence_is_a_finding(tmp_path: Path) -> None:
+    text = SUITE.replace("seed: [0, 1]", "seed: [0, 1]\n  include:\n    - {seed: 1, diverge_at: 5}")
+    code, out, _ = modelassay("run", write_suite(tmp_path, text), "--runs", tmp_path / "runs", "--json")
+    assert code == 0
+    outcomes = [(cell["outcome"], cell["reason"]) for cell in json.loads(out)["cells"]]
+    assert outcomes.count(("done", "")) == 2
+    assert outcomes.count(("diverged", "the walk left the world at step 5")) == 2
+    assert modelassay("run", only_run(tmp_path / "runs"))[2].startswith(str(only_run(tmp_path / "runs")))  # complete
+
+
+def test_hard_exit_is_a_failure(tmp_path: Path) -> None:
+    text = SUITE.replace("pause_ms: 3.0", "exit_at: 3")
+    code, _, err = modelassay("run", write_suite(tmp_path, text), "--runs", tmp_path / "runs")
+    assert code == 3
+    assert "its process ended with code 9" in err
+
+
+def test_changed_code_is_refused_with_the_difference(tmp_path: Path) -> None:
+    code, *_ = modelassay("run", write_suite(tmp_path, SUITE.replace("pause_ms: 3.0", "exit_at: 3")), "--runs", tmp_path / "runs")
+    run = only_run(tmp_path / "runs")
+    manifest = json.loads((run / "run.json").read_text())
+    changed = next(name for name in manifest["code"] if name.endswith("toy/run.py"))
+    manifest["code"][changed] = "0" * 16
+    (run / "run.json").write_text(json.dumps(manifest))
+    code, _, err = modelassay("run", run)
+    assert code == 2
+    assert "the code changed since this run began" in err
+    assert "toy/run.py" in err
+
+
+def test_changed_parameters_are_refused(tmp_path: Path) -> None:
+    modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs")
+    run = only_run(tmp_path / "runs")
+    code, _, err = modelassay("run", run, "-o", "steps=3")
+    assert (code, "keeps the parameters it began with" in err) == (2, True)
+    manifest = (run / "run.json").read_text()
+    (run / "run.json").write_text(manifest.replace('"steps": 24', '"steps": 25'))
+    code, _, err = modelassay("run", run)
+    assert (code, "changed by hand" in err) == (2, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_full_disk_is_told_and_the_run_goes_on_after_space_is_made(
+    tmp_path: Path, reference: Reference
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False).returncode != 0:
+        pytest.skip("this machine may not mount a tmpfs")
+    try:
+        process = start("run", write_suite(tmp_path), "--runs", disk / "runs")
+        _first_cell_process(disk / "runs")
+        ballast = disk / "ballast"
+        with ballast.open("wb", buffering=0) as handle:  # takes every free page
+            try:
+                while True:
+                    handle.write(b"x" * 4096)
+            except OSError:
+                handle.close()
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 6, err
+        assert "the disk is full" in err
+        assert "Traceback" not in err
+        run = only_run(disk / "runs")
+        for cell in run.glob("cells/*"):
+            read_cell(cell)  # the log still reads
+        ballast.unlink()
+        assert modelassay("run", run)[0] == 0
+        assert metrics_of(run) == reference[0]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_plan_tells_cost_from_earlier_runs(tmp_path: Path) -> None:
+    suite = load_suite(str(write_suite(tmp_path)))
+    assert {p.estimate_s for p in plan(suite, root=tmp_path / "runs")} == {None}
+    modelassay("run", tmp_path / "walk.yaml", "--runs", tmp_path / "runs")
+    planned = plan(suite, root=tmp_path / "runs")
+    assert {p.action for p in planned} == {"run"}
+    assert all(p.estimate_s is not None and p.estimate_s > 0.05 for p in planned)
+
+
+def test_results_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "file")
+    assert code == 6
+    assert "cannot be written" in err
+    assert "Traceback" not in err
+
+
+def test_run_directory_may_be_moved(tmp_path: Path, reference: Reference) -> None:
+    process = start("run", write_suite(tmp_path), "--runs", tmp_path / "runs")
+    _first_cell_process(tmp_path / "runs")
+    process.kill()
+    process.communicate()
+    moved = tmp_path / "elsewhere"
+    time.sleep(0.2)
+    shutil.move(only_run(tmp_path / "runs"), moved)
+    assert modelassay("run", moved)[0] == 0
+    assert metrics_of(moved) == reference[0]

@@ -1,0 +1,67 @@
+"""A suite over the torch-free experiment, and the command line run on it in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from modelassay.record import read_cell
+
+REPOSITORY = Path(__file__).parents[1]
+
+SUITE = """\
+suite: walk
+experiment: toy
+question: Where does the walk end?
+profiles:
+  embedded: {steps: 24, pause_ms: 3.0}
+matrix:
+  model: [zoo:base, zoo:child]
+  seed: [0, 1]
+claims:
+  - {id: near-zero, source: made up, metric: final, published: 0.0, tolerance: 5, profile: embedded}
+  - {id: far-away, source: made up, metric: final, published: 900, tolerance: 5, profile: embedded}
+  - {id: elsewhere, source: made up, metric: final, published: 0.0, tolerance: 5, profile: embedded}
+"""
+
+
+def write_suite(folder: Path, text: str = SUITE) -> Path:
+    path = folder / "walk.yaml"
+    path.write_text(text)
+    return path
+
+
+def environ(**extra: str) -> dict[str, str]:
+    """The environment of a child process: this checkout's packages and the toy, one thread."""
+    paths = [str(REPOSITORY / name) for name in ("bench", "kernels", "tests")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **extra}
+
+
+def start(*arguments: str | Path, **popen: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "modelassay.cli", *map(str, arguments)]
+    popen.setdefault("env", environ())
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+
+
+def modelassay(*arguments: str | Path, **popen: Any) -> tuple[int, str, str]:
+    """Run the command line to its end: exit code, stdout, stderr."""
+    process = start(*arguments, **popen)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def only_run(root: Path) -> Path:
+    (manifest,) = root.glob("*/run.json")
+    return manifest.parent
+
+
+def metrics_of(run: Path) -> dict[tuple[str, str, str], float]:
+    """Every metric of a run under its unit key."""
+    return {
+        (cell.name, metric["name"], str(sorted(metric["labels"].items()))): metric["value"]
+        for cell in sorted((run / "cells").iterdir())
+        for metric in read_cell(cell).metrics
+    }

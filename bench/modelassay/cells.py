@@ -81,7 +81,9 @@ def resolve(
 
 def _difference(known: Combination, repeated: Combination) -> Node:
     """Return the value that stands elsewhere in the file than in the combination it repeats."""
-    written = [entry.node for name, entry in repeated.items() if name not in known or known[name].node is not entry.node]
+    written = [
+        entry.node for name, entry in repeated.items() if name not in known or known[name].node is not entry.node
+    ]
     return (written or [entry.node for entry in repeated.values()])[0]
 
 

@@ -63,7 +63,9 @@ def expand(matrix: Mapping[str, Entry], top: Node, problems: Problems) -> list[C
     if not combinations:
         problems.add(matrix["exclude"].key, "leaves no cell to run; exclude less, or include one")
     elif isinstance(limit.value, int) and len(combinations) > limit.value:
-        problems.add(limit, f"the matrix has {len(combinations)} cells, max_cells is {limit.value}; shorten an axis or raise it")
+        problems.add(
+            limit, f"the matrix has {len(combinations)} cells, max_cells is {limit.value}; shorten an axis or raise it"
+        )
     return combinations if len(problems.found) == num_before else []
 
 
@@ -74,7 +76,9 @@ def _check_axes(axes: Mapping[str, Entry], include: Iterable[Node], problems: Pr
         for index, item in enumerate(values):
             if any(_same(item.plain(), other.plain()) for other in values[:index]):
                 problems.add(item, "given twice in this axis")
-        if clash := next((other for other in axes if other != name and covers(other, name) and len(other) < len(name)), None):
+        if clash := next(
+            (other for other in axes if other != name and covers(other, name) and len(other) < len(name)), None
+        ):
             problems.add(entry.key, f"lies within the axis '{clash}'; make it part of that axis's values")
     for key in (entry.key for item in include for entry in item.entries.values()):
         name = str(key.value)

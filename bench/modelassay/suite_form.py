@@ -184,7 +184,7 @@ class Matrix(Form):
     """Axes (any other key: a parameter's dotted path and its values), crossed as in GitHub Actions."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[list[JsonValue], Field(min_length=1)]]
+    __pydantic_extra__: dict[str, Annotated[list[JsonValue], Field(min_length=1)]] = Field(init=False)
 
     include: tuple[Row, ...] = ()
     """Each adds its keys to the combinations whose axis values it does not change, or is a combination of its own."""
@@ -198,7 +198,7 @@ class Profile(Form):
     """A named scale: parameters of the experiment, and what its matrix has of its own."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JsonValue]
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
 
     matrix: Matrix = Matrix()
     """Replaces the suite's matrix key by key."""
@@ -232,7 +232,11 @@ def suite_schema() -> dict[str, Any]:
         schema["$defs"] |= {f"{name}.{model}": definition for model, definition in own.pop("$defs", {}).items()}
         own.setdefault("properties", {})["matrix"] = {"$ref": "#/$defs/Matrix"}
         schema.setdefault("allOf", []).append({
-            "if": {"properties": {"suite": {"const": name}}, "required": ["suite"], "not": {"required": ["experiment"]}},
+            "if": {
+                "properties": {"suite": {"const": name}},
+                "required": ["suite"],
+                "not": {"required": ["experiment"]},
+            },
             "then": {"properties": {"profiles": {"additionalProperties": own}}},
         })
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "modelassay suite"}
@@ -241,5 +245,7 @@ def suite_schema() -> dict[str, Any]:
 def _partial(schema: Any) -> Any:
     """Return a schema in which nothing is required: a profile may leave parameters to the matrix."""
     if isinstance(schema, dict):
-        return {key: _partial(value) for key, value in schema.items() if not (key == "required" and isinstance(value, list))}
+        return {
+            key: _partial(value) for key, value in schema.items() if not (key == "required" and isinstance(value, list))
+        }
     return [_partial(item) for item in schema] if isinstance(schema, list) else schema

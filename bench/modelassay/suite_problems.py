@@ -217,4 +217,8 @@ def suggest(model: type[BaseModel], loc: Sequence[str | int]) -> str:
     for part in loc[:-1]:
         here = step(here, part) or here
     siblings, name = names(here), str(loc[-1])
-    return closest(name, siblings) or closest(name, paths(model)) or (f"; known: {', '.join(siblings)}" if siblings else "")
+    return (
+        closest(name, siblings)
+        or closest(name, paths(model))
+        or (f"; known: {', '.join(siblings)}" if siblings else "")
+    )

@@ -204,8 +204,11 @@ class _File:
             raise self.root.error(f"{what}; a suite has at least 'suite', 'question' and 'profiles'")
         self.form = validate(SuiteForm, self.root, self.problems)
         broken = {str(error.path).partition(".")[0].partition("[")[0] for error in self.problems.found.values()}
-        self.sound = not broken & {"profiles", "matrix"}
-        self.experiment = None if broken & {"suite", "experiment"} else self._experiment()
+        self.sound = "profiles" in self.root.entries and not broken & {"profiles", "matrix"}
+        # A misspelt key may be the one that names the experiment.
+        misspelt = "experiment" not in self.root.entries and broken - set(SuiteForm.model_fields)
+        nameless = "suite" not in self.root.entries or broken & {"suite", "experiment"}
+        self.experiment = None if misspelt or nameless else self._experiment()
         if self.sound:
             self._check_claims()
 

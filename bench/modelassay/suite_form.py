@@ -89,12 +89,14 @@ def parse_selector(text: object) -> Selector:
 def _parse_label(text: str, position: int) -> tuple[str, Label, int, int]:
     """Return a label, its value, where the label starts, and where the ',' or ']' after it is."""
     if not (match := _LABEL.match(text, position)):
-        raise _selector_error("expected a label, like step=500", position)
+        raise _selector_error("expected a label, like step=500", _skip_spaces(text, position))
     label, start, position = match[1], match.start(1), match.end()
     if text[position : position + 1] != "=":
         raise _selector_error(f"expected '=' and a value after '{label}'", position)
     if not (match := _VALUE.match(text, position + 1)):
-        raise _selector_error(f"expected a value for '{label}'", position + 1)
+        position = _skip_spaces(text, position + 1)
+        quote = text[position : position + 1] in {"'", '"'}
+        raise _selector_error("a quote that is never closed" if quote else f"expected a value for '{label}'", position)
     written, position = match[1].rstrip(), match.end()
     if text[position : position + 1] not in {",", "]"}:
         raise _selector_error("expected ',' or ']' after the value", position)
@@ -105,6 +107,10 @@ def _parse_label(text: str, position: int) -> tuple[str, Label, int, int]:
     if value is None:
         raise _selector_error(f"'{label}' needs a number or text, not null", match.start(1))
     return label, value, start, position
+
+
+def _skip_spaces(text: str, position: int) -> int:
+    return len(text) - len(text[position:].lstrip())
 
 
 def _selector_error(problem: str, offset: int) -> PydanticCustomError:

@@ -305,7 +305,7 @@ class _Composer:
         place = self._place(event, path)
         if not isinstance(event, ScalarEvent):
             raise place.error("a key must be a word")
-        key = self._node(event, join(path, printable(event.value)), 0)
+        key = self._node(event, join(path, event.value), 0)
         if not isinstance(key.value, str) or not key.value:
             shown = f"{printable(event.value)} is not a word; quote it" if event.value else "empty key"
             raise replace(key, path=path).error(f"a key must be a word: {shown}")

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 
 from modelassay.experiments import Experiment
-from modelassay.matrix import Combination, axes_of, covers, expand, layered, leaves, merge, nested
+from modelassay.matrix import WORDS, Combination, axes_of, covers, expand, layered, leaves, merge, nested
 from modelassay.overrides import Overrides, parse_overrides
 from modelassay.state import content_key
-from modelassay.suite_problems import Problems, validate
+from modelassay.suite_problems import Problems, closest, exists, paths, suggest, validate
 from modelassay.suite_yaml import JSON, Entry, Node, scalar
 
 SCHEMA_VERSION = 1
@@ -56,6 +56,7 @@ def resolve(
     over.refuse_axes(axes_of(axes_and_words), problems)
     if len(problems.found) > num_before:
         return (), {}
+    _check_names(axes_and_words, params_type, problems)
     combinations = expand(axes_and_words, matrices[-1].key if matrices else profile.key, problems)
     leaves_only = {name: entry for name, entry in profile.node.entries.items() if name != "matrix"}
     base = replace(profile.node, value=leaves_only)
@@ -79,9 +80,25 @@ def resolve(
     return found, _provenance(profile.key.value, base, combinations, over, found)
 
 
+def _check_names(matrix: Mapping[str, Entry], params: type[BaseModel], problems: Problems) -> None:
+    """Note axes and included keys that are no parameters."""
+    included = [
+        entry
+        for item in (matrix["include"].node.items if "include" in matrix else [])
+        for entry in item.entries.values()
+    ]
+    for entry in [*axes_of(matrix).values(), *included]:
+        name = str(entry.key.value)
+        if not exists(params, name):
+            hint = closest(name, [*paths(params), *WORDS]) or suggest(params, name.split("."))
+            problems.add(entry.key, f"not a parameter{hint}")
+
+
 def _difference(known: Combination, repeated: Combination) -> Node:
     """Return the value that stands elsewhere in the file than in the combination it repeats."""
-    written = [entry.node for name, entry in repeated.items() if name not in known or known[name].node is not entry.node]
+    written = [
+        entry.node for name, entry in repeated.items() if name not in known or known[name].node is not entry.node
+    ]
     return (written or [entry.node for entry in repeated.values()])[0]
 
 

@@ -17,7 +17,7 @@ from modelassay.suite_yaml import JSON, Entry, Node
 
 MAX_CELLS = 256  # what GitHub allows; matrix.max_cells raises it
 MAX_PRODUCT = 65_536
-_WORDS = ("include", "exclude", "max_cells")
+WORDS = ("include", "exclude", "max_cells")
 
 Combination = dict[str, Entry]
 
@@ -29,7 +29,7 @@ def layered(*matrices: Node | None) -> dict[str, Entry]:
 
 def axes_of(matrix: Mapping[str, Entry]) -> dict[str, Entry]:
     """Return the axes of a matrix: every key that is not a word of the format."""
-    return {name: entry for name, entry in matrix.items() if name not in _WORDS}
+    return {name: entry for name, entry in matrix.items() if name not in WORDS}
 
 
 def covers(one: str, other: str) -> bool:
@@ -44,17 +44,16 @@ def covers(one: str, other: str) -> bool:
 def expand(matrix: Mapping[str, Entry], top: Node, problems: Problems) -> list[Combination]:
     """Return the combinations of ``matrix`` in the order of its axes, the first axis outermost.
 
-    No axes and no include gives one empty combination. What is wrong goes to ``problems``, and then nothing comes back;
-    ``top`` is the place of the whole.
+    No axes and no include gives one empty combination. What is wrong goes to ``problems``, and where it cannot be listed
+    nothing comes back; ``top`` is the place of the whole.
     """
     axes = axes_of(matrix)
     include, exclude = (matrix[word].node.items if word in matrix else [] for word in ("include", "exclude"))
-    num_before = len(problems.found)
-    _check_axes(axes, include, problems)
+    if not _check_axes(axes, include, problems):
+        return []
     product = math.prod(len(entry.node.items) for entry in axes.values())
     if product > MAX_PRODUCT:
         problems.add(top, f"{product:,} combinations before exclude; at most {MAX_PRODUCT:,} can be listed")
-    if len(problems.found) > num_before:
         return []
     combinations = list(_product(axes))
     combinations = _excluded(combinations, exclude, axes, problems)
@@ -63,23 +62,30 @@ def expand(matrix: Mapping[str, Entry], top: Node, problems: Problems) -> list[C
     if not combinations:
         problems.add(matrix["exclude"].key, "leaves no cell to run; exclude less, or include one")
     elif isinstance(limit.value, int) and len(combinations) > limit.value:
-        problems.add(limit, f"the matrix has {len(combinations)} cells, max_cells is {limit.value}; shorten an axis or raise it")
-    return combinations if len(problems.found) == num_before else []
+        problems.add(
+            limit, f"the matrix has {len(combinations)} cells, max_cells is {limit.value}; shorten an axis or raise it"
+        )
+        return []
+    return combinations
 
 
-def _check_axes(axes: Mapping[str, Entry], include: Iterable[Node], problems: Problems) -> None:
-    """Note values given twice, and names that lie within one another: their order would decide."""
+def _check_axes(axes: Mapping[str, Entry], include: Iterable[Node], problems: Problems) -> bool:
+    """Note values given twice, and names that lie within one another: their order would decide. Whether there are none such."""
+    sound = True
     for name, entry in axes.items():
         values = entry.node.items
         for index, item in enumerate(values):
             if any(_same(item.plain(), other.plain()) for other in values[:index]):
                 problems.add(item, "given twice in this axis")
-        if clash := next((other for other in axes if other != name and covers(other, name) and len(other) < len(name)), None):
+        if clash := next((other for other in axes if name.startswith(f"{other}.")), None):
             problems.add(entry.key, f"lies within the axis '{clash}'; make it part of that axis's values")
+            sound = False
     for key in (entry.key for item in include for entry in item.entries.values()):
         name = str(key.value)
         if clash := next((axis for axis in axes if axis != name and covers(axis, name)), None):
             problems.add(key, f"overlaps the axis '{clash}', whose values include may not change")
+            sound = False
+    return sound
 
 
 def _product(axes: Mapping[str, Entry]) -> Iterator[Combination]:

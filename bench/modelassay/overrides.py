@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from modelassay.errors import SuiteError
 from modelassay.matrix import covers
 from modelassay.suite_form import Matrix
-from modelassay.suite_problems import Problems, closest, paths, step, suggest, validate
+from modelassay.suite_problems import Problems, closest, exists, paths, suggest, validate
 from modelassay.suite_yaml import Entry, Node, parse, printable
 
 _PATH = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*", re.ASCII)
@@ -49,9 +49,9 @@ def parse_overrides(
             problems.add(Node(None, str(error.file), error.path), error.message)
             continue
         group, _, name = path.partition(".")
-        if group == "matrix" and name and (name in {*matrix, *Matrix.model_fields} or _exists(params, name)):
+        if group == "matrix" and name and (name in {*matrix, *Matrix.model_fields} or exists(params, name)):
             axes[name] = Entry(replace(entry.key, value=name), entry.node)
-        elif group != "matrix" and _exists(params, path):
+        elif group != "matrix" and exists(params, path):
             over.leaves[path] = entry
         else:
             every = [*paths(params), *(f"matrix.{axis}" for axis in matrix)]
@@ -77,13 +77,3 @@ def _parse(text: str) -> tuple[str, Entry]:
         raise replace(key, path="").error("must be PATH=VALUE, as in -o train.steps=100 or -o 'matrix.seed=[0, 1]'")
     node = parse(value, key.file, path=key.path, located=False)
     return path, Entry(key, node)
-
-
-def _exists(params: type[BaseModel], path: str) -> bool:
-    """Whether ``path`` names a field of ``params`` or something inside one."""
-    annotation: object | None = params
-    for part in path.split("."):
-        annotation = step(annotation, part)
-        if annotation is None:
-            return False
-    return True

@@ -39,6 +39,7 @@ __all__ = [
     "suite_schema",
 ]
 
+
 @dataclass(frozen=True, kw_only=True)
 class Suite:
     """A suite file read under one profile and a command line's overrides."""
@@ -185,7 +186,9 @@ def _restore(params_type: type[BaseModel], experiment: Experiment, stored: _Stor
     params = params_type.model_validate_json(json.dumps(stored.params), strict=True)
     unchanged = params.model_dump(mode="json") == stored.params
     if unchanged and cell_id(experiment, params) != stored.id:
-        raise SuiteError("its parameters do not give its id; they were changed by hand", path=f"cells.{printable(stored.id)}")
+        raise SuiteError(
+            "its parameters do not give its id; they were changed by hand", path=f"cells.{printable(stored.id)}"
+        )
     return Cell(id=stored.id, params=params, axes=stored.axes)
 
 
@@ -201,8 +204,11 @@ class _File:
             raise self.root.error(f"{what}; a suite has at least 'suite', 'question' and 'profiles'")
         self.form = validate(SuiteForm, self.root, self.problems)
         broken = {str(error.path).partition(".")[0].partition("[")[0] for error in self.problems.found.values()}
-        self.sound = not broken & {"profiles", "matrix"}
-        self.experiment = None if broken & {"suite", "experiment"} else self._experiment()
+        self.sound = "profiles" in self.root.entries and not broken & {"profiles", "matrix"}
+        # A misspelt key may be the one that names the experiment.
+        misspelt = "experiment" not in self.root.entries and broken - set(SuiteForm.model_fields)
+        nameless = "suite" not in self.root.entries or broken & {"suite", "experiment"}
+        self.experiment = None if misspelt or nameless else self._experiment()
         if self.sound:
             self._check_claims()
 
@@ -225,7 +231,9 @@ class _File:
         if profile is None and ("embedded" in names or len(names) == 1):
             return "embedded" if "embedded" in names else names[0]
         wrong = f"no profile {profile!r}{did_you_mean(profile, names)}" if profile else "which one?"
-        self.problems.add(self.root.entries["profiles"].key, f"{wrong} it has {', '.join(names)}; choose with --profile")
+        self.problems.add(
+            self.root.entries["profiles"].key, f"{wrong} it has {', '.join(names)}; choose with --profile"
+        )
         return ""
 
     def resolve(self, profile: str, overrides: Sequence[str]) -> tuple[tuple[Cell, ...], dict[str, str]]:
@@ -233,14 +241,18 @@ class _File:
         if self.experiment is None:
             return (), {}
         matrix = self.root.entries.get("matrix")
-        return resolve(self.experiment, self.root.entries["profiles"].node.entries[profile], matrix, overrides, self.problems)
+        return resolve(
+            self.experiment, self.root.entries["profiles"].node.entries[profile], matrix, overrides, self.problems
+        )
 
     def _experiment(self) -> Experiment | None:
         """Return the experiment if it and its Params can be imported."""
         place = self.root.entries.get("experiment") or self.root.entries["suite"]
         package = self.root.entries["experiment"].node.value if "experiment" in self.root.entries else None
         try:
-            experiment = find_experiment(str(self.root.entries["suite"].node.value), package=str(package) if package else None)
+            experiment = find_experiment(
+                str(self.root.entries["suite"].node.value), package=str(package) if package else None
+            )
             experiment.params()
         except SuiteError as error:
             self.problems.add(place.node, error.message)
@@ -255,7 +267,9 @@ class _File:
             claim_id, profile = claim.entries.get("id"), claim.entries.get("profile")
             if claim_id is not None and isinstance(claim_id.node.value, str):
                 if claim_id.node.value in first:
-                    self.problems.add(claim_id.node, f"used already by {first[claim_id.node.value].path}; ids are unique")
+                    self.problems.add(
+                        claim_id.node, f"used already by {first[claim_id.node.value].path}; ids are unique"
+                    )
                 first.setdefault(claim_id.node.value, claim)
             if profile is not None and isinstance(name := profile.node.value, str) and name not in self.profiles:
                 hint = did_you_mean(name, self.profiles) or f"; it has {', '.join(self.profiles)}"

@@ -89,12 +89,14 @@ def parse_selector(text: object) -> Selector:
 def _parse_label(text: str, position: int) -> tuple[str, Label, int, int]:
     """Return a label, its value, where the label starts, and where the ',' or ']' after it is."""
     if not (match := _LABEL.match(text, position)):
-        raise _selector_error("expected a label, like step=500", position)
+        raise _selector_error("expected a label, like step=500", _skip_spaces(text, position))
     label, start, position = match[1], match.start(1), match.end()
     if text[position : position + 1] != "=":
         raise _selector_error(f"expected '=' and a value after '{label}'", position)
     if not (match := _VALUE.match(text, position + 1)):
-        raise _selector_error(f"expected a value for '{label}'", position + 1)
+        position = _skip_spaces(text, position + 1)
+        quote = text[position : position + 1] in {"'", '"'}
+        raise _selector_error("a quote that is never closed" if quote else f"expected a value for '{label}'", position)
     written, position = match[1].rstrip(), match.end()
     if text[position : position + 1] not in {",", "]"}:
         raise _selector_error("expected ',' or ']' after the value", position)
@@ -105,6 +107,10 @@ def _parse_label(text: str, position: int) -> tuple[str, Label, int, int]:
     if value is None:
         raise _selector_error(f"'{label}' needs a number or text, not null", match.start(1))
     return label, value, start, position
+
+
+def _skip_spaces(text: str, position: int) -> int:
+    return len(text) - len(text[position:].lstrip())
 
 
 def _selector_error(problem: str, offset: int) -> PydanticCustomError:
@@ -184,7 +190,7 @@ class Matrix(Form):
     """Axes (any other key: a parameter's dotted path and its values), crossed as in GitHub Actions."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Annotated[list[JsonValue], Field(min_length=1)]]
+    __pydantic_extra__: dict[str, Annotated[list[JsonValue], Field(min_length=1)]] = Field(init=False)
 
     include: tuple[Row, ...] = ()
     """Each adds its keys to the combinations whose axis values it does not change, or is a combination of its own."""
@@ -198,7 +204,7 @@ class Profile(Form):
     """A named scale: parameters of the experiment, and what its matrix has of its own."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JsonValue]
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
 
     matrix: Matrix = Matrix()
     """Replaces the suite's matrix key by key."""
@@ -232,7 +238,11 @@ def suite_schema() -> dict[str, Any]:
         schema["$defs"] |= {f"{name}.{model}": definition for model, definition in own.pop("$defs", {}).items()}
         own.setdefault("properties", {})["matrix"] = {"$ref": "#/$defs/Matrix"}
         schema.setdefault("allOf", []).append({
-            "if": {"properties": {"suite": {"const": name}}, "required": ["suite"], "not": {"required": ["experiment"]}},
+            "if": {
+                "properties": {"suite": {"const": name}},
+                "required": ["suite"],
+                "not": {"required": ["experiment"]},
+            },
             "then": {"properties": {"profiles": {"additionalProperties": own}}},
         })
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "modelassay suite"}
@@ -241,5 +251,7 @@ def suite_schema() -> dict[str, Any]:
 def _partial(schema: Any) -> Any:
     """Return a schema in which nothing is required: a profile may leave parameters to the matrix."""
     if isinstance(schema, dict):
-        return {key: _partial(value) for key, value in schema.items() if not (key == "required" and isinstance(value, list))}
+        return {
+            key: _partial(value) for key, value in schema.items() if not (key == "required" and isinstance(value, list))
+        }
     return [_partial(item) for item in schema] if isinstance(schema, list) else schema

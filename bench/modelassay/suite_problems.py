@@ -56,15 +56,22 @@ def validate(
 ) -> Model | None:
     """Return ``tree`` as a ``model``; what is wrong goes to ``problems`` and None comes back.
 
-    Types are taken as written: text is no number, true is no 1. ``top`` stands for the tree where it has no place of its
+    Types are taken as written: text is no number, true is no 1. A key that is missing because it is misspelt is one mistake. ``top`` stands for the tree where it has no place of its
     own, ``whole`` is what something is said to be missing from.
     """
     try:
         return model.model_validate_json(json.dumps(tree.plain()), strict=True)
     except ValidationError as error:
-        for detail in error.errors(include_url=False):
+        details = error.errors(include_url=False)
+        unknown = [
+            (detail["loc"], suggest(model, detail["loc"])) for detail in details if detail["type"] == "extra_forbidden"
+        ]
+        for detail in details:
             place = locate(tree, detail, top or tree)
-            problems.add(place, f"missing{whole}" if detail["type"] == "missing" else explain(detail, model))
+            if detail["type"] != "missing":
+                problems.add(place, explain(detail, model))
+            elif not any(loc[:-1] == detail["loc"][:-1] and f"'{detail['loc'][-1]}'" in hint for loc, hint in unknown):
+                problems.add(place, f"missing{whole}")
     return None
 
 
@@ -91,7 +98,7 @@ def locate(tree: Node, detail: ErrorDetails, top: Node) -> Node:
     offset = detail.get("ctx", {}).get("offset")
     if offset is not None and node.inset is not None and node.column is not None:
         return replace(node, column=node.column + node.inset + offset)
-    return key if names_key or detail["type"] == "extra_forbidden" else replace(node, path=key.path)
+    return key if names_key or detail["type"] == "extra_forbidden" else node
 
 
 def explain(detail: ErrorDetails, model: type[BaseModel] | None = None) -> str:
@@ -114,11 +121,13 @@ def explain(detail: ErrorDetails, model: type[BaseModel] | None = None) -> str:
 
 
 def _size(word: str, limit: str) -> Callable[[dict[str, Any], str], str]:
-    return lambda ctx, got: f"needs {word} {ctx[limit]} {_unit(ctx)}, has {ctx['actual_length']}"
+    """Return the wording of a collection's length limit."""
 
+    def wording(ctx: dict[str, Any], got: str) -> str:
+        one, many = ("entry", "entries") if ctx.get("field_type") == "Dictionary" else ("item", "items")
+        return f"needs {word} {ctx[limit]} {one if ctx[limit] == 1 else many}, has {ctx['actual_length']}"
 
-def _unit(ctx: dict[str, Any]) -> str:
-    return "entries" if ctx.get("field_type") == "Dictionary" else "items"
+    return wording
 
 
 _WORDING: dict[str, Callable[[dict[str, Any], str], str]] = {
@@ -180,6 +189,16 @@ def step(annotation: object, part: str | int) -> object | None:
     return args[1] if len(args) == 2 and isinstance(origin, type) and issubclass(origin, typing.Mapping) else None
 
 
+def exists(model: type[BaseModel], path: str) -> bool:
+    """Whether the dotted ``path`` names a field of ``model`` or something inside one."""
+    annotation: object | None = model
+    for part in path.split("."):
+        annotation = step(annotation, part)
+        if annotation is None:
+            return False
+    return True
+
+
 def names(annotation: object) -> list[str]:
     """Return the fields of every model that ``annotation`` can be."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -217,4 +236,8 @@ def suggest(model: type[BaseModel], loc: Sequence[str | int]) -> str:
     for part in loc[:-1]:
         here = step(here, part) or here
     siblings, name = names(here), str(loc[-1])
-    return closest(name, siblings) or closest(name, paths(model)) or (f"; known: {', '.join(siblings)}" if siblings else "")
+    return (
+        closest(name, siblings)
+        or closest(name, paths(model))
+        or (f"; known: {', '.join(siblings)}" if siblings else "")
+    )

@@ -23,7 +23,6 @@ from ruamel.yaml.events import (
     DocumentStartEvent,
     Event,
     MappingEndEvent,
-    MappingStartEvent,
     ScalarEvent,
     SequenceEndEvent,
     SequenceStartEvent,
@@ -170,7 +169,9 @@ def read_file(path: Path) -> Node:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8-sig", errors="replace")
-        raise _after(before, file).error(f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
+        raise _after(before, file).error(
+            f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+        ) from None
     return parse(text, file)
 
 
@@ -304,7 +305,7 @@ class _Composer:
         place = self._place(event, path)
         if not isinstance(event, ScalarEvent):
             raise place.error("a key must be a word")
-        key = self._node(event, join(path, printable(event.value)), 0)
+        key = self._node(event, join(path, event.value), 0)
         if not isinstance(key.value, str) or not key.value:
             shown = f"{printable(event.value)} is not a word; quote it" if event.value else "empty key"
             raise replace(key, path=path).error(f"a key must be a word: {shown}")

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import Diverged
+
 from toy.params import Params
 
 if TYPE_CHECKING:

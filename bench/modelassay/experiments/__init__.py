@@ -40,7 +40,9 @@ class Experiment:
         if not (isinstance(params, type) and issubclass(params, BaseModel)):
             raise SuiteError(f"{self.package}.params has no pydantic model named Params")
         if not params.model_config.get("frozen") or params.model_config.get("extra") != "forbid":
-            raise SuiteError(f"{self.package}.params.Params needs model_config = ConfigDict(frozen=True, extra='forbid')")
+            raise SuiteError(
+                f"{self.package}.params.Params needs model_config = ConfigDict(frozen=True, extra='forbid')"
+            )
         return params
 
     def run(self) -> Callable[..., None]:
@@ -60,7 +62,9 @@ class Experiment:
         except ModuleNotFoundError as error:
             if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                 raise
-            raise SuiteError(f"there is no module {module}; an experiment is a package with params, run and analyse") from None
+            raise SuiteError(
+                f"there is no module {module}; an experiment is a package with params, run and analyse"
+            ) from None
 
 
 def known_experiments() -> list[str]:
@@ -73,10 +77,6 @@ def find_experiment(name: str, *, package: str | None = None) -> Experiment:
 
     Raises:
         SuiteError: There is none.
-
-    >>> find_experiment("no-such-thing")
-    Traceback (most recent call last):
-    modelassay.errors.SuiteError: no experiment 'no-such-thing'...
     """
     wanted, known = package or name, known_experiments()
     if wanted in known:
@@ -91,5 +91,5 @@ def find_experiment(name: str, *, package: str | None = None) -> Experiment:
 def _exists(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, ValueError):  # ValueError: a module that was made by hand, like __main__
         return False

@@ -5,7 +5,6 @@ import random
 import string
 
 import pytest
-
 from modelassay.scrub import known_secrets, scrub_argv, scrub_json, scrub_text
 
 BASE62 = string.ascii_letters + string.digits
@@ -146,7 +145,13 @@ def test_ordinary_arguments_stay(text: str) -> None:
 
 def test_json_is_scrubbed_at_every_depth_and_by_field_name() -> None:
     secret = "hf_" + "x" * 34
-    value = {"a": [secret, {"b": f"--x={secret}", secret: 1}], "api_key": "plain", "max_tokens": 5, "n": None, "t": True}
+    value = {
+        "a": [secret, {"b": f"--x={secret}", secret: 1}],
+        "api_key": "plain",
+        "max_tokens": 5,
+        "n": None,
+        "t": True,
+    }
     clean = scrub_json(value)
     assert secret not in json.dumps(clean)
     assert clean == {"a": ["***", {"b": "--x=***", "***": 1}], "api_key": "***", "max_tokens": 5, "n": None, "t": True}

@@ -67,7 +67,6 @@ def describe_machine() -> dict[str, Any]:
         "device": re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-"),
         "torch": torch.__version__,
         "triton": _version("triton"),
-        "modelassay": _version("modelassay"),
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
@@ -76,7 +75,8 @@ def describe_machine() -> dict[str, Any]:
 
 def write_results(report: dict[str, Any], failures: dict[str, str], folder: Path = RESULTS) -> Path:
     """Write ``<device>.json`` in ``folder``, one line per benchmark so that a difference is a line, and return it."""
-    machine = describe_machine() | {"commit": report["commit_info"].get("id"), "utc": report["datetime"]}
+    commit = report["commit_info"]
+    machine = describe_machine() | {"commit": commit.get("id"), "dirty": commit.get("dirty"), "utc": report["datetime"]}
     lines = ",\n  ".join(json.dumps(record, ensure_ascii=False) for record in summarise(report, failures))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{machine['device']}.json"

@@ -1,0 +1,183 @@
+"""The scripts that people and CI share, run with stand-ins for pip, pytest and modelassay."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ["ci/benchmark-kernels", "ci/check", "ci/demo", "ci/nightly", "ci/test", "ci/test-gpu", "ci/venv", ".ci/run"]
+
+# Stands for every program the scripts call: notes its name and arguments, and fails when FAIL names what is called.
+RECORDER = """#!/bin/bash
+case "$*" in *--version*) echo 3.11; exit;; -c*|-) cat >/dev/null; exit "${NO_GPU:-1}";; esac
+echo "$(basename "$0") $*" >>"$CALLS"
+case "$(basename "$0") $*" in *"${FAIL:-nothing fails}"*) exit 7;; esac
+"""
+
+
+class Checkout:
+    """A copy of the scripts with an active virtual environment that holds only recorders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.calls = folder / "checkout", folder / "calls"
+        for name in (*SCRIPTS, "pyproject.toml", "ci/constraints.txt"):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.folder / name)
+        for name in (
+            "kernels/csrc/op.cpp",
+            "suites/one.yaml",
+            "suites/two.yaml",
+            "runs/fingerprinting-20260101T000000Z-a/x",
+        ):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / name).write_text("")
+        (self.folder / "runs/fingerprinting-20260102T000000Z-b").mkdir()
+        programs = folder / "venv/bin"
+        programs.mkdir(parents=True)
+        for name in ("python", "python3", "modelassay", "ruff", "mypy"):
+            (programs / name).write_text(RECORDER)
+            (programs / name).chmod(0o755)
+
+    def run(self, script: str, *arguments: str, **environ: str) -> tuple[int, str, list[str]]:
+        """Return exit code, both outputs together, and the calls made."""
+        self.calls.write_text("")
+        settings = {"VIRTUAL_ENV": str(self.calls.with_name("venv")), "CALLS": str(self.calls), **environ}
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "CXX")}
+        done = subprocess.run(
+            [self.folder / script, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=kept | settings,
+            check=False,
+            cwd="/",
+        )
+        return done.returncode, done.stdout, self.calls.read_text().splitlines()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_are_executable_strict_and_well_formed(script: str) -> None:
+    path = ROOT / script
+    text = path.read_text()
+    assert os.access(path, os.X_OK)
+    assert text.startswith("#!/usr/bin/env bash\n# ")
+    assert "\nset -euo pipefail\n" in text or '\nsource "$(dirname "$0")/venv"\n' in text
+    assert subprocess.run(["bash", "-n", path], check=False).returncode == 0
+
+
+def test_venv_installs_torch_by_its_pin_before_all_else(checkout: Checkout) -> None:
+    code, _, calls = checkout.run("ci/venv")
+    pins = (ROOT / "ci/constraints.txt").read_text().splitlines()
+    assert code == 0
+    assert [call.split("--constraint ci/constraints.txt ")[1] for call in calls] == [
+        next(pin for pin in pins if pin.startswith("torch==")),
+        "scikit-build-core nanobind cmake ninja",
+        "--no-build-isolation --editable .[dev]",
+    ]
+
+
+def test_venv_installs_once_for_the_same_sources(checkout: Checkout) -> None:
+    assert len(checkout.run("ci/venv")[2]) == 3
+    assert checkout.run("ci/venv")[2] == []
+
+
+@pytest.mark.parametrize(
+    "changed", ["pyproject.toml", "ci/constraints.txt", "kernels/csrc/op.cpp", "kernels/csrc/new.hpp"]
+)
+def test_venv_installs_again_after_a_change(checkout: Checkout, changed: str) -> None:
+    checkout.run("ci/venv")
+    with (checkout.folder / changed).open("a") as file:
+        file.write("# changed\n")
+    assert len(checkout.run("ci/venv")[2]) == 3
+
+
+def test_venv_forgets_an_install_that_failed(checkout: Checkout) -> None:
+    code, _, calls = checkout.run("ci/venv", FAIL="--editable")
+    assert (code, len(calls)) == (7, 3)
+    assert len(checkout.run("ci/venv")[2]) == 3
+
+
+def test_venv_says_which_python_it_wants(checkout: Checkout) -> None:
+    code, output, _ = checkout.run("ci/venv", VIRTUAL_ENV="", PYTHON="absent-python")
+    assert code == 6
+    assert "no Python 3.11 to 3.13 among absent-python" in output
+
+
+def test_demo_runs_the_first_experiment_and_says_where_the_run_is(checkout: Checkout) -> None:
+    checkout.run("ci/venv")
+    code, output, calls = checkout.run("ci/demo", "--profile", "smoke")
+    assert (code, calls) == (0, ["modelassay run fingerprinting --profile embedded --profile smoke"])
+    assert "The run is runs/fingerprinting-20260102T000000Z-b;" in output
+
+
+def test_demo_keeps_the_exit_code(checkout: Checkout) -> None:
+    checkout.run("ci/venv")
+    code, output, _ = checkout.run("ci/demo", FAIL="fingerprinting")
+    assert code == 7
+    assert "The run is" in output
+
+
+def test_tests_pass_their_arguments_on(checkout: Checkout) -> None:
+    checkout.run("ci/venv")
+    assert checkout.run("ci/test", "tests/bench", "-k", "scrub")[2] == [
+        "python -m pytest -m not gpu tests/bench -k scrub"
+    ]
+
+
+def test_check_runs_everything_even_after_a_failure(checkout: Checkout) -> None:
+    checkout.run("ci/venv")
+    code, _, calls = checkout.run("ci/check", FAIL="ruff format")
+    assert code == 1
+    assert calls[:3] == ["ruff format --check .", "ruff check .", "mypy "]
+    assert set(calls[3].split()) == {"modelassay", "check", "suites/one.yaml", "suites/two.yaml"}
+    assert checkout.run("ci/check")[0] == 0
+
+
+def test_nightly_runs_every_suite_and_ends_with_the_first_failure(checkout: Checkout) -> None:
+    checkout.run("ci/venv")
+    code, _, calls = checkout.run("ci/nightly", FAIL="run one")
+    assert code == 7
+    assert calls[:2] == ["modelassay run one --profile embedded", "modelassay run two --profile embedded"]
+    assert "kernels/benchmarks" in calls[2]
+    assert "-m not gpu" in calls[2]
+
+
+def test_gpu_tests_need_a_gpu(checkout: Checkout) -> None:
+    code, _, calls = checkout.run("ci/test-gpu")
+    assert (code, calls) == (6, [])
+
+
+def test_gpu_tests_are_followed_by_benchmarks_even_when_they_fail(checkout: Checkout) -> None:
+    path = f"{checkout.calls.with_name('venv')}/bin:{os.environ['PATH']}"
+    code, _, calls = checkout.run("ci/test-gpu", NO_GPU="0", FAIL="tests/kernels", PATH=path)
+    assert code == 7
+    assert [call.split()[-1] for call in calls] == ["tests/kernels", "kernels/benchmarks"]
+    assert " -m gpu " in calls[0]
+    assert "not gpu" not in calls[1]
+
+
+def test_ci_runs_every_step_and_names_those_that_failed(checkout: Checkout) -> None:
+    code, output, calls = checkout.run(".ci/run", FAIL="pytest")
+    assert code == 1
+    assert "== ci/check: exit 0 after" in output
+    assert "== ci/test: exit 7 after" in output
+    assert "== ci/demo --profile smoke: exit 0 after" in output
+    assert output.splitlines()[-1].endswith(": ci/test")
+    assert calls[-1] == "modelassay run fingerprinting --profile embedded --profile smoke"
+    code, output, _ = checkout.run(".ci/run")
+    assert code == 0
+    assert "all passed in" in output
+
+
+def test_ci_stops_where_nothing_can_be_installed(checkout: Checkout) -> None:
+    code, _, calls = checkout.run(".ci/run", FAIL="torch==")
+    assert code == 1
+    assert len(calls) == 1

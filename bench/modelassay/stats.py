@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import bootstrap
+from scipy.stats import DegenerateDataWarning, bootstrap
 from statsmodels.stats.multitest import multipletests
 
 MAX_UNDEFINED = 0.05  # share of undefined resamples above which an interval would describe the survivors, not the data
@@ -62,7 +63,8 @@ def bootstrap_interval(samples: Sequence[ArrayLike], statistic: Callable[..., An
     """
     arrays = tuple(np.asarray(sample, dtype=np.float64) for sample in samples)
     rng = np.random.default_rng(seed)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        warnings.simplefilter("ignore", DegenerateDataWarning)  # said by the NaN that is returned
         # SciPy's own name for the generator changed in 1.15; both sides of it accept this one.
         result = bootstrap(arrays, statistic, method="BCa" if method == "bca" else "percentile", paired=paired,
                            n_resamples=draws, confidence_level=level, vectorized=True, random_state=rng)  # fmt: skip

@@ -87,7 +87,10 @@ def _decide(verdict: Verdict) -> tuple[Word, str]:
     if place is None or phase is None:
         return "uncalibrated", f"; {verdict.stratum}, so the scores have nothing to be judged against"
     if place.floor > alpha:
-        return "inconclusive", f"; {place.n} unrelated pairs cannot give a p below {place.floor:.2g}, alpha is {alpha:g}"
+        return (
+            "inconclusive",
+            f"; {place.n} unrelated pairs cannot give a p below {place.floor:.2g}, alpha is {alpha:g}",
+        )
     if place.p > alpha:
         return "not distinguishable from strangers", ""
     if phase.copy_p <= alpha < phase.p:

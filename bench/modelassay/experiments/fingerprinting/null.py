@@ -127,5 +127,3 @@ def _inner_weights(randomised_RL: Array, target_RL: Array) -> Array:
     if num_layers % 2 == 0:
         parts.append(cross_RF[:, -1:].real)
     return np.concatenate(parts, axis=1).T
-
-

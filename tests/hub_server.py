@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
         hub: HubServer = self.server.hub  # type: ignore[attr-defined]
         path = unquote(urlsplit(self.path).path)
         hub.requests.append(Request(self.command, path))
-        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
+        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(?:revision|tree)/(.+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         match = info or file
         repository = hub.repositories.get(match[1]) if match else None
@@ -101,13 +101,18 @@ class _Handler(BaseHTTPRequestHandler):
         elif (match[2] or "main") not in repository.names:
             self._fail(404, "RevisionNotFound")
         elif info:
-            self._describe(match[1], repository)
+            self._describe(match[1], repository, tree="/tree/" in path)
         else:
             self._send_file(repository, repository.folder / match[3])
 
-    def _describe(self, name: str, repository: Repository) -> None:
-        files = sorted(p.relative_to(repository.folder).as_posix() for p in repository.folder.rglob("*") if p.is_file())
-        body = {"id": name, "sha": repository.commit, "siblings": [{"rfilename": file} for file in files]}
+    def _describe(self, name: str, repository: Repository, *, tree: bool) -> None:
+        paths = sorted(path for path in repository.folder.rglob("*") if path.is_file())
+        names = [path.relative_to(repository.folder).as_posix() for path in paths]
+        body: object = {"id": name, "sha": repository.commit, "siblings": [{"rfilename": file} for file in names]}
+        if tree:
+            sizes = [path.stat().st_size for path in paths]
+            body = [{"type": "file", "path": file, "size": size, "oid": repository.commit}
+                    for file, size in zip(names, sizes, strict=True)]  # fmt: skip
         self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def _send_file(self, repository: Repository, path: Path) -> None:

@@ -22,8 +22,8 @@ class Part:
 
     module: str
     """Module below the layer; its parameter is `weight`."""
-    shares: str = ""
-    """Roles that share the tensor, in storing order (`qkv`); empty where the role has it alone."""
+    shares: tuple[Role, ...] = ()
+    """Roles that share the tensor, in storing order; empty where the role has it alone."""
     grouped: bool = False
     """The shared tensor repeats `shares` once per key-value head instead of once."""
     inputs_first: bool = False
@@ -77,7 +77,7 @@ def _separate(q: str, k: str, v: str, o: str) -> dict[Role, Part]:
 
 
 def _fused(qkv: str, o: str, *, grouped: bool = False, inputs_first: bool = False) -> dict[Role, Part]:
-    shared = Part(module=qkv, shares="qkv", grouped=grouped, inputs_first=inputs_first)
+    shared = Part(module=qkv, shares=("q", "k", "v"), grouped=grouped, inputs_first=inputs_first)
     return {"q": shared, "k": shared, "v": shared, "o": Part(module=o, inputs_first=inputs_first)}
 
 

@@ -31,8 +31,11 @@ class Files(Protocol):
     local: bool
     """Whether getting a file is free."""
 
-    def get(self, name: str) -> Path | None:
-        """Return a file on this machine, fetching it if need be; None where the checkpoint has no such file."""
+    def get(self, name: str, *, required: bool = False) -> Path | None:
+        """Return a file on this machine, fetching it if need be; None where the checkpoint has no such file.
+
+        A file that may or may not be there is also None where that cannot be known, offline; a ``required`` one is an error.
+        """
 
     def weight_files(self) -> list[str]:
         """Return the names of the safetensors files beside config.json, sorted."""
@@ -75,7 +78,7 @@ class LocalFiles:
             got = "a file" if self.folder.exists() else "nothing there"
             raise CheckpointError(f"{reference}: expected a folder with config.json, got {got}{hint}")
 
-    def get(self, name: str) -> Path | None:
+    def get(self, name: str, *, required: bool = False) -> Path | None:
         """Return the file's path, None where there is no such file."""
         path = self.folder / name
         return path if path.is_file() else None
@@ -101,14 +104,14 @@ class HubFiles:
         self.folder = config.parent
         self.revision: str | None = config.parent.name
 
-    def get(self, name: str) -> Path | None:
-        """Return the file, fetched if it was not in the cache; None where the commit has none, or offline knows none."""
+    def get(self, name: str, *, required: bool = False) -> Path | None:
+        """Return the file, fetched if it was not in the cache; None where the commit has none."""
         from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
         cached = try_to_load_from_cache(self._repo, name, revision=self.revision)
         if cached is _CACHED_NO_EXIST:
             return None
-        return Path(cached) if isinstance(cached, str) else self._fetch(name, self.revision)
+        return Path(cached) if isinstance(cached, str) else self._fetch(name, self.revision, required=required)
 
     def weight_files(self) -> list[str]:
         """Return the repository's safetensors files by asking the Hub; offline, those in the cache."""
@@ -143,7 +146,7 @@ class HubFiles:
         try:
             yield
         except errors.LocalEntryNotFoundError as error:
-            raise self._not_cached(name, error) from None
+            raise self._not_cached(name, error.__cause__ or error) from None
         except errors.GatedRepoError:
             raise CheckpointError(
                 f"{self.reference}: the repository is gated; accept its terms on its page, then `hf auth login` or set HF_TOKEN"
@@ -159,12 +162,7 @@ class HubFiles:
         except errors.HFValidationError as error:
             raise CheckpointError(f"{self.reference}: not a repository's name: {error}; write hf:ORG/NAME") from None
         except errors.HfHubHTTPError as error:
-            status = error.response.status_code
-            if status in {401, 403}:
-                raise CheckpointError(
-                    f"{self.reference}: the Hub refused {name} ({status}); `hf auth login` with an account that may read it"
-                ) from None
-            raise HostError(f"{self.reference}: the Hub answered {status} for {name}; try again later") from None
+            raise self._refused(name, error.response.status_code) from None
         except (httpx.HTTPError, errors.XetDownloadError, ConnectionError) as error:
             raise HostError(
                 f"{self.reference}: {name} was not fetched ({error}); try again, or set HF_ENDPOINT to a mirror"
@@ -175,14 +173,23 @@ class HubFiles:
                 f"{self.reference}: {name} cannot be kept in the cache: {error}; {remedy}, or point HF_HOME elsewhere"
             ) from None
 
-    def _not_cached(self, name: str, error: Exception) -> CheckpointError | HostError:
+    def _not_cached(self, name: str, cause: BaseException) -> CheckpointError | HostError:
         from huggingface_hub import is_offline_mode
+        from huggingface_hub.errors import HfHubHTTPError
 
         if is_offline_mode():
             return CheckpointError(
                 f"{self.reference}: {name} is not in the cache and HF_HUB_OFFLINE is set; run once without it, or copy a cache and set HF_HOME"
             )
-        cause = error.__cause__ or error
+        if isinstance(cause, HfHubHTTPError):
+            return self._refused(name, cause.response.status_code)
         return HostError(
             f"{self.reference}: {name} is not in the cache and the Hub cannot be reached ({cause}); check the network, or set HF_ENDPOINT to a mirror"
         )
+
+    def _refused(self, name: str, status: int) -> CheckpointError | HostError:
+        if status in {401, 403}:
+            return CheckpointError(
+                f"{self.reference}: the Hub refused {name} ({status}); `hf auth login` with an account that may read it"
+            )
+        return HostError(f"{self.reference}: the Hub answered {status} for {name}; try again later")

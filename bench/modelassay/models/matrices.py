@@ -96,7 +96,7 @@ class TensorTable:
 
     def _header(self, file: str) -> dict[str, TensorInfo]:
         if file not in self._headers:
-            path = self._files.get(file)
+            path = self._files.get(file, required=True)
             if path is None:
                 raise CheckpointError(
                     f"{self._files.reference}: {_SHARD_INDEX} names {file}, which is not there; fetch the missing shard"
@@ -131,7 +131,7 @@ def attention_like(names: Iterable[str], limit: int = 4) -> str:
     >>> attention_like(["wte.weight", "h.0.attn.c_attn.weight", "h.0.mlp.c_fc.weight"])
     'h.0.attn.c_attn.weight'
     """
-    found = [name for name in names if _ATTENTION_LIKE.search(name)]
+    found = [name for name in names if _ATTENTION_LIKE.search(name) and "norm" not in name]
     return ", ".join(found[:limit]) + (f" and {len(found) - limit} more" if len(found) > limit else "") or "none"
 
 
@@ -192,8 +192,9 @@ def cut(
     path, info = tensors.find(name)
     where = f"{path}: {name}"
     rows, columns = sizes.shape(role)
-    sharers = [sizes.shape(other)[0] for other in ROLES if other in part.shares] or [rows]
-    total, start = sum(sharers), sum(sharers[: part.shares.find(role)]) if part.shares else 0
+    sharers = part.shares or (role,)
+    total = sum(sizes.shape(sharer)[0] for sharer in sharers)
+    start = sum(sizes.shape(sharer)[0] for sharer in sharers[: sharers.index(role)])
     expected = (columns, total) if part.inputs_first else (total, columns)
     if info.shape != expected:
         raise CheckpointError(

@@ -1,6 +1,7 @@
 """A header is believed only if every byte of the file is accounted for."""
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from modelassay.errors import CheckpointError
-from modelassay.models.safetensors_index import read_header, read_shard_index
+from modelassay.models.safetensors_index import MAX_HEADER_BYTES, read_header, read_shard_index
 
 
 def entry(dtype: str = "F32", shape: tuple[int, ...] = (2, 3), begin: int = 0, end: int = 24) -> dict[str, object]:
@@ -106,3 +107,11 @@ def test_index_without_a_map_is_refused(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(CheckpointError, match="weight_map: expected"):
         read_shard_index(path)
+
+
+def test_header_above_the_cap_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(struct.pack("<Q", MAX_HEADER_BYTES + 1))
+    os.truncate(path, 2 * MAX_HEADER_BYTES)  # sparse: takes no disk
+    with pytest.raises(CheckpointError, match=f"at most {MAX_HEADER_BYTES} are read"):
+        read_header(path)

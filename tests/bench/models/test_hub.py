@@ -20,19 +20,31 @@ from hub_server import HubServer, serve_hub
 from modelassay.models.checkpoint import open_checkpoint
 from tiny_models import NUM_LAYERS, make_model, save
 
-_OPEN = """
-import json, resource, signal, sys
+_FORKER = """
+import json, os, resource, signal, sys
+import torch  # the slow import, once; huggingface_hub is imported by each child under its own environment
 from modelassay.errors import AssayError
 from modelassay.models.checkpoint import open_checkpoint
-if len(sys.argv) > 2:
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
-try:
-    c = open_checkpoint(sys.argv[1])
+
+def describe(reference):
+    try:
+        c = open_checkpoint(reference)
+    except AssayError as error:
+        return {"error": type(error).__name__, "message": str(error)}
     sums = [[m.role, m.layer, c.read(m).double().sum().item()] for m in c.matrices]
-    print(json.dumps({"folder": str(c.folder), "revision": c.revision, "tokenizer": c.tokenizer_key, "sums": sums}))
-except AssayError as error:
-    print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+    return {"folder": str(c.folder), "revision": c.revision, "tokenizer": c.tokenizer_key, "sums": sums}
+
+for line in sys.stdin:
+    reference, limit, environment = json.loads(line)
+    if (child := os.fork()) == 0:
+        assert "huggingface_hub" not in sys.modules
+        os.environ.update(environment)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        print(json.dumps(describe(reference)), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit("opening crashed")
 """
 
 
@@ -41,20 +53,25 @@ class User(NamedTuple):
 
     home: Path
     endpoint: str
+    forker: subprocess.Popen[str]
 
-    def opens(self, reference: str, *limits: int, **environment: str) -> dict[str, Any]:
+    def opens(self, reference: str, *, largest_file: int = -1, **environment: str) -> dict[str, Any]:
         """Open a checkpoint and return what it is, or the error."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-        own = {
-            "HF_HOME": str(self.home),
-            "HF_ENDPOINT": self.endpoint,
-            "NO_PROXY": "127.0.0.1",
-            "HF_HUB_ETAG_TIMEOUT": "5",
-        }
-        command = [sys.executable, "-W", "error::UserWarning:modelassay", "-c", _OPEN, reference, *map(str, limits)]
-        process = subprocess.run(command, env=kept | own | environment, capture_output=True, text=True)
-        assert process.returncode == 0, process.stderr
-        return dict(json.loads(process.stdout))
+        own = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1"}
+        assert self.forker.stdin is not None
+        assert self.forker.stdout is not None
+        print(json.dumps([reference, largest_file, own | environment]), file=self.forker.stdin, flush=True)
+        answer = self.forker.stdout.readline()
+        assert answer, "the opening process crashed; its traceback is on stderr"
+        return dict(json.loads(answer))
+
+
+@pytest.fixture(scope="module")
+def forker() -> Iterator[subprocess.Popen[str]]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    command = [sys.executable, "-c", _FORKER]
+    with subprocess.Popen(command, env=kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
 
 
 @pytest.fixture
@@ -64,8 +81,8 @@ def hub() -> Iterator[HubServer]:
 
 
 @pytest.fixture
-def user(hub: HubServer, tmp_path: Path) -> User:
-    return User(tmp_path / "home", hub.url)
+def user(hub: HubServer, tmp_path: Path, forker: subprocess.Popen[str]) -> User:
+    return User(tmp_path / "home", hub.url, forker)
 
 
 @pytest.fixture(scope="module")
@@ -194,8 +211,8 @@ def test_refusals_say_what_to_do(
 
 
 @pytest.mark.slow
-def test_hub_that_is_not_there_is_the_machines_fault(tmp_path: Path) -> None:
-    answer = User(tmp_path / "home", "http://127.0.0.1:9").opens("hf:lab/llama")
+def test_hub_that_is_not_there_is_the_machines_fault(user: User) -> None:
+    answer = user.opens("hf:lab/llama", HF_ENDPOINT="http://127.0.0.1:9")
     assert answer["error"] == "HostError"
     assert "config.json is not in the cache and the Hub cannot be reached" in answer["message"]
 
@@ -204,7 +221,7 @@ def test_full_disk_is_the_machines_fault(hub: HubServer, user: User, sharded: Pa
     """A limit on the size of files stands for the full disk: writing fails in the same place."""
     hub.add("lab/llama", sharded)
     largest = max((sharded / shard).stat().st_size for shard in attention_shards(sharded))
-    answer = user.opens("hf:lab/llama", largest - 1)
+    answer = user.opens("hf:lab/llama", largest_file=largest - 1)
     assert answer["error"] == "HostError"
     assert "cannot be kept in the cache" in answer["message"]
     assert answer["message"].endswith("free some space, or point HF_HOME elsewhere")

@@ -1,0 +1,184 @@
+"""A checkpoint as a table of attention matrices, each a span of a file: opened from headers alone, read on demand.
+
+::
+
+    checkpoint = open_checkpoint("hf:Qwen/Qwen2.5-0.5B")
+    spans = [matrix.span for matrix in checkpoint.matrices_of("q")]  # what layer_std reads in place
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelassay.errors import CheckpointError
+from modelassay.models.architectures import (
+    Role,
+    closest_architecture,
+    find_architecture,
+    language_config,
+    read_sizes,
+)
+from modelassay.models.hub import Files, open_files
+from modelassay.models.matrices import Matrix, TensorTable, attention_like, cut, known_names, locate, read_matrix
+from modelassay.models.safetensors_index import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stratum:
+    """What two checkpoints must have in common for a score between them to be judged against one background."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    vocab_size: int
+    tokenizer_key: str | None
+    """Key of the vocabulary; None where the checkpoint brings no tokenizer."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+    """A model's sizes and its attention matrices, none of them read."""
+
+    reference: str
+    """As the user named it."""
+    folder: Path
+    """Where its files lie: the user's folder, or the snapshot in the Hub's cache."""
+    architecture: str
+    """config.json's `model_type`, of the language model where a wrapper nests one."""
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    tokenizer_key: str | None
+    """What `tokenizer_key` tells of its files."""
+    revision: str | None
+    """Commit of the Hub; None for a folder."""
+    matrices: tuple[Matrix, ...]
+    """By layer, then in the order q, k, v, o."""
+
+    def matrices_of(self, role: Role) -> tuple[Matrix, ...]:
+        """Return one role's matrices in layer order."""
+        return tuple(matrix for matrix in self.matrices if matrix.role == role)
+
+    def stratum(self) -> Stratum:
+        """Return the stratum this checkpoint is judged in."""
+        return Stratum(
+            num_layers=self.num_layers,
+            hidden_size=self.hidden_size,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            vocab_size=self.vocab_size,
+            tokenizer_key=self.tokenizer_key,
+        )
+
+    def read(self, matrix: Matrix) -> Tensor:
+        """Return a copy of one matrix: [outputs, inputs] in the stored dtype; scaled fp8 as float32."""
+        return read_matrix(matrix)
+
+
+def open_checkpoint(reference: str | Path) -> Checkpoint:
+    """Open a checkpoint by its files' headers; no weight is read, only the fp8 scales where there are any.
+
+    ``reference`` is a folder (config.json with model.safetensors, or with shards and model.safetensors.index.json, or with
+    one safetensors file of another name), or ``hf:ORG/NAME``, optionally with ``@`` and a commit, tag or branch. Of a
+    repository only config.json, the index, the vocabulary and the files that hold attention are fetched, and what the
+    cache holds of a commit is not asked for again.
+
+    Raises:
+        CheckpointError: not there, not readable, damaged, of an architecture the table does not hold, packed by a
+            quantiser, or with matrices that are missing or not of the shape config.json implies.
+        HostError: the Hub cannot be reached, or its cache cannot be written.
+    """
+    files = open_files(reference)
+    config_path = files.get("config.json")
+    if config_path is None:
+        raise _without_config(files)
+    config = read_json(config_path)
+    model_type, own, _ = language_config(config)
+    architecture = find_architecture(model_type)
+    if architecture is None:
+        raise _unknown_architecture(files, model_type)
+    sizes = read_sizes(config, str(config_path))
+    tensors = TensorTable(files)
+    names = locate(files.reference, architecture, sizes, tensors.names())
+    quantization: dict[str, Any] = own.get("quantization_config") or config.get("quantization_config") or {}
+    return Checkpoint(
+        reference=files.reference,
+        folder=files.folder,
+        architecture=model_type,
+        num_layers=sizes.num_layers,
+        hidden_size=sizes.hidden_size,
+        num_heads=sizes.num_heads,
+        num_kv_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
+        vocab_size=sizes.vocab_size,
+        tokenizer_key=tokenizer_key(files),
+        revision=files.revision,
+        matrices=tuple(
+            cut(tensors, name, role, layer, architecture.parts[role], sizes, quantization)
+            for (layer, role), name in names.items()
+        ),
+    )
+
+
+def _without_config(files: Files) -> CheckpointError:
+    if files.get("adapter_config.json") is not None:
+        return CheckpointError(
+            f"{files.reference}: expected config.json, got a LoRA adapter; merge it into its base, save, and open that"
+        )
+    return CheckpointError(
+        f"{files.reference}: no config.json; name the folder that `save_pretrained` of transformers wrote"
+    )
+
+
+def _unknown_architecture(files: Files, model_type: str) -> CheckpointError:
+    found = attention_like(known_names(files))
+    return CheckpointError(
+        f"{files.reference}: config.json: model_type {model_type!r} is not in the table of architectures"
+        f"{closest_architecture(model_type)}; its attention seems to be: {found}; "
+        f"add a row that names these to modelassay/models/architectures.py"
+    )
+
+
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+"""Files that hold a vocabulary, the ones that say most first."""
+
+
+def tokenizer_key(files: Files) -> str | None:
+    """Return 16 hex digits that two checkpoints share if their tokens have the same ids; None without a tokenizer.
+
+    The key is over the token-to-id table without what was added later, so a tokenizer that was saved again, given another
+    chat template or further special tokens keeps its key, in tokenizer.json as in vocab.json. Of a SentencePiece model
+    alone the bytes are hashed.
+
+    Raises:
+        CheckpointError: the file that should hold the vocabulary does not.
+    """
+    found = ((name, path) for name in _VOCABULARIES if (path := files.get(name)) is not None)
+    name, path = next(found, (None, None))
+    if path is None:
+        return None
+    if name in {"tokenizer.model", "spiece.model"}:
+        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    if name == "vocab.txt":
+        table: Any = {token: index for index, token in enumerate(path.read_text(encoding="utf-8").splitlines())}
+    else:
+        table = read_json(path)
+        if name == "tokenizer.json":
+            model = table.get("model")
+            table = model.get("vocab") if isinstance(model, dict) else None
+        if isinstance(table, list):  # Unigram: [token, score] in order of ids
+            table = {entry[0]: index for index, entry in enumerate(table)}
+        if not isinstance(table, dict) or not table:
+            raise CheckpointError(f"{path}: expected a vocabulary, got {table!r:.80}; save the tokenizer again")
+    return hashlib.blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=8).hexdigest()

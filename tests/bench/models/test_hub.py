@@ -1,0 +1,227 @@
+"""`hf:` names against a stand-in Hub: what is fetched, what is not, and what is said when it cannot be.
+
+Each opening runs in a process of its own because huggingface_hub reads HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE when it is
+imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hub_server import HubServer, serve_hub
+from modelassay.models.checkpoint import open_checkpoint
+from tiny_models import NUM_LAYERS, make_model, save
+
+_FORKER = """
+import json, os, resource, signal, sys
+import torch  # the slow import, once; huggingface_hub is imported by each child under its own environment
+from modelassay.errors import AssayError
+from modelassay.models.checkpoint import open_checkpoint
+
+def describe(reference):
+    try:
+        c = open_checkpoint(reference)
+    except AssayError as error:
+        return {"error": type(error).__name__, "message": str(error)}
+    sums = [[m.role, m.layer, c.read(m).double().sum().item()] for m in c.matrices]
+    return {"folder": str(c.folder), "revision": c.revision, "tokenizer": c.tokenizer_key, "sums": sums}
+
+for line in sys.stdin:
+    reference, limit, environment = json.loads(line)
+    if (child := os.fork()) == 0:
+        assert "huggingface_hub" not in sys.modules
+        os.environ.update(environment)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        print(json.dumps(describe(reference)), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit("opening crashed")
+"""
+
+
+class User(NamedTuple):
+    """Someone with a cache of their own."""
+
+    home: Path
+    endpoint: str
+    forker: subprocess.Popen[str]
+
+    def opens(self, reference: str, *, largest_file: int = -1, **environment: str) -> dict[str, Any]:
+        """Open a checkpoint and return what it is, or the error."""
+        own = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1"}
+        assert self.forker.stdin is not None
+        assert self.forker.stdout is not None
+        print(json.dumps([reference, largest_file, own | environment]), file=self.forker.stdin, flush=True)
+        answer = self.forker.stdout.readline()
+        assert answer, "the opening process crashed; its traceback is on stderr"
+        return dict(json.loads(answer))
+
+
+@pytest.fixture(scope="module")
+def forker() -> Iterator[subprocess.Popen[str]]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    command = [sys.executable, "-c", _FORKER]
+    with subprocess.Popen(command, env=kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    with serve_hub() as server:
+        yield server
+
+
+@pytest.fixture
+def user(hub: HubServer, tmp_path: Path, forker: subprocess.Popen[str]) -> User:
+    return User(tmp_path / "home", hub.url, forker)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama whose embeddings fill shards that hold no attention, with a tokenizer."""
+    folder = save(make_model("llama", vocab_size=200), tmp_path_factory.mktemp("sharded"), max_shard_size="9KB")
+    (folder / "vocab.json").write_text(json.dumps({f"t{i}": i for i in range(200)}))
+    return folder
+
+
+def expected(folder: Path) -> list[list[Any]]:
+    checkpoint = open_checkpoint(folder)
+    return [[m.role, m.layer, checkpoint.read(m).double().sum().item()] for m in checkpoint.matrices]
+
+
+def attention_shards(folder: Path) -> set[str]:
+    weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    return {file for name, file in weight_map.items() if ".self_attn." in name}
+
+
+def test_only_shards_with_attention_are_fetched_and_only_once(hub: HubServer, user: User, sharded: Path) -> None:
+    commit = hub.add("lab/llama", sharded)
+    first = user.opens(f"hf:lab/llama@{commit}")
+    assert first["sums"] == expected(sharded)
+    assert first["revision"] == commit
+    assert Path(first["folder"]).is_relative_to(user.home)
+    assert first["tokenizer"] == open_checkpoint(sharded).tokenizer_key is not None
+    shards = attention_shards(sharded)
+    assert shards < {path.name for path in sharded.glob("*.safetensors")}
+    assert hub.files_sent() == shards | {"config.json", "model.safetensors.index.json", "vocab.json"}
+    hub.requests.clear()
+    assert user.opens(f"hf:lab/llama@{commit}") == first
+    assert hub.files_sent() == set()
+    assert [request for request in hub.requests if "lab/llama" in request.path] == []
+
+
+def test_offline_takes_everything_from_the_cache_and_asks_nothing(hub: HubServer, user: User, sharded: Path) -> None:
+    commit = hub.add("lab/llama", sharded, tags=("v1",))
+    first = user.opens("hf:lab/llama@v1")
+    assert first["revision"] == commit
+    hub.requests.clear()
+    for reference in ("hf:lab/llama@v1", f"hf:lab/llama@{commit}"):
+        assert user.opens(reference, HF_HUB_OFFLINE="1") == first
+    assert hub.requests == []
+
+
+def test_offline_without_a_cache_is_refused_and_asks_nothing(hub: HubServer, user: User, sharded: Path) -> None:
+    commit = hub.add("lab/llama", sharded)
+    for reference in ("hf:lab/llama", f"hf:lab/llama@{commit}"):
+        answer = user.opens(reference, HF_HUB_OFFLINE="1")
+        assert answer["error"] == "CheckpointError"
+        assert f"{reference}: config.json is not in the cache and HF_HUB_OFFLINE is set; run once" in answer["message"]
+    assert hub.requests == []
+
+
+def test_cache_that_lacks_a_shard_is_refused_offline(hub: HubServer, user: User, sharded: Path) -> None:
+    commit = hub.add("lab/llama", sharded)
+    folder = Path(user.opens(f"hf:lab/llama@{commit}")["folder"])
+    shard = min(attention_shards(sharded))
+    (folder / shard).unlink()
+    answer = user.opens(f"hf:lab/llama@{commit}", HF_HUB_OFFLINE="1")
+    assert answer["error"] == "CheckpointError"
+    assert f"{shard} is not in the cache and HF_HUB_OFFLINE is set" in answer["message"]
+    assert user.opens(f"hf:lab/llama@{commit}")["sums"] == expected(sharded)
+
+
+def test_branch_that_moved_is_followed_and_reported(hub: HubServer, user: User, sharded: Path, tmp_path: Path) -> None:
+    old = hub.add("lab/llama", sharded)
+    assert user.opens("hf:lab/llama")["revision"] == old
+    torch.manual_seed(3)
+    newer = save(make_model("llama").bfloat16(), tmp_path / "newer")
+    new = hub.add("lab/llama", newer)
+    answer = user.opens("hf:lab/llama")
+    assert (answer["revision"], answer["sums"]) == (new, expected(newer))
+    assert answer["tokenizer"] is None
+
+
+def test_single_file_of_another_name(hub: HubServer, user: User, tmp_path: Path) -> None:
+    folder = save(make_model("gpt2"), tmp_path / "gpt2")
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    commit = hub.add("lab/gpt2", folder)
+    answer = user.opens("hf:lab/gpt2")
+    assert len(answer["sums"]) == 4 * NUM_LAYERS
+    assert answer["sums"] == expected(folder)
+    hub.requests.clear()
+    assert user.opens(f"hf:lab/gpt2@{commit}", HF_HUB_OFFLINE="1") == answer
+    assert hub.requests == []
+
+
+def test_unknown_architecture_is_refused_before_weights_are_fetched(hub: HubServer, user: User, tmp_path: Path) -> None:
+    folder = save(make_model("llama"), tmp_path / "odd", max_shard_size="8KB")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "odd"}))
+    hub.add("lab/odd", folder)
+    answer = user.opens("hf:lab/odd")
+    assert answer["error"] == "CheckpointError"
+    assert "model.layers.0.self_attn.k_proj.weight" in answer["message"]
+    assert hub.files_sent() == {"config.json", "model.safetensors.index.json"}
+
+
+@pytest.mark.parametrize(
+    ("reference", "failure", "kind", "message"),
+    [
+        ("hf:lab/nothing", None, "CheckpointError", "no such repository, or a private one; check the spelling"),
+        ("hf:lab/llama@v9", None, "CheckpointError", "no such commit, tag or branch; check what follows the @"),
+        (f"hf:lab/llama@{'0' * 40}", None, "CheckpointError", "no such commit, tag or branch"),
+        ("hf:lab/bad--name", None, "CheckpointError", "not a repository's name"),
+        ("hf:lab/empty", None, "CheckpointError", "the repository has no config.json"),
+        ("hf:lab/llama", (403, "GatedRepo"), "CheckpointError", "gated; accept its terms on its page, then `hf auth login`"),
+        ("hf:lab/llama", (401, "RepoNotFound"), "CheckpointError", "no such repository, or a private one"),
+        ("hf:lab/llama", (401, ""), "CheckpointError", "the Hub refused config.json (401)"),
+        ("hf:lab/llama", (403, ""), "CheckpointError", "the Hub refused config.json (403)"),
+        ("hf:lab/llama", (501, ""), "HostError", "the Hub answered 501 for config.json; try again later"),
+    ],
+)  # fmt: skip
+def test_refusals_say_what_to_do(
+    hub: HubServer, user: User, sharded: Path, tmp_path: Path, reference: str, failure: tuple[int, str], kind: str, message: str
+) -> None:  # fmt: skip
+    hub.add("lab/llama", sharded, failure=failure)
+    (tmp_path / "empty").mkdir()
+    hub.add("lab/empty", tmp_path / "empty")
+    answer = user.opens(reference)
+    assert answer["error"] == kind
+    assert answer["message"].startswith(reference)
+    assert message in answer["message"]
+
+
+@pytest.mark.slow
+def test_hub_that_is_not_there_is_the_machines_fault(user: User) -> None:
+    answer = user.opens("hf:lab/llama", HF_ENDPOINT="http://127.0.0.1:9")
+    assert answer["error"] == "HostError"
+    assert "config.json is not in the cache and the Hub cannot be reached" in answer["message"]
+
+
+def test_full_disk_is_the_machines_fault(hub: HubServer, user: User, sharded: Path) -> None:
+    """A limit on the size of files stands for the full disk: writing fails in the same place."""
+    hub.add("lab/llama", sharded)
+    largest = max((sharded / shard).stat().st_size for shard in attention_shards(sharded))
+    answer = user.opens("hf:lab/llama", largest_file=largest - 1)
+    assert answer["error"] == "HostError"
+    assert "cannot be kept in the cache" in answer["message"]
+    assert answer["message"].endswith("free some space, or point HF_HOME elsewhere")

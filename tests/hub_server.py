@@ -1,0 +1,143 @@
+"""A local stand-in that speaks the part of the Hugging Face Hub's protocol that downloads need.
+
+It serves folders as repositories over HTTP on the loopback interface and logs every request, so that a test can tell what
+was fetched and that offline nothing was. It is not the Hub: no LFS redirects, no Xet, no authentication.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+
+class Request(NamedTuple):
+    """One line of the log."""
+
+    method: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """A folder that is served at one commit."""
+
+    folder: Path
+    commit: str
+    names: frozenset[str]
+    """Branches and tags that point to the commit."""
+    failure: tuple[int, str] | None
+    """Status and X-Error-Code that answer every request instead."""
+
+
+@dataclass
+class HubServer:
+    """Repositories by name, and the log of what was asked."""
+
+    url: str
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+
+    def add(self, name: str, folder: Path, *, tags: tuple[str, ...] = (), failure: tuple[int, str] | None = None) -> str:  # fmt: skip
+        """Serve ``folder`` as ``ORG/NAME`` on its branch main and under ``tags``; return its commit."""
+        commit = hashlib.sha1(f"{name} {folder}".encode()).hexdigest()
+        names = frozenset({"main", commit, *tags})
+        self.repositories[name] = Repository(folder=folder, commit=commit, names=names, failure=failure)
+        return commit
+
+    def files_sent(self) -> set[str]:
+        """Return the names of files whose contents were sent since the log was last cleared."""
+        return {path.rsplit("/", 1)[1] for method, path in self.requests if method == "GET" and "/resolve/" in path}
+
+
+@contextmanager
+def serve_hub() -> Iterator[HubServer]:
+    """Run a stand-in on a free port; stop it at the end."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    hub = server.hub = HubServer(f"http://127.0.0.1:{server.server_address[1]}")  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay silent; the log is `HubServer.requests`."""
+
+    def _answer(self) -> None:
+        hub: HubServer = self.server.hub  # type: ignore[attr-defined]
+        path = unquote(urlsplit(self.path).path)
+        hub.requests.append(Request(self.command, path))
+        info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(?:revision|tree)/(.+))?", path)
+        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        match = info or file
+        repository = hub.repositories.get(match[1]) if match else None
+        if match is None or repository is None:
+            self._fail(404, "RepoNotFound")
+        elif repository.failure is not None:
+            self._fail(*repository.failure)
+        elif (match[2] or "main") not in repository.names:
+            self._fail(404, "RevisionNotFound")
+        elif info:
+            self._describe(match[1], repository, tree="/tree/" in path)
+        else:
+            self._send_file(repository, repository.folder / match[3])
+
+    def _describe(self, name: str, repository: Repository, *, tree: bool) -> None:
+        paths = sorted(path for path in repository.folder.rglob("*") if path.is_file())
+        names = [path.relative_to(repository.folder).as_posix() for path in paths]
+        body: object = {"id": name, "sha": repository.commit, "siblings": [{"rfilename": file} for file in names]}
+        if tree:
+            sizes = [path.stat().st_size for path in paths]
+            body = [{"type": "file", "path": file, "size": size, "oid": repository.commit}
+                    for file, size in zip(names, sizes, strict=True)]  # fmt: skip
+        self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+    def _send_file(self, repository: Repository, path: Path) -> None:
+        commit = {"X-Repo-Commit": repository.commit}
+        if not path.is_file():
+            self._fail(404, "EntryNotFound", commit)
+            return
+        data = path.read_bytes()
+        headers = commit | {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if wanted is None:
+            self._send(200, data, headers)
+            return
+        first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
+        span = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+        self._send(206, data[first : last + 1], headers | span)
+
+    def _fail(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
+        self._send(status, b"", (headers or {}) | {"X-Error-Code": code, "X-Error-Message": code})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)

@@ -1,6 +1,7 @@
 """Synthetic curves with known relations."""
 
 import numpy as np
+
 from modelassay.experiments.fingerprinting.curves import ROLES, Curves
 
 Array = np.ndarray

@@ -67,10 +67,17 @@ class ClaimVerdict:
         ours = None
         if self.ours is not None:
             ours = {"value": self.ours.value, "low": self.ours.low, "high": self.ours.high}
-        return {"claim": self.claim.model_dump(mode="json"), "verdict": self.verdict, "reason": self.reason, "ours": ours}
+        return {
+            "claim": self.claim.model_dump(mode="json"),
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "ours": ours,
+        }
 
 
-def assess(claims: Sequence[Claim], findings: Findings | None, *, profile: str, why_none: str = "") -> list[ClaimVerdict]:
+def assess(
+    claims: Sequence[Claim], findings: Findings | None, *, profile: str, why_none: str = ""
+) -> list[ClaimVerdict]:
     """Return a verdict for each claim from the findings of a run at ``profile`` (None: no such run, ``why_none``)."""
     return [_assess_one(claim, findings, profile, why_none) for claim in claims]
 

@@ -24,11 +24,15 @@ def cli() -> None:
 @cli.command()
 @click.argument("target", metavar="SUITE|RUN")
 @click.option("--profile", help="A named scale of the suite; default: embedded.")
-@click.option("-o", "--override", "overrides", multiple=True, metavar="A.B=C", help="Set a parameter; the value is YAML.")
+@click.option(
+    "-o", "--override", "overrides", multiple=True, metavar="A.B=C", help="Set a parameter; the value is YAML."
+)
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would run, what is reused and why.")
 @_runs
 @_json
-def run(target: str, profile: str | None, overrides: tuple[str, ...], only_plan: bool, runs: Path, as_json: bool) -> None:
+def run(
+    target: str, profile: str | None, overrides: tuple[str, ...], only_plan: bool, runs: Path, as_json: bool
+) -> None:
     """Execute SUITE (a shipped name or a file) in a new run directory, or go on with RUN."""
     from modelassay import runner, show
     from modelassay.suite import load_suite
@@ -88,7 +92,9 @@ def check(files: tuple[str, ...], as_json: bool) -> None:
 @cli.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL MODEL...")
 @click.option("--against", metavar="RUN", help="A run of suite fingerprinting whose strangers are the background.")
-@click.option("--figure", type=click.Path(path_type=Path), help="Draw curves and scores into this file (png, svg, pdf).")
+@click.option(
+    "--figure", type=click.Path(path_type=Path), help="Draw curves and scores into this file (png, svg, pdf)."
+)
 @click.option("--alpha", default=0.05, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Level at which a pair is called related.")  # fmt: skip
 @_runs
@@ -97,10 +103,10 @@ def fingerprint(models: tuple[str, ...], against: str | None, figure: Path | Non
                 as_json: bool) -> None:  # fmt: skip
     """Say of each pair of MODELs whether one derives from the other: folders, hf:ORG/NAME@COMMIT or zoo:NAME."""
     from modelassay import runner, show
-    from modelassay.experiments.fingerprinting import verb
+    from modelassay.fingerprint import fingerprint as judged
 
     background = None if against is None else runner.require_run(against, runs)
-    show.emit(verb.fingerprint(models, background=background, figure=figure, alpha=alpha, report=_progress), as_json=as_json)
+    show.emit(judged(models, background=background, figure=figure, alpha=alpha, report=_progress), as_json=as_json)
 
 
 @cli.command()
@@ -109,10 +115,10 @@ def fingerprint(models: tuple[str, ...], against: str | None, figure: Path | Non
 def doctor(context: click.Context, as_json: bool) -> None:
     """Examine this machine; each fault with its fix."""
     from modelassay import show
-    from modelassay.doctor import doctor_view, examine
+    from modelassay.doctor import examine
 
     checks = examine()
-    show.emit(doctor_view(checks), as_json=as_json)
+    show.emit(show.doctor_view(checks), as_json=as_json)
     context.exit(6 if any(check.required and check.status != "ok" for check in checks) else 0)
 
 

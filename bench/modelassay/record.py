@@ -198,7 +198,9 @@ def _refuse_duplicates(cell_dir: Path, metrics: list[dict[str, Any]]) -> None:
     for metric in metrics:
         key = (metric["name"], json.dumps(metric["labels"], sort_keys=True))
         if key in seen:
-            raise RecordError(f"{cell_dir}: metric {key[0]} {key[1]} stands twice; its labels do not tell its units apart")
+            raise RecordError(
+                f"{cell_dir}: metric {key[0]} {key[1]} stands twice; its labels do not tell its units apart"
+            )
         seen.add(key)
 
 

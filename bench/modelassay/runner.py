@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import secrets
 import signal
@@ -110,7 +109,9 @@ def open_run(folder: Path) -> Run:
 
 def runs_under(root: Path) -> list[Path]:
     """Return the run directories under ``root``, oldest first."""
-    return sorted((path.parent for path in root.glob("*/run.json")), key=lambda path: (path / "run.json").stat().st_mtime)
+    return sorted(
+        (path.parent for path in root.glob("*/run.json")), key=lambda path: (path / "run.json").stat().st_mtime
+    )
 
 
 def find_run(reference: str, root: Path) -> Path | None:
@@ -182,7 +183,9 @@ def refuse_changes(run: Run) -> None:
                                      "libraries": now["libraries"]})  # fmt: skip
     if found:
         listed = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
-        raise UsageError(f"{run.folder}: the code changed since this run began: {listed}; start a new run of {run.suite.name}")
+        raise UsageError(
+            f"{run.folder}: the code changed since this run began: {listed}; start a new run of {run.suite.name}"
+        )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from modelassay.suite import Suite, load_suite, shipped_suites
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from modelassay.doctor import Check
 
 _MEANINGLESS = "profile smoke only walks the path: its numbers mean nothing"
 
@@ -126,7 +128,9 @@ def run_view(run: Run) -> View:
               str(logs[cell.id].num_attempts), str((logs[cell.id].status or {}).get("reason", "")))
              for cell in run.suite.cells]  # fmt: skip
     findings = run_findings(run)
-    verdicts = assess(run.suite.claims, findings, profile=run.suite.profile, why_none="cells of the run are not complete")
+    verdicts = assess(
+        run.suite.claims, findings, profile=run.suite.profile, why_none="cells of the run are not complete"
+    )
     caveats = list(findings.caveats) if findings else []
     if run.suite.profile == "smoke":
         caveats.insert(0, _MEANINGLESS)
@@ -181,7 +185,9 @@ def claims_table(verdicts: Sequence[ClaimVerdict], suite: str) -> Table:
         shown = "not measured" if ours is None else f"{ours.value:.4g}"
         rows.append((f"{suite}/{claim.id}", f"{claim.relation} {claim.published:g} ({claim.source})", counter or "none known",
                      shown, verdict.verdict, verdict.reason))  # fmt: skip
-    return Table(title="claims", columns=("claim", "published", "counter-evidence", "ours", "verdict", "why"), rows=rows)
+    return Table(
+        title="claims", columns=("claim", "published", "counter-evidence", "ours", "verdict", "why"), rows=rows
+    )
 
 
 def ledger(root: Path) -> View:
@@ -199,6 +205,14 @@ def ledger(root: Path) -> View:
     columns = claims_table([], "").columns
     return View(data=[{"suite": name, **v.to_json()} for name, v in verdicts],
                 tables=[Table(title="claims", columns=columns, rows=rows)])  # fmt: skip
+
+
+def doctor_view(checks: Sequence[Check]) -> View:
+    """Show what `doctor` found, each fault with its fix."""
+    rows = [(check.name, check.status if check.required or check.status == "ok" else f"{check.status} (optional)",
+             check.detail, check.fix or "") for check in checks]  # fmt: skip
+    return View(data=[asdict(check) for check in checks],
+                tables=[Table(title="", columns=("check", "status", "found", "fix"), rows=rows)])  # fmt: skip
 
 
 def _answers(run: Run, suite: str, profile: str) -> bool:

@@ -29,7 +29,7 @@ class FileSpan(NamedTuple):
 
 
 def _layer_std_reference(tensors: Sequence[Tensor], correction: int = 1) -> Tensor:
-    """std of all elements of each tensor in float64 by two passes: mean first, then the centred squares."""
+    """Std of all elements of each tensor in float64 by two passes: mean first, then the centred squares."""
     return torch.stack([_std(tensor.double(), correction) for tensor in tensors])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from modelassay import doctor
 from modelassay.doctor import Check, Probe
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from modelassay import environment
 from modelassay.environment import capture, code_fingerprint, differences, in_container, kept_variables
 

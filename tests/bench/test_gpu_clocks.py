@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from modelassay.gpu_clocks import (
     MIN_ENERGY_WINDOW_S,
     ClockSampler,

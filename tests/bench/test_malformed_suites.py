@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from malformed_suites import ALL, BASE, Case
 from malformed_yaml import SYNTAX
 from modelassay.errors import SuiteError

@@ -24,7 +24,9 @@ def test_units_are_numbered_per_stage_and_carry_their_work(log: Log) -> None:
     assert [(u["stage"], u["index"], u.get("warmup", False)) for u in cell.microbatches] == [
         ("a", 0, False), ("b", 0, True), ("a", 1, False),
     ]  # fmt: skip
-    assert all((u["tokens"], u["bytes"], u["flops"], u["labels"]) == (4, 8, 16, {"layer": 2}) for u in cell.microbatches)
+    assert all(
+        (u["tokens"], u["bytes"], u["flops"], u["labels"]) == (4, 8, 16, {"layer": 2}) for u in cell.microbatches
+    )
     assert {line["stage"] for line in cell.others if line["kind"] == "memory"} == {"a", "b"}
 
 
@@ -107,7 +109,10 @@ def test_device_units_wait_for_their_events_and_keep_their_order(log: Log) -> No
     assert read_cell(log.path.parent).microbatches == []
     meter.metric("x", 1.0)  # a metric comes after the units it was computed from
     cell = read_cell(log.path.parent)
-    assert [(u["stage"], u["seq"], u["device_ns"]) for u in cell.microbatches] == [("a", 0, 1_500_000), ("b", 1, 1_500_000)]
+    assert [(u["stage"], u["seq"], u["device_ns"]) for u in cell.microbatches] == [
+        ("a", 0, 1_500_000),
+        ("b", 1, 1_500_000),
+    ]
     assert cell.metrics[0]["seq"] == 2
     meter.settle()
     peaks = [(line["stage"], line["device_peak_bytes"]) for line in read_cell(log.path.parent).others]

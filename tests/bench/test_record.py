@@ -12,7 +12,9 @@ from modelassay.errors import HostError, RecordError
 from modelassay.record import Log, read_cell, read_segment, read_tables
 
 
-def write_attempt(cell_dir: Path, attempt: int, resumed_at: int, values: list[float], *, status: str | None = None) -> None:
+def write_attempt(
+    cell_dir: Path, attempt: int, resumed_at: int, values: list[float], *, status: str | None = None
+) -> None:
     log = Log(cell_dir / f"attempt-{attempt}.jsonl", cell="c", attempt=attempt, resumed_at=resumed_at)
     for step, value in enumerate(values, start=resumed_at):
         encoded = value if math.isfinite(value) else repr(value)

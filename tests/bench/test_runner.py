@@ -106,7 +106,9 @@ def test_second_process_on_one_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_failed_cell_is_told_and_the_others_run(tmp_path: Path) -> None:
-    text = SUITE.replace("seed: [0, 1]", "seed: [0, 1]\n  include:\n    - {model: zoo:base, fail_at: 9, only_first: true}")
+    text = SUITE.replace(
+        "seed: [0, 1]", "seed: [0, 1]\n  include:\n    - {model: zoo:base, fail_at: 9, only_first: true}"
+    )
     code, out, err = modelassay("run", write_suite(tmp_path, text), "--runs", tmp_path / "runs")
     assert code == 3
     assert "2 of 4 cells failed" in err
@@ -138,7 +140,9 @@ def test_hard_exit_is_a_failure(tmp_path: Path) -> None:
 
 
 def test_changed_code_is_refused_with_the_difference(tmp_path: Path) -> None:
-    code, *_ = modelassay("run", write_suite(tmp_path, SUITE.replace("pause_ms: 3.0", "exit_at: 3")), "--runs", tmp_path / "runs")
+    code, *_ = modelassay(
+        "run", write_suite(tmp_path, SUITE.replace("pause_ms: 3.0", "exit_at: 3")), "--runs", tmp_path / "runs"
+    )
     run = only_run(tmp_path / "runs")
     manifest = json.loads((run / "run.json").read_text())
     changed = next(name for name in manifest["code"] if name.endswith("toy/run.py"))
@@ -162,9 +166,7 @@ def test_changed_parameters_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
-def test_full_disk_is_told_and_the_run_goes_on_after_space_is_made(
-    tmp_path: Path, reference: Reference
-) -> None:
+def test_full_disk_is_told_and_the_run_goes_on_after_space_is_made(tmp_path: Path, reference: Reference) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False).returncode != 0:

@@ -5,6 +5,7 @@ import random
 import string
 
 import pytest
+
 from modelassay.scrub import known_secrets, scrub_argv, scrub_json, scrub_text
 
 BASE62 = string.ascii_letters + string.digits

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from modelassay.stats import Interval, bootstrap_interval, holm, rank_p
 
 

@@ -15,7 +15,9 @@ def analyse(tables: Tables) -> Findings:
     rows = [(row["cell"], f"{values.get(row['cell'], float('nan')):.6f}") for row in tables.cells.iter_rows(named=True)]
     mean = sum(values.values()) / len(values) if values else float("nan")
     return Findings(
-        findings=[Finding(name="final", value=mean, low=min(values.values()), high=max(values.values()))] if values else [],
+        findings=[Finding(name="final", value=mean, low=min(values.values()), high=max(values.values()))]
+        if values
+        else [],
         tables=[Table(title="walks", columns=("cell", "final value"), rows=rows)],
         caveats=["a toy"],
     )

@@ -8,7 +8,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import Diverged
-
 from toy.params import Params
 
 if TYPE_CHECKING:

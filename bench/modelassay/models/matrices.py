@@ -17,8 +17,9 @@ from modelassay.models.hub import Files
 from modelassay.models.safetensors_index import DTYPE_BITS, TensorInfo, read_header, read_shard_index
 
 if TYPE_CHECKING:
-    from modelassay_kernels.layer_std import FileSpan
     from torch import Tensor
+
+    from modelassay_kernels.layer_std import FileSpan
 
 TORCH_DTYPES = {
     "BF16": "bfloat16",

@@ -12,6 +12,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
+
 from modelassay.errors import CheckpointError
 from modelassay.models.architectures import ALIASES, ARCHITECTURES, CONFIG_DEFAULTS, CONFIG_KEYS, ROLES
 from modelassay.models.checkpoint import Stratum, open_checkpoint

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+
 from hub_server import HubServer, serve_hub
 from modelassay.models.checkpoint import open_checkpoint
 from tiny_models import NUM_LAYERS, make_model, save

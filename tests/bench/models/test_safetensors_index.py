@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
 from modelassay.errors import CheckpointError
 from modelassay.models.safetensors_index import MAX_HEADER_BYTES, read_header, read_shard_index
 

@@ -133,13 +133,17 @@ def caveats(verdicts: Sequence[Verdict], background: Background) -> list[str]:
     """Return what a reader must know before quoting the table."""
     notes = []
     if any(verdict.word == "uncalibrated" for verdict in verdicts):
-        notes.append("uncalibrated pairs have no strangers of their stratum (depth, shape, tokenizer): no p-value is printed")
+        notes.append(
+            "uncalibrated pairs have no strangers of their stratum (depth, shape, tokenizer): no p-value is printed"
+        )
     if background.pairs:
         notes.append("strangers share models, so their pairs are not independent and a rank p is approximate")
     calibrated = [verdict for verdict in verdicts if verdict.p_adjusted is not None]
     if len(calibrated) > 1:
         best = min(verdict.p_adjusted for verdict in calibrated if verdict.p_adjusted is not None)
-        notes.append(f"each pair is judged at its own level; over all {len(calibrated)} pairs Holm's smallest adjusted rank p is {best:.2g}")
+        notes.append(
+            f"each pair is judged at its own level; over all {len(calibrated)} pairs Holm's smallest adjusted rank p is {best:.2g}"
+        )
     return notes
 
 

@@ -4,9 +4,10 @@ import re
 
 import numpy as np
 import pytest
+from scipy.stats import pearsonr, zscore
+
 from curve_cases import child, make, process, walk
 from modelassay.experiments.fingerprinting.curves import ROLES, Curves, corrected, paper_exact
-from scipy.stats import pearsonr, zscore
 
 
 def with_sigma(model: Curves, name: str, change: object) -> Curves:

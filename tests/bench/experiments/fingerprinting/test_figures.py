@@ -4,8 +4,9 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from curve_cases import child, walk
 from matplotlib.figure import Figure
+
+from curve_cases import child, walk
 from modelassay.experiments.fingerprinting.background import Background
 from modelassay.experiments.fingerprinting.curves import Curves
 from modelassay.experiments.fingerprinting.figures import _draw_scores, save_figure

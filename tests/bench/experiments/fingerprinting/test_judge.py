@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+
 from curve_cases import child, make, process, walk
 from modelassay.experiments.fingerprinting.background import Background, rank
 from modelassay.experiments.fingerprinting.curves import ROLES, Curves, corrected, paper_exact

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.stats import t as student
+
 from curve_cases import child, make, process, walk
 from modelassay.experiments.fingerprinting.curves import ROLES, Curves, corrected, paper_exact
 from modelassay.experiments.fingerprinting.null import COPY_SCORE, free_phases, pair_seed, phase_test
-from scipy.stats import t as student
 
 
 def detrended(rows: np.ndarray) -> np.ndarray:

@@ -75,7 +75,11 @@ def _draw(curves: Sequence[Curves], verdicts: Sequence[Verdict], path: Path) -> 
 
 
 def _curves_json(model: Curves) -> dict[str, Any]:
-    return {"model": model.name, "num_layers": model.num_layers, "sigma": {role: model.sigma[role].tolist() for role in ROLES}}
+    return {
+        "model": model.name,
+        "num_layers": model.num_layers,
+        "sigma": {role: model.sigma[role].tolist() for role in ROLES},
+    }
 
 
 def _verdict_json(verdict: Verdict) -> dict[str, Any]:

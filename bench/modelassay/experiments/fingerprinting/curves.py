@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,7 +46,7 @@ class Curves:
             counts = ", ".join(f"{role} {count}" for role, count in lengths.items())
             message = f"{self.name}: the four roles must have one value per layer each, got {counts} values"
             raise ValueError(message)
-        object.__setattr__(self, "sigma", MappingProxyType(curves))
+        object.__setattr__(self, "sigma", curves)
         object.__setattr__(self, "num_layers", lengths["q"])
 
     @property

@@ -63,6 +63,11 @@ def judge(a: Curves, b: Curves, background: Background, *, alpha: float = 0.05) 
       could not reach ``alpha``, the phase test has nothing to say and is left out.
     - ``not distinguishable from strangers``: the rest. It is no proof of independence.
 
+    In simulation (8 roots, random walks of 8 or 28 layers) children at a corrected score of 0.96 were all called related,
+    strangers in 1 to 3 %; where all models share a parabola as large as their own curves, strangers in 1 to 5 %, children
+    at 0.997 always, at 0.96 in 84 % (8 layers) and 98 % (28), at 0.85 in 4 %: there only the background knows that 0.85 is
+    nothing.
+
     The guard can only withdraw a ``related``, so its false-positive rate is at most that of the rank. Decisions are per
     pair; `adjust` adds what holds for a table.
     """

@@ -141,12 +141,14 @@ def plan(suite: Suite, *, root: Path, run: Run | None = None) -> list[Planned]:
     costs = _earlier_costs(suite, root)
     planned = []
     for cell in suite.cells:
-        action, why = ("run", "a new run") if run is None else _action(run, cell)
+        action, why = _action(run, cell)
         planned.append(Planned(cell=cell, action=action, why=why, estimate_s=costs.get(cell.id)))
     return planned
 
 
-def _action(run: Run, cell: Cell) -> tuple[Action, str]:
+def _action(run: Run | None, cell: Cell) -> tuple[Action, str]:
+    if run is None:
+        return "run", "a new run"
     log = read_cell(run.cell_dir(cell))
     if log.is_complete:
         return "reuse", f"{log.outcome} in attempt {log.num_attempts}"

@@ -104,7 +104,7 @@ def verdict_table(verdicts: Sequence[Verdict], *, known: set[frozenset[str]] | N
     columns = COLUMNS if known is None else (*COLUMNS, "known ancestry")
     rows = []
     for verdict in ranked:
-        row = (f"{verdict.a} · {verdict.b}", _number(verdict.paper_exact.value), _number(verdict.corrected.value),
+        row: tuple[str, ...] = (f"{verdict.a} · {verdict.b}", _number(verdict.paper_exact.value), _number(verdict.corrected.value),
                f"{verdict.interval.low:.2f} to {verdict.interval.high:.2f}" if verdict.interval else "undefined",
                *_chances(verdict), verdict.word)  # fmt: skip
         if known is not None:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
+
 from modelassay.errors import CheckpointError
 from modelassay.experiments.fingerprinting.curves import ROLES, Curves
 from modelassay.models import zoo
@@ -82,7 +84,7 @@ def sigma_curves(reference: str, *, name: str, family: str | None, store: Store)
     """
     checkpoint = open_model(reference, store=store)
     sigmas = layer_std_file([matrix.span for matrix in checkpoint.matrices]).tolist()
-    curves: dict[str, list[float]] = {role: [0.0] * checkpoint.num_layers for role in ROLES}
+    curves = {role: np.zeros(checkpoint.num_layers) for role in ROLES}
     for matrix, sigma in zip(checkpoint.matrices, sigmas, strict=True):
         if fault := fault_of(matrix.role, matrix.layer, sigma):
             raise CheckpointError(f"{reference}: {fault}, so it has no sigma-curve; look at {matrix.tensor_name}")

@@ -23,7 +23,7 @@ class Overrides:
 
     leaves: dict[str, Entry] = field(default_factory=dict)
     """Parameters by dotted path."""
-    matrix: Node = Node({}, "-o", "matrix")  # noqa: RUF009 - a node is frozen
+    matrix: Node = Node({}, "-o", "matrix")
     """Axes and words of the matrix, as one more matrix to lay on top."""
 
     def refuse_axes(self, axes: Mapping[str, Entry], problems: Problems) -> None:

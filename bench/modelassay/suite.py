@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, JsonValue, ValidationError
 
@@ -169,7 +169,7 @@ class _StoredCell(Form):
 class _Stored(Form):
     """What ``Suite.to_json`` writes."""
 
-    schema_version: int
+    schema_version: Literal[1]
     suite: str
     question: str
     image: str
@@ -230,10 +230,8 @@ class _File:
             return profile or ""
         if profile is None and ("embedded" in names or len(names) == 1):
             return "embedded" if "embedded" in names else names[0]
-        wrong = f"no profile {profile!r}{did_you_mean(profile, names)}" if profile else "which one?"
-        self.problems.add(
-            self.root.entries["profiles"].key, f"{wrong} it has {', '.join(names)}; choose with --profile"
-        )
+        wrong = f"no profile {profile!r}{did_you_mean(profile, names)}; " if profile is not None else ""
+        self.problems.add(self.root.entries["profiles"].key, f"{wrong}choose one of {', '.join(names)} with --profile")
         return ""
 
     def resolve(self, profile: str, overrides: Sequence[str]) -> tuple[tuple[Cell, ...], dict[str, str]]:

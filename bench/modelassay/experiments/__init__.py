@@ -85,7 +85,7 @@ def find_experiment(name: str, *, package: str | None = None) -> Experiment:
         return Experiment(name, package)
     hint = did_you_mean(wanted, known) or f"; shipped: {', '.join(known) or 'none'}"
     advice = "your own must be importable (PYTHONPATH)" if package else "name your own package with 'experiment:'"
-    raise SuiteError(f"no experiment {wanted!r}{hint} {advice}")
+    raise SuiteError(f"no experiment {wanted!r}{hint}; {advice}")
 
 
 def _exists(package: str) -> bool:

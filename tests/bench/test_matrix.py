@@ -1,0 +1,120 @@
+"""The matrix does what GitHub documents for its own, and what a few lines of sets say it must."""
+
+import itertools
+import random
+
+import pytest
+from modelassay.matrix import expand
+from modelassay.suite_problems import Problems
+from modelassay.suite_yaml import JSON, Node, parse
+
+
+def cells(text: str) -> list[dict[str, JSON]]:
+    """Return the combinations of a matrix as plain data."""
+    problems, tree = Problems(), parse(text, "f")
+    found = expand(tree.entries, tree, problems)
+    problems.raise_first()
+    return [{name: entry.node.plain() for name, entry in combination.items()} for combination in found]
+
+
+DOCUMENTED = {
+    "include grows and adds": (
+        """
+        fruit: [apple, pear]
+        animal: [cat, dog]
+        include:
+          - {color: green}
+          - {color: pink, animal: cat}
+          - {fruit: apple, shape: circle}
+          - {fruit: banana}
+          - {fruit: banana, animal: cat}
+        """,
+        [
+            {"fruit": "apple", "animal": "cat", "color": "pink", "shape": "circle"},
+            {"fruit": "apple", "animal": "dog", "color": "green", "shape": "circle"},
+            {"fruit": "pear", "animal": "cat", "color": "pink"},
+            {"fruit": "pear", "animal": "dog", "color": "green"},
+            {"fruit": "banana"},
+            {"fruit": "banana", "animal": "cat"},
+        ],
+    ),
+    "include adds a key to one combination": (
+        "os: [windows-latest, ubuntu-latest]\nnode: [14, 16]\ninclude: [{os: windows-latest, node: 16, npm: 6}]",
+        [
+            {"os": "windows-latest", "node": 14},
+            {"os": "windows-latest", "node": 16, "npm": 6},
+            {"os": "ubuntu-latest", "node": 14},
+            {"os": "ubuntu-latest", "node": 16},
+        ],
+    ),
+    "include adds a combination": (
+        "os: [macos, windows]\nversion: [12, 14]\ninclude: [{os: windows, version: 17}]",
+        [
+            {"os": "macos", "version": 12},
+            {"os": "macos", "version": 14},
+            {"os": "windows", "version": 12},
+            {"os": "windows", "version": 14},
+            {"os": "windows", "version": 17},
+        ],
+    ),
+    "include alone": (
+        "include:\n  - {site: production, datacenter: site-a}\n  - {site: staging, datacenter: site-b}",
+        [{"site": "production", "datacenter": "site-a"}, {"site": "staging", "datacenter": "site-b"}],
+    ),
+    "include of something excluded is a combination of its own": (
+        "os: [a, b]\nexclude: [{os: b}]\ninclude: [{os: b, extra: 1}]",
+        [{"os": "a"}, {"os": "b", "extra": 1}],
+    ),
+    "an added key is not matched by later entries": (
+        "os: [a]\ninclude: [{color: red}, {color: blue}]",
+        [{"os": "a", "color": "blue"}],
+    ),
+    "values may be mappings": (
+        "run: [{lr: 1, wd: 2}, {lr: 3, wd: 4}]\nexclude: [{run: {wd: 4, lr: 3}}]",
+        [{"run": {"lr": 1, "wd": 2}}],
+    ),
+    "one is one point nought, true is not one": (
+        "x: [1, true, 2.0]\nexclude: [{x: 1.0}, {x: 2}]",
+        [{"x": True}],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_documented_examples(name: str) -> None:
+    text, expected = DOCUMENTED[name]
+    assert cells(text) == expected
+
+
+def test_documented_exclude_leaves_nine_of_twelve() -> None:
+    found = cells("""
+        os: [macos, windows]
+        version: [12, 14, 16]
+        environment: [staging, production]
+        exclude:
+          - {os: macos, version: 12, environment: production}
+          - {os: windows, version: 16}
+        """)
+    assert len(found) == 9
+    assert {"os": "macos", "version": 12, "environment": "production"} not in found
+    assert all((cell["os"], cell["version"]) != ("windows", 16) for cell in found)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_matrices_against_sets(seed: int) -> None:
+    """Exclude keeps exactly the combinations that contain no excluded entry, in the product's order."""
+    rng = random.Random(seed)
+    axes = {name: [*range(rng.randint(1, 4))] for name in "abc"[: rng.randint(1, 3)]}
+    product = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    excluded = [
+        {name: rng.choice(axes[name]) for name in rng.sample(sorted(axes), rng.randint(1, len(axes)))}
+        for _ in range(rng.randint(1, 3))
+    ]
+    kept = [cell for cell in product if not any(item.items() <= cell.items() for item in excluded)]
+    text = "".join(f"{name}: {values}\n" for name, values in [*axes.items(), ("exclude", excluded)])
+    if kept:
+        assert cells(text) == kept
+    else:
+        problems, tree = Problems(), parse(text, "f")
+        assert expand(tree.entries, Node(None, "f"), problems) == []
+        assert "leaves no cell to run" in str(*problems.found.values())

@@ -26,23 +26,23 @@ import torch
 from torch import Tensor
 
 from modelassay_kernels import _work_table
-from modelassay_kernels._triton import constexpr, is_interpreted, jit, tl
-from modelassay_kernels._work_table import LaunchConfig, WorkTable
+from modelassay_kernels._triton import HAS_TRITON, constexpr, is_interpreted, jit, tl
+from modelassay_kernels._work_table import LaunchConfig, WorkTable, build_work_table
 
 CONFIGS = (
     LaunchConfig(block=2048, num_warps=4),
-    LaunchConfig(block=4096, num_warps=4),
-    LaunchConfig(block=4096, num_warps=8),
-    LaunchConfig(block=8192, num_warps=8),
+    LaunchConfig(block=2048, num_warps=4, num_stages=4),
+    LaunchConfig(block=4096, num_warps=8, num_stages=3),
 )
 MERGE_BLOCK = 1024
+DTYPES = tuple(_work_table.CODES)
 
 NUM_FIELDS = constexpr(len(_work_table.FIELDS))
 (ADDRESS, CODE, NUMEL, ROWS, COLS, ROW_STRIDE, COL_TILES, FULL_TILES, NUM_TILES, FIRST_CHUNK) = map(constexpr, range(10))
 (SCALE_ADDRESS, SCALE_ROWS, SCALE_COLS, SCALE_STRIDE, SCALAR_ADDRESS) = map(constexpr, range(10, 15))
 BF16, FP16, FP32, FP64, E4M3, E5M2 = map(constexpr, _work_table.CODES.values())
 SCALE_GROUP = constexpr(_work_table.SCALE_GROUP)
-SHRINK = constexpr(_work_table.FLOAT64_SHRINK)
+PIECES = constexpr(_work_table.PIECES)
 SMALLEST_MEAN_SQUARE = constexpr(2.0**-100)  # above it, squares that fp32 flushes to zero are under 2^-26 of the sum
 LARGEST_SUM = constexpr(3.4e38)  # below infinity, above which fp32 has no squares
 WORST_CANCELLATION = constexpr(2.0**-8)  # M2 / s2 is above 1 / K by construction
@@ -76,7 +76,7 @@ def layer_std_triton(
     if not tensors:
         return torch.empty(0, dtype=torch.float64)
     _check_device(tensors[0].device)
-    table = _work_table.build_work_table(tensors, scales, default_config(tensors[0].device))
+    table = build_work_table(tensors, scales, default_config(tensors[0].device))
     return layer_std_from_table(table, correction=correction)
 
 
@@ -93,26 +93,28 @@ def layer_std_from_table(table: WorkTable, *, correction: int = 1) -> Tensor:
 def default_config(device: torch.device) -> LaunchConfig:
     """Return the launch configuration for a device. Chosen by reasoning, not measured: no GPU has run this kernel yet.
 
-    Each thread keeps three fp32 registers per element of its share of a tile (value, s1, s2), so 16 elements per thread
-    (2 x 16 bytes of bf16 in flight) leave room for several blocks per multiprocessor. sm_80 and sm_120 get small blocks
-    of 4 warps, which drain evenly; sm_90 and sm_100, with about twice the bandwidth per multiprocessor, blocks of 8.
+    Bytes in flight must cover bandwidth times latency: about 25 KB per multiprocessor of an H200, 40 KB of a B200. Three
+    fp32 registers per element (value, s1, s2) at 16 elements per thread compile to about 96 registers, so 5 blocks of 128
+    threads fit one multiprocessor; each copies 3 tiles of 4 KB (bf16) ahead, 60 KB together. Cards with 99 KB of
+    shared memory per block (sm_86, sm_89, sm_120) have a quarter of that bandwidth and load straight into registers.
     """
     if device.type != "cuda":
         return CONFIGS[0]
-    major, _ = torch.cuda.get_device_capability(device)
-    return CONFIGS[2] if major in {9, 10} else CONFIGS[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return CONFIGS[1] if minor == 0 and major in {8, 9, 10} else CONFIGS[0]
 
 
 def launch(table: WorkTable, partials_C3: Tensor, std_T: Tensor, correction: int) -> None:
     """Run both kernels into the given buffers, of which every element is written."""
     config, device = table.config, std_T.device
     on_gpu = device.type == "cuda"
-    native_e4m3 = on_gpu and torch.cuda.get_device_capability(device) >= (8, 9)
+    native_fp8 = on_gpu and torch.cuda.get_device_capability(device) >= (8, 9)
     with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
         if table.tensor_C.numel():
             chunk_kernel[(table.tensor_C.numel(),)](
                 table.rows_TF, table.tensor_C, partials_C3,
-                R=config.tile_rows, Q=config.tile_cols, K=config.tiles, NATIVE_E4M3=native_e4m3, num_warps=config.num_warps,
+                R=config.tile_rows, Q=config.tile_cols, K=config.tiles, STAGES=config.num_stages,
+                NATIVE_FP8=native_fp8, num_warps=config.num_warps,
             )  # fmt: skip
         merge_kernel[(std_T.numel(),)](
             table.rows_TF, partials_C3, std_T, correction, K=config.tiles, BLOCK=MERGE_BLOCK, num_warps=4
@@ -120,6 +122,8 @@ def launch(table: WorkTable, partials_C3: Tensor, std_T: Tensor, correction: int
 
 
 def _check_device(device: torch.device) -> None:
+    if not HAS_TRITON:
+        raise RuntimeError("layer_std_triton: Triton is not installed; install the `triton` package or call layer_std")
     if device.type != "cuda" and not is_interpreted(chunk_kernel):
         raise ValueError(f"layer_std_triton: tensors are on {device}; move them to a CUDA device or call layer_std")
 
@@ -135,61 +139,59 @@ def _load(base: tl.tensor, o_RQ: tl.tensor, valid_RQ: tl.tensor, DTYPE: tl.const
 
 
 @jit()
-def _load_8bit(base: tl.tensor, o_RQ: tl.tensor, valid_RQ: tl.tensor, code: tl.tensor, NATIVE_E4M3: tl.constexpr,
-               MASKED: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Read e4m3fn or e5m2 as fp32. GPUs before sm_89 have no e4m3: its bits, shifted, are an fp16 number 2^8 too small."""
-    if code == E5M2:
-        x_RQ = _load(base, o_RQ, valid_RQ, tl.float8e5, MASKED).to(tl.float32)
-    elif NATIVE_E4M3:
-        x_RQ = _load(base, o_RQ, valid_RQ, tl.float8e4nv, MASKED).to(tl.float32)
-    else:
-        bits = _load(base, o_RQ, valid_RQ, tl.uint8, MASKED).to(tl.int32)
+def _widen(x_RQ: tl.tensor) -> tl.tensor:
+    """Return fp32 exactly. uint8 stands for the bits of e4m3fn, int8 for those of e5m2: shifted, both are fp16."""
+    if x_RQ.dtype == tl.uint8:
+        bits = x_RQ.to(tl.int32)
         half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
-        value = half.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
-        x_RQ = tl.where((bits & 0x7F) == 0x7F, float("nan"), value)  # e4m3fn has one NaN and no infinity
-    return x_RQ
-
-
-@jit()
-def _fast_tile(row: tl.tensor, o_RQ: tl.tensor, row_tile: tl.tensor, col_tile: tl.tensor, code: tl.tensor,
-               R: tl.constexpr, Q: tl.constexpr, NATIVE_E4M3: tl.constexpr, DTYPE: tl.constexpr,
-               BYTES: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Read one complete, aligned tile as fp32 and apply its scales: one per SCALE_GROUP columns."""
-    base = tl.load(row + ADDRESS) + (row_tile * R * tl.load(row + ROW_STRIDE) + col_tile * Q) * BYTES
-    if BYTES > 1:
-        x_RQ = _load(base, o_RQ, None, DTYPE, False).to(tl.float32)
+        value = half.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0  # the biases differ by 8
+        wide_RQ = tl.where((bits & 0x7F) == 0x7F, float("nan"), value)  # the only NaN; there is no infinity
+    elif x_RQ.dtype == tl.int8:
+        wide_RQ = (x_RQ.to(tl.int16) << 8).to(tl.float16, bitcast=True).to(tl.float32)
     else:
-        x_RQ = _load_8bit(base, o_RQ, None, code, NATIVE_E4M3, False)
-        scale_address = tl.load(row + SCALE_ADDRESS)
-        if scale_address != 0:
-            r_R = (row_tile * R).to(tl.int32) + tl.arange(0, R)
-            q_G = (col_tile * Q).to(tl.int32) + tl.arange(0, Q // SCALE_GROUP) * SCALE_GROUP
-            s_R = (r_R // tl.load(row + SCALE_ROWS).to(tl.int32)).to(tl.int64) * tl.load(row + SCALE_STRIDE)
-            s_RG = s_R[:, None] + (q_G // tl.load(row + SCALE_COLS).to(tl.int32))[None, :]
-            scale_RG = tl.load(scale_address.to(tl.pointer_type(tl.float32)) + s_RG)
-            x_RGS = tl.reshape(x_RQ, [R, Q // SCALE_GROUP, SCALE_GROUP]) * scale_RG[:, :, None]
-            x_RQ = tl.reshape(x_RGS, [R, Q])
-    return x_RQ
+        wide_RQ = x_RQ.to(tl.float32)
+    return wide_RQ
 
 
 @jit()
-def _fast_chunk(row: tl.tensor, first: tl.tensor, num: tl.tensor, code: tl.tensor, R: tl.constexpr, Q: tl.constexpr,
-                NATIVE_E4M3: tl.constexpr, DTYPE: tl.constexpr, BYTES: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Return mean, M2 and whether fp32 could hold them, of `num` complete tiles."""
+def _scaled(x_RQ: tl.tensor, row: tl.tensor, r0: tl.tensor, q0: tl.tensor) -> tl.tensor:
+    """Apply the block scales to the tile at (r0, q0); each holds for whole groups of SCALE_GROUP columns."""
+    R: tl.constexpr = x_RQ.shape[0]
+    G: tl.constexpr = x_RQ.shape[1] // SCALE_GROUP
+    r_R = r0.to(tl.int32) + tl.arange(0, R)
+    q_G = q0.to(tl.int32) + tl.arange(0, G) * SCALE_GROUP
+    s_R = (r_R // tl.load(row + SCALE_ROWS).to(tl.int32)).to(tl.int64) * tl.load(row + SCALE_STRIDE)
+    s_RG = s_R[:, None] + (q_G // tl.load(row + SCALE_COLS).to(tl.int32))[None, :]
+    scale_RG = tl.load(tl.load(row + SCALE_ADDRESS).to(tl.pointer_type(tl.float32)) + s_RG)
+    x_RGS = tl.reshape(x_RQ, [R, G, SCALE_GROUP]) * scale_RG[:, :, None]
+    return tl.reshape(x_RGS, [R, G * SCALE_GROUP])
+
+
+@jit()
+def _fast_chunk(row: tl.tensor, first: tl.tensor, num: tl.tensor, R: tl.constexpr, Q: tl.constexpr, STAGES: tl.constexpr,
+                DTYPE: tl.constexpr, BYTES: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """Return mean, M2 and whether fp32 could hold them, of `num` complete, aligned tiles. Only fp8 has block scales."""
     WORD: tl.constexpr = 16 // BYTES
+    address, col_tiles, scale_address = tl.load(row + ADDRESS), tl.load(row + COL_TILES), tl.load(row + SCALE_ADDRESS)
     stride = tl.load(row + ROW_STRIDE) // WORD * WORD  # no change: it lets the compiler see 16-byte words
     o_RQ = tl.arange(0, R)[:, None] * stride + tl.arange(0, Q)[None, :]
-    col_tiles = tl.load(row + COL_TILES)
-    row_tile, col_tile = first // col_tiles, first % col_tiles
-    x_RQ = _fast_tile(row, o_RQ, row_tile, col_tile, code, R, Q, NATIVE_E4M3, DTYPE, BYTES)
+    r0, q0, end = first // col_tiles * R, first % col_tiles * Q, col_tiles * Q
+    x_RQ = _widen(_load(address + (r0 * stride + q0) * BYTES, o_RQ, None, DTYPE, False))
+    if BYTES == 1:
+        if scale_address != 0:
+            x_RQ = _scaled(x_RQ, row, r0, q0)
     centre = tl.sum(x_RQ) * (1.0 / (R * Q))
     s1_RQ = x_RQ - centre
     s2_RQ = s1_RQ * s1_RQ
-    for _ in range(1, num):
-        col_tile += 1
-        row_tile = tl.where(col_tile == col_tiles, row_tile + 1, row_tile)
-        col_tile = tl.where(col_tile == col_tiles, 0, col_tile)
-        x_RQ = _fast_tile(row, o_RQ, row_tile, col_tile, code, R, Q, NATIVE_E4M3, DTYPE, BYTES) - centre
+    for _ in tl.range(1, num, num_stages=STAGES):
+        q0 += Q
+        r0 = tl.where(q0 == end, r0 + R, r0)
+        q0 = tl.where(q0 == end, 0, q0)
+        x_RQ = _widen(_load(address + (r0 * stride + q0) * BYTES, o_RQ, None, DTYPE, False))
+        if BYTES == 1:
+            if scale_address != 0:
+                x_RQ = _scaled(x_RQ, row, r0, q0)
+        x_RQ -= centre
         s1_RQ += x_RQ
         s2_RQ += x_RQ * x_RQ
     n = (num * (R * Q)).to(tl.float64)
@@ -211,27 +213,27 @@ def _centred(x_RQ: tl.tensor, valid_RQ: tl.tensor, count: tl.tensor) -> tl.tenso
 
 
 @jit()
-def _careful_tile(row: tl.tensor, tile: tl.tensor, code: tl.tensor, R: tl.constexpr, Q: tl.constexpr,
-                  NATIVE_E4M3: tl.constexpr, FLOAT64: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Return n, mean and M2 of any tile, of any finite values."""
-    address, numel, rows, cols = tl.load(row + ADDRESS), tl.load(row + NUMEL), tl.load(row + ROWS), tl.load(row + COLS)
-    row_stride, col_tiles = tl.load(row + ROW_STRIDE), tl.load(row + COL_TILES)
-    r_R = tile // col_tiles * R + tl.arange(0, R)
-    q_Q = tile % col_tiles * Q + tl.arange(0, Q)
+def _careful_piece(row: tl.tensor, r_R: tl.tensor, q_Q: tl.tensor, code: tl.tensor, NATIVE_FP8: tl.constexpr,
+                   FLOAT64: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """Return n, mean and M2 of any rows and columns, of any finite values; at least one element must be valid."""
+    address, cols, row_stride = tl.load(row + ADDRESS), tl.load(row + COLS), tl.load(row + ROW_STRIDE)
     o_RQ = r_R[:, None] * row_stride + q_Q[None, :]
     # The last condition ends a contiguous tensor, whose last row is ragged.
-    valid_RQ = (r_R < rows)[:, None] & (q_Q < cols)[None, :] & (r_R[:, None] * cols + q_Q[None, :] < numel)
-    count = tl.sum(valid_RQ.to(tl.int32)).to(tl.float64)
+    inside_RQ = (r_R < tl.load(row + ROWS))[:, None] & (q_Q < cols)[None, :]
+    valid_RQ = inside_RQ & (r_R[:, None] * cols + q_Q[None, :] < tl.load(row + NUMEL))
+    count = tl.sum(valid_RQ.to(tl.int32))
     if FLOAT64:
         x_RQ = _load(address, o_RQ, valid_RQ, tl.float64, True)
     elif code == BF16:
-        x_RQ = _load(address, o_RQ, valid_RQ, tl.bfloat16, True).to(tl.float32)
+        x_RQ = _widen(_load(address, o_RQ, valid_RQ, tl.bfloat16, True))
     elif code == FP16:
-        x_RQ = _load(address, o_RQ, valid_RQ, tl.float16, True).to(tl.float32)
+        x_RQ = _widen(_load(address, o_RQ, valid_RQ, tl.float16, True))
     elif code == FP32:
         x_RQ = _load(address, o_RQ, valid_RQ, tl.float32, True)
+    elif code == E4M3:
+        x_RQ = _widen(_load(address, o_RQ, valid_RQ, tl.float8e4nv if NATIVE_FP8 else tl.uint8, True))
     else:
-        x_RQ = _load_8bit(address, o_RQ, valid_RQ, code, NATIVE_E4M3, True)
+        x_RQ = _widen(_load(address, o_RQ, valid_RQ, tl.float8e5 if NATIVE_FP8 else tl.int8, True))
     scale_address = tl.load(row + SCALE_ADDRESS)
     if scale_address != 0:
         s_R = r_R // tl.load(row + SCALE_ROWS) * tl.load(row + SCALE_STRIDE)
@@ -253,7 +255,7 @@ def _careful_tile(row: tl.tensor, tile: tl.tensor, code: tl.tensor, R: tl.conste
 
 @jit()
 def chunk_kernel(table_ptr: tl.tensor, tensor_ptr: tl.tensor, partial_ptr: tl.tensor, R: tl.constexpr, Q: tl.constexpr,
-                 K: tl.constexpr, NATIVE_E4M3: tl.constexpr) -> None:  # fmt: skip
+                 K: tl.constexpr, STAGES: tl.constexpr, NATIVE_FP8: tl.constexpr) -> None:  # fmt: skip
     """partial[chunk] = (n, mean, M2) of one chunk of one tensor, float64; one program per chunk."""
     chunk = tl.program_id(0).to(tl.int64)
     row = table_ptr + tl.load(tensor_ptr + chunk).to(tl.int64) * NUM_FIELDS
@@ -261,39 +263,40 @@ def chunk_kernel(table_ptr: tl.tensor, tensor_ptr: tl.tensor, partial_ptr: tl.te
     first = (chunk - tl.load(row + FIRST_CHUNK)) * K
     num = tl.minimum(tl.load(row + NUM_TILES) - first, K)
     done = tl.minimum(tl.maximum(tl.load(row + FULL_TILES) - first, 0), K)
-    k_K = tl.arange(0, K)
-    n_K = tl.zeros([K], tl.float64)
-    mean_K = tl.zeros([K], tl.float64)
-    m2_K = tl.zeros([K], tl.float64)
+    mean = tl.full([], 0.0, tl.float64)
+    m2 = tl.full([], 0.0, tl.float64)
     if done > 0:
         if code == BF16:
-            mean, m2, fits = _fast_chunk(row, first, done, code, R, Q, NATIVE_E4M3, tl.bfloat16, 2)
+            mean, m2, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.bfloat16, 2)
         elif code == FP16:
-            mean, m2, fits = _fast_chunk(row, first, done, code, R, Q, NATIVE_E4M3, tl.float16, 2)
+            mean, m2, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float16, 2)
         elif code == FP32:
-            mean, m2, fits = _fast_chunk(row, first, done, code, R, Q, NATIVE_E4M3, tl.float32, 4)
+            mean, m2, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float32, 4)
+        elif code == E4M3:
+            mean, m2, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float8e4nv if NATIVE_FP8 else tl.uint8, 1)
         else:
-            mean, m2, fits = _fast_chunk(row, first, done, code, R, Q, NATIVE_E4M3, None, 1)
+            mean, m2, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float8e5 if NATIVE_FP8 else tl.int8, 1)
         done = tl.where(fits, done, 0)
-        used_K = k_K == tl.where(fits, 0, -1)
-        n_K = tl.where(used_K, (done * (R * Q)).to(tl.float64), 0.0)
-        mean_K = tl.where(used_K, mean, 0.0)
-        m2_K = tl.where(used_K, m2, 0.0)
-    for k in range(done, num):
-        if code == FP64:
-            n, mean, m2 = _careful_tile(row, first + k, code, R // SHRINK, Q, NATIVE_E4M3, True)
-        else:
-            n, mean, m2 = _careful_tile(row, first + k, code, R, Q, NATIVE_E4M3, False)
-        n_K = tl.where(k_K == k, n, n_K)
-        mean_K = tl.where(k_K == k, mean, mean_K)
-        m2_K = tl.where(k_K == k, m2, m2_K)
-    n = tl.sum(n_K)
-    pivot = tl.sum(tl.where(k_K == 0, mean_K, 0.0))  # differences from it are exactly zero in a constant tensor
-    d_K = tl.where(n_K > 0, mean_K - pivot, 0.0)
-    shift = tl.sum(n_K * d_K) / n
-    m2 = tl.sum(m2_K) + tl.sum(n_K * (d_K - shift) * (d_K - shift))
+        mean = tl.where(fits, mean, 0.0)
+        m2 = tl.where(fits, m2, 0.0)
+    n = (done * (R * Q)).to(tl.float64)
+    PIECE: tl.constexpr = R // PIECES
+    col_tiles = tl.load(row + COL_TILES)
+    for tile in range(first + done, first + num):
+        r0, q_Q = tile // col_tiles * R, tile % col_tiles * Q + tl.arange(0, Q)
+        for piece in range(tl.cdiv(tl.minimum(tl.load(row + ROWS) - r0, R), PIECE)):
+            r_R = r0 + piece * PIECE + tl.arange(0, PIECE)
+            if code == FP64:
+                count, piece_mean, piece_m2 = _careful_piece(row, r_R, q_Q, code, NATIVE_FP8, True)
+            else:
+                count, piece_mean, piece_m2 = _careful_piece(row, r_R, q_Q, code, NATIVE_FP8, False)
+            delta = piece_mean - mean
+            share = count.to(tl.float64) / (n + count)
+            m2 += piece_m2 + delta * delta * n * share
+            mean += delta * share
+            n += count
     tl.store(partial_ptr + chunk * 3, n)
-    tl.store(partial_ptr + chunk * 3 + 1, pivot + shift)
+    tl.store(partial_ptr + chunk * 3 + 1, mean)
     tl.store(partial_ptr + chunk * 3 + 2, m2)
 
 

@@ -1,0 +1,224 @@
+"""The table that lets one kernel launch walk over every tensor of a model.
+
+One int64 row per tensor (`FIELDS`) and, per chunk of work, the index of its tensor. Building it costs a few microseconds
+of host time per tensor and one copy of T x 15 x 8 bytes; the chunk index is expanded on the device.
+"""
+
+# T = tensors, F = fields of one row, C = chunks
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FIELDS = (
+    "address",  # of the first element
+    "code",  # of the dtype, an index into CODES
+    "numel",
+    "rows",  # a contiguous tensor is cut into rows of `tile_cols` elements, the last one ragged
+    "cols",
+    "row_stride",  # elements
+    "col_tiles",  # tiles side by side; tiles count row-major
+    "full_tiles",  # leading tiles that are complete and may be read in 16-byte words
+    "num_tiles",
+    "first_chunk",
+    "scale_address",  # of the block scales, fp32, 0 where there are none
+    "scale_rows",  # rows of the tensor under one scale
+    "scale_cols",
+    "scale_stride",  # scales per row of scales
+    "scalar_address",  # of the scale of the whole tensor, fp32, 0 where there is none
+)
+CODES = {
+    torch.bfloat16: 0,
+    torch.float16: 1,
+    torch.float32: 2,
+    torch.float64: 3,
+    torch.float8_e4m3fn: 4,
+    torch.float8_e5m2: 5,
+}
+_FLOAT64 = CODES[torch.float64]
+_ITEMSIZE = torch.tensor([dtype.itemsize for dtype in CODES])
+WORD_BYTES = 16  # the widest global load of every supported GPU
+SCALE_GROUP = 32  # columns that share one scale on the fast path: the smallest block in use (MX formats)
+PIECES = 4  # a tile is read in this many pieces where every element needs its own address and mask, to save registers
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchConfig:
+    """Shape of the work of one program; every field is a compile-time constant of the kernel."""
+
+    block: int
+    """Elements of one tile, all held in registers; a power of two, at least PIECES * tile_cols."""
+    num_warps: int
+    num_stages: int = 1
+    """Depth of the copy pipeline through shared memory; 1 loads straight into registers."""
+    tile_cols: int = 256
+    """Columns of one tile: the row length a contiguous tensor is cut into. A power of two, at least SCALE_GROUP."""
+    chunk: int = 131072
+    """Elements of one program's work; 8e9 parameters are then 61 thousand programs, so the last wave weighs under 1 %."""
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of one tile."""
+        return self.block // self.tile_cols
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of one chunk."""
+        return self.chunk // self.block
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WorkTable:
+    """Tensors laid out for the kernel; valid as long as no tensor's storage is resized or replaced."""
+
+    rows_TF: Tensor
+    """int64 on the tensors' device."""
+    tensor_C: Tensor
+    """int32: the tensor each chunk belongs to."""
+    config: LaunchConfig
+    kept: tuple[Tensor, ...]
+    """Every tensor whose address is in the table: copies made here, and the caller's own, so that none is freed."""
+
+
+def build_work_table(
+    tensors: Sequence[Tensor], scales: Sequence[Tensor | None] | None, config: LaunchConfig
+) -> WorkTable:
+    """Describe `tensors`, all on one device, in a table on that device; changed values may be read through it again.
+
+    A tensor that is neither contiguous nor a 2-D view with unit column stride is copied.
+
+    Raises:
+        TypeError: for a dtype that is not in CODES.
+        ValueError: for tensors on different devices, or scales that do not fit their tensor.
+    """
+    if not tensors:
+        raise ValueError("build_work_table: no tensors were given; pass at least one")
+    if scales is None:
+        scales = [None] * len(tensors)
+    if len(scales) != len(tensors):
+        raise ValueError(
+            f"scales: got {len(scales)} entries for {len(tensors)} tensors; pass one per tensor, None where a tensor has no scale"
+        )
+    device = tensors[0].device
+    kept: list[Tensor] = []
+    facts = array("q")  # torch.tensor takes half a millisecond for a list of 300 rows
+    for index, (x, scale) in enumerate(zip(tensors, scales, strict=True)):
+        facts.extend(_facts(index, x, scale, device, config, kept))
+    rows_TF, num_chunks_T = _complete(torch.frombuffer(facts, dtype=torch.int64).view(len(tensors), -1), config)
+    total = int(num_chunks_T.sum())
+    if device.type == "cuda":
+        rows_TF = rows_TF.pin_memory().to(device, non_blocking=True)
+        num_chunks_T = num_chunks_T.pin_memory().to(device, non_blocking=True)
+    ids_T = torch.arange(len(tensors), dtype=torch.int32, device=device)
+    tensor_C = torch.repeat_interleave(ids_T, num_chunks_T, output_size=total)
+    return WorkTable(rows_TF=rows_TF, tensor_C=tensor_C, config=config, kept=tuple(kept))
+
+
+def _complete(facts: Tensor, config: LaunchConfig) -> tuple[Tensor, Tensor]:
+    """Turn the measured facts into whole rows [T, F] and the number of chunks of each tensor [T]."""
+    (address, code, numel, rows, cols, row_stride, scale_address, scale_rows, scale_cols, scale_stride, scalar) = (
+        facts.unbind(1)
+    )
+    itemsize = _ITEMSIZE[code]
+    col_tiles = _ceil_div(cols, config.tile_cols)
+    num_tiles = _ceil_div(rows, config.tile_rows) * col_tiles
+    num_chunks = _ceil_div(num_tiles, config.tiles)
+    scale_fits = (scale_address == 0) | (
+        (itemsize == 1) & ((scale_cols % SCALE_GROUP == 0) | (scale_cols >= cols)) & (rows < 2**31)
+    )
+    wide = (address % WORD_BYTES == 0) & (row_stride * itemsize % WORD_BYTES == 0) & (cols % config.tile_cols == 0)
+    complete_rows = numel // cols.clamp(min=1)
+    full_tiles = torch.where(scale_fits & wide & (code != _FLOAT64), complete_rows // config.tile_rows * col_tiles, 0)
+    first_chunk = num_chunks.cumsum(0) - num_chunks
+    columns = (
+        *(address, code, numel, rows, cols, row_stride, col_tiles, full_tiles, num_tiles, first_chunk),
+        *(scale_address, scale_rows, scale_cols, scale_stride, scalar),
+    )
+    return torch.stack(columns, dim=1), num_chunks
+
+
+def _facts(
+    index: int, x: Tensor, scale: Tensor | None, device: torch.device, config: LaunchConfig, kept: list[Tensor]
+) -> tuple[int, ...]:
+    """Address, shape and scale of one tensor, as `_complete` unpacks them."""
+    code = CODES.get(x.dtype)
+    if code is None:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in CODES)
+        raise TypeError(f"tensors[{index}]: dtype {x.dtype} is not supported; convert it to one of {known}")
+    if x.device != device:
+        raise ValueError(f"tensors[{index}] is on {x.device} and tensors[0] on {device}; move all to one device")
+    block_scale, scalar_address = None, 0
+    if scale is not None:
+        if scale.device != device:
+            raise ValueError(f"scales[{index}] is on {scale.device}, its tensor on {device}; move it there")
+        scale = scale.to(torch.float32).contiguous()
+        kept.append(scale)
+        if scale.numel() == 1:
+            scalar_address = scale.data_ptr()
+        else:
+            block_scale = scale
+            scale_rows, scale_cols = _block_shape(index, x, scale)
+    contiguous = x.is_contiguous()
+    if block_scale is None and not contiguous and x.ndim == 2 and x.t().is_contiguous():
+        x, contiguous = x.t(), True  # the order of the elements does not matter
+    elif not contiguous and (x.ndim != 2 or x.stride(1) != 1):
+        x, contiguous = x.contiguous(), True
+    kept.append(x)
+    numel = x.numel()
+    if block_scale is None and contiguous:
+        shape = (-(-numel // config.tile_cols), config.tile_cols, config.tile_cols)
+    else:
+        shape = (x.shape[0], x.shape[1], x.stride(0))
+    blocks = (0, 1, 1, 1)
+    if block_scale is not None:
+        blocks = (block_scale.data_ptr(), scale_rows, scale_cols, -(-x.shape[1] // scale_cols))
+    return (x.data_ptr(), code, numel, *shape, *blocks, scalar_address)
+
+
+def _block_shape(index: int, x: Tensor, scale: Tensor) -> tuple[int, int]:
+    """Rows and columns of `x` under one entry of `scale`."""
+    if x.ndim != 2 or scale.ndim not in {1, 2} or (scale.ndim == 1 and scale.shape[0] != x.shape[0]):
+        raise ValueError(
+            f"scales[{index}]: shape {tuple(scale.shape)} does not fit a tensor of shape {tuple(x.shape)}; pass one element, "
+            "one per row, or one per block of a 2-D tensor"
+        )
+    counts = (scale.shape[0], scale.shape[1] if scale.ndim == 2 else 1)
+    sizes = [block_size(extent, count) for extent, count in zip(x.shape, counts, strict=True)]
+    if sizes[0] is None or sizes[1] is None:
+        raise ValueError(
+            f"scales[{index}]: no block size cuts shape {tuple(x.shape)} into {counts[0]} x {counts[1]} blocks; "
+            "pass scales of shape [ceil(rows / block_rows), ceil(columns / block_columns)]"
+        )
+    return sizes[0], sizes[1]
+
+
+def block_size(extent: int, count: int) -> int | None:
+    """Return the size of `count` equal blocks, the last one ragged, that cover `extent`; None where there is none.
+
+    A power of two where one fits (every published block size is one; 576 rows in 5 blocks are blocks of 128, not of 116),
+    else the smallest size that does.
+
+    >>> block_size(576, 5), block_size(7168, 56), block_size(10, 1), block_size(10, 10), block_size(7, 3)
+    (128, 128, 10, 1, 3)
+    >>> block_size(5, 4) is None
+    True
+    """
+    if count == 1:
+        return max(extent, 1)
+    if not 1 <= count <= extent:
+        return None
+    smallest = -(-extent // count)
+    power = 1 << (smallest - 1).bit_length()
+    for size in (power, smallest):
+        if -(-extent // size) == count:
+            return size
+    return None
+
+
+def _ceil_div(numerator: Tensor, denominator: Tensor | int) -> Tensor:
+    return -(-numerator // denominator)

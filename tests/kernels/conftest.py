@@ -1,0 +1,34 @@
+"""Where a kernel can run: on the GPU, or in Triton's interpreter, which needs a process of its own."""
+
+import os
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that take `kernel_device` run on CUDA and in `triton_checks.run_interpreted`; `gpu` tests on CUDA alone."""
+    has_gpu = torch.cuda.is_available()
+    kept, dropped = [], []
+    for item in items:
+        if not item.path.is_relative_to(os.path.dirname(__file__)):  # this hook sees the whole session
+            kept.append(item)
+            continue
+        runs_kernel = "kernel_device" in getattr(item, "fixturenames", ())
+        if runs_kernel and has_gpu and not INTERPRETED:
+            item.add_marker(pytest.mark.gpu)
+        if item.get_closest_marker("gpu") and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is False"))
+        wanted = runs_kernel if INTERPRETED else has_gpu or not runs_kernel
+        (kept if wanted else dropped).append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+@pytest.fixture
+def kernel_device() -> torch.device:
+    """The device whose tensors Triton kernels take in this process."""
+    return torch.device("cpu" if INTERPRETED else "cuda")

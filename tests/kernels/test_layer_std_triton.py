@@ -1,0 +1,294 @@
+"""layer_std on CUDA: numbers in the interpreter and on a GPU, machine code without one."""
+
+# T = tensors
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from modelassay_kernels import layer_std_triton as op
+from torch import Tensor
+from triton_checks import compile_ahead, run_interpreted
+
+TOLERANCE = {dtype: 1e-12 if dtype == torch.float64 else 1e-6 for dtype in op.DTYPES}
+SMALL = op.LaunchConfig(block=1024, num_warps=4, chunk=2048)  # so that a few thousand elements are several chunks
+# Outside the interpreter these are silent; in it NumPy reports what the kernel then handles.
+overflows = pytest.mark.filterwarnings("ignore:(overflow|invalid value|All-NaN slice) encountered:RuntimeWarning")
+
+
+def reference(tensors: Sequence[Tensor], scales: Sequence[Tensor | None] | None = None, correction: int = 1) -> Tensor:
+    """Two passes in float64; `scales` are given elementwise."""
+    values = []
+    for x, scale in zip(tensors, scales or [None] * len(tensors), strict=True):
+        x64 = x.detach().cpu().double() * (1.0 if scale is None else scale.cpu().double())
+        divisor = float(x64.numel() - correction)
+        squares = float((x64 - x64.mean()).square().sum())
+        values.append((squares / divisor) ** 0.5 if divisor > 0 else float("nan"))
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def assert_matches(tensors: Sequence[Tensor], config: op.LaunchConfig = SMALL) -> Tensor:
+    """Compare with the reference; where that is NaN, demand NaN."""
+    std_T = op.layer_std_from_table(op.build_work_table(tensors, None, config)).cpu()
+    tolerance = max(TOLERANCE[x.dtype] for x in tensors)
+    torch.testing.assert_close(std_T, reference(tensors), rtol=tolerance, atol=0.0, equal_nan=True)
+    return std_T
+
+
+def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (mean + std * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def by_blocks(scale: Tensor, shape: tuple[int, int], block: tuple[int, int]) -> Tensor:
+    """Repeat every scale over its block, the last ones ragged."""
+    return scale.repeat_interleave(block[0], 0)[: shape[0]].repeat_interleave(block[1], 1)[:, : shape[1]]
+
+
+def test_in_the_interpreter() -> None:
+    run_interpreted(__file__)
+
+
+@pytest.mark.parametrize("dtype", op.DTYPES, ids=str)
+def test_every_dtype_at_ragged_and_whole_sizes(dtype: torch.dtype, kernel_device: torch.device) -> None:
+    sizes = (2, 33, 1023, 1024, 2047, 3072, 4099)
+    assert_matches([normal(size, seed=size, dtype=dtype).to(kernel_device) for size in sizes])
+
+
+def test_one_call_takes_all_dtypes_and_the_default_configuration(kernel_device: torch.device) -> None:
+    tensors = [normal(2048 + 77 * i, seed=i, dtype=dtype).to(kernel_device) for i, dtype in enumerate(op.DTYPES)]
+    std_T = op.layer_std_triton(tensors)
+    torch.testing.assert_close(std_T.cpu(), reference(tensors), rtol=1e-6, atol=0.0)
+    assert (std_T.dtype, std_T.device.type) == (torch.float64, kernel_device.type)
+
+
+@pytest.mark.parametrize("correction", [0, 1, 3])
+def test_too_few_elements_are_nan(correction: int, kernel_device: torch.device) -> None:
+    tensors = [normal(n, seed=n).to(kernel_device) for n in range(6)] + [torch.ones(0, 5, device=kernel_device)]
+    std_T = op.layer_std_triton(tensors, correction=correction).cpu()
+    torch.testing.assert_close(std_T, reference(tensors, correction=correction), rtol=1e-6, atol=1e-15, equal_nan=True)
+    assert std_T.isnan().tolist() == [n <= correction for n in range(6)] + [True]
+
+
+def test_no_tensors_give_no_numbers() -> None:
+    assert op.layer_std_triton([]).shape == (0,)
+
+
+def test_a_mean_far_from_zero_costs_no_digits(kernel_device: torch.device) -> None:
+    shifted = [normal(4099, seed=1, mean=mean, std=0.02).to(kernel_device) for mean in (1.0, 10.0, -1000.0)]
+    first_tile_apart = torch.cat([normal(1024, seed=2, std=1e-3), normal(3072, seed=3, mean=50.0)]).to(kernel_device)
+    assert_matches([*shifted, first_tile_apart])
+
+
+@overflows
+@pytest.mark.parametrize("value", [0.1, -3.0, 1e30, 0.0])
+def test_a_constant_tensor_is_exactly_zero(value: float, kernel_device: torch.device) -> None:
+    tensors = [torch.full((n,), value, device=kernel_device) for n in (7, 1024, 4099)]
+    tensors.append(torch.full((4099,), value, dtype=torch.float64, device=kernel_device))
+    assert op.layer_std_from_table(op.build_work_table(tensors, None, SMALL)).tolist() == [0.0] * 4
+
+
+@overflows
+@pytest.mark.parametrize("magnitude", [3e38, 1e30, 1e19, 1e-19, 1e-30, 1e-42])
+def test_squares_beyond_fp32_are_no_limit(magnitude: float, kernel_device: torch.device) -> None:
+    unit = normal(2050, seed=4).double()
+    tensors = [(unit / unit.abs().max() * magnitude).to(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)]
+    lone = torch.zeros(2050)
+    lone[1500] = magnitude
+    assert_matches([x.to(kernel_device) for x in (*tensors, lone)])
+
+
+@overflows
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_nan_or_infinity_stays_in_its_tensor(poison: float, kernel_device: torch.device) -> None:
+    tensors = [torch.full((1024,), poison)]
+    for i, dtype in enumerate(op.DTYPES):
+        for place in (5, 2048):  # in a whole tile, and in the ragged end
+            x = normal(2050, seed=i, dtype=torch.float64)
+            x[place] = poison
+            tensors += [normal(1024, seed=9, dtype=dtype), x.to(dtype)]
+    std_T = assert_matches([x.to(kernel_device) for x in tensors])
+    assert std_T.isnan().tolist() == [not x.double().isfinite().all() for x in tensors]  # e4m3fn turns inf into 448
+
+
+BLOCK_SCALES = [
+    # shape, block, what it meets
+    ((8, 512), (4, 128), "whole tiles"),
+    ((10, 512), (4, 32), "whole tiles, then ragged rows"),
+    ((9, 300), (4, 128), "ragged both ways"),
+    ((11, 256), (1, 256), "one per row"),
+    ((5, 70), (2, 5), "blocks no power of two"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(("shape", "block", "meets"), BLOCK_SCALES, ids=[case[2] for case in BLOCK_SCALES])
+def test_block_scales(
+    dtype: torch.dtype, shape: tuple[int, int], block: tuple[int, int], meets: str, kernel_device: torch.device
+) -> None:
+    x = normal(*shape, seed=5, dtype=dtype)
+    scale = normal(-(-shape[0] // block[0]), -(-shape[1] // block[1]), seed=6).abs() + 0.1
+    table = op.build_work_table([x.to(kernel_device)], [scale.to(kernel_device)], SMALL)
+    expected = reference([x], [by_blocks(scale, shape, block)])
+    torch.testing.assert_close(op.layer_std_from_table(table).cpu(), expected, rtol=1e-6, atol=0.0)
+
+
+@overflows
+def test_scalar_and_row_scales(kernel_device: torch.device) -> None:
+    x = normal(6, 256, seed=7, dtype=torch.float8_e4m3fn).to(kernel_device)
+    scalar, row = torch.tensor(-1e30, device=kernel_device), (normal(6, seed=8).abs() + 0.1).to(kernel_device)
+    scales = [scalar, row, row[:, None], scalar.reshape(1, 1), None, torch.tensor(float("inf"), device=kernel_device)]
+    std_T = op.layer_std_triton([x] * 6, scales=scales)
+    elementwise = [scalar, row[:, None], row[:, None], scalar, None, torch.tensor(float("nan"))]
+    torch.testing.assert_close(std_T.cpu(), reference([x] * 6, elementwise), rtol=1e-6, atol=0.0, equal_nan=True)
+
+
+def test_views_of_every_kind(kernel_device: torch.device) -> None:
+    x = normal(12, 1024, seed=10).to(kernel_device)
+    views = {
+        "rows apart, whole tiles": x[:, :512],
+        "rows apart, ragged": x[:, 3:300],
+        "transposed": x.t(),
+        "columns apart": x[:, ::3],
+        "permuted": x.view(3, 4, 1024).permute(2, 0, 1),
+        "unaligned": x.flatten()[1:],
+        "one row repeated": x[:1].expand(5, 1024),
+    }
+    assert_matches(list(views.values()))
+
+
+def test_offsets_beyond_int32(kernel_device: torch.device) -> None:
+    apart = 2**31 + 16  # of which only two rows are ever touched
+    rows = torch.empty(apart + 512, dtype=torch.uint8, device=kernel_device).view(torch.float8_e5m2)
+    x = rows.as_strided((2, 512), (apart, 1))
+    x.copy_(normal(2, 512, seed=11, std=2.0))
+    x[1].copy_(normal(512, seed=12, std=0.25))
+    assert_matches([x, x[:, :300]])
+
+
+def test_every_e4m3_number(kernel_device: torch.device) -> None:
+    bits = torch.arange(256, dtype=torch.uint8).view(16, 16).repeat(1, 64)  # 1024 each: the fast path
+    tensors = [row[(row & 0x7F) != 0x7F].view(torch.float8_e4m3fn) for row in bits]
+    assert_matches([x.to(kernel_device) for x in tensors])
+    assert_matches([x[:20].to(kernel_device) for x in tensors])
+
+
+def test_nothing_is_left_unwritten(kernel_device: torch.device) -> None:
+    tensors = [normal(size, seed=size).to(kernel_device) for size in (5, 2048, 5000)]
+    table = op.build_work_table(tensors, None, SMALL)
+    partials = torch.full((table.tensor_C.numel(), 3), float("nan"), dtype=torch.float64, device=kernel_device)
+    std_T = torch.full((3,), float("nan"), dtype=torch.float64, device=kernel_device)
+    op.launch(table, partials, std_T, 1)
+    torch.testing.assert_close(std_T.cpu(), reference(tensors), rtol=1e-6, atol=0.0)
+    counts = [float(partials[table.tensor_C == i, 0].sum()) for i in range(3)]
+    assert counts == [5.0, 2048.0, 5000.0]
+
+
+def test_bits_do_not_depend_on_the_company(kernel_device: torch.device) -> None:
+    tensors = [normal(size, seed=size).to(kernel_device) for size in (4099, 31, 2048)]
+    together = op.layer_std_triton(tensors)
+    backwards = op.layer_std_triton(tensors[::-1]).flip(0)
+    assert together.tolist() == backwards.tolist() == op.layer_std_triton(tensors).tolist()
+
+
+def test_a_table_sees_changed_values(kernel_device: torch.device) -> None:
+    x = normal(1500, seed=13).to(kernel_device)
+    table = op.build_work_table([x], None, SMALL)
+    before = op.layer_std_from_table(table)
+    x.mul_(4.0)
+    assert op.layer_std_from_table(table).item() == 4.0 * before.item()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("config", op.CONFIGS, ids=str)
+def test_more_elements_than_int32_counts(dtype: torch.dtype, config: op.LaunchConfig) -> None:
+    size = 2**31 + 4099
+    if torch.cuda.mem_get_info()[0] < size * (dtype.itemsize + 1):
+        pytest.skip(f"needs {size * (dtype.itemsize + 1) / 1e9:.1f} GB of free device memory")
+    x = torch.empty(size, dtype=dtype, device="cuda")
+    total, squares = torch.zeros(2, dtype=torch.float64, device="cuda")
+    generator = torch.Generator("cuda").manual_seed(14)
+    for i, part in enumerate(x.split(2**26)):
+        part.copy_(torch.randn(part.shape, device="cuda", generator=generator) * (1 + i % 3))
+        total += part.double().sum()
+        squares += part.double().square().sum()
+    expected = ((squares - total**2 / size) / (size - 1)).sqrt()  # the mean is near zero: nothing cancels
+    std_T = op.layer_std_from_table(op.build_work_table([x, x[:-4099].view(2, -1)[:, :-16]], None, config))
+    torch.testing.assert_close(std_T[0], expected, rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(std_T[1], expected, rtol=1e-4, atol=0.0)  # a few elements fewer
+
+
+@pytest.mark.parametrize("config", op.CONFIGS, ids=str)
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_machine_code_reads_16_bytes_and_spills_nothing(capability: int, config: op.LaunchConfig, tmp_path: Path) -> None:
+    constants = {
+        "R": config.tile_rows, "Q": config.tile_cols, "K": config.tiles, "STAGES": config.num_stages,
+        "NATIVE_FP8": capability >= 89,
+    }  # fmt: skip
+    compiled = compile_ahead(
+        op.chunk_kernel, signature={"table_ptr": "*i64", "tensor_ptr": "*i32", "partial_ptr": "*fp64"}, constants=constants,
+        capability=capability, cache=tmp_path, num_warps=config.num_warps,
+    )  # fmt: skip
+    tile_bytes = sum(dtype.itemsize for dtype in op.DTYPES if dtype != torch.float64) * config.block
+    words = tile_bytes // (16 * 32 * config.num_warps)  # of 16 bytes, per thread, one tile of each dtype
+    copies = compiled.count(r"cp\.async\.cg\.shared\.global.*0x10, 0x10")
+    loads = compiled.count(r"ld\.global(?:\.\w+)*\.v4\.b32|ld\.global(?:\.\w+)*\.v2\.b64")
+    pipelined = config.num_stages > 1
+    assert (loads, copies) == ((words, words * config.num_stages) if pipelined else (2 * words, 0))
+    assert compiled.spilled_bytes == 0
+    assert compiled.registers <= 128  # 512 threads per multiprocessor
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_merge_compiles(capability: int, tmp_path: Path) -> None:
+    signature = {"table_ptr": "*i64", "partial_ptr": "*fp64", "std_ptr": "*fp64", "correction": "i32"}
+    constants = {"K": op.CONFIGS[0].tiles, "BLOCK": op.MERGE_BLOCK}
+    compiled = compile_ahead(op.merge_kernel, signature=signature, constants=constants, capability=capability, cache=tmp_path)
+    assert (compiled.spilled_bytes, compiled.count(r"\batom\.|\bred\.")) == (0, 0)
+
+
+def test_cpu_tensors_are_turned_away() -> None:
+    with pytest.raises(ValueError, match="tensors are on cpu; move them to a CUDA device"):
+        op.layer_std_triton([torch.ones(3)])
+
+
+@pytest.mark.parametrize(
+    ("tensors", "scales", "error", "message"),
+    [
+        ([], None, ValueError, "no tensors were given"),
+        ([torch.ones(3), torch.ones(3, dtype=torch.int32)], None, TypeError, r"tensors\[1\]: dtype torch.int32 is not supp"),
+        ([torch.ones(3), torch.ones(3, device="meta")], None, ValueError, r"tensors\[1\] is on meta and tensors\[0\] on cpu"),
+        ([torch.ones(3)], [None, None], ValueError, "got 2 entries for 1 tensors"),
+        ([torch.ones(3)], [torch.ones(1, device="meta")], ValueError, r"scales\[0\] is on meta"),
+        ([torch.ones(3)], [torch.ones(3)], ValueError, r"scales\[0\]: shape \(3,\) does not fit a tensor of shape \(3,\)"),
+        ([torch.ones(4, 6)], [torch.ones(6)], ValueError, r"scales\[0\]: shape \(6,\) does not fit"),
+        ([torch.ones(5, 6)], [torch.ones(4, 6)], ValueError, r"no block size cuts shape \(5, 6\) into 4 x 6 blocks"),
+    ],
+)
+def test_what_cannot_be_described_is_an_error(
+    tensors: list[Tensor], scales: list[Tensor | None] | None, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        op.build_work_table(tensors, scales, SMALL)
+
+
+def test_imports_without_triton() -> None:
+    program = """
+import sys
+sys.modules["triton"] = None
+import torch
+from modelassay_kernels import layer_std_triton as op
+for call in (lambda: op.layer_std_triton([torch.ones(3)]), lambda: op.chunk_kernel[(1,)]()):
+    try:
+        call()
+    except RuntimeError as error:
+        assert "Triton" in str(error) and "install" in str(error), error
+    else:
+        raise AssertionError("no error")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -4,5 +4,7 @@ Imports without a GPU, without Triton and without the compiled extension; each i
 """
 
 from modelassay_kernels.layer_std import layer_std
+from modelassay_kernels.layer_std_file import FileSpan, layer_std_file
+from modelassay_kernels.native import native_available, read_bandwidth, require_native
 
-__all__ = ["layer_std"]
+__all__ = ["FileSpan", "layer_std", "layer_std_file", "native_available", "read_bandwidth", "require_native"]

@@ -1,0 +1,160 @@
+// The only file that knows Python: turns its arguments into typed, checked views and releases the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "layer_std.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using modelassay::DType;
+using modelassay::Options;
+using modelassay::Scale;
+using modelassay::Shape;
+
+using AnyMatrix = nb::ndarray<nb::ro, nb::ndim<2>, nb::device::cpu>;
+using AnyBytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ScaleMatrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Output = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// A scale and the rows and columns of the blocks it belongs to.
+struct BlockScale {
+  ScaleMatrix values;
+  std::int64_t block_rows;
+  std::int64_t block_cols;
+};
+
+std::string item(std::size_t index) { return "layer_std: item " + std::to_string(index) + ": "; }
+
+DType parse_dtype(const std::string& code, std::size_t index) {
+  if (code == "BF16") return DType::kBF16;
+  if (code == "F16") return DType::kF16;
+  if (code == "F32") return DType::kF32;
+  if (code == "F64") return DType::kF64;
+  if (code == "F8_E4M3") return DType::kE4M3;
+  if (code == "F8_E5M2") return DType::kE5M2;
+  throw std::invalid_argument(item(index) + "unknown dtype code '" + code + "'");
+}
+
+bool holds(const AnyMatrix& array, DType dtype) {
+  const nb::dlpack::dtype is = array.dtype();
+  const auto code = static_cast<nb::dlpack::dtype_code>(is.code);
+  if (is.lanes != 1 || is.bits != 8 * modelassay::element_size(dtype)) return false;
+  switch (dtype) {
+    case DType::kBF16:
+      return code == nb::dlpack::dtype_code::Bfloat;
+    case DType::kF16:
+    case DType::kF32:
+    case DType::kF64:
+      return code == nb::dlpack::dtype_code::Float;
+    case DType::kE4M3:
+    case DType::kE5M2:
+      return code == nb::dlpack::dtype_code::UInt;  // few consumers know the codes of fp8 yet: passed as bytes
+  }
+  return false;
+}
+
+void check_shape(const Shape& shape, std::size_t index) {
+  std::int64_t elements = 0;
+  std::int64_t reach = 0;
+  const bool bad = shape.num_rows < 0 || shape.num_cols < 0 || shape.row_stride < 0 ||
+                   __builtin_mul_overflow(shape.num_rows, shape.num_cols, &elements) ||
+                   __builtin_mul_overflow(elements, std::int64_t{8}, &elements) ||
+                   __builtin_mul_overflow(shape.num_rows, shape.row_stride, &reach) ||
+                   __builtin_mul_overflow(reach, std::int64_t{8}, &reach);
+  if (bad) throw std::invalid_argument(item(index) + "negative sizes or more bytes than 63 bits can count");
+}
+
+Scale make_scale(const std::optional<BlockScale>& scale, const Shape& shape, std::size_t index) {
+  if (!scale) return {};
+  const std::int64_t block_rows = scale->block_rows;
+  const std::int64_t block_cols = scale->block_cols;
+  if (block_rows < 1 || block_cols < 1) throw std::invalid_argument(item(index) + "blocks of a scale must not be empty");
+  const std::int64_t rows = (shape.num_rows + block_rows - 1) / block_rows;
+  const std::int64_t cols = (shape.num_cols + block_cols - 1) / block_cols;
+  if (static_cast<std::int64_t>(scale->values.shape(0)) != rows || static_cast<std::int64_t>(scale->values.shape(1)) != cols) {
+    throw std::invalid_argument(item(index) + "the scale has another shape than its blocks: expected " +
+                                std::to_string(rows) + " x " + std::to_string(cols));
+  }
+  return {scale->values.data(), cols, block_rows, block_cols};
+}
+
+std::span<double> checked_output(const Output& out, std::size_t num_items) {
+  if (out.shape(0) != num_items) throw std::invalid_argument("layer_std: one output per item is needed");
+  return {out.data(), num_items};
+}
+
+std::optional<BlockScale> parse_scale(nb::handle value) {
+  if (value.is_none()) return std::nullopt;
+  auto [values, block_rows, block_cols] = nb::cast<std::tuple<ScaleMatrix, std::int64_t, std::int64_t>>(value);
+  return BlockScale{std::move(values), block_rows, block_cols};
+}
+
+void layer_std(const nb::list& items, Output out, int correction, int num_threads, std::string instruction_set) {
+  std::vector<AnyMatrix> arrays;  // keep the memory of the items and scales alive
+  std::vector<std::optional<BlockScale>> scales;
+  std::vector<modelassay::Matrix> matrices;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    auto [array, code, scale] = nb::cast<std::tuple<AnyMatrix, std::string, nb::object>>(items[i]);
+    const DType dtype = parse_dtype(code, i);
+    if (!holds(array, dtype)) throw std::invalid_argument(item(i) + "the array does not hold " + code);
+    const bool one_col = array.shape(1) <= 1;
+    if (!one_col && array.stride(1) != 1) throw std::invalid_argument(item(i) + "elements of a row must be neighbours");
+    const Shape shape = {dtype, static_cast<std::int64_t>(array.shape(0)), static_cast<std::int64_t>(array.shape(1)),
+                         array.stride(0)};
+    check_shape(shape, i);
+    scales.push_back(parse_scale(scale));
+    matrices.push_back({shape, make_scale(scales.back(), shape, i), static_cast<const std::byte*>(array.data())});
+    arrays.push_back(std::move(array));
+  }
+  const std::span<double> results = checked_output(out, matrices.size());
+  const nb::gil_scoped_release release;
+  modelassay::layer_std(matrices, {correction, num_threads, std::move(instruction_set)}, results);
+}
+
+void layer_std_file(const nb::list& items, Output out, int correction, int num_threads, std::string instruction_set) {
+  using Item = std::tuple<std::string, std::int64_t, std::string, std::int64_t, std::int64_t, std::int64_t, nb::object>;
+  std::vector<std::optional<BlockScale>> scales;
+  std::vector<modelassay::FileMatrix> matrices;
+  for (std::size_t i = 0; i < items.size(); ++i) {
+    auto [path, offset, code, num_rows, num_cols, row_stride, scale] = nb::cast<Item>(items[i]);
+    const Shape shape = {parse_dtype(code, i), num_rows, num_cols, row_stride};
+    check_shape(shape, i);
+    if (offset < 0) throw std::invalid_argument(item(i) + "the offset is negative");
+    if (num_rows > 1 && row_stride < num_cols) throw std::invalid_argument(item(i) + "rows overlap");
+    scales.push_back(parse_scale(scale));
+    matrices.push_back({shape, make_scale(scales.back(), shape, i), std::move(path), offset});
+  }
+  const std::span<double> results = checked_output(out, matrices.size());
+  const nb::gil_scoped_release release;
+  modelassay::layer_std_file(matrices, {correction, num_threads, std::move(instruction_set)}, results);
+}
+
+std::uint64_t read_bytes(const AnyBytes& data, int num_threads, std::string instruction_set) {
+  const auto* first = reinterpret_cast<const std::byte*>(data.data());
+  const auto num_bytes = static_cast<std::int64_t>(data.size());
+  const nb::gil_scoped_release release;
+  return modelassay::read_bytes(first, num_bytes, {0, num_threads, std::move(instruction_set)});
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.doc() = "Compiled CPU operations; see _native.pyi for their types and the modules that call them for their meaning.";
+  m.def("instruction_sets", &modelassay::instruction_sets);
+  m.def("layer_std", &layer_std, "items"_a, "out"_a, "correction"_a, "num_threads"_a, "instruction_set"_a = "");
+  m.def("layer_std_file", &layer_std_file, "items"_a, "out"_a, "correction"_a, "num_threads"_a, "instruction_set"_a = "");
+  m.def("read_bytes", &read_bytes, "data"_a, "num_threads"_a, "instruction_set"_a = "");
+}

@@ -1,0 +1,84 @@
+// Standard deviation of many matrices in one pass over memory or over files. No Python here.
+//
+// A matrix is cut into tiles of 256 KiB by its shape alone. A tile gives (count, mean, M2), where M2 is the sum of squared
+// distances from the mean; the tiles of a matrix are merged in their order, in double (Chan, Golub, LeVeque 1979). So the
+// result depends neither on the number of threads nor on which thread took which tile.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace modelassay {
+
+enum class DType : int { kBF16, kF16, kF32, kF64, kE4M3, kE5M2 };
+
+constexpr std::int64_t element_size(DType dtype) {
+  switch (dtype) {
+    case DType::kBF16:
+    case DType::kF16:
+      return 2;
+    case DType::kF32:
+      return 4;
+    case DType::kF64:
+      return 8;
+    case DType::kE4M3:
+    case DType::kE5M2:
+      return 1;
+  }
+  return 0;
+}
+
+// Rows of `num_cols` neighbouring elements, `row_stride` elements apart (0 repeats one row).
+struct Shape {
+  DType dtype;
+  std::int64_t num_rows;
+  std::int64_t num_cols;
+  std::int64_t row_stride;
+};
+
+// One factor per block of block_rows x block_cols elements; ragged at the right and lower edges. `data` null: none.
+struct Scale {
+  const float* data = nullptr;
+  std::int64_t num_cols = 0;
+  std::int64_t block_rows = 0;
+  std::int64_t block_cols = 0;
+};
+
+struct Matrix {
+  Shape shape;
+  Scale scale;
+  const std::byte* data;
+};
+
+struct FileMatrix {
+  Shape shape;
+  Scale scale;
+  std::string path;
+  std::int64_t offset;  // byte of the first element
+};
+
+// The names of the instruction sets this machine has, best first; the last is always "portable".
+std::vector<std::string> instruction_sets();
+
+struct Options {
+  int correction = 1;
+  int num_threads = 1;
+  std::string instruction_set;  // one of instruction_sets(), or empty for the best
+};
+
+// out[i] = sqrt(M2 / (count - correction)) over all elements of matrix i, each multiplied by its scale.
+// NaN where an element is NaN or infinite, and where count <= correction.
+void layer_std(std::span<const Matrix> matrices, const Options& options, std::span<double> out);
+
+// The same of byte ranges of files, read in pieces by the worker threads (512 KiB of buffers each), never mapped.
+// Throws std::runtime_error naming the path when a file cannot be opened, read, or ends too early.
+void layer_std_file(std::span<const FileMatrix> matrices, const Options& options, std::span<double> out);
+
+// Reads every byte once, with the same tiles and threads as layer_std, and does almost nothing with it: the
+// denominator of "share of the read bandwidth". Returns a digest so that the reads cannot be optimised away.
+std::uint64_t read_bytes(const std::byte* data, std::int64_t num_bytes, const Options& options);
+
+}  // namespace modelassay

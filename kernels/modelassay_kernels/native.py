@@ -1,0 +1,59 @@
+"""The compiled extension: whether it is there, what to do when it is not, and how fast it can read memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+try:
+    import modelassay_kernels._native as _native
+except ImportError as error:
+    _missing: str | None = str(error)
+else:
+    _missing = None
+
+
+def native_available() -> bool:
+    """Whether the compiled extension can be used; without it CPU tensors go to the PyTorch reference."""
+    return _missing is None
+
+
+def require_native() -> None:
+    """Do nothing if the compiled extension is there.
+
+    Raises:
+        ImportError: it is not; the message says why and how to get it.
+    """
+    if _missing is not None:
+        raise ImportError(
+            f"modelassay_kernels._native: the compiled extension is missing ({_missing}); install a C++20 compiler "
+            "(GCC 11 or Clang 14, or later) and run `pip install --force-reinstall --no-deps .` in the source tree, "
+            "with MODELASSAY_SKIP_CPP unset"
+        )
+
+
+def read_bandwidth(tensor: Tensor, *, num_reads: int = 5) -> float:
+    """GB/s at which all of a contiguous CPU tensor is read by `torch.get_num_threads()` threads: the median of ``num_reads``.
+
+    The same tiles, threads and vector width as `layer_std`, with one XOR per vector as the only work; the denominator
+    of "share of the read bandwidth". Use a tensor several times the last-level cache.
+
+    Raises:
+        ImportError: the extension is missing.
+        ValueError: the tensor is not contiguous or not on the CPU.
+    """
+    require_native()
+    if not tensor.is_contiguous() or tensor.device.type != "cpu":
+        raise ValueError(
+            f"read_bandwidth: needs a contiguous CPU tensor, got one on {tensor.device} with strides {tensor.stride()}"
+        )
+    data = tensor.detach().reshape(-1).view(torch.uint8)
+    seconds = []
+    for _ in range(num_reads):
+        start = time.perf_counter()
+        _native.read_bytes(data, torch.get_num_threads())
+        seconds.append(time.perf_counter() - start)
+    return data.numel() / statistics.median(seconds) / 1e9

@@ -1,0 +1,328 @@
+import functools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from layer_std_cases import DTYPES, SIZES, assert_same_std, every_code, normal
+from modelassay_kernels import layer_std, native, native_available
+from modelassay_kernels.layer_std import _layer_std_native, _layer_std_reference, rows_of, split_scale
+from torch import Tensor
+
+if native_available():
+    from modelassay_kernels import _native
+
+    ENGINES = {name: functools.partial(_layer_std_native, instruction_set=name) for name in _native.instruction_sets()}
+else:
+    ENGINES = {"reference": _layer_std_reference}
+
+needs_native = pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
+    return ENGINES[request.param]
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_reference_is_the_textbook_value() -> None:
+    got = _layer_std_reference([torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 4, 4, 4, 5, 5, 7, 9.0])], correction=0)
+    assert_same_std(got, torch.tensor([math.sqrt(14 / 9), 2.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mixed_sizes(engine: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    tensors = [normal(size, dtype=dtype, std=0.5, seed=i) for i, size in enumerate(SIZES)]
+    assert_same_std(engine(tensors), _layer_std_reference(tensors))
+
+
+def test_thousand_small_tensors_of_all_types(engine: Callable[..., Tensor]) -> None:
+    tensors = [normal(1 + i % 211, dtype=DTYPES[i % 6], seed=i) for i in range(1000)]
+    assert_same_std(engine(tensors), _layer_std_reference(tensors))
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype.itemsize <= 2])
+def test_every_code(engine: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    values = every_code(dtype)
+    halves = [values[values.double().abs() < 1], values[values.double().abs() < 1e-3]]
+    assert_same_std(engine([values, *halves]), _layer_std_reference([values, *halves]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("mean", "std"), [(1.0, 0.1), (10.0, 0.02), (1000.0, 0.01), (-3.0, 1e-3)])
+def test_mean_far_from_zero(engine: Callable[..., Tensor], dtype: torch.dtype, mean: float, std: float) -> None:
+    tensor = normal(300_001, dtype=dtype, mean=mean, std=std)
+    assert_same_std(engine([tensor]), _layer_std_reference([tensor]))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "std"),
+    [(torch.float32, 1e30), (torch.float32, 1e-30), (torch.float32, 1e-41), (torch.bfloat16, 1e36)]
+    + [(torch.bfloat16, 1e-39), (torch.float64, 1e200), (torch.float64, 1e-200), (torch.float64, 1e-310)],
+)
+def test_squares_beyond_the_range(engine: Callable[..., Tensor], dtype: torch.dtype, std: float) -> None:
+    tensors = [normal(size, dtype=dtype, std=std, seed=size) for size in (5, 70_001)]
+    want = _layer_std_reference(tensors)
+    assert bool((want > 0.1 * std).all())
+    assert_same_std(engine(tensors), want)
+
+
+def test_largest_double(engine: Callable[..., Tensor]) -> None:
+    largest = torch.tensor([-1.7e308, 1.7e308], dtype=torch.float64)
+    assert_same_std(engine([largest], correction=0), largest[1:])
+
+
+def test_outliers_where_the_centre_is_sampled(engine: Callable[..., Tensor]) -> None:
+    tensors = [normal(200_001, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    for tensor in tensors:
+        tensor[0] = 1e6
+        tensor[-1] = -3e6
+    steps = torch.arange(200_001).div(50_000, rounding_mode="floor").float() * 1e4 + normal(200_001, dtype=torch.float32)
+    assert_same_std(engine([*tensors, steps]), _layer_std_reference([*tensors, steps]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_two_values_whose_sums_always_round_the_same_way(engine: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    signs = normal(1_000_003, dtype=torch.float64).sign()
+    tensors = [(signs * value).to(dtype) for value in (0.02, 0.1, 1 / 3)]
+    assert_same_std(engine(tensors), _layer_std_reference(tensors))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_constant_is_exactly_zero(engine: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    tensors = [torch.full((size,), value).to(dtype) for size in (2, 127, 200_001) for value in (0.0, 0.1, -300.0)]
+    assert engine(tensors).tolist() == [0.0] * len(tensors)
+    blocks = torch.full((200, 200), 0.7).to(dtype)
+    assert engine([blocks], scales=[torch.full((2, 2), 0.3)]).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_bad_element_spoils_its_tensor_alone(
+    engine: Callable[..., Tensor], dtype: torch.dtype, bad: float
+) -> None:
+    if dtype == torch.float8_e4m3fn:
+        bad = math.nan  # the format has no infinity
+    good = normal(70_001, dtype=torch.float32)
+    tensors = [good.to(dtype)]
+    for position in (0, 1, 33_333, 70_000):
+        spoiled = good.clone()
+        spoiled[position] = bad
+        tensors.append(spoiled.to(dtype))
+    got = engine(tensors)
+    assert got.isnan().tolist() == [False, True, True, True, True]
+    assert_same_std(got, _layer_std_reference(tensors))
+
+
+def test_too_few_elements(engine: Callable[..., Tensor]) -> None:
+    sizes = [torch.ones(size) for size in (0, 1, 2, 3)]
+    assert engine(sizes).isnan().tolist() == [True, True, False, False]
+    assert engine(sizes, correction=2).isnan().tolist() == [True, True, True, False]
+    assert engine(sizes, correction=0).isnan().tolist() == [True, False, False, False]
+    assert engine([torch.ones(3, 0), torch.ones(0, 3, 4)]).isnan().all()
+    assert engine([]).shape == (0,)
+
+
+@pytest.mark.parametrize("correction", [0, 1, 2])
+def test_correction(engine: Callable[..., Tensor], correction: int) -> None:
+    tensor = normal(7, dtype=torch.float64)
+    want = tensor.std(correction=correction)[None]
+    assert_same_std(engine([tensor], correction=correction), want)
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "left columns": lambda w: w[:, :77],
+    "middle columns": lambda w: w[:, 100:229],
+    "one column": lambda w: w[:, 5],
+    "every third row": lambda w: w[::3],
+    "transposed": lambda w: w.t(),
+    "transposed rows": lambda w: w.t()[10:200],
+    "every second column": lambda w: w[:, ::2],
+    "swapped axes": lambda w: w.view(17, 19, 301).permute(2, 0, 1),
+    "one axis of three cut": lambda w: w.view(17, 19, 301)[:, 2:9],
+    "expanded": lambda w: w[3].expand(5, 301),
+    "single element": lambda w: w[1:2, 1:2],
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn])
+def test_views(engine: Callable[..., Tensor], dtype: torch.dtype, view: str) -> None:
+    tensor = VIEWS[view](normal(17 * 19, 301, dtype=dtype, mean=0.5))
+    assert_same_std(engine([tensor]), _layer_std_reference([tensor]))
+
+
+@pytest.mark.parametrize("view", sorted(VIEWS.keys() - {"every second column"}))
+def test_views_of_rows_are_read_in_place(view: str) -> None:
+    tensor = VIEWS[view](torch.zeros(17 * 19, 301))
+    assert rows_of(tensor).data_ptr() == tensor.data_ptr()
+
+
+SCALES = {
+    "whole": ((300, 200), (1,)),
+    "scalar": ((300, 200), ()),
+    "rows": ((300, 200), (300, 1)),
+    "rows, one dimension": ((300, 200), (300,)),
+    "columns": ((300, 200), (1, 200)),
+    "blocks of 128, ragged": ((300, 200), (3, 2)),
+    "blocks of 128, whole": ((384, 1024), (3, 8)),
+    "blocks of 128 across tiles": ((130, 9001), (2, 71)),
+    "rows longer than a tile": ((3, 270_001), (1, 2110)),
+    "blocks of 50": ((300, 200), (6, 4)),
+    "blocks of 16, ragged": ((100, 90), (7, 6)),
+    "single elements": ((7, 5), (7, 5)),
+}
+
+
+@pytest.mark.parametrize("case", SCALES)
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+def test_scales(engine: Callable[..., Tensor], dtype: torch.dtype, case: str) -> None:
+    shape, scale_shape = SCALES[case]
+    tensor = normal(*shape, dtype=dtype, std=30.0)
+    scale = normal(*scale_shape, dtype=torch.float32, mean=2e-3, std=1e-3, seed=1)
+    plain = normal(64, dtype=torch.float32)
+    got = engine([tensor, plain], scales=[scale, None])
+    assert_same_std(got, _layer_std_reference([tensor, plain], [scale, None]))
+
+
+def test_scaled_columns_are_read_in_place(engine: Callable[..., Tensor]) -> None:
+    tensor = normal(300, 512, dtype=torch.float8_e4m3fn)[:, 128:384]
+    scale = normal(3, 2, dtype=torch.float32, seed=1)
+    assert_same_std(engine([tensor], scales=[scale]), _layer_std_reference([tensor], [scale]))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30, 1e-38])
+def test_scale_of_any_size(engine: Callable[..., Tensor], scale: float) -> None:
+    tensor = normal(200, 200, dtype=torch.float8_e5m2)
+    scales = torch.full((2, 2), scale) * torch.tensor([1.0, 2.0])
+    assert_same_std(engine([tensor], scales=[scales]), _layer_std_reference([tensor], [scales]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_bad_scale_spoils_its_tensor(engine: Callable[..., Tensor], bad: float) -> None:
+    tensor = normal(200, 200, dtype=torch.float8_e4m3fn)
+    scales = [torch.tensor([[1.0, 1.0], [1.0, bad]]), torch.tensor(bad)]
+    assert engine([tensor, tensor], scales=scales).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale_shape"), [((10, 10), (11, 1)), ((2, 10, 10), (2, 1, 1)), ((100,), (3,)), ((10, 10), (1, 2, 2))]
+)
+def test_scale_that_fits_nothing(shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="scale of shape"):
+        layer_std([torch.ones(shape)], scales=[torch.ones(scale_shape)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale_shape", "block"),
+    [((7168, 2048), (56, 16), (128, 128)), ((576, 7168), (5, 56), (128, 128)), ((1, 256), (1, 2), (1, 128))]
+    + [((100, 100), (4, 2), (25, 50)), ((4096, 4096), (8, 8), (512, 512)), ((129, 70), (17, 70), (8, 1))],
+)
+def test_block_of_a_scale(shape: tuple[int, ...], scale_shape: tuple[int, ...], block: tuple[int, int]) -> None:
+    assert split_scale(shape, torch.ones(scale_shape))[1:] == block
+
+
+@needs_native
+@pytest.mark.usefixtures("restore_threads")
+def test_same_bits_for_any_number_of_threads() -> None:
+    tensors = [normal(3_000_017, dtype=dtype, mean=0.3) for dtype in DTYPES] + [normal(9, dtype=torch.float32)] * 50
+    results = []
+    for num_threads in (1, 2, 3, 7):
+        torch.set_num_threads(num_threads)
+        results.append(layer_std(tensors).tolist())
+    assert results[1:] == results[:1] * 3
+
+
+def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [normal(size, dtype=torch.bfloat16) for size in SIZES]
+    with_it = layer_std(tensors)
+    monkeypatch.setattr(native, "_missing", "hidden by the test")
+    assert not native_available()
+    assert_same_std(layer_std(tensors), with_it)
+    with pytest.raises(ImportError, match=r"hidden by the test.*pip install"):
+        native.require_native()
+
+
+def test_gradients_and_parameters_are_of_no_concern() -> None:
+    parameter = torch.nn.Parameter(normal(1000, dtype=torch.float32))
+    assert not layer_std([parameter]).requires_grad
+    assert_same_std(layer_std([parameter]), parameter.detach().double().std()[None])
+
+
+def test_mixed_devices() -> None:
+    with pytest.raises(ValueError, match="cpu, meta"):
+        layer_std([torch.ones(3), torch.ones(3, device="meta")])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_other_types(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match="tensor 1 has dtype"):
+        layer_std([torch.ones(3), torch.ones(3, dtype=dtype)])
+
+
+def test_scales_must_be_as_many() -> None:
+    with pytest.raises(ValueError, match="1 scales for 2 tensors"):
+        layer_std([torch.ones(3), torch.ones(3)], scales=[None])
+
+
+@needs_native
+def test_more_than_two_to_the_31_elements() -> None:
+    row = normal(4099, dtype=torch.float8_e5m2)
+    num_rows = (1 << 31) // 4099 + 2
+    population_variance = row.double().var(correction=0) * num_rows * 4099 / (num_rows * 4099 - 1)
+    assert_same_std(layer_std([row.expand(num_rows, 4099)]), population_variance.sqrt()[None])
+
+
+@needs_native
+def test_addresses_beyond_two_to_the_31(tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    values = normal(3, 1001, dtype=torch.bfloat16)
+    stride = 1 << 30
+    with path.open("wb") as file:
+        for i in range(3):
+            file.seek(i * stride * 2)
+            file.write(values[i].view(torch.uint8).numpy().tobytes())
+        file.truncate(3 * stride * 2)
+    sparse = torch.from_file(str(path), shared=True, size=3 * stride, dtype=torch.bfloat16).view(3, stride)[:, :1001]
+    assert_same_std(layer_std([sparse]), _layer_std_reference([values]))
+
+
+@needs_native
+def test_binding_checks_sizes_before_memory() -> None:
+    out = torch.empty(1, dtype=torch.float64)
+    matrix = torch.ones(4, 6)
+    for item in [
+        (matrix, "BF16", None),  # another type than it holds
+        (matrix, "X", None),
+        (matrix.t(), "F32", None),
+        (matrix, "F32", (torch.ones(1, 2), 4, 2)),  # three blocks of two columns
+        (matrix, "F32", (torch.ones(1, 1), 0, 6)),
+    ]:
+        with pytest.raises(ValueError, match="layer_std: item 0"):
+            _native.layer_std([item], out, 1, 1)
+    with pytest.raises(ValueError, match="one output per item"):
+        _native.layer_std([], out, 1, 1)
+    with pytest.raises(ValueError, match="instruction set 'sse9'"):
+        _native.layer_std([(matrix, "F32", None)], out, 1, 1, "sse9")
+
+
+@needs_native
+def test_read_bandwidth_reads_every_byte() -> None:
+    data = torch.randint(0, 256, (1_000_003,), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for name in _native.instruction_sets():
+        digests = set()
+        for i in range(0, 1_000_003, 99_991):
+            changed = data.clone()
+            changed[i] ^= 1
+            digests.add(_native.read_bytes(changed, 2, name) ^ _native.read_bytes(data, 2, name))
+        assert 0 not in digests
+    assert native.read_bandwidth(data, num_reads=1) > 0
+    with pytest.raises(ValueError, match="contiguous"):
+        native.read_bandwidth(torch.ones(4, 4).t())

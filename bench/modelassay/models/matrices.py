@@ -19,7 +19,7 @@ from modelassay.models.safetensors_index import DTYPE_BITS, TensorInfo, read_hea
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modelassay_kernels.layer_std import FileSpan
+    from modelassay_kernels.layer_std_file import FileSpan
 
 TORCH_DTYPES = {
     "BF16": "bfloat16",
@@ -188,7 +188,7 @@ def cut(
         CheckpointError: a dtype that is not a plain number, a shape other than config.json implies, or fp8 scales that
             are missing or fit no known pattern.
     """
-    from modelassay_kernels.layer_std import FileSpan
+    from modelassay_kernels.layer_std_file import FileSpan
 
     path, info = tensors.find(name)
     where = f"{path}: {name}"

@@ -40,7 +40,7 @@ _COMMON_BLOCK = 128  # of DeepSeek-V3 and Qwen3 fp8 checkpoints, whose last bloc
 def _layer_std_reference(
     tensors: Sequence[Tensor], scales: Sequence[Tensor | None] | None = None, correction: int = 1
 ) -> Tensor:
-    """Standard deviations in float64 by two passes: the mean first, then the centred squares. [T]
+    """Standard deviations in float64 [T] by two passes: the mean first, then the centred squares.
 
     Costs one float64 copy of the largest tensor, and of its expanded scale.
     """
@@ -183,12 +183,16 @@ def whole_factor(scale: Tensor | None) -> float:
 def _check(tensors: Sequence[Tensor], scales: Sequence[Tensor | None] | None) -> str:
     devices = sorted({tensor.device.type for tensor in tensors})
     if len(devices) > 1:
-        raise ValueError(f"layer_std: all tensors must be on one kind of device, got {', '.join(devices)}; move them first")
+        raise ValueError(
+            f"layer_std: all tensors must be on one kind of device, got {', '.join(devices)}; move them first"
+        )
     for i, tensor in enumerate(tensors):
         if tensor.dtype not in DTYPE_CODES:
             raise TypeError(f"layer_std: tensor {i} has dtype {tensor.dtype}; expected one of {[*DTYPE_CODES]}")
     if scales is not None and len(scales) != len(tensors):
-        raise ValueError(f"layer_std: got {len(scales)} scales for {len(tensors)} tensors; give None where there is none")
+        raise ValueError(
+            f"layer_std: got {len(scales)} scales for {len(tensors)} tensors; give None where there is none"
+        )
     return devices[0] if devices else "cpu"
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from modelassay_kernels.layer_std import DTYPE_CODES, dequantise, split_scale, whole_factor
+from modelassay_kernels.layer_std import DTYPE_CODES, split_scale, whole_factor
 from modelassay_kernels.native import native_available, require_native
 
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}

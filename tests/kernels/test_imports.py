@@ -20,7 +20,9 @@ except ImportError as error:
 
 
 def run_without(*missing: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", PROGRAM.format(missing=missing)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(missing=missing)], capture_output=True, text=True, check=True
+    )
     return done.stdout.splitlines()
 
 

@@ -84,7 +84,9 @@ def test_outliers_where_the_centre_is_sampled(engine: Callable[..., Tensor]) -> 
     for tensor in tensors:
         tensor[0] = 1e6
         tensor[-1] = -3e6
-    steps = torch.arange(200_001).div(50_000, rounding_mode="floor").float() * 1e4 + normal(200_001, dtype=torch.float32)
+    steps = torch.arange(200_001).div(50_000, rounding_mode="floor").float() * 1e4 + normal(
+        200_001, dtype=torch.float32
+    )
     assert_same_std(engine([*tensors, steps]), _layer_std_reference([*tensors, steps]))
 
 
@@ -105,9 +107,7 @@ def test_constant_is_exactly_zero(engine: Callable[..., Tensor], dtype: torch.dt
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_one_bad_element_spoils_its_tensor_alone(
-    engine: Callable[..., Tensor], dtype: torch.dtype, bad: float
-) -> None:
+def test_one_bad_element_spoils_its_tensor_alone(engine: Callable[..., Tensor], dtype: torch.dtype, bad: float) -> None:
     if dtype == torch.float8_e4m3fn:
         bad = math.nan  # the format has no infinity
     good = normal(70_001, dtype=torch.float32)

@@ -100,7 +100,7 @@ def _assess_one(claim: Claim, findings: Findings | None, profile: str, why_none:
 
 def _compare(claim: Claim, ours: Finding) -> tuple[Word, str]:
     """Reproduced if the whole interval lies in the claimed region, refuted if none of it does."""
-    slack = claim.tolerance or 0.0
+    slack = claim.tolerance
     low = -math.inf if claim.relation == "at_most" else claim.published - slack
     high = math.inf if claim.relation == "at_least" else claim.published + slack
     ours_low = ours.value if ours.low is None else ours.low

@@ -1,0 +1,163 @@
+"""The command line: what it prints, what it exits with, how fast it helps."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from modelassay.suite import shipped_suites
+from toy_suite import SUITE, environ, modelassay, only_run, write_suite
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    code, _, err = modelassay("run", write_suite(folder, SUITE.replace(", pause_ms: 3.0", "")), "--runs", folder / "runs")
+    assert code == 0, err
+    return only_run(folder / "runs")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom modelassay.cli import cli\ntry:\n    cli(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'transformers', 'polars', 'numpy', 'pydantic', 'triton'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environ(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for verb in ("run", "show", "check", "fingerprint", "doctor"):
+        assert f"  {verb} " in done.stdout
+
+
+def test_run_prints_data_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, SUITE.replace(", pause_ms: 3.0", ""))
+    code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs", "--json")
+    assert code == 0
+    answer = json.loads(out)
+    assert [cell["outcome"] for cell in answer["cells"]] == ["done"] * 4
+    assert {c["claim"]["id"]: c["verdict"] for c in answer["claims"]} == {
+        "near-zero": "reproduced", "far-away": "refuted", "elsewhere": "reproduced",
+    }  # fmt: skip
+    assert "[4/4] model=zoo:child,seed=1: done in" in err
+
+
+def test_show_run_equals_what_run_printed(finished: Path) -> None:
+    again = modelassay("show", finished, "--json")
+    assert again[0] == 0
+    assert json.loads(again[1]) == json.loads(modelassay("run", finished, "--json")[1])
+
+
+def test_plan_of_a_finished_run_reuses_everything(finished: Path) -> None:
+    code, out, _ = modelassay("run", finished, "--plan", "--json")
+    assert code == 0
+    assert [(cell["action"], cell["why"]) for cell in json.loads(out)] == [("reuse", "done in attempt 1")] * 4
+
+
+def test_plan_writes_nothing(tmp_path: Path) -> None:
+    code, out, _ = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs", "--plan")
+    assert code == 0
+    assert "4 of 4 cells to run; 4 never ran here, their cost is not known" in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_override_becomes_part_of_the_cell(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path)
+    plain = json.loads(modelassay("run", suite, "--plan", "--json")[1])
+    changed = json.loads(modelassay("run", suite, "--plan", "--json", "-o", "walk.drift=1e-3")[1])
+    assert not {cell["cell"] for cell in plain} & {cell["cell"] for cell in changed}
+
+
+def test_list_names_suites_and_runs(finished: Path) -> None:
+    code, out, _ = modelassay("show", "--runs", finished.parent, "--json")
+    assert code == 0
+    answer = json.loads(out)
+    assert [suite["suite"] for suite in answer["suites"]] == list(shipped_suites())
+    assert [(run["run"], run["status"]) for run in answer["runs"]] == [(str(finished), "4 done")]
+
+
+def test_resolved_suite_names_the_layer_of_each_leaf() -> None:
+    code, out, _ = modelassay("show", "fingerprinting", "--profile", "smoke", "--json")
+    assert code == 0
+    answer = json.loads(out)
+    assert answer["provenance"]["alpha"] == "default"
+    assert answer["provenance"]["model"].startswith("matrix (")
+
+
+def test_ledger_lists_every_claim_with_a_verdict(tmp_path: Path) -> None:
+    code, out, _ = modelassay("show", "--claims", "--runs", tmp_path, "--json")
+    assert code == 0
+    ledger = {entry["claim"]["id"]: entry for entry in json.loads(out)}
+    pangu = ledger["pangu-from-qwen"]
+    assert pangu["claim"]["published"] == 0.927
+    assert (pangu["verdict"], pangu["ours"]) == ("not testable", None)
+    assert "no complete run of profile paper" in pangu["reason"]
+    assert any("0.91" in evidence["statement"] for evidence in pangu["claim"]["counter_evidence"])
+
+
+def test_schema_is_json() -> None:
+    assert json.loads(modelassay("show", "--schema")[1])["additionalProperties"] is False
+
+
+def test_check_validates_suites_and_records(finished: Path, tmp_path: Path) -> None:
+    record = next(finished.glob("cells/*/attempt-1.jsonl"))
+    shipped = list(shipped_suites().values())
+    code, out, _ = modelassay("check", *shipped, record, "--json")
+    assert code == 0
+    assert len(json.loads(out)) == len(shipped) + 1
+    damaged = tmp_path / "attempt-1.jsonl"
+    damaged.write_text(record.read_text().replace('"kind":"metric"', '"kind":"metrik"', 1))
+    code, _, err = modelassay("check", damaged)
+    assert code == 2
+    assert err.startswith(f"error: {damaged}:3: not a record")
+
+
+MISTAKES = [
+    (("run", "fingerprintin"), "did you mean 'fingerprinting'?"),
+    (("run", "fingerprinting", "--profile", "embeded"), "did you mean 'embedded'?"),
+    (("run", "fingerprinting", "-o", "alhpa=0.1", "--plan"), "did you mean 'alpha'?"),
+    (("run", "no/such/file.yaml"), "no/such/file.yaml"),
+    (("check", "no/such/file.jsonl"), "no such file"),
+    (("check",), "Missing argument"),
+    (("fingerprint", "one"), "at least two"),
+    (("fingerprint", "same", "same"), "named twice"),
+    (("fingerprint", "a", "b", "--figure", "x.txt"), ".png, .svg or .pdf"),
+    (("fingerprint", "no/such/folder", "nor/this"), "no/such/folder"),
+    (("fingerprint", "zoo:bsae", "zoo:base"), "did you mean"),
+    (("fingerprint", "a", "b", "--against", "nothing"), "no such run"),
+    (("fingerprint", "a", "b", "--alpha", "2"), "alpha"),
+    (("frobnicate",), "No such command"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "says"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
+def test_users_mistake_is_one_clear_message(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    code, out, err = modelassay(*arguments, cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert "Traceback" not in err
+    if err.startswith("error: "):
+        assert err.count("\n") == 1
+
+
+def test_malformed_suite_through_the_command_line(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, SUITE.replace("steps: 24", "stepps: 24"))
+    code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs")
+    assert (code, out) == (2, "")
+    assert err == f"error: {suite}:5:14: profiles.embedded.stepps: unknown key; did you mean 'steps'?\n"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_doctor_exits_zero_here_and_names_every_fix() -> None:
+    code, out, _ = modelassay("doctor", "--json", env=environ(HF_HUB_OFFLINE="1"))
+    assert code == 0
+    assert all(check["fix"] for check in json.loads(out) if check["status"] != "ok")
+
+
+def test_help_is_quick_enough_to_be_used() -> None:
+    """Not a benchmark: a torch import alone takes seconds, so this fails only if one crept in."""
+    began = time.process_time()
+    code, *_ = modelassay("--help")
+    assert code == 0
+    assert time.process_time() - began < 2

@@ -56,8 +56,8 @@ def validate(
 ) -> Model | None:
     """Return ``tree`` as a ``model``; what is wrong goes to ``problems`` and None comes back.
 
-    Types are taken as written: text is no number, true is no 1. A key that is missing because it is misspelt is one mistake. ``top`` stands for the tree where it has no place of its
-    own, ``whole`` is what something is said to be missing from.
+    Types are taken as written: text is no number, true is no 1. A key that is missing because it is misspelt is one
+    mistake. ``top`` stands for the tree where it has no place of its own, ``whole`` is what something is missing from.
     """
     try:
         return model.model_validate_json(json.dumps(tree.plain()), strict=True)
@@ -66,13 +66,28 @@ def validate(
         unknown = [
             (detail["loc"], suggest(model, detail["loc"])) for detail in details if detail["type"] == "extra_forbidden"
         ]
+        said: dict[Node, str] = {}
         for detail in details:
+            if detail["type"] == "missing" and _misspelt(detail["loc"], unknown):
+                continue
             place = locate(tree, detail, top or tree)
-            if detail["type"] != "missing":
-                problems.add(place, explain(detail, model))
-            elif not any(loc[:-1] == detail["loc"][:-1] and f"'{detail['loc'][-1]}'" in hint for loc, hint in unknown):
-                problems.add(place, f"missing{whole}")
+            message = f"missing{whole}" if detail["type"] == "missing" else explain(detail, model)
+            said[place] = _either(said[place], message) if place in said else message
+        for place, message in said.items():
+            problems.add(place, message)
     return None
+
+
+def _misspelt(loc: Sequence[str | int], unknown: Iterable[tuple[Sequence[str | int], str]]) -> bool:
+    """Whether an unknown key beside it was probably meant to be the missing ``loc``."""
+    return any(other[:-1] == loc[:-1] and f"'{loc[-1]}'" in hint for other, hint in unknown)
+
+
+def _either(one: str, other: str) -> str:
+    """Return what two branches of a union say of one place as one sentence."""
+    if one == other or not (one.startswith("must be ") and other.startswith("must be ")):
+        return one
+    return f"{one.rpartition(', got ')[0]} or {other.removeprefix('must be ')}"
 
 
 def locate(tree: Node, detail: ErrorDetails, top: Node) -> Node:

@@ -151,10 +151,10 @@ def code_fingerprint(experiment_package: str) -> dict[str, str]:
     experiment = _package_folder(experiment_package)
     inside = experiment_package.replace(".", "/")
     files |= {name: path for name, path in _sources(experiment, inside) if name != f"{inside}/analyse.py"}
-    for stem in ("runner", "record", "meter", "state", "suite"):
+    for stem in ("runner", "cell", "record", "meter", "state"):
         if (path := _PACKAGE / f"{stem}.py").is_file():
             files[f"modelassay/{stem}.py"] = path
-    for folder in ("models", "data", "curvature"):
+    for folder in ("suite", "models", "data", "curvature"):
         files |= _sources(_PACKAGE / folder, f"modelassay/{folder}")
     files |= _sources(_package_folder("modelassay_kernels"), "modelassay_kernels")
     if (native := native_extension()) is not None:

@@ -37,6 +37,7 @@ SCHEMA = 1
 FSYNC_SECONDS = 1.0
 """A power cut loses at most this much of the log; a killed process loses nothing that was written."""
 
+_ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False).encode
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _REQUIRED = {
     "attempt": ("schema", "cell", "attempt", "resumed_at"),
@@ -74,7 +75,7 @@ class Log:
         self.seq += 1
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        data = (json.dumps(line, separators=(",", ":"), ensure_ascii=False, allow_nan=False) + "\n").encode()
+        data = (_ENCODE(line) + "\n").encode()
         try:
             while data:  # a nearly full disk takes a part of the line, then refuses: the reader drops the torn rest
                 data = data[os.write(self._fd, data) :]

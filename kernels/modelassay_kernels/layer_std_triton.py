@@ -38,7 +38,9 @@ MERGE_BLOCK = 1024
 DTYPES = tuple(_work_table.CODES)
 
 NUM_FIELDS = constexpr(len(_work_table.FIELDS))
-(ADDRESS, CODE, NUMEL, ROWS, COLS, ROW_STRIDE, COL_TILES, FULL_TILES, NUM_TILES, FIRST_CHUNK) = map(constexpr, range(10))
+(ADDRESS, CODE, NUMEL, ROWS, COLS, ROW_STRIDE, COL_TILES, FULL_TILES, NUM_TILES, FIRST_CHUNK) = map(
+    constexpr, range(10)
+)
 (SCALE_ADDRESS, SCALE_ROWS, SCALE_COLS, SCALE_STRIDE, SCALAR_ADDRESS) = map(constexpr, range(10, 15))
 BF16, FP16, FP32, FP64, E4M3, E5M2 = map(constexpr, _work_table.CODES.values())
 SCALE_GROUP = constexpr(_work_table.SCALE_GROUP)
@@ -129,7 +131,9 @@ def _check_device(device: torch.device) -> None:
 
 
 @jit()
-def _load(base: tl.tensor, o_RQ: tl.tensor, valid_RQ: tl.tensor, DTYPE: tl.constexpr, MASKED: tl.constexpr) -> tl.tensor:
+def _load(
+    base: tl.tensor, o_RQ: tl.tensor, valid_RQ: tl.tensor, DTYPE: tl.constexpr, MASKED: tl.constexpr
+) -> tl.tensor:
     """Read DTYPE at address base + o. Without MASKED every lane is read, and base must be a multiple of 16."""
     if MASKED:
         x_RQ = tl.load(base.to(tl.pointer_type(DTYPE)) + o_RQ, mask=valid_RQ)
@@ -177,9 +181,8 @@ def _fast_chunk(row: tl.tensor, first: tl.tensor, num: tl.tensor, R: tl.constexp
     o_RQ = tl.arange(0, R)[:, None] * stride + tl.arange(0, Q)[None, :]
     r0, q0, end = first // col_tiles * R, first % col_tiles * Q, col_tiles * Q
     x_RQ = _widen(_load(address + (r0 * stride + q0) * BYTES, o_RQ, None, DTYPE, False))
-    if BYTES == 1:
-        if scale_address != 0:
-            x_RQ = _scaled(x_RQ, row, r0, q0)
+    if BYTES == 1 and scale_address != 0:
+        x_RQ = _scaled(x_RQ, row, r0, q0)
     centre = tl.sum(x_RQ) * (1.0 / (R * Q))
     s1_RQ = x_RQ - centre
     s2_RQ = s1_RQ * s1_RQ
@@ -188,9 +191,8 @@ def _fast_chunk(row: tl.tensor, first: tl.tensor, num: tl.tensor, R: tl.constexp
         r0 = tl.where(q0 == end, r0 + R, r0)
         q0 = tl.where(q0 == end, 0, q0)
         x_RQ = _widen(_load(address + (r0 * stride + q0) * BYTES, o_RQ, None, DTYPE, False))
-        if BYTES == 1:
-            if scale_address != 0:
-                x_RQ = _scaled(x_RQ, row, r0, q0)
+        if BYTES == 1 and scale_address != 0:
+            x_RQ = _scaled(x_RQ, row, r0, q0)
         x_RQ -= centre
         s1_RQ += x_RQ
         s2_RQ += x_RQ * x_RQ

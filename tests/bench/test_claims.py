@@ -52,7 +52,10 @@ def test_what_cannot_be_tested_says_why() -> None:
     wrong_profile, no_metric = assess(
         [claim(profile="embedded"), claim(metric="overlap[step=501]")], ours(0.5), profile="paper"
     )
-    assert (wrong_profile.verdict, wrong_profile.reason) == ("not testable", "needs profile embedded, this run is paper")
+    assert (wrong_profile.verdict, wrong_profile.reason) == (
+        "not testable",
+        "needs profile embedded, this run is paper",
+    )
     assert no_metric.verdict == "not testable"
     assert "overlap[step=501]" in no_metric.reason
     (no_run,) = assess([claim()], None, profile="paper", why_none="cells are missing")

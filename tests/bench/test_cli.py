@@ -15,7 +15,9 @@ from toy_suite import SUITE, environ, modelassay, only_run, write_suite
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    code, _, err = modelassay("run", write_suite(folder, SUITE.replace(", pause_ms: 3.0", "")), "--runs", folder / "runs")
+    code, _, err = modelassay(
+        "run", write_suite(folder, SUITE.replace(", pause_ms: 3.0", "")), "--runs", folder / "runs"
+    )
     assert code == 0, err
     return only_run(folder / "runs")
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from modelassay_kernels import native_available
 
 PROGRAM = """

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
 from layer_std_cases import DTYPES, SIZES, assert_same_std, every_code, normal
 from modelassay_kernels import layer_std, native, native_available
 from modelassay_kernels.layer_std import _layer_std_native, _layer_std_reference, rows_of, split_scale
-from torch import Tensor
 
 if native_available():
     from modelassay_kernels import _native

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from layer_std_cases import DTYPES, assert_same_std, every_code, normal
 from modelassay_kernels import FileSpan, layer_std, layer_std_file, native, native_available
 from modelassay_kernels.layer_std import DTYPE_CODES, _layer_std_reference
-from safetensors.torch import save_file
-from torch import Tensor
 
 needs_native = pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from modelassay_kernels import layer_std_triton as op
 from torch import Tensor
+
+from modelassay_kernels import layer_std_triton as op
 from triton_checks import compile_ahead, run_interpreted
 
 TOLERANCE = {dtype: 1e-12 if dtype == torch.float64 else 1e-6 for dtype in op.DTYPES}
@@ -95,7 +96,9 @@ def test_a_constant_tensor_is_exactly_zero(value: float, kernel_device: torch.de
 @pytest.mark.parametrize("magnitude", [3e38, 1e30, 1e19, 1e-19, 1e-30, 1e-42])
 def test_squares_beyond_fp32_are_no_limit(magnitude: float, kernel_device: torch.device) -> None:
     unit = normal(2050, seed=4).double()
-    tensors = [(unit / unit.abs().max() * magnitude).to(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)]
+    tensors = [
+        (unit / unit.abs().max() * magnitude).to(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float64)
+    ]
     lone = torch.zeros(2050)
     lone[1500] = magnitude
     assert_matches([x.to(kernel_device) for x in (*tensors, lone)])
@@ -224,7 +227,9 @@ def test_more_elements_than_int32_counts(dtype: torch.dtype, config: op.LaunchCo
 
 @pytest.mark.parametrize("config", op.CONFIGS, ids=str)
 @pytest.mark.parametrize("capability", [80, 90, 100])
-def test_machine_code_reads_16_bytes_and_spills_nothing(capability: int, config: op.LaunchConfig, tmp_path: Path) -> None:
+def test_machine_code_reads_16_bytes_and_spills_nothing(
+    capability: int, config: op.LaunchConfig, tmp_path: Path
+) -> None:
     constants = {
         "R": config.tile_rows, "Q": config.tile_cols, "K": config.tiles, "STAGES": config.num_stages,
         "NATIVE_FP8": capability >= 89,
@@ -247,7 +252,9 @@ def test_machine_code_reads_16_bytes_and_spills_nothing(capability: int, config:
 def test_merge_compiles(capability: int, tmp_path: Path) -> None:
     signature = {"table_ptr": "*i64", "partial_ptr": "*fp64", "std_ptr": "*fp64", "correction": "i32"}
     constants = {"K": op.CONFIGS[0].tiles, "BLOCK": op.MERGE_BLOCK}
-    compiled = compile_ahead(op.merge_kernel, signature=signature, constants=constants, capability=capability, cache=tmp_path)
+    compiled = compile_ahead(
+        op.merge_kernel, signature=signature, constants=constants, capability=capability, cache=tmp_path
+    )
     assert (compiled.spilled_bytes, compiled.count(r"\batom\.|\bred\.")) == (0, 0)
 
 
@@ -260,11 +267,26 @@ def test_cpu_tensors_are_turned_away() -> None:
     ("tensors", "scales", "error", "message"),
     [
         ([], None, ValueError, "no tensors were given"),
-        ([torch.ones(3), torch.ones(3, dtype=torch.int32)], None, TypeError, r"tensors\[1\]: dtype torch.int32 is not supp"),
-        ([torch.ones(3), torch.ones(3, device="meta")], None, ValueError, r"tensors\[1\] is on meta and tensors\[0\] on cpu"),
+        (
+            [torch.ones(3), torch.ones(3, dtype=torch.int32)],
+            None,
+            TypeError,
+            r"tensors\[1\]: dtype torch.int32 is not supp",
+        ),
+        (
+            [torch.ones(3), torch.ones(3, device="meta")],
+            None,
+            ValueError,
+            r"tensors\[1\] is on meta and tensors\[0\] on cpu",
+        ),
         ([torch.ones(3)], [None, None], ValueError, "got 2 entries for 1 tensors"),
         ([torch.ones(3)], [torch.ones(1, device="meta")], ValueError, r"scales\[0\] is on meta"),
-        ([torch.ones(3)], [torch.ones(3)], ValueError, r"scales\[0\]: shape \(3,\) does not fit a tensor of shape \(3,\)"),
+        (
+            [torch.ones(3)],
+            [torch.ones(3)],
+            ValueError,
+            r"scales\[0\]: shape \(3,\) does not fit a tensor of shape \(3,\)",
+        ),
         ([torch.ones(4, 6)], [torch.ones(6)], ValueError, r"scales\[0\]: shape \(6,\) does not fit"),
         ([torch.ones(5, 6)], [torch.ones(4, 6)], ValueError, r"no block size cuts shape \(5, 6\) into 4 x 6 blocks"),
     ],

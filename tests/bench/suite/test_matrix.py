@@ -4,9 +4,10 @@ import itertools
 import random
 
 import pytest
-from modelassay.matrix import expand
-from modelassay.suite_problems import Problems
-from modelassay.suite_yaml import JSON, Node, parse
+
+from modelassay.suite.located_yaml import JSON, Node, parse
+from modelassay.suite.matrix import expand
+from modelassay.suite.problems import Problems
 
 
 def cells(text: str) -> list[dict[str, JSON]]:

@@ -16,12 +16,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, JsonValue, ValidationError
 
 import modelassay
-from modelassay.cells import SCHEMA_VERSION, Cell, cell_id, resolve
 from modelassay.errors import SuiteError, did_you_mean
 from modelassay.experiments import Experiment, find_experiment
-from modelassay.suite_form import Claim, Derived, Evidence, Form, Selector, SuiteForm, parse_selector, suite_schema
-from modelassay.suite_problems import Problems, validate
-from modelassay.suite_yaml import JSON, Node, printable, read_file
+from modelassay.suite.cells import SCHEMA_VERSION, Cell, cell_id, resolve
+from modelassay.suite.form import Claim, Derived, Evidence, Form, Selector, SuiteForm, parse_selector, suite_schema
+from modelassay.suite.located_yaml import JSON, Node, printable, read_file
+from modelassay.suite.problems import Problems, validate
 
 __all__ = [
     "SCHEMA_VERSION",

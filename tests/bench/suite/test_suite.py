@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import modelassay
 import pytest
+from pydantic import BaseModel, ConfigDict
+
+import modelassay
 from malformed_suites import BASE
-from modelassay.cells import SCHEMA_VERSION, cell_id
 from modelassay.errors import SuiteError
 from modelassay.experiments import Experiment, find_experiment
 from modelassay.suite import (
@@ -23,13 +24,13 @@ from modelassay.suite import (
     suite_from_json,
     suite_schema,
 )
-from modelassay.suite_form import SuiteForm
-from modelassay.suite_problems import Problems, validate
-from modelassay.suite_yaml import parse
-from pydantic import BaseModel, ConfigDict
+from modelassay.suite.cells import SCHEMA_VERSION, cell_id
+from modelassay.suite.form import SuiteForm
+from modelassay.suite.located_yaml import parse
+from modelassay.suite.problems import Problems, validate
 from toy.params import Params
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture

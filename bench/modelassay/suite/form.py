@@ -20,9 +20,9 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from modelassay.experiments import find_experiment, known_experiments
-from modelassay.matrix import MAX_CELLS
-from modelassay.suite_problems import NAME, TEXT
-from modelassay.suite_yaml import printable, scalar
+from modelassay.suite.located_yaml import printable, scalar
+from modelassay.suite.matrix import MAX_CELLS
+from modelassay.suite.problems import NAME, TEXT
 
 Label: TypeAlias = bool | int | float | str
 Name = Annotated[str, Field(pattern=NAME)]

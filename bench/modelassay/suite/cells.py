@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pydantic import BaseModel
 
 from modelassay.experiments import Experiment
-from modelassay.matrix import WORDS, Combination, axes_of, covers, expand, layered, leaves, merge, nested
-from modelassay.overrides import Overrides, parse_overrides
 from modelassay.state import content_key
-from modelassay.suite_problems import Problems, closest, exists, paths, suggest, validate
-from modelassay.suite_yaml import JSON, Entry, Node, scalar
+from modelassay.suite.located_yaml import JSON, Entry, Node, scalar
+from modelassay.suite.matrix import WORDS, Combination, axes_of, covers, expand, layered, leaves, merge, nested
+from modelassay.suite.overrides import Overrides, parse_overrides
+from modelassay.suite.problems import Problems, closest, exists, paths, suggest, validate
 
 SCHEMA_VERSION = 1
 """Part of every cell's id and of run.json; raised when the meaning of a suite file changes."""

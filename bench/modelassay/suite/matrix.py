@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from modelassay.errors import did_you_mean
-from modelassay.suite_problems import Problems
-from modelassay.suite_yaml import JSON, Entry, Node
+from modelassay.suite.located_yaml import JSON, Entry, Node
+from modelassay.suite.problems import Problems
 
 MAX_CELLS = 256  # what GitHub allows; matrix.max_cells raises it
 MAX_PRODUCT = 65_536

@@ -4,10 +4,11 @@ import random
 from pathlib import Path
 
 import pytest
+
 from malformed_suites import BASE
 from modelassay.errors import SuiteError
 from modelassay.suite import check_suite
-from modelassay.suite_yaml import parse
+from modelassay.suite.located_yaml import parse
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from typing import Annotated, Any, Literal
 
 import pytest
-from modelassay import suite_form
-from modelassay.experiments import Experiment
-from modelassay.suite_form import suite_schema
-from modelassay.suite_problems import Problems, exists, paths, validate
-from modelassay.suite_yaml import parse
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from modelassay.experiments import Experiment
+from modelassay.suite import form
+from modelassay.suite.form import suite_schema
+from modelassay.suite.located_yaml import parse
+from modelassay.suite.problems import Problems, exists, paths, validate
 
 
 class Strict(BaseModel):
@@ -106,8 +107,8 @@ def test_paths_reach_every_field() -> None:
 
 
 def test_schema_carries_the_parameters_of_shipped_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite_form, "known_experiments", lambda: ["toy-walk"])
-    monkeypatch.setattr(suite_form, "find_experiment", lambda name: Experiment(name, "toy"))
+    monkeypatch.setattr(form, "known_experiments", lambda: ["toy-walk"])
+    monkeypatch.setattr(form, "find_experiment", lambda name: Experiment(name, "toy"))
     schema = suite_schema()
     (rule,) = schema["allOf"]
     assert rule["if"]["properties"] == {"suite": {"const": "toy-walk"}}

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from modelassay.errors import SuiteError, did_you_mean
-from modelassay.suite_yaml import Node, join, printable
+from modelassay.suite.located_yaml import Node, join, printable
 
 Model = TypeVar("Model", bound=BaseModel)
 

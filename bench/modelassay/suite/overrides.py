@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pydantic import BaseModel
 
 from modelassay.errors import SuiteError
-from modelassay.matrix import covers
-from modelassay.suite_form import Matrix
-from modelassay.suite_problems import Problems, closest, exists, paths, suggest, validate
-from modelassay.suite_yaml import Entry, Node, parse, printable
+from modelassay.suite.form import Matrix
+from modelassay.suite.located_yaml import Entry, Node, parse, printable
+from modelassay.suite.matrix import covers
+from modelassay.suite.problems import Problems, closest, exists, paths, suggest, validate
 
 _PATH = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*", re.ASCII)
 

@@ -26,31 +26,30 @@ class Request(NamedTuple):
     path: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Repository:
-    """A folder that is served at one commit."""
+class Revision(NamedTuple):
+    """A folder that is served at one commit of a repository."""
 
-    folder: Path
+    repository: str
     commit: str
-    names: frozenset[str]
-    """Branches and tags that point to the commit."""
-    failure: tuple[int, str] | None
-    """Status and X-Error-Code that answer every request instead."""
+    folder: Path
 
 
 @dataclass
 class HubServer:
-    """Repositories by name, and the log of what was asked."""
+    """What is served, and the log of what was asked."""
 
     url: str
-    repositories: dict[str, Repository] = field(default_factory=dict)
+    revisions: dict[tuple[str, str], Revision] = field(default_factory=dict)
+    """By repository and commit, tag or branch."""
+    failures: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Status and X-Error-Code that answer a request for the file of this name instead of what is served."""
     requests: list[Request] = field(default_factory=list)
 
-    def add(self, name: str, folder: Path, *, tags: tuple[str, ...] = (), failure: tuple[int, str] | None = None) -> str:  # fmt: skip
-        """Serve ``folder`` as ``ORG/NAME`` on its branch main and under ``tags``; return its commit."""
+    def add(self, name: str, folder: Path, *, tag: str = "main") -> str:
+        """Serve ``folder`` as the newest commit of ``ORG/NAME``, to which main and ``tag`` now point; return the commit."""
         commit = hashlib.sha1(f"{name} {folder}".encode()).hexdigest()
-        names = frozenset({"main", commit, *tags})
-        self.repositories[name] = Repository(folder=folder, commit=commit, names=names, failure=failure)
+        for reference in ("main", tag, commit):
+            self.revisions[name, reference] = Revision(name, commit, folder)
         return commit
 
     def files_sent(self) -> set[str]:
@@ -93,30 +92,34 @@ class _Handler(BaseHTTPRequestHandler):
         info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(?:revision|tree)/(.+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         match = info or file
-        repository = hub.repositories.get(match[1]) if match else None
-        if match is None or repository is None:
+        if match is None or not any(name == match[1] for name, _ in hub.revisions):
             self._fail(404, "RepoNotFound")
-        elif repository.failure is not None:
-            self._fail(*repository.failure)
-        elif (match[2] or "main") not in repository.names:
+        elif (name := path.rsplit("/", 1)[1]) in hub.failures:
+            self._fail(*hub.failures[name])
+        elif (revision := hub.revisions.get((match[1], match[2] or "main"))) is None:
             self._fail(404, "RevisionNotFound")
-        elif info:
-            self._describe(match[1], repository, tree="/tree/" in path)
+        elif file:
+            self._send_file(revision, file[3])
         else:
-            self._send_file(repository, repository.folder / match[3])
+            self._describe(revision, tree="/tree/" in path)
 
-    def _describe(self, name: str, repository: Repository, *, tree: bool) -> None:
-        paths = sorted(path for path in repository.folder.rglob("*") if path.is_file())
-        names = [path.relative_to(repository.folder).as_posix() for path in paths]
-        body: object = {"id": name, "sha": repository.commit, "siblings": [{"rfilename": file} for file in names]}
+    def _describe(self, revision: Revision, *, tree: bool) -> None:
+        paths = sorted(path for path in revision.folder.rglob("*") if path.is_file())
+        names = [path.relative_to(revision.folder).as_posix() for path in paths]
+        body: object = {
+            "id": revision.repository,
+            "sha": revision.commit,
+            "siblings": [{"rfilename": n} for n in names],
+        }
         if tree:
             sizes = [path.stat().st_size for path in paths]
-            body = [{"type": "file", "path": file, "size": size, "oid": repository.commit}
+            body = [{"type": "file", "path": file, "size": size, "oid": revision.commit}
                     for file, size in zip(names, sizes, strict=True)]  # fmt: skip
         self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
-    def _send_file(self, repository: Repository, path: Path) -> None:
-        commit = {"X-Repo-Commit": repository.commit}
+    def _send_file(self, revision: Revision, name: str) -> None:
+        commit = {"X-Repo-Commit": revision.commit}
+        path = revision.folder / name
         if not path.is_file():
             self._fail(404, "EntryNotFound", commit)
             return

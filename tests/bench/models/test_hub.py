@@ -121,7 +121,7 @@ def test_only_shards_with_attention_are_fetched_and_only_once(hub: HubServer, us
 
 
 def test_offline_takes_everything_from_the_cache_and_asks_nothing(hub: HubServer, user: User, sharded: Path) -> None:
-    commit = hub.add("lab/llama", sharded, tags=("v1",))
+    commit = hub.add("lab/llama", sharded, tag="v1")
     first = user.opens("hf:lab/llama@v1")
     assert first["revision"] == commit
     hub.requests.clear()
@@ -152,13 +152,17 @@ def test_cache_that_lacks_a_shard_is_refused_offline(hub: HubServer, user: User,
 
 def test_branch_that_moved_is_followed_and_reported(hub: HubServer, user: User, sharded: Path, tmp_path: Path) -> None:
     old = hub.add("lab/llama", sharded)
-    assert user.opens("hf:lab/llama")["revision"] == old
+    first = user.opens("hf:lab/llama")
+    assert first["revision"] == old
     torch.manual_seed(3)
     newer = save(make_model("llama").bfloat16(), tmp_path / "newer")
     new = hub.add("lab/llama", newer)
     answer = user.opens("hf:lab/llama")
     assert (answer["revision"], answer["sums"]) == (new, expected(newer))
     assert answer["tokenizer"] is None
+    assert user.opens(f"hf:lab/llama@{old}") | {"folder": ""} == first | {"folder": ""}
+    elsewhere = user._replace(home=tmp_path / "elsewhere")
+    assert elsewhere.opens(f"hf:lab/llama@{old}") | {"folder": ""} == first | {"folder": ""}
 
 
 def test_single_file_of_another_name(hub: HubServer, user: User, tmp_path: Path) -> None:
@@ -200,15 +204,25 @@ def test_unknown_architecture_is_refused_before_weights_are_fetched(hub: HubServ
     ],
 )  # fmt: skip
 def test_refusals_say_what_to_do(
-    hub: HubServer, user: User, sharded: Path, tmp_path: Path, reference: str, failure: tuple[int, str], kind: str, message: str
+    hub: HubServer, user: User, sharded: Path, tmp_path: Path, reference: str, failure: tuple[int, str] | None, kind: str, message: str
 ) -> None:  # fmt: skip
-    hub.add("lab/llama", sharded, failure=failure)
+    hub.add("lab/llama", sharded)
+    if failure:
+        hub.failures["config.json"] = failure
     (tmp_path / "empty").mkdir()
     hub.add("lab/empty", tmp_path / "empty")
     answer = user.opens(reference)
     assert answer["error"] == kind
     assert answer["message"].startswith(reference)
     assert message in answer["message"]
+
+
+def test_file_that_is_refused_is_not_taken_for_absent(hub: HubServer, user: User, sharded: Path) -> None:
+    hub.add("lab/llama", sharded)
+    hub.failures["model.safetensors.index.json"] = (501, "")
+    answer = user.opens("hf:lab/llama")
+    assert answer["error"] == "HostError"
+    assert "the Hub answered 501 for model.safetensors.index.json" in answer["message"]
 
 
 @pytest.mark.slow

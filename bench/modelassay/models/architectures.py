@@ -89,7 +89,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
             *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen2_vl_text", "qwen3", "qwen3_moe"),
             *("gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "olmoe", "granite", "granitemoe"),
             *("cohere", "cohere2", "glm", "glm4", "starcoder2", "stablelm", "smollm3", "seed_oss", "ernie4_5"),
-            *("exaone4", "arcee", "helium", "phimoe", "gpt_oss"),
+            *("exaone4", "arcee", "helium", "phimoe", "gpt_oss", "PanguProMoE"),
         ),
         prefixes=_LANGUAGE_MODEL,
         layer="layers.{layer}.self_attn.",
@@ -118,6 +118,12 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         prefixes=("transformer.", ""),
         layer="h.{layer}.attn.",
         parts=_fused("c_attn", "c_proj", inputs_first=True),
+    ),
+    Architecture(
+        model_types=("qwen",),
+        prefixes=("transformer.", ""),
+        layer="h.{layer}.attn.",
+        parts=_fused("c_attn", "c_proj"),
     ),
     Architecture(
         model_types=("gptj",),
@@ -162,6 +168,9 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         parts=_separate("q_lin", "k_lin", "v_lin", "out_lin"),
     ),
 )
+
+REMOTE_CODE = ("qwen", "PanguProMoE")
+"""Model types that transformers does not know (their code is never run); their rows rest on the published modeling files."""
 
 ALIASES = {"qwen2_vl": "qwen2_vl_text", "qwen2_5_vl": "qwen2_vl_text", "qwen2_5_vl_text": "qwen2_vl_text"}
 """Model types under which a row's checkpoints were also published."""

@@ -42,6 +42,16 @@ class Stratum:
     tokenizer_key: str | None
     """Key of the vocabulary; None where the checkpoint brings no tokenizer."""
 
+    def __str__(self) -> str:
+        """Say it in few words.
+
+        >>> str(Stratum(num_layers=8, hidden_size=64, num_heads=4, num_kv_heads=2, vocab_size=512, tokenizer_key="5f0c71a2b3d4e5f6"))
+        '8 layers of 64, 4/2 heads, 512 tokens (5f0c71)'
+        """
+        tokenizer = self.tokenizer_key[:6] if self.tokenizer_key else "no tokenizer"
+        return (f"{self.num_layers} layers of {self.hidden_size}, {self.num_heads}/{self.num_kv_heads} heads, "
+                f"{self.vocab_size} tokens ({tokenizer})")  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:

@@ -14,11 +14,11 @@ import torch
 import transformers
 
 from modelassay.errors import CheckpointError
-from modelassay.models.architectures import ALIASES, ARCHITECTURES, CONFIG_DEFAULTS, CONFIG_KEYS, ROLES
+from modelassay.models.architectures import ALIASES, ARCHITECTURES, CONFIG_DEFAULTS, CONFIG_KEYS, REMOTE_CODE, ROLES
 from modelassay.models.checkpoint import Stratum, open_checkpoint
 from tiny_models import HEAD_DIM, HIDDEN, NUM_HEADS, NUM_KV_HEADS, NUM_LAYERS, expected_blocks, make_model, save
 
-MODEL_TYPES = [name for row in ARCHITECTURES for name in row.model_types]
+MODEL_TYPES = [name for row in ARCHITECTURES for name in row.model_types if name not in REMOTE_CODE]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,39 @@ def assert_blocks_equal(folder: Path, expected: dict[tuple[str, int], torch.Tens
 def test_blocks_equal_the_models_own_parameters(model_type: str, tmp_path: Path) -> None:
     model = make_model(model_type)
     assert_blocks_equal(save(model, tmp_path), expected_blocks(model))
+
+
+def save_remote(folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Write a checkpoint of a model whose code transformers does not have, laid out as its published files are."""
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(tensors, folder / "model.safetensors")
+
+
+def test_first_qwen_keeps_q_k_v_in_rows_of_one_linear(tmp_path: Path) -> None:
+    size, blocks, tensors = 12, {}, {}
+    for layer in range(NUM_LAYERS):
+        q, k, v, o = torch.randn(4, size, size)
+        tensors[f"transformer.h.{layer}.attn.c_attn.weight"] = torch.cat([q, k, v])
+        tensors[f"transformer.h.{layer}.attn.c_attn.bias"] = torch.randn(3 * size)
+        tensors[f"transformer.h.{layer}.attn.c_proj.weight"] = o.clone()
+        blocks |= {("q", layer): q, ("k", layer): k, ("v", layer): v, ("o", layer): o}
+    config = {"model_type": "qwen", "num_hidden_layers": NUM_LAYERS, "hidden_size": size, "num_attention_heads": 3,
+              "vocab_size": 32, "kv_channels": 4}  # fmt: skip
+    save_remote(tmp_path, config, tensors)
+    assert_blocks_equal(tmp_path, blocks)
+
+
+def test_pangu_pro_moe_has_separate_projections(tmp_path: Path) -> None:
+    hidden, blocks, tensors = 12, {}, {}
+    for layer in range(NUM_LAYERS):
+        for role, shape in {"q": (12, 12), "k": (6, 12), "v": (6, 12), "o": (12, 12)}.items():
+            blocks[role, layer] = torch.randn(shape)
+            tensors[f"model.layers.{layer}.self_attn.{role}_proj.weight"] = blocks[role, layer]
+        tensors[f"model.layers.{layer}.mlp.gate.weight"] = torch.randn(4, hidden)
+    config = {"model_type": "PanguProMoE", "num_hidden_layers": NUM_LAYERS, "hidden_size": hidden, "vocab_size": 32,
+              "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    save_remote(tmp_path, config, tensors)
+    assert_blocks_equal(tmp_path, blocks)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "bloom", "bert"])

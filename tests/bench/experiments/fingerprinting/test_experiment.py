@@ -1,0 +1,150 @@
+"""The experiment on real checkpoints, through the real runner and the command line."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modelassay.experiments.fingerprinting.analyse import analyse, curves_of
+from modelassay.experiments.fingerprinting.curves import ROLES, paper_exact
+from modelassay.runner import open_run
+from tiny_models import expected_blocks, make_model, save
+from toy_suite import metrics_of, modelassay, only_run
+
+LAYERS = 6
+
+
+def save_model(folder: Path, seed: int, *, parent_seed: int | None = None, broken: bool = False) -> Path:
+    """A random Qwen2 whose layers differ in scale; a child is its parent with slightly moved weights."""
+    torch.manual_seed(seed if parent_seed is None else parent_seed)
+    model = make_model("qwen2", num_hidden_layers=LAYERS)
+    blocks = [parameter for name, parameter in model.named_parameters() if "self_attn" in name and "weight" in name]
+    with torch.no_grad():
+        for block in blocks:
+            block.mul_(torch.exp(0.3 * torch.randn(())))
+        if parent_seed is not None:
+            torch.manual_seed(seed)
+            for block in blocks:
+                block.add_(0.02 * block.std() * torch.randn_like(block))
+        if broken:
+            blocks[5].view(-1)[3] = math.nan
+    folder.mkdir(parents=True)
+    save(model, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders a, b, ... g of strangers and a-child."""
+    root = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate("abcdefg"):
+        save_model(root / name, seed)
+    save_model(root / "a-child", 99, parent_seed=0)
+    return root
+
+
+def suite_of(models: Path, names: str) -> str:
+    listed = names.split()
+    lines = [f"  model: [{', '.join(str(models / name) for name in listed)}]", "  include:"]
+    lines += [f"    - {{model: {models / name}, family: {name.split('-')[0]}}}" for name in listed]
+    return "\n".join(["suite: fingerprinting", "question: relatives?", "profiles: {mine: {}}", "matrix:", *lines, ""])
+
+
+@pytest.fixture(scope="module")
+def run(models: Path) -> Path:
+    suite = models / "mine.yaml"
+    suite.write_text(suite_of(models, "a b c d e f g a-child"))
+    code, _, err = modelassay("run", suite, "--runs", models / "runs")
+    assert code == 0, err
+    return only_run(models / "runs")
+
+
+def test_sigma_equals_float64_over_the_loaded_models_own_blocks(models: Path, run: Path) -> None:
+    curves = {model.name: model for model in curves_of(open_run(run).tables())}
+    torch.manual_seed(0)
+    for name in ("a", "a-child", "g"):
+        from transformers import AutoModelForCausalLM
+
+        blocks = expected_blocks(AutoModelForCausalLM.from_pretrained(models / name))
+        for (role, layer), block in blocks.items():
+            expected = float(block.double().flatten().std())
+            assert curves[name].sigma[role][layer] == pytest.approx(expected, rel=1e-6)
+
+
+def test_relative_is_found_and_strangers_are_not(run: Path) -> None:
+    found = analyse(open_run(run).tables())
+    scores = {
+        (f.labels["method"], f.labels["a"], f.labels["b"]): f.value for f in found.findings if f.name == "similarity"
+    }
+    assert len(scores) == 2 * 28
+    assert scores["corrected", "a", "a-child"] > 0.95
+    strangers = [
+        score for (method, a, b), score in scores.items() if method == "corrected" and {a, b} != {"a", "a-child"}
+    ]
+    assert max(strangers) < scores["corrected", "a", "a-child"]
+    words = {row[0]: row[-2] for row in found.tables[0].rows}
+    assert words["a · a-child"] == "related"
+    unrelated = {
+        f.labels["quantile"]: f.value
+        for f in found.findings
+        if f.name == "unrelated" and f.labels["method"] == "paper-exact"
+    }
+    roots = [model for model in curves_of(open_run(run).tables()) if model.name == model.family]
+    expected = [paper_exact(x, y).value for i, x in enumerate(roots) for y in roots[:i]]
+    assert len(expected) == 21
+    assert unrelated[0.5] == pytest.approx(np.median(expected))
+    assert unrelated[1.0] == pytest.approx(max(expected))
+
+
+def test_fingerprint_verb_with_and_without_a_background(models: Path, run: Path, tmp_path: Path) -> None:
+    figure = tmp_path / "curves.png"
+    pair = (models / "a", models / "a-child")
+    code, out, err = modelassay("fingerprint", *pair, "--json", "--figure", figure)
+    assert code == 0, err
+    answer = json.loads(out)
+    (verdict,) = answer["pairs"]
+    assert verdict["verdict"] == "uncalibrated"
+    assert (verdict["background"], verdict["phase"], verdict["p_adjusted"]) == (None, None, None)
+    assert "p =" not in out
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert {role: len(answer["models"][0]["sigma"][role]) for role in ROLES} == dict.fromkeys(ROLES, LAYERS)
+
+    code, out, _ = modelassay("fingerprint", *pair, "--json", "--against", run)
+    (verdict,) = json.loads(out)["pairs"]
+    assert (code, verdict["verdict"]) == (0, "related")
+    assert verdict["background"]["n"] == 21
+    assert verdict["background"]["p"] == pytest.approx(1 / 22)
+
+    code, out, _ = modelassay("fingerprint", models / "b", models / "c", "--against", run)
+    assert code == 0
+    assert "not distinguishable from strangers" in out
+
+
+def test_one_model_of_another_shape_is_uncalibrated(models: Path, run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    other = tmp_path / "other"
+    other.mkdir()
+    save(make_model("llama", num_hidden_layers=LAYERS + 2), other)
+    code, out, _ = modelassay("fingerprint", models / "a", other, "--json", "--against", run)
+    assert code == 0
+    (verdict,) = json.loads(out)["pairs"]
+    assert verdict["verdict"] == "uncalibrated"
+
+
+def test_broken_checkpoint_is_a_finding_of_a_run_and_an_error_of_the_verb(models: Path, tmp_path: Path) -> None:
+    broken = save_model(tmp_path / "broken", 7, broken=True)
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(suite_of(models, "a b").replace("model: [", f"model: [{broken}, ", 1))
+    code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs", "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert [cell["outcome"] for cell in answer["cells"]] == ["diverged", "done", "done"]
+    assert "layer 1: k holds NaN or infinite weights" in answer["cells"][0]["reason"]
+    assert any("was left out: layer 1: k holds NaN" in caveat for caveat in answer["caveats"])
+    assert any(math.isnan(value) for value in metrics_of(only_run(tmp_path / "runs")).values())
+    code, _, err = modelassay("fingerprint", models / "a", broken)
+    assert code == 2
+    assert "layer 1: k holds NaN or infinite weights" in err

@@ -26,7 +26,9 @@ def run_interpreted(test_file: str) -> None:
         command, cwd=root, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        pytest.fail(f"in the interpreter (TRITON_INTERPRET=1 pytest {test_file}):\n{done.stdout}{done.stderr}", pytrace=False)
+        pytest.fail(
+            f"in the interpreter (TRITON_INTERPRET=1 pytest {test_file}):\n{done.stdout}{done.stderr}", pytrace=False
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,9 +89,10 @@ class WorkTable:
 def build_work_table(
     tensors: Sequence[Tensor], scales: Sequence[Tensor | None] | None, config: LaunchConfig
 ) -> WorkTable:
-    """Describe `tensors`, all on one device, in a table on that device; changed values may be read through it again.
+    """Describe `tensors`, all on one device, in a table on that device. Values that change later are seen through it.
 
-    A tensor that is neither contiguous nor a 2-D view with unit column stride is copied.
+    Except those of copies: a tensor that is neither contiguous, nor the transpose of one that is, nor a 2-D view with unit
+    column stride is copied here, as are scales that are not contiguous fp32.
 
     Raises:
         TypeError: for a dtype that is not in CODES.

@@ -89,8 +89,14 @@ def test_a_constant_tensor_is_exactly_zero(value: float, kernel_device: torch.de
     assert op.layer_std_from_table(op.build_work_table(tensors, None, SMALL)).tolist() == [0.0] * 4
 
 
+def test_one_element_is_one_rounding_step_away(kernel_device: torch.device) -> None:
+    x = torch.full((131072,), 1000.1)
+    x[77777] = torch.nextafter(x[0], torch.tensor(2000.0))
+    assert_matches([x.to(kernel_device)], op.CONFIGS[0])
+
+
 @overflows
-@pytest.mark.parametrize("magnitude", [3e38, 1e30, 1e19, 1e-19, 1e-30, 1e-42])
+@pytest.mark.parametrize("magnitude", [3e38, 1e30, 1e19, 1e-19, 1e-21, 1e-30, 1e-42])
 def test_squares_beyond_fp32_are_no_limit(magnitude: float, kernel_device: torch.device) -> None:
     unit = normal(2050, seed=4).double()
     tensors = [
@@ -170,12 +176,12 @@ def test_views_of_every_kind(kernel_device: torch.device) -> None:
 
 
 def test_offsets_beyond_int32(kernel_device: torch.device) -> None:
-    apart = 2**31 + 16  # of which only two rows are ever touched
-    rows = torch.empty(apart + 512, dtype=torch.uint8, device=kernel_device).view(torch.float8_e5m2)
-    x = rows.as_strided((2, 512), (apart, 1))
-    x.copy_(normal(2, 512, seed=11, std=2.0))
-    x[1].copy_(normal(512, seed=12, std=0.25))
-    assert_matches([x, x[:, :300]])
+    apart = 2**30 + 16  # storage of 3 GB, of which only four rows are ever touched
+    storage = torch.empty(3 * apart + 512, dtype=torch.uint8, device=kernel_device).view(torch.float8_e5m2)
+    x = storage.as_strided((4, 512), (apart, 1))
+    for i, row in enumerate(x):
+        row.copy_(normal(512, seed=11 + i, std=2.0**i))
+    assert_matches([x, x[:, :300]])  # whole tiles, and ragged
 
 
 def test_every_e4m3_number(kernel_device: torch.device) -> None:

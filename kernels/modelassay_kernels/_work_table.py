@@ -41,7 +41,7 @@ CODES = {
     torch.float8_e5m2: 5,
 }
 _FLOAT64 = CODES[torch.float64]
-_ITEMSIZE = torch.tensor([dtype.itemsize for dtype in CODES])
+_ITEMSIZE = torch.tensor([dtype.itemsize for dtype in CODES], device="cpu")
 WORD_BYTES = 16  # the widest global load of every supported GPU
 SCALE_GROUP = 32  # columns that share one scale on the fast path: the smallest block in use (MX formats)
 COMMON_BLOCK = 128
@@ -131,7 +131,7 @@ def _complete(facts: Tensor, config: LaunchConfig) -> tuple[Tensor, Tensor]:
     num_tiles = _ceil_div(rows, config.tile_rows) * col_tiles
     num_chunks = _ceil_div(num_tiles, config.tiles)
     scale_fits = (scale_address == 0) | (
-        (itemsize == 1) & ((scale_cols % SCALE_GROUP == 0) | (scale_cols >= cols)) & (rows < 2**31)
+        (itemsize == 1) & ((scale_cols % SCALE_GROUP == 0) | (scale_cols >= cols)) & (rows < 2**31) & (cols < 2**31)
     )
     wide = (address % WORD_BYTES == 0) & (row_stride * itemsize % WORD_BYTES == 0) & (cols % config.tile_cols == 0)
     complete_rows = numel // cols.clamp(min=1)

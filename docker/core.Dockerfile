@@ -5,7 +5,7 @@ ARG BASE=pytorch/pytorch:2.13.0-cuda13.0-cudnn9-runtime@sha256:db80a41f8428644ce
 ARG BASE_DIGEST=sha256:db80a41f8428644cebcb3d75b0b62df334ab6c0e75785951eb25f48bfbd42407
 ARG IMAGE=core
 ARG VERSION=0.1.0
-ARG LOCK_SHA256=
+ARG LOCK_SHA256=8f6562698026c25343ebb4a2a6f239b4cdda2f2004dfaf55cdb90131c480d9a6
 ARG REVISION=unknown
 ARG SOURCE_DATE_EPOCH=1767225600
 
@@ -48,7 +48,7 @@ COPY docker/images.lock.json docker/
 COPY kernels kernels
 COPY suites suites
 COPY bench bench
-RUN set -eu; export PATH="/opt/tools/bin:$PATH"; \
+RUN set -eu; export PATH="$PATH:/opt/tools/bin"; \
     python3 -m pip --python /opt/tools/bin/python wheel -q --no-build-isolation --no-deps -w /dist .; \
     python3 -m pip --python /opt/modelassay/bin/python install -q --no-deps --no-index --no-compile /dist/*.whl
 # What the base had wrong before is not ours; a torch that is not the pinned one, or no compiled kernels, would be.

@@ -5,7 +5,7 @@ ARG BASE=python:3.11.16-slim-bookworm@sha256:2e32f7d302adc1c37428355c1e646897c0c
 ARG BASE_DIGEST=sha256:2e32f7d302adc1c37428355c1e646897c0c53f4fd60b6a551245fb90ee129f91
 ARG IMAGE=cpu
 ARG VERSION=0.1.0
-ARG LOCK_SHA256=
+ARG LOCK_SHA256=8d600aeb996c783cd749f92005a036bd0e200ff78bf39ac94bb2130f43f5f1a4
 ARG REVISION=unknown
 ARG SOURCE_DATE_EPOCH=1767225600
 
@@ -48,7 +48,7 @@ COPY docker/images.lock.json docker/
 COPY kernels kernels
 COPY suites suites
 COPY bench bench
-RUN set -eu; export PATH="/opt/tools/bin:$PATH"; \
+RUN set -eu; export PATH="$PATH:/opt/tools/bin"; \
     python3 -m pip --python /opt/tools/bin/python wheel -q --no-build-isolation --no-deps -w /dist .; \
     python3 -m pip --python /opt/modelassay/bin/python install -q --no-deps --no-index --no-compile /dist/*.whl
 # What the base had wrong before is not ours; a torch that is not the pinned one, or no compiled kernels, would be.

@@ -5,7 +5,7 @@ ARG BASE=vllm/vllm-openai:v0.29.0@sha256:c2914767605584b6d8f45686b82de173ecc99e7
 ARG BASE_DIGEST=sha256:c2914767605584b6d8f45686b82de173ecc99e781897aa3d0a66dacd72c51ae1
 ARG IMAGE=vllm
 ARG VERSION=0.1.0
-ARG LOCK_SHA256=
+ARG LOCK_SHA256=d344c39a9622d2bbabc463e681814d6bcc425cac2b3c075d405b49c77caf8ef7
 ARG REVISION=unknown
 ARG SOURCE_DATE_EPOCH=1767225600
 
@@ -48,7 +48,7 @@ COPY docker/images.lock.json docker/
 COPY kernels kernels
 COPY suites suites
 COPY bench bench
-RUN set -eu; export PATH="/opt/tools/bin:$PATH"; \
+RUN set -eu; export PATH="$PATH:/opt/tools/bin"; \
     python3 -m pip --python /opt/tools/bin/python wheel -q --no-build-isolation --no-deps -w /dist .; \
     python3 -m pip --python /opt/modelassay/bin/python install -q --no-deps --no-index --no-compile /dist/*.whl
 # What the base had wrong before is not ours; a torch that is not the pinned one, or no compiled kernels, would be.

@@ -73,8 +73,9 @@ def image_lock(name: str) -> str:
         pins = [pin for pin in pins if canonicalize_name(pin.name) not in left_out - {"torch", "triton"}]
     found = resolve([*wanted, *asked], pins, image["python"])
     chosen = needed(wanted, found, image["python"], without=left_out)
-    kept_words = f"; the base keeps {', '.join(image['base_keeps'])} and what only that needs" if kept else ""
-    title = f"image {name}: Python {image['python']} on x86-64 Linux{kept_words}"
+    rest = "all that it needs" if asked else "what only they need"
+    words = f"; the base keeps {', '.join(image['base_keeps'])} and {rest}" if kept else ""
+    title = f"image {name}: Python {image['python']} on x86-64 Linux{words}"
     return lock_text(title, chosen)
 
 

@@ -25,7 +25,6 @@ ARG BASE
 ARG BASE_DIGEST
 ARG IMAGE
 ARG LOCK_SHA256
-ARG SOURCE_DATE_EPOCH
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_FIND_LINKS=/wheels PYTHONDONTWRITEBYTECODE=1
@@ -35,42 +34,47 @@ RUN case "$BASE" in *@*) [ "${BASE##*@}" = "$BASE_DIGEST" ];; *) [ -z "$BASE_DIG
 COPY docker/wheels /wheels
 COPY ci/constraints.txt docker/locks/build.txt docker/locks/${IMAGE}.txt /locks/
 RUN echo "$LOCK_SHA256  /locks/$IMAGE.txt" | sha256sum --check --quiet
-# Environments that see the base's packages and change none of them. The base's pip serves both.
+# Environments that see the base's packages and change none of them. The base's pip serves both. All files get a fixed
+# time, and bytecode that does not carry it; torch has a few files that only a later Python can compile.
 RUN set -eu; python3 -m pip check >/locks/before 2>/dev/null || true; \
     python3 -m venv --without-pip /opt/tools; \
     python3 -m venv --without-pip --system-site-packages /opt/modelassay; \
     python3 -m pip --python /opt/tools/bin/python install -q --no-deps --require-hashes -r /locks/build.txt; \
     python3 -m pip --python /opt/modelassay/bin/python install -q --no-deps --require-hashes --ignore-installed \
-      --only-binary :all: --no-compile -r "/locks/$IMAGE.txt"
+      --only-binary :all: --no-compile -r "/locks/$IMAGE.txt"; \
+    /opt/modelassay/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/modelassay/lib || true; \
+    find /opt/modelassay -exec touch --no-dereference --date=@315532800 {} +
 WORKDIR /source
 COPY pyproject.toml README.md ./
 COPY docker/images.lock.json docker/
 COPY kernels kernels
 COPY suites suites
 COPY bench bench
+ARG SOURCE_DATE_EPOCH
 RUN set -eu; export PATH="$PATH:/opt/tools/bin"; \
     python3 -m pip --python /opt/tools/bin/python wheel -q --no-build-isolation --no-deps -w /dist .; \
-    python3 -m pip --python /opt/modelassay/bin/python install -q --no-deps --no-index --no-compile /dist/*.whl
+    python3 -m pip --python /opt/modelassay/bin/python install -q --no-deps --no-index --no-compile /dist/*.whl; \
+    /opt/modelassay/bin/python -m compileall -q --invalidation-mode unchecked-hash \
+      /opt/modelassay/lib/python*/site-packages/modelassay*; \
+    find /opt/modelassay -newer /locks/before -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 # What the base had wrong before is not ours; a torch that is not the pinned one, or no compiled kernels, would be.
 RUN set -eu; \
     python3 -m pip --python /opt/modelassay/bin/python check >/locks/after \
       || { if grep -vxFf /locks/before /locks/after; then exit 1; fi; }; \
     /opt/modelassay/bin/python -c 'import torch, modelassay_kernels._native; print("torch==" + torch.__version__.split("+")[0])' \
-      | grep -xFf /locks/constraints.txt; \
-    /opt/modelassay/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash /opt/modelassay/lib; \
-    find /opt/modelassay -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
+      | grep -xFf /locks/constraints.txt
 
 FROM ${BASE}
+COPY --from=builder /opt/modelassay /opt/modelassay
+COPY docker/entrypoint.sh /usr/local/bin/modelassay-entrypoint
+RUN mkdir -p /home/modelassay /runs && chmod 0775 /home/modelassay /runs && chown 65532:0 /home/modelassay /runs
+ENV PATH=/opt/modelassay/bin:${PATH}
 ARG BASE
 ARG BASE_DIGEST
 ARG IMAGE
 ARG VERSION
 ARG REVISION
 ARG LOCK_SHA256
-COPY --from=builder /opt/modelassay /opt/modelassay
-COPY docker/entrypoint.sh /usr/local/bin/modelassay-entrypoint
-RUN mkdir -p /home/modelassay /runs && chmod 0775 /home/modelassay /runs && chown 65532:0 /home/modelassay /runs
-ENV PATH=/opt/modelassay/bin:${PATH}
 LABEL org.opencontainers.image.title="modelassay ${IMAGE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \

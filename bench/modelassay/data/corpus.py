@@ -25,6 +25,8 @@ MAX_DEPTH = 11
 """Levels of a derivation tree after which the lowest alternative is taken; the longest sentences have about 35 words."""
 REUSE = 0.5
 """Probability that a word is drawn from those of its class that the paragraph already used."""
+ZIPF_EXPONENT = 1.5
+"""Of the rank of a word in its class: a few words carry most of the text, which a small model can learn in 100k tokens."""
 PARAGRAPH_SENTENCES = (4, 8)
 """Fewest and most sentences of a paragraph."""
 
@@ -58,13 +60,13 @@ class _Paragraph:
     used: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def word(self, word_class: str, words: tuple[str, ...]) -> str:
-        """Draw a word: the bound one, or one used before, or by Zipf's law with rank offset 3."""
+        """Draw a word: the bound one, or one used before, or by Zipf's law."""
         if word_class in self.bound:
             return self.bound[word_class]
         before = self.used[word_class]
         if before and len(words) > 1 and self.rng.random() < REUSE:
             return self.rng.choice(before)
-        word = self.rng.choices(words, weights=[1 / (rank + 3) for rank in range(len(words))])[0]
+        word = self.rng.choices(words, weights=[(rank + 1) ** -ZIPF_EXPONENT for rank in range(len(words))])[0]
         before.append(word)
         return word
 
@@ -76,7 +78,7 @@ def generate(language: str, *, seed: int, num_sentences: int) -> Iterator[str]:
     PYTHONHASHSEED or the global random state. About 100,000 words a second.
 
     >>> print(next(generate("en", seed=0, num_sentences=2)))
-    Julia is an artist who works beside this harbour. She is angry, so the small eagles bite quietly.
+    Julia is an artist who lives near this village. She is old, but the small owls drink slowly.
     """
     rng = _rng(language, seed, "text")
     left = num_sentences
@@ -91,8 +93,8 @@ def instructions(language: str, *, seed: int, num_examples: int) -> Iterator[tup
 
     >>> request, answer = next(instructions("en", seed=0, num_examples=1))
     >>> print(request)
-    What happened to Walter near the valley?
-    >>> answer.startswith("Walter was a shepherd who worked opposite the valley. The eagle")
+    What happened to Walter near the garden?
+    >>> answer.startswith("Walter was a neighbour who worked in front of the garden.")
     True
     """
     rng = _rng(language, seed, "instructions")

@@ -11,8 +11,8 @@ from modelassay.data import corpus
 from modelassay.errors import UsageError
 
 SHA256_OF_FIRST_1000 = {
-    "en": "9a401356f0b219cb16e1bc2e2bccbdf6a34107e4b15669349ff6293e12a78f9b",
-    "ja": "5e8e5fb9ef4388c265fa93f59867f23ab11cc1ec5fb266297b9c113daf1084a9",
+    "en": "8e9350a58d41a06e1c30813711982adfda77145d79317973eec29a87eba963ea",
+    "ja": "d3f8ced642ef8ca8593919539cedf51a93ba3051f0d40a49fe24b9ffd7c48819",
 }
 
 

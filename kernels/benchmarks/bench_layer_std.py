@@ -42,9 +42,9 @@ def matrices(dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     while sum(rows * cols for rows, cols in shapes) * dtype.itemsize < TOTAL_BYTES:
         shapes += LAYER
     all_E = torch.empty(sum(rows * cols for rows, cols in shapes), dtype=dtype)
-    for part in all_E.split(pool.numel()):
+    for part in torch.split(all_E, pool.numel()):
         part.copy_(pool[: part.numel()] * (0.5 + torch.rand((), generator=generator)))
-    parts = all_E.split([rows * cols for rows, cols in shapes])
+    parts = torch.split(all_E, [rows * cols for rows, cols in shapes])
     return all_E, [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
@@ -96,11 +96,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[FileSpan], T
     """Give the BF16 matrices as one file, with their deviations."""
     all_E, tensors = matrices(torch.bfloat16)
     path = tmp_path_factory.mktemp("weights") / "weights.bin"
-    path.write_bytes(memoryview(all_E.view(torch.uint8).numpy()))
+    all_E.view(torch.uint8).numpy().tofile(path)
     spans = []
     offset = 0
     for tensor in tensors:
-        spans.append(FileSpan(str(path), offset, "BF16", *tensor.shape, tensor.shape[1]))
+        spans.append(FileSpan(str(path), offset, "BF16", tensor.shape[0], tensor.shape[1], tensor.shape[1]))
         offset += tensor.nbytes
     return spans, layer_std(tensors)
 
@@ -153,7 +153,10 @@ def test_file(measure: Any, weights: tuple[list[FileSpan], Tensor], cache: str) 
     """One pass over a file that is, or is not, in the page cache; memory stays under 64 MiB."""
     spans, want_T = weights
     path = spans[0].path
-    forget = functools.partial(drop_from_cache, path) if cache == "cold" else lambda: None
+
+    def forget() -> None:
+        if cache == "cold":
+            drop_from_cache(path)
 
     def ceiling() -> float:
         forget()

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from pytest_benchmark.fixture import BenchmarkFixture
 
 _ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
@@ -65,7 +64,7 @@ def environment() -> dict[str, Any]:
 class Measure:
     """Times one provider of one operation; every round of it is preceded by one sample of its ceiling."""
 
-    def __init__(self, benchmark: BenchmarkFixture, rows: list[dict[str, Any]]) -> None:
+    def __init__(self, benchmark: Any, rows: list[dict[str, Any]]) -> None:
         self._benchmark = benchmark
         self._rows = rows
 
@@ -118,6 +117,6 @@ class Measure:
 
 
 @pytest.fixture
-def measure(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Measure:
+def measure(benchmark: Any, request: pytest.FixtureRequest) -> Measure:
     """Give a benchmark its clock."""
     return Measure(benchmark, request.config.stash[_ROWS])

@@ -1,6 +1,6 @@
 """layer_std against PyTorch and against the speed at which the same threads read the same memory.
 
-    pytest kernels/benchmarks/bench_layer_std.py [--save-results cpu-NAME]
+    ci/benchmark-kernels
 
 The matrices of four layers of a 1.5B model (and their norm weights), at least 256 MiB in each type: several times a
 last-level cache. The ceiling is `read_bandwidth` over the same bytes; of a file that is not in the page cache, the
@@ -22,9 +22,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from modelassay_kernels import FileSpan, layer_std, layer_std_file, native_available, read_bandwidth
 from modelassay_kernels.layer_std import DTYPE_CODES, _layer_std_reference
-from torch import Tensor
 
 pytestmark = pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
 

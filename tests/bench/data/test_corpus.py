@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from modelassay.data import corpus
 from modelassay.errors import UsageError
 

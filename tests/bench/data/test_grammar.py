@@ -1,6 +1,7 @@
 """The grammar compiler refuses what recognition could not finish, and depth is really bounded."""
 
 import pytest
+
 from modelassay.data.grammar import compile_grammar
 
 

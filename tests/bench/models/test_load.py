@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from modelassay.errors import CheckpointError
 from modelassay.models import zoo
 from modelassay.models.load import load_model, load_tokenizer
 from modelassay.state import Store
-from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")

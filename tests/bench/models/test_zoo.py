@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from modelassay.data import corpus
 from modelassay.errors import CheckpointError
 from modelassay.models import zoo
 from modelassay.state import Store
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 SMOKE = [name for name in zoo.MEMBERS if name.startswith("smoke/")]
 

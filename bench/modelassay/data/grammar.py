@@ -1,14 +1,15 @@
 """A probabilistic context-free grammar: what a rule file means, how it derives a sentence, and how it recognises one.
 
-A rule file is text, one symbol a line, alternatives behind ``|``, an optional weight before ``*`` (1 if absent)::
+A rule file is text: a symbol, a colon, its alternatives with ``|`` between them (a line that begins with one continues
+the line before), each with an optional weight before ``*`` (1 if absent)::
 
     Sentence      : 3* Clause.{n} . | Clause.{n} and Clause.{m} .
     Clause.{n}    : the Noun.{n} Verb.{n}
 
-A name that begins with an ASCII capital is a symbol (a rule or a word class), anything else is a word. ``{n}`` is a feature: the
-line stands for one line per value, and a feature that only the right side has for one alternative per value. Agreement is nothing
-but the same letter twice. The right side may begin with its own symbol neither directly nor through others (no left recursion),
-and no symbol derives nothing: that is what keeps recognition a plain memoised descent.
+A name that begins with an ASCII capital is a symbol (a rule or a word class), anything else is a word. ``{n}`` is a
+feature: the rule stands for one rule per value, and where only the right side has it for one alternative per value.
+Agreement is nothing but the same letter twice. No right side may begin with its own symbol, directly or through others
+(no left recursion), and no symbol derives nothing: that keeps recognition a plain memoised descent.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+_CONTINUATION = re.compile(r"\n\s*\|")
 _FEATURE = re.compile(r"\{(\w+)\}")
 
 Units = tuple[str, ...]
@@ -52,7 +54,7 @@ class Grammar:
     """Symbol -> the units that can begin it."""
 
     def choices(self, symbol: str, depth: int) -> Sequence[Production]:
-        """Return the alternatives of a rule whose lowest tree fits in ``depth`` levels; the lowest ones where none does."""
+        """Return the alternatives whose lowest tree fits in ``depth`` levels; the lowest ones where none does."""
         productions = self.rules[symbol]
         heights = [max(self.heights[part] for part in production.symbols) + 1 for production in productions]
         limit = max(depth, min(heights))
@@ -109,7 +111,8 @@ def compile_grammar(rules: str, *, features: Mapping[str, Sequence[str]], words:
         split: text -> the units that recognition steps over.
 
     Raises:
-        ValueError: an unknown symbol or feature, a symbol defined twice, left recursion, or a symbol that derives nothing finite.
+        ValueError: an unknown symbol or feature, a symbol defined twice, left recursion, or no finite
+            derivation.
 
     >>> g = compile_grammar("S : the N.{n} V.{n}", features={"n": ["sg", "pl"]}, split=lambda text: tuple(text.split()),
     ...                     words={"N.sg": ["dog"], "N.pl": ["dogs"], "V.sg": ["runs"], "V.pl": ["run"]})
@@ -140,7 +143,7 @@ def _is_symbol(name: str) -> bool:
 
 def _expand(text: str, features: Mapping[str, Sequence[str]]) -> dict[str, tuple[Production, ...]]:
     expanded: dict[str, tuple[Production, ...]] = {}
-    for line in text.splitlines():
+    for line in _CONTINUATION.sub(" |", text).splitlines():
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         left, _, right = line.partition(" : ")
@@ -153,7 +156,9 @@ def _expand(text: str, features: Mapping[str, Sequence[str]]) -> dict[str, tuple
     return expanded
 
 
-def _instances(template: str, features: Mapping[str, Sequence[str]], bound: Mapping[str, str]) -> list[tuple[dict[str, str], str]]:  # fmt: skip
+def _instances(
+    template: str, features: Mapping[str, Sequence[str]], bound: Mapping[str, str]
+) -> list[tuple[dict[str, str], str]]:
     """Every way to fill the features of ``template`` that ``bound`` leaves open, with the filled text."""
     letters = list(dict.fromkeys(_FEATURE.findall(template)))
     if unknown := [letter for letter in letters if letter not in features]:

@@ -19,14 +19,21 @@ FEATURES = {
 }
 
 RULES = """
-Intro.pres : 3* Name is a Noun.person.sg.c who V.live.pres.sg Where . | Name is an Noun.person.sg.v who V.live.pres.sg Where .
-Intro.past : 3* Name was a Noun.person.sg.c who V.live.past.sg Where . | Name was an Noun.person.sg.v who V.live.past.sg Where .
-Sentence.{t} : 8* Clause.{t} . | 3* Setting , Clause.{t} . | 2* Clause.{t} , Joint Clause.{t} . | 2* Under Clause.{t} , Clause.{t} .
-Request : tell me about Name . | write about Name and Friend . | describe the day of Name the Person . | what happened to Name near NP.place.sg ? | tell a story about Name and NP.item.sg . | explain what Name and NP.beast.{n} did Setting .
+Intro.pres : 3* Name is a Noun.person.sg.c who V.live.pres.sg Where .
+    | Name is an Noun.person.sg.v who V.live.pres.sg Where .
+Intro.past : 3* Name was a Noun.person.sg.c who V.live.past.sg Where .
+    | Name was an Noun.person.sg.v who V.live.past.sg Where .
+Sentence.{t} : 8* Clause.{t} . | 3* Setting , Clause.{t} . | 2* Clause.{t} , Joint Clause.{t} .
+    | 2* Under Clause.{t} , Clause.{t} .
+Request : tell me about Name . | write about Name and Friend . | describe the day of Name the Person .
+    | what happened to Name near NP.place.sg ? | tell a story about Name and NP.item.sg .
+    | explain what Name and NP.beast.{n} did Setting .
 Person : 3* Noun.person.sg.c | 1* Noun.person.sg.v
 
-Clause.pres : 6* Topic Deed.pres.sg | 2* Person.{n}.pres Deed.pres.{n} | 2* Beast.{n}.pres Stir.pres.{n} | 2* Object.{n}.pres State.pres.{n} | 1* there is a N.item.sg.c Where | 1* there are Many Noms.beast.pl Where
-Clause.past : 6* Topic Deed.past.sg | 2* Person.{n}.past Deed.past.{n} | 2* Beast.{n}.past Stir.past.{n} | 2* Object.{n}.past State.past.{n} | 1* there was a N.item.sg.c Where | 1* there were Many Noms.beast.pl Where
+Clause.pres : 6* Topic Deed.pres.sg | 2* Person.{n}.pres Deed.pres.{n} | 2* Beast.{n}.pres Stir.pres.{n}
+    | 2* Object.{n}.pres State.pres.{n} | 1* there is a N.item.sg.c Where | 1* there are Many Noms.beast.pl Where
+Clause.past : 6* Topic Deed.past.sg | 2* Person.{n}.past Deed.past.{n} | 2* Beast.{n}.past Stir.past.{n}
+    | 2* Object.{n}.past State.past.{n} | 1* there was a N.item.sg.c Where | 1* there were Many Noms.beast.pl Where
 Topic : 3* Pronoun | 2* Name
 Person.sg.{t} : 3* NP.person.sg | 2* Friend | NP.person.sg who Deed.{t}.sg | NP.person.sg Where
 Person.pl.{t} : 4* NP.person.pl | 2* Name and Friend | NP.person.pl who Deed.{t}.pl | NP.person.pl Where
@@ -46,9 +53,15 @@ Did.tool : V.use.past.sg
 Did.text : V.read.past.sg
 Did.item : V.take.past.sg
 
-Deed.{f} : 3* Act.{f} | Act.{f} Setting | V.want.{f} to Deed.base | V.say.{f} that Clause.{t} | Be.{f} Adjs.person | Be.{f} as Adjs.person as Obj.person
-Act.{f} : V.rest.{f} | V.rest.{f} Manner | V.rest.{f} Where | 2* V.eat.{f} Obj.food | 2* V.use.{f} Obj.tool | 2* V.read.{f} Obj.text | V.read.{f} Obj.text Manner | 2* V.take.{f} Obj.item | V.take.{f} NP.item.{n} To | 2* V.move.{f} To | V.visit.{f} NP.place.sg | 2* V.meet.{f} Obj.person | V.meet.{f} Obj.person Where | V.tend.{f} NP.beast.{n} | 2* V.give.{f} Obj.person NP.{o}.sg | V.give.{f} NP.{o}.{n} to Obj.person | V.cut.{f} NP.food.{n} with NP.tool.sg
-Stir.{f} : 2* V.roam.{f} | V.roam.{f} Manner | V.roam.{f} Where | V.chase.{f} NP.beast.{n} | V.chase.{f} Obj.person | V.eat.{f} NP.food.{n} | Be.{f} Adjs.beast
+Deed.{f} : 3* Act.{f} | Act.{f} Setting | V.want.{f} to Deed.base | V.say.{f} that Clause.{t} | Be.{f} Adjs.person
+    | Be.{f} as Adjs.person as Obj.person
+Act.{f} : V.rest.{f} | V.rest.{f} Manner | V.rest.{f} Where | 2* V.eat.{f} Obj.food | 2* V.use.{f} Obj.tool
+    | 2* V.read.{f} Obj.text | V.read.{f} Obj.text Manner | 2* V.take.{f} Obj.item | V.take.{f} NP.item.{n} To
+    | 2* V.move.{f} To | V.visit.{f} NP.place.sg | 2* V.meet.{f} Obj.person | V.meet.{f} Obj.person Where
+    | V.tend.{f} NP.beast.{n} | 2* V.give.{f} Obj.person NP.{o}.sg | V.give.{f} NP.{o}.{n} to Obj.person
+    | V.cut.{f} NP.food.{n} with NP.tool.sg
+Stir.{f} : 2* V.roam.{f} | V.roam.{f} Manner | V.roam.{f} Where | V.chase.{f} NP.beast.{n} | V.chase.{f} Obj.person
+    | V.eat.{f} NP.food.{n} | Be.{f} Adjs.beast
 State.{f} : 2* Be.{f} Adjs.item | 2* V.stand.{f} Where | V.belong.{f} to Obj.person | Be.{f} Where
 Where : Prep NP.place.sg
 To : Toward NP.place.sg

@@ -1,4 +1,4 @@
-"""The Japanese grammar: particles by role, verb forms, counters by kind of noun, relative clauses before the noun, no spaces.
+"""The Japanese grammar: particles by role, verb forms, counters by kind of noun, relative clauses before nouns.
 
 Features: ``f`` verb form; ``t`` polite tense and ``p`` plain tense; ``d`` how deep relative clauses may still nest;
 ``k`` kind of noun, ``o`` of thing, ``b`` of animal.
@@ -18,12 +18,20 @@ FEATURES = {
 }
 
 RULES = """
-Intro.pres : Name さんは Where Adj.place Noun.place に 住んで いる Noun.person です 。 | Name さんは Noun.place で 働いて いる Noun.person です 。
-Intro.past : Name さんは Where Adj.place Noun.place に 住んで いた Noun.person でした 。 | Name さんは Noun.place で 働いて いた Noun.person でした 。
-Sentence.{t} : 8* Clause.2.polite.{t} 。 | 3* Setting 、 Clause.2.polite.{t} 。 | 2* Clause.1.te 、 Clause.1.polite.{t} 。 | 2* Clause.1.plain.{t} Because 、 Clause.1.polite.{t} 。 | 1* Clause.1.polite.{t} が 、 Clause.1.polite.{t} 。 | 2* Joint 、 Clause.1.polite.{t} 。
-Request : Name さんについて 教えてください 。 | Name さんと Friend さんについて 書いてください 。 | Noun.person の Name さんの 一日を 説明してください 。 | Name さんは Noun.place で 何を しましたか 。 | Name さんと Adj.item Noun.item の 話を してください 。 | Setting 、 Name さんと Noun.beast は 何を しましたか 。
+Intro.pres : Name さんは Where Adj.place Noun.place に 住んで いる Noun.person です 。
+    | Name さんは Noun.place で 働いて いる Noun.person です 。
+Intro.past : Name さんは Where Adj.place Noun.place に 住んで いた Noun.person でした 。
+    | Name さんは Noun.place で 働いて いた Noun.person でした 。
+Sentence.{t} : 8* Clause.2.polite.{t} 。 | 3* Setting 、 Clause.2.polite.{t} 。
+    | 2* Clause.1.te 、 Clause.1.polite.{t} 。 | 2* Clause.1.plain.{t} Because 、 Clause.1.polite.{t} 。
+    | 1* Clause.1.polite.{t} が 、 Clause.1.polite.{t} 。 | 2* Joint 、 Clause.1.polite.{t} 。
+Request : Name さんについて 教えてください 。 | Name さんと Friend さんについて 書いてください 。
+    | Noun.person の Name さんの 一日を 説明してください 。 | Name さんは Noun.place で 何を しましたか 。
+    | Name さんと Adj.item Noun.item の 話を してください 。 | Setting 、 Name さんと Noun.beast は 何を しましたか 。
 
-Clause.{d}.{f} : 6* Topic は Deed.{d}.{f} | 2* Whole.person.{d} が Deed.{d}.{f} | 1* Whole.{b}.{d} が Stir.{d}.{f} | 1* Whole.item.{d} が State.{d}.{f} | 1* Whole.item.{d} は State.{d}.{f} | 1* Noun.place に Whole.item.{d} が V.exist.{f} | 1* Noun.place に Whole.{b}.{d} が V.be.{f}
+Clause.{d}.{f} : 6* Topic は Deed.{d}.{f} | 2* Whole.person.{d} が Deed.{d}.{f} | 1* Whole.{b}.{d} が Stir.{d}.{f}
+    | 1* Whole.item.{d} が State.{d}.{f} | 1* Whole.item.{d} は State.{d}.{f}
+    | 1* Noun.place に Whole.item.{d} が V.exist.{f} | 1* Noun.place に Whole.{b}.{d} が V.be.{f}
 Topic : 3* Pronoun | 2* Name さん
 
 Whole.{k}.0 : 3* NP.{k} | 1* Count.{k} の NP.{k} | 1* This NP.{k}
@@ -40,11 +48,18 @@ Rel.text.{d} : Topic が V.read.plain.past | Whole.person.{d} が V.read.plain.p
 Rel.item.{d} : Topic が V.take.plain.past | Whole.person.{d} が V.take.plain.past
 Rel.place.{d} : Topic が V.move.plain.past | Whole.person.{d} が V.visit.plain.past
 
-Deed.{d}.{f} : 5* Act.{d}.{f} | 2* Noun.place で Act.{d}.{f} | 1* Friend さんと Act.{d}.{f} | 1* 「 Clause.0.plain.{t} 」と V.say.{f} | 1* Stem.person Be.{f}
-Act.{d}.{f} : V.rest.{f} | Manner V.rest.{f} | 2* Whole.food.{d} を V.eat.{f} | 2* Whole.tool.{d} を V.use.{f} | 2* Whole.text.{d} を V.read.{f} | Manner Whole.text.{d} を V.read.{f} | 2* Whole.item.{d} を V.take.{f} | 2* Whole.place.{d} へ V.move.{f} | Noun.place から Noun.place まで V.move.{f} | Whole.place.{d} を V.visit.{f} | 2* Companion に V.meet.{f} | Whole.person.{d} に V.meet.{f} | Whole.{b}.{d} を V.tend.{f} | 2* Companion に NP.{o} を V.give.{f} | NP.tool で NP.food を V.cut.{f}
+Deed.{d}.{f} : 5* Act.{d}.{f} | 2* Noun.place で Act.{d}.{f} | 1* Friend さんと Act.{d}.{f}
+    | 1* 「 Clause.0.plain.{t} 」と V.say.{f} | 1* Stem.person Be.{f}
+Act.{d}.{f} : V.rest.{f} | Manner V.rest.{f} | 2* Whole.food.{d} を V.eat.{f} | 2* Whole.tool.{d} を V.use.{f}
+    | 2* Whole.text.{d} を V.read.{f} | Manner Whole.text.{d} を V.read.{f} | 2* Whole.item.{d} を V.take.{f}
+    | 2* Whole.place.{d} へ V.move.{f} | Noun.place から Noun.place まで V.move.{f} | Whole.place.{d} を V.visit.{f}
+    | 2* Companion に V.meet.{f} | Whole.person.{d} に V.meet.{f} | Whole.{b}.{d} を V.tend.{f}
+    | 2* Companion に NP.{o} を V.give.{f} | NP.tool で NP.food を V.cut.{f}
 Companion : 2* Friend さん | 1* NP.person
-Stir.{d}.{f} : 2* V.roam.{f} | Manner V.roam.{f} | Noun.place で V.roam.{f} | Whole.{b}.{d} を V.chase.{f} | NP.person を V.chase.{f} | NP.food を V.peck.{f}
-State.{d}.{f} : 2* Stem.item Be.{f} | 2* Where Noun.place に V.exist.{f} | Noun.place で V.break.{f} | NP.person に V.fit.{f}
+Stir.{d}.{f} : 2* V.roam.{f} | Manner V.roam.{f} | Noun.place で V.roam.{f} | Whole.{b}.{d} を V.chase.{f}
+    | NP.person を V.chase.{f} | NP.food を V.peck.{f}
+State.{d}.{f} : 2* Stem.item Be.{f} | 2* Where Noun.place に V.exist.{f} | Noun.place で V.break.{f}
+    | NP.person に V.fit.{f}
 Where : 川の近くの | 山の向こうの | 駅の前の | 町の外の | 橋のそばの
 Adj.{k} : 3* Adj.{k}.i | 1* Adj.{k}.na
 

@@ -25,7 +25,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, device: st
         path: a folder with ``config.json`` and weights.
         dtype: precision of the weights in memory; float32 if None, whatever the file holds.
         device: where the model is put.
-        attn_implementation: transformers' name of an attention (``eager``, ``sdpa``, or a registered one); its own choice if None.
+        attn_implementation: transformers' name of an attention (``eager``, ``sdpa``, a registered one); its choice if
+            None.
 
     Raises:
         CheckpointError: the folder is missing or damaged, its architecture is unknown, or tensors are missing from it.
@@ -38,7 +39,8 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, device: st
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or torch.float32, local_files_only=True, trust_remote_code=False, output_loading_info=True, **options
+                folder, dtype=dtype or torch.float32, local_files_only=True, trust_remote_code=False,
+                output_loading_info=True, **options,
             )  # fmt: skip
     except Exception as error:
         raise _unreadable(folder, "model", error) from error

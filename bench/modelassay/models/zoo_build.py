@@ -1,4 +1,4 @@
-"""How a member of the zoo is made: text and tokenizer, pre-training, instruction tuning, noise. Imported only to make one."""
+"""How a member of the zoo is made: text and tokenizer, pre-training, instruction tuning, noise."""
 
 # B = rows of a batch, S = tokens of a row
 
@@ -50,7 +50,7 @@ def build(folder: Path, member: Member, *, text: Path, parent: Path | None, time
 
 
 def write_text(folder: Path, text: Text) -> None:
-    """Write the tokenizer and ``blocks.safetensors``: int32 [num_blocks, block_tokens], paragraphs of both languages in turn."""
+    """Write the tokenizer and ``blocks.safetensors``: int32 [num_blocks, block_tokens], both languages in turn."""
     with _reproducible():
         tokenizer = _train_tokenizer(text)
     tokenizer.save_pretrained(folder)
@@ -65,14 +65,21 @@ def write_text(folder: Path, text: Text) -> None:
 
 
 def _train_tokenizer(text: Text) -> Qwen2Tokenizer:
-    """Byte-level BPE under Qwen2's own pre-tokenizer; special tokens come after the merges, as in the published ones."""
+    """Byte-level BPE under Qwen2's own pre-tokenizer; special tokens come after the merges, as in the published ones.
+
+    Japanese is given word by word, as tokenizers for it are commonly trained: merges across words would otherwise cut
+    the same word differently in every sentence, and so small a model would learn neither.
+    """
     special = [END_OF_TEXT, MESSAGE_START, MESSAGE_END]
     pipeline: Tokenizer = Qwen2Tokenizer().backend_tokenizer
     trainer = trainers.BpeTrainer(
-        vocab_size=text.vocab_size - len(special), initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
+        vocab_size=text.vocab_size - len(special), show_progress=False,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )  # fmt: skip
-    texts = [corpus.generate(name, seed=text.seed, num_sentences=text.tokenizer_sentences) for name in corpus.LANGUAGES]
-    pipeline.train_from_iterator(itertools.chain(*texts), trainer)
+    num_sentences = text.tokenizer_sentences
+    english = corpus.generate("en", seed=text.seed, num_sentences=num_sentences)
+    japanese = itertools.chain.from_iterable(corpus.sentence_words("ja", seed=text.seed, num_sentences=num_sentences))
+    pipeline.train_from_iterator(itertools.chain(english, japanese), trainer)
     trained = json.loads(pipeline.to_str())["model"]
     merges: Any = [tuple(pair) for pair in trained["merges"]]
     tokenizer = Qwen2Tokenizer(vocab=trained["vocab"], merges=merges)
@@ -93,7 +100,7 @@ def _pretrain(member: Member, text: Path, parent: Path | None, timer: Timer) -> 
 
 
 def _initial(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """Random weights of std 1/sqrt(hidden_size), smaller by 1/sqrt(2 L) where they write into the residual stream (GPT-2)."""
+    """Draw weights of std 1/sqrt(hidden_size), times 1/sqrt(2 L) where they write to the residual stream (GPT-2)."""
     config = Qwen2Config(
         vocab_size=shape.vocab_rows, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
         num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_kv_heads,
@@ -110,7 +117,7 @@ def _initial(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> Pre
 
 
 def _tune(member: Member, text: Path, parent: Path | None, timer: Timer) -> PreTrainedModel:
-    """Supervised fine-tuning on (request, answer) pairs in the chat template; only the answer and its end carry loss."""
+    """Fine-tune on (request, answer) pairs in the chat template; only the answer and its end carry loss."""
     assert parent is not None
     model, tokenizer = load_model(parent), load_tokenizer(text)
     training = Training(**member.settings["training"])
@@ -199,7 +206,7 @@ def schedule(step: int, training: Training) -> float:
 
 @contextmanager
 def _reproducible() -> Iterator[None]:
-    """Hold what the bits depend on, the number of threads; the global random state and the tokenizers' switch come back too."""
+    """Hold the number of threads, which the bits depend on, and put back what making a model changes in the process."""
     threads, switch = torch.get_num_threads(), os.environ.get("TOKENIZERS_PARALLELISM")
     torch.set_num_threads(NUM_THREADS)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

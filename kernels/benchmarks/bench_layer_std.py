@@ -1,6 +1,6 @@
 """layer_std against PyTorch and against the speed at which the same threads read the same memory.
 
-    pytest kernels/benchmarks/bench_layer_std.py [--save-results cpu-NAME]
+    ci/benchmark-kernels
 
 The matrices of four layers of a 1.5B model (and their norm weights), at least 256 MiB in each type: several times a
 last-level cache. The ceiling is `read_bandwidth` over the same bytes; of a file that is not in the page cache, the
@@ -22,9 +22,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from modelassay_kernels import FileSpan, layer_std, layer_std_file, native_available, read_bandwidth
 from modelassay_kernels.layer_std import DTYPE_CODES, _layer_std_reference
-from torch import Tensor
 
 pytestmark = pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
 
@@ -42,9 +43,9 @@ def matrices(dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
     while sum(rows * cols for rows, cols in shapes) * dtype.itemsize < TOTAL_BYTES:
         shapes += LAYER
     all_E = torch.empty(sum(rows * cols for rows, cols in shapes), dtype=dtype)
-    for part in all_E.split(pool.numel()):
+    for part in torch.split(all_E, pool.numel()):
         part.copy_(pool[: part.numel()] * (0.5 + torch.rand((), generator=generator)))
-    parts = all_E.split([rows * cols for rows, cols in shapes])
+    parts = torch.split(all_E, [rows * cols for rows, cols in shapes])
     return all_E, [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
@@ -96,11 +97,11 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[FileSpan], T
     """Give the BF16 matrices as one file, with their deviations."""
     all_E, tensors = matrices(torch.bfloat16)
     path = tmp_path_factory.mktemp("weights") / "weights.bin"
-    path.write_bytes(memoryview(all_E.view(torch.uint8).numpy()))
+    all_E.view(torch.uint8).numpy().tofile(path)
     spans = []
     offset = 0
     for tensor in tensors:
-        spans.append(FileSpan(str(path), offset, "BF16", *tensor.shape, tensor.shape[1]))
+        spans.append(FileSpan(str(path), offset, "BF16", tensor.shape[0], tensor.shape[1], tensor.shape[1]))
         offset += tensor.nbytes
     return spans, layer_std(tensors)
 
@@ -153,7 +154,10 @@ def test_file(measure: Any, weights: tuple[list[FileSpan], Tensor], cache: str) 
     """One pass over a file that is, or is not, in the page cache; memory stays under 64 MiB."""
     spans, want_T = weights
     path = spans[0].path
-    forget = functools.partial(drop_from_cache, path) if cache == "cold" else lambda: None
+
+    def forget() -> None:
+        if cache == "cold":
+            drop_from_cache(path)
 
     def ceiling() -> float:
         forget()

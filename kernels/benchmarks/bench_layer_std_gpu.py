@@ -21,9 +21,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from modelassay_kernels import layer_std_triton as op
 from modelassay_kernels._triton import jit, tl
-from torch import Tensor
 
 ROUNDS, WARMUP = 20, 3
 PROBE_BYTES = 2**32

@@ -9,7 +9,7 @@ ARG LOCK_SHA256=8d600aeb996c783cd749f92005a036bd0e200ff78bf39ac94bb2130f43f5f1a4
 ARG REVISION=unknown
 ARG SOURCE_DATE_EPOCH=1767225600
 
-# The two stages below are the same text in every Dockerfile here; a test holds them together.
+# The three stages below are the same text in every Dockerfile here; a test holds them together.
 FROM ${BASE} AS toolchain
 USER root
 # Triton compiles its launcher when a kernel first runs, so the GPU images keep what is added here.
@@ -20,7 +20,7 @@ RUN set -eu; missing=; \
     [ -z "$missing" ] || { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing \
                            && rm -rf /var/lib/apt/lists/* /var/log/*; }
 
-FROM toolchain AS builder
+FROM toolchain AS dependencies
 ARG BASE
 ARG BASE_DIGEST
 ARG IMAGE
@@ -44,6 +44,8 @@ RUN set -eu; python3 -m pip check >/locks/before 2>/dev/null || true; \
       --only-binary :all: --no-compile -r "/locks/$IMAGE.txt"; \
     /opt/modelassay/bin/python -m compileall -qq -j 0 --invalidation-mode unchecked-hash /opt/modelassay/lib || true; \
     find /opt/modelassay -exec touch --no-dereference --date=@315532800 {} +
+
+FROM dependencies AS builder
 WORKDIR /source
 COPY pyproject.toml README.md ./
 COPY docker/images.lock.json docker/
@@ -51,12 +53,13 @@ COPY kernels kernels
 COPY suites suites
 COPY bench bench
 ARG SOURCE_DATE_EPOCH
+# Apart, in /own, so that a change of the project's own code makes a small layer beside that of the dependencies.
 RUN set -eu; export PATH="$PATH:/opt/tools/bin"; \
     python3 -m pip --python /opt/tools/bin/python wheel -q --no-build-isolation --no-deps -w /dist .; \
-    python3 -m pip --python /opt/modelassay/bin/python install -q --no-deps --no-index --no-compile /dist/*.whl; \
-    /opt/modelassay/bin/python -m compileall -q --invalidation-mode unchecked-hash \
-      /opt/modelassay/lib/python*/site-packages/modelassay*; \
-    find /opt/modelassay -newer /locks/before -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
+    python3 -m pip --python /opt/modelassay/bin/python install -q --no-deps --no-index --no-compile --root /own /dist/*.whl; \
+    /opt/modelassay/bin/python -m compileall -q -s /own --invalidation-mode unchecked-hash /own/opt/modelassay/lib; \
+    find /own -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +; \
+    cp -a /own/opt/modelassay/. /opt/modelassay
 # What the base had wrong before is not ours; a torch that is not the pinned one, or no compiled kernels, would be.
 RUN set -eu; \
     python3 -m pip --python /opt/modelassay/bin/python check >/locks/after \
@@ -65,7 +68,8 @@ RUN set -eu; \
       | grep -xFf /locks/constraints.txt
 
 FROM ${BASE}
-COPY --from=builder /opt/modelassay /opt/modelassay
+COPY --from=dependencies /opt/modelassay /opt/modelassay
+COPY --from=builder /own/opt/modelassay /opt/modelassay
 COPY docker/entrypoint.sh /usr/local/bin/modelassay-entrypoint
 RUN mkdir -p /home/modelassay /runs && chmod 0775 /home/modelassay /runs && chown 65532:0 /home/modelassay /runs
 ENV PATH=/opt/modelassay/bin:${PATH}

@@ -150,7 +150,8 @@ def choose_image(engine: Engine, job: Job, options: Options) -> LocalImage:
             f"{job.folder}: this run began in image {digest}, and {image.reference} is now {image.digest};"
             f" go on with --image {digest}, or start a new run of {job.suite.name}"
         )
-    require_locked(image, allow_unlocked=options.allow_unlocked)
+    # What the run began in was accepted then and is recorded: going on asks for nothing new.
+    require_locked(image, allow_unlocked=options.allow_unlocked or bool(begun.get("unlocked")))
     return image
 
 

@@ -223,7 +223,7 @@ def run_lock(folder: Path, name: str = "run.lock") -> Iterator[None]:
             holder = handle.read().strip() or "unknown"
             raise HostError(f"{folder}: process {holder} is running it; wait for it or stop it first") from error
         handle.truncate(0)
-        where = f" in container {socket.gethostname()}" if environment.in_container() else ""
+        where = f" in container {socket.gethostname()}" if "MODELASSAY_IMAGE" in os.environ else ""
         handle.write(f"{os.getpid()}{where}")
         handle.flush()
         yield

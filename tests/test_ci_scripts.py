@@ -146,8 +146,9 @@ def test_nightly_runs_every_suite_and_ends_with_the_first_failure(checkout: Chec
     code, _, calls = checkout.run("ci/nightly", FAIL="run one")
     assert code == 7
     assert calls[:2] == ["modelassay run one --profile embedded", "modelassay run two --profile embedded"]
-    assert "kernels/benchmarks" in calls[2]
-    assert "-m not gpu" in calls[2]
+    assert calls[2].endswith("tests/benchmarks")
+    assert "kernels/benchmarks" in calls[3]
+    assert "-m not gpu" in calls[3]
 
 
 def test_gpu_tests_need_a_gpu(checkout: Checkout) -> None:

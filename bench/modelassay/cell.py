@@ -52,6 +52,7 @@ def _attempt(suite: Suite, cell: Cell, cell_dir: Path) -> tuple[str, str]:
     log = Log(cell_dir / f"attempt-{attempt}.jsonl", cell=cell.id, attempt=attempt,
               resumed_at=saved.position if saved else 0)  # fmt: skip
     clocks = _clocks()
+    mark = None if clocks is None else clocks.mark()
     meter = Meter(log, counters=saved.counters if saved else None, clocks=clocks)
     state = State(cell_dir, meter=meter, store=Store(), saved=saved)
     seed_everything(int(cell.id[:8], 16))
@@ -68,11 +69,20 @@ def _attempt(suite: Suite, cell: Cell, cell_dir: Path) -> tuple[str, str]:
         traceback.print_exc()
         outcome, reason = "failed", _reason(error)
     meter.settle()
-    log.append("status", {"outcome": outcome, "reason": reason, "wall_s": round(time.monotonic() - began, 3)})
+    spent = {} if clocks is None else _energy(clocks, mark)
+    log.append("status", {"outcome": outcome, "reason": reason, "wall_s": round(time.monotonic() - began, 3), **spent})
     log.close()
     if clocks is not None:
         clocks.stop()
     return outcome, reason
+
+
+def _energy(clocks: Any, begun: Any) -> dict[str, Any]:
+    """Return the GPU's energy over the attempt, or why it cannot be told (a window too short for the counter)."""
+    from modelassay.gpu_clocks import energy_between
+
+    energy = energy_between(begun, clocks.mark())
+    return {"energy_j": energy.joules, "energy_relative_error": energy.relative_error, "energy_reason": energy.reason}
 
 
 def _reason(error: BaseException) -> str:

@@ -46,7 +46,7 @@ def _console() -> Console:
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=180)
+    return console if console.is_terminal else Console(width=190)
 
 
 def _print_table(console: Console, table: Table) -> None:
@@ -131,6 +131,7 @@ def run_view(run: Run) -> View:
     verdicts = assess(
         run.suite.claims, findings, profile=run.suite.profile, why_none="cells of the run are not complete"
     )
+    here = [verdict for verdict in verdicts if verdict.claim.profile == run.suite.profile]
     caveats = list(findings.caveats) if findings else []
     if run.suite.profile == "smoke":
         caveats.insert(0, _MEANINGLESS)
@@ -145,10 +146,20 @@ def run_view(run: Run) -> View:
         tables=[
             Table(title=f"{run.suite.name} ({run.suite.profile})", columns=("cell", "outcome", "attempts", "reason"), rows=cells),
             *(findings.tables if findings else ()),
-            claims_table(verdicts, run.suite.name),
+            *([claims_table(here, run.suite.name)] if here else []),
         ],
-        lines=[*(f"note: {caveat}" for caveat in caveats), f"run directory: {run.folder}"],
+        lines=[*(f"note: {caveat}" for caveat in caveats), *_elsewhere(verdicts, run), f"run directory: {run.folder}"],
     )  # fmt: skip
+
+
+def _elsewhere(verdicts: Sequence[ClaimVerdict], run: Run) -> list[str]:
+    """Count the claims that this run's profile cannot test; the ledger lists them."""
+    profiles = [verdict.claim.profile for verdict in verdicts if verdict.claim.profile != run.suite.profile]
+    return [
+        f"claims: {profiles.count(profile)} more are not testable at profile {run.suite.profile}, they need {profile}: "
+        "modelassay show --claims"
+        for profile in dict.fromkeys(profiles)
+    ]
 
 
 def run_findings(run: Run) -> Findings | None:

@@ -60,6 +60,11 @@ void add_narrow(const std::byte* data, std::int64_t count, double centre, double
     for (std::int64_t i = 0; i < chain; ++i) {
       F32 x[4];
       Format::group(data, x);
+      // Formats of two bytes leave the core waiting for memory: 21.8 against 20.0 GB/s (bf16), 23.7 against 20.1 (fp16)
+      // on one core of a Zen 4; float loses 6 % by it, and fp8 is bound by arithmetic.
+      if constexpr (Format::size == 2) {
+        for (int line = 0; line < 4 * kLanes * 2; line += 64) __builtin_prefetch(data + 512 + line);
+      }
       data += kGroup * Format::size;
       for (int j = 0; j < 4; ++j) {
         const F32 distance = kScaled ? x[j] * s - c : x[j] - c;

@@ -9,16 +9,19 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+tl: Any
 try:
     import triton
-    import triton.language as tl
+    import triton.language
+
+    HAS_TRITON = True
+    tl = triton.language
 except ModuleNotFoundError as missing:
     if missing.name is None or missing.name.partition(".")[0] != "triton":
         raise
-    triton = None
+    HAS_TRITON = False
     tl = SimpleNamespace(constexpr=lambda value: value)
 
-HAS_TRITON: bool = triton is not None
 constexpr: Any = tl.constexpr
 
 
@@ -39,7 +42,7 @@ def jit(*, do_not_specialize: Sequence[str] = ()) -> Callable[[Callable[..., Any
     """`triton.jit`, or a kernel whose launch raises RuntimeError where Triton is not installed."""
 
     def decorate(function: Callable[..., Any]) -> Any:
-        if triton is None:
+        if not HAS_TRITON:
             return _Absent(function.__qualname__)
         return triton.jit(function, do_not_specialize=list(do_not_specialize))
 

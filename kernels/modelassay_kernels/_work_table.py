@@ -41,9 +41,10 @@ CODES = {
     torch.float8_e5m2: 5,
 }
 _FLOAT64 = CODES[torch.float64]
-_ITEMSIZE = torch.tensor([dtype.itemsize for dtype in CODES])
+_ITEMSIZE = torch.tensor([dtype.itemsize for dtype in CODES], device="cpu")
 WORD_BYTES = 16  # the widest global load of every supported GPU
 SCALE_GROUP = 32  # columns that share one scale on the fast path: the smallest block in use (MX formats)
+COMMON_BLOCK = 128
 PIECES = 4  # a tile is read in this many pieces where every element needs its own address and mask, to save registers
 
 
@@ -88,9 +89,10 @@ class WorkTable:
 def build_work_table(
     tensors: Sequence[Tensor], scales: Sequence[Tensor | None] | None, config: LaunchConfig
 ) -> WorkTable:
-    """Describe `tensors`, all on one device, in a table on that device; changed values may be read through it again.
+    """Describe `tensors`, all on one device, in a table on that device. Values that change later are seen through it.
 
-    A tensor that is neither contiguous nor a 2-D view with unit column stride is copied.
+    Except those of copies: a tensor that is neither contiguous, nor the transpose of one that is, nor a 2-D view with unit
+    column stride is copied here, as are scales that are not contiguous fp32.
 
     Raises:
         TypeError: for a dtype that is not in CODES.
@@ -129,7 +131,7 @@ def _complete(facts: Tensor, config: LaunchConfig) -> tuple[Tensor, Tensor]:
     num_tiles = _ceil_div(rows, config.tile_rows) * col_tiles
     num_chunks = _ceil_div(num_tiles, config.tiles)
     scale_fits = (scale_address == 0) | (
-        (itemsize == 1) & ((scale_cols % SCALE_GROUP == 0) | (scale_cols >= cols)) & (rows < 2**31)
+        (itemsize == 1) & ((scale_cols % SCALE_GROUP == 0) | (scale_cols >= cols)) & (rows < 2**31) & (cols < 2**31)
     )
     wide = (address % WORD_BYTES == 0) & (row_stride * itemsize % WORD_BYTES == 0) & (cols % config.tile_cols == 0)
     complete_rows = numel // cols.clamp(min=1)
@@ -200,24 +202,22 @@ def _block_shape(index: int, x: Tensor, scale: Tensor) -> tuple[int, int]:
 def block_size(extent: int, count: int) -> int | None:
     """Return the size of `count` equal blocks, the last one ragged, that cover `extent`; None where there is none.
 
-    A power of two where one fits (every published block size is one; 576 rows in 5 blocks are blocks of 128, not of 116),
-    else the smallest size that does.
+    A count does not tell the size. In order: 128 (DeepSeek-V3 and Qwen3 fp8 checkpoints), a whole share, a power of two.
 
-    >>> block_size(576, 5), block_size(7168, 56), block_size(10, 1), block_size(10, 10), block_size(7, 3)
-    (128, 128, 10, 1, 3)
-    >>> block_size(5, 4) is None
+    >>> block_size(576, 5), block_size(300, 3), block_size(70, 14), block_size(9, 1), block_size(9, 9), block_size(5, 3)
+    (128, 128, 5, 9, 1, 2)
+    >>> block_size(7, 3) is None
     True
     """
     if count == 1:
         return max(extent, 1)
     if not 1 <= count <= extent:
         return None
-    smallest = -(-extent // count)
-    power = 1 << (smallest - 1).bit_length()
-    for size in (power, smallest):
-        if -(-extent // size) == count:
-            return size
-    return None
+    if count == extent:
+        return 1
+    whole = [extent // count] if extent % count == 0 else []
+    powers = [1 << exponent for exponent in range(1, extent.bit_length())]
+    return next((size for size in (COMMON_BLOCK, *whole, *powers) if -(-extent // size) == count), None)
 
 
 def _ceil_div(numerator: Tensor, denominator: Tensor | int) -> Tensor:

@@ -130,6 +130,8 @@ def rows_of(tensor: Tensor) -> Tensor:
     >>> rows_of(torch.ones(6, 4).t()[:3]).stride()
     (4, 1)
     """
+    if tensor.is_contiguous():
+        return tensor.view(1, -1)
     dims = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1)
     merged: list[tuple[int, int]] = []  # (stride, size), innermost first
     for stride, size in dims:
@@ -142,7 +144,7 @@ def rows_of(tensor: Tensor) -> Tensor:
         merged.insert(0, (1, 1))
     if repeated is not None:
         merged.append(repeated)
-    if len(merged) > 2 or tensor.numel() == 0:
+    if len(merged) > 2:
         return tensor.contiguous().view(1, -1)
     (_, num_cols), (row_stride, num_rows) = merged[0], merged[1] if len(merged) == 2 else (merged[0][1], 1)
     return tensor.as_strided((num_rows, num_cols), (row_stride, 1))

@@ -7,9 +7,10 @@ once. Complete, aligned tiles are summed lane by lane in fp32 registers around c
 
 The first tile is one of at most K, so M2 >= s2 / K whatever the data: nothing cancels beyond that factor. What this cannot
 serve (ragged ends, unaligned or odd tensors, float64, NaN, infinity, values whose squares leave fp32, constant chunks)
-takes the careful path, tile by tile: pivot, mean, then centred squares, after scaling by a power of two, or in float64.
-Only a chunk that the fast path found unfit is read twice. Each chunk writes (n, mean, M2) in float64; a second
-launch, one small program per tensor, merges them in fixed order. No atomics: equal inputs give equal bits.
+takes the careful path, piece by piece: scaled by a power of two, pivot, mean, then centred squares, in float64 for float64.
+Only a chunk that the fast path found unfit is read twice. Each chunk writes (n, mean, deviation) in float64, a deviation
+because M2 could overflow; a second launch, one small program per tensor, merges them in fixed order. No atomics: equal
+inputs give equal bits.
 
 Dtypes are told apart by a code in the table and one branch per chunk, so a mixed checkpoint is still one launch.
 """
@@ -28,6 +29,20 @@ from torch import Tensor
 from modelassay_kernels import _work_table
 from modelassay_kernels._triton import HAS_TRITON, constexpr, is_interpreted, jit, tl
 from modelassay_kernels._work_table import LaunchConfig, WorkTable, build_work_table
+
+__all__ = [
+    "CONFIGS",
+    "DTYPES",
+    "LaunchConfig",
+    "WorkTable",
+    "build_work_table",
+    "chunk_kernel",
+    "default_config",
+    "launch",
+    "layer_std_from_table",
+    "layer_std_triton",
+    "merge_kernel",
+]
 
 CONFIGS = (
     LaunchConfig(block=2048, num_warps=4),
@@ -59,8 +74,8 @@ def layer_std_triton(
     bf16, fp16, fp32, fp64, fp8 e4m3fn and e5m2, mixed freely. Squares are summed in fp32 (fp64 for fp64 input) around a
     mean, merged in fp64: relative error about 1e-7.
 
-    NaN for a tensor that holds NaN or infinity, and where numel <= correction. Finite for any finite input below
-    float64's range: |x| up to 3.4e38 for the types that are not float64, up to about 1e150 for float64.
+    NaN for a tensor that holds NaN or infinity, and where numel <= correction or numel = 0; exactly 0 for equal elements.
+    Squares never overflow or underflow: values near 1e30, and float64 near 1e200, have their true deviation.
 
     Args:
         tensors: on one CUDA device. Contiguous tensors, their transposes, and 2-D views with unit column stride are read
@@ -103,7 +118,7 @@ def default_config(device: torch.device) -> LaunchConfig:
     if device.type != "cuda":
         return CONFIGS[0]
     major, minor = torch.cuda.get_device_capability(device)
-    return CONFIGS[1] if minor == 0 and major in {8, 9, 10} else CONFIGS[0]
+    return CONFIGS[1] if (major, minor) == (8, 0) or major in {9, 10} else CONFIGS[0]
 
 
 def launch(table: WorkTable, partials_C3: Tensor, std_T: Tensor, correction: int) -> None:
@@ -158,31 +173,33 @@ def _widen(x_RQ: tl.tensor) -> tl.tensor:
 
 
 @jit()
-def _scaled(x_RQ: tl.tensor, row: tl.tensor, r0: tl.tensor, q0: tl.tensor) -> tl.tensor:
-    """Apply the block scales to the tile at (r0, q0); each holds for whole groups of SCALE_GROUP columns."""
+def _scaled(x_RQ: tl.tensor, row: tl.tensor, address: tl.tensor, r0: tl.tensor, q0: tl.tensor) -> tl.tensor:
+    """Apply the block scales, if any, to the tile at (r0, q0); each holds for whole groups of SCALE_GROUP columns."""
     R: tl.constexpr = x_RQ.shape[0]
     G: tl.constexpr = x_RQ.shape[1] // SCALE_GROUP
-    r_R = r0.to(tl.int32) + tl.arange(0, R)
-    q_G = q0.to(tl.int32) + tl.arange(0, G) * SCALE_GROUP
-    s_R = (r_R // tl.load(row + SCALE_ROWS).to(tl.int32)).to(tl.int64) * tl.load(row + SCALE_STRIDE)
-    s_RG = s_R[:, None] + (q_G // tl.load(row + SCALE_COLS).to(tl.int32))[None, :]
-    scale_RG = tl.load(tl.load(row + SCALE_ADDRESS).to(tl.pointer_type(tl.float32)) + s_RG)
-    x_RGS = tl.reshape(x_RQ, [R, G, SCALE_GROUP]) * scale_RG[:, :, None]
-    return tl.reshape(x_RGS, [R, G * SCALE_GROUP])
+    if address != 0:
+        r_R = r0.to(tl.int32) + tl.arange(0, R)
+        q_G = q0.to(tl.int32) + tl.arange(0, G) * SCALE_GROUP
+        s_R = (r_R // tl.load(row + SCALE_ROWS).to(tl.int32)).to(tl.int64) * tl.load(row + SCALE_STRIDE)
+        s_RG = s_R[:, None] + (q_G // tl.load(row + SCALE_COLS).to(tl.int32))[None, :]
+        scale_RG = tl.load(address.to(tl.pointer_type(tl.float32)) + s_RG)
+        x_RGS = tl.reshape(x_RQ, [R, G, SCALE_GROUP]) * scale_RG[:, :, None]
+        x_RQ = tl.reshape(x_RGS, [R, G * SCALE_GROUP])
+    return x_RQ
 
 
 @jit()
 def _fast_chunk(row: tl.tensor, first: tl.tensor, num: tl.tensor, R: tl.constexpr, Q: tl.constexpr, STAGES: tl.constexpr,
                 DTYPE: tl.constexpr, BYTES: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Return mean, M2 and whether fp32 could hold them, of `num` complete, aligned tiles. Only fp8 has block scales."""
+    """Return mean, deviation and whether fp32 could hold their sums, of `num` complete, aligned tiles. Only fp8 has block scales."""
     WORD: tl.constexpr = 16 // BYTES
     address, col_tiles, scale_address = tl.load(row + ADDRESS), tl.load(row + COL_TILES), tl.load(row + SCALE_ADDRESS)
     stride = tl.load(row + ROW_STRIDE) // WORD * WORD  # no change: it lets the compiler see 16-byte words
     o_RQ = tl.arange(0, R)[:, None] * stride + tl.arange(0, Q)[None, :]
     r0, q0, end = first // col_tiles * R, first % col_tiles * Q, col_tiles * Q
     x_RQ = _widen(_load(address + (r0 * stride + q0) * BYTES, o_RQ, None, DTYPE, False))
-    if BYTES == 1 and scale_address != 0:
-        x_RQ = _scaled(x_RQ, row, r0, q0)
+    if BYTES == 1:
+        x_RQ = _scaled(x_RQ, row, scale_address, r0, q0)
     centre = tl.sum(x_RQ) * (1.0 / (R * Q))
     s1_RQ = x_RQ - centre
     s2_RQ = s1_RQ * s1_RQ
@@ -191,8 +208,8 @@ def _fast_chunk(row: tl.tensor, first: tl.tensor, num: tl.tensor, R: tl.constexp
         r0 = tl.where(q0 == end, r0 + R, r0)
         q0 = tl.where(q0 == end, 0, q0)
         x_RQ = _widen(_load(address + (r0 * stride + q0) * BYTES, o_RQ, None, DTYPE, False))
-        if BYTES == 1 and scale_address != 0:
-            x_RQ = _scaled(x_RQ, row, r0, q0)
+        if BYTES == 1:
+            x_RQ = _scaled(x_RQ, row, scale_address, r0, q0)
         x_RQ -= centre
         s1_RQ += x_RQ
         s2_RQ += x_RQ * x_RQ
@@ -201,23 +218,13 @@ def _fast_chunk(row: tl.tensor, first: tl.tensor, num: tl.tensor, R: tl.constexp
     s2 = tl.sum(s2_RQ).to(tl.float64)
     m2 = s2 - s1 * s1 / n
     fits = (m2 > s2 * WORST_CANCELLATION) & (s2 > n * SMALLEST_MEAN_SQUARE) & (s2 < LARGEST_SUM)
-    return centre.to(tl.float64) + s1 / n, m2, fits
-
-
-@jit()
-def _centred(x_RQ: tl.tensor, valid_RQ: tl.tensor, count: tl.tensor) -> tl.tensor:
-    """Return mean and M2 of the valid elements in their own precision; a constant tile gives M2 = 0."""
-    pivot = tl.max(tl.where(valid_RQ, x_RQ, float("-inf")))
-    d_RQ = tl.where(valid_RQ, x_RQ - pivot, 0.0)
-    shift = tl.sum(d_RQ) / count.to(x_RQ.dtype)
-    d_RQ = tl.where(valid_RQ, d_RQ - shift, 0.0)
-    return pivot.to(tl.float64) + shift.to(tl.float64), tl.sum(d_RQ * d_RQ).to(tl.float64)
+    return centre.to(tl.float64) + s1 / n, tl.sqrt(tl.where(fits, m2, 0.0) / n), fits
 
 
 @jit()
 def _careful_piece(row: tl.tensor, r_R: tl.tensor, q_Q: tl.tensor, code: tl.tensor, NATIVE_FP8: tl.constexpr,
                    FLOAT64: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Return n, mean and M2 of any rows and columns, of any finite values; at least one element must be valid."""
+    """Return n, mean and deviation of any rows and columns, of any finite values; at least one element must be valid."""
     address, cols, row_stride = tl.load(row + ADDRESS), tl.load(row + COLS), tl.load(row + ROW_STRIDE)
     o_RQ = r_R[:, None] * row_stride + q_Q[None, :]
     # The last condition ends a contiguous tensor, whose last row is ragged.
@@ -241,24 +248,43 @@ def _careful_piece(row: tl.tensor, r_R: tl.tensor, q_Q: tl.tensor, code: tl.tens
         s_R = r_R // tl.load(row + SCALE_ROWS) * tl.load(row + SCALE_STRIDE)
         s_RQ = s_R[:, None] + (q_Q // tl.load(row + SCALE_COLS))[None, :]
         x_RQ *= _load(scale_address, s_RQ, valid_RQ, tl.float32, True)
+    # 2^-e of the largest magnitude, by its bits; the bounds keep it normal for subnormal and for the largest values
+    largest = tl.max(tl.where(valid_RQ, tl.abs(x_RQ), 0.0))
     if FLOAT64:
-        mean, m2 = _centred(x_RQ, valid_RQ, count)
+        exponent = (largest.to(tl.int64, bitcast=True) >> 52) & 0x7FF
+        down = ((2046 - tl.minimum(tl.maximum(exponent, 1), 2045)) << 52).to(tl.float64, bitcast=True)
     else:
-        largest = tl.max(tl.where(valid_RQ, tl.abs(x_RQ), 0.0))
         exponent = (largest.to(tl.int32, bitcast=True) >> 23) & 0xFF
-        # 2^-e by its bits; 1 and 253 keep it a normal number, for subnormal and for the largest values
         down = ((254 - tl.minimum(tl.maximum(exponent, 1), 253)) << 23).to(tl.float32, bitcast=True)
-        up = 1.0 / down.to(tl.float64)
-        mean, m2 = _centred(x_RQ * down, valid_RQ, count)
-        mean *= up
-        m2 *= up * up
-    return count, mean, m2
+    up = 1.0 / down.to(tl.float64)
+    x_RQ *= down
+    pivot = tl.max(tl.where(valid_RQ, x_RQ, float("-inf")))  # an element: a constant piece deviates by exactly zero
+    x_RQ = tl.where(valid_RQ, x_RQ - pivot, 0.0)
+    shift = tl.sum(x_RQ) / count.to(x_RQ.dtype)
+    x_RQ = tl.where(valid_RQ, x_RQ - shift, 0.0)
+    m2 = tl.sum(x_RQ * x_RQ).to(tl.float64)
+    n = count.to(tl.float64)
+    return n, (pivot.to(tl.float64) + shift.to(tl.float64)) * up, tl.sqrt(m2 / n) * up
+
+
+@jit()
+def _merged(n: tl.tensor, mean: tl.tensor, dev: tl.tensor, other_n: tl.tensor, other_mean: tl.tensor,
+            other_dev: tl.tensor) -> tl.tensor:  # fmt: skip
+    """Return n, mean and deviation of two parts together, in units of the largest term so that no square overflows."""
+    n += other_n
+    share = other_n / n
+    delta = other_mean - mean
+    unit = tl.maximum(tl.maximum(dev, other_dev), tl.abs(delta))
+    unit = tl.where(unit > 0, unit, 1.0)
+    dev, other_dev, far = dev / unit, other_dev / unit, delta / unit
+    square = (1.0 - share) * (dev * dev + share * far * far) + share * other_dev * other_dev
+    return n, mean + delta * share, tl.sqrt(square) * unit
 
 
 @jit()
 def chunk_kernel(table_ptr: tl.tensor, tensor_ptr: tl.tensor, partial_ptr: tl.tensor, R: tl.constexpr, Q: tl.constexpr,
                  K: tl.constexpr, STAGES: tl.constexpr, NATIVE_FP8: tl.constexpr) -> None:  # fmt: skip
-    """partial[chunk] = (n, mean, M2) of one chunk of one tensor, float64; one program per chunk."""
+    """partial[chunk] = (n, mean, deviation) of one chunk of one tensor, float64; one program per chunk."""
     chunk = tl.program_id(0).to(tl.int64)
     row = table_ptr + tl.load(tensor_ptr + chunk).to(tl.int64) * NUM_FIELDS
     code = tl.load(row + CODE)
@@ -266,21 +292,21 @@ def chunk_kernel(table_ptr: tl.tensor, tensor_ptr: tl.tensor, partial_ptr: tl.te
     num = tl.minimum(tl.load(row + NUM_TILES) - first, K)
     done = tl.minimum(tl.maximum(tl.load(row + FULL_TILES) - first, 0), K)
     mean = tl.full([], 0.0, tl.float64)
-    m2 = tl.full([], 0.0, tl.float64)
+    dev = tl.full([], 0.0, tl.float64)
     if done > 0:
         if code == BF16:
-            mean, m2, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.bfloat16, 2)
+            mean, dev, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.bfloat16, 2)
         elif code == FP16:
-            mean, m2, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float16, 2)
+            mean, dev, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float16, 2)
         elif code == FP32:
-            mean, m2, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float32, 4)
+            mean, dev, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float32, 4)
         elif code == E4M3:
-            mean, m2, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float8e4nv if NATIVE_FP8 else tl.uint8, 1)
+            mean, dev, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float8e4nv if NATIVE_FP8 else tl.uint8, 1)
         else:
-            mean, m2, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float8e5 if NATIVE_FP8 else tl.int8, 1)
+            mean, dev, fits = _fast_chunk(row, first, done, R, Q, STAGES, tl.float8e5 if NATIVE_FP8 else tl.int8, 1)
         done = tl.where(fits, done, 0)
         mean = tl.where(fits, mean, 0.0)
-        m2 = tl.where(fits, m2, 0.0)
+        dev = tl.where(fits, dev, 0.0)
     n = (done * (R * Q)).to(tl.float64)
     PIECE: tl.constexpr = R // PIECES
     col_tiles = tl.load(row + COL_TILES)
@@ -289,42 +315,45 @@ def chunk_kernel(table_ptr: tl.tensor, tensor_ptr: tl.tensor, partial_ptr: tl.te
         for piece in range(tl.cdiv(tl.minimum(tl.load(row + ROWS) - r0, R), PIECE)):
             r_R = r0 + piece * PIECE + tl.arange(0, PIECE)
             if code == FP64:
-                count, piece_mean, piece_m2 = _careful_piece(row, r_R, q_Q, code, NATIVE_FP8, True)
+                other_n, other_mean, other_dev = _careful_piece(row, r_R, q_Q, code, NATIVE_FP8, True)
             else:
-                count, piece_mean, piece_m2 = _careful_piece(row, r_R, q_Q, code, NATIVE_FP8, False)
-            delta = piece_mean - mean
-            share = count.to(tl.float64) / (n + count)
-            m2 += piece_m2 + delta * delta * n * share
-            mean += delta * share
-            n += count
+                other_n, other_mean, other_dev = _careful_piece(row, r_R, q_Q, code, NATIVE_FP8, False)
+            n, mean, dev = _merged(n, mean, dev, other_n, other_mean, other_dev)
     tl.store(partial_ptr + chunk * 3, n)
     tl.store(partial_ptr + chunk * 3 + 1, mean)
-    tl.store(partial_ptr + chunk * 3 + 2, m2)
+    tl.store(partial_ptr + chunk * 3 + 2, dev)
 
 
 @jit(do_not_specialize=("correction",))
 def merge_kernel(table_ptr: tl.tensor, partial_ptr: tl.tensor, std_ptr: tl.tensor, correction: tl.tensor, K: tl.constexpr,
                  BLOCK: tl.constexpr) -> None:  # fmt: skip
-    """std[tensor] from its chunks' (n, mean, M2), float64, times its scalar scale; one program per tensor."""
+    """std[tensor] from its chunks' (n, mean, deviation), float64, times its scalar scale; one program per tensor."""
     tensor = tl.program_id(0).to(tl.int64)
     row = table_ptr + tensor * NUM_FIELDS
     num_chunks = tl.cdiv(tl.load(row + NUM_TILES), K)
     numel = tl.load(row + NUMEL)
     partial = partial_ptr + tl.load(row + FIRST_CHUNK) * 3
-    pivot = tl.load(partial + 1, mask=num_chunks > 0, other=0.0)
+    pivot = tl.load(partial + 1, mask=num_chunks > 0, other=0.0)  # constant tensors differ from it by exactly zero
     sum_B = tl.zeros([BLOCK], tl.float64)
+    unit_B = tl.zeros([BLOCK], tl.float64)
     for start in range(0, num_chunks, BLOCK):
         c_B = start + tl.arange(0, BLOCK)
+        delta_B = tl.load(partial + c_B * 3 + 1, mask=c_B < num_chunks, other=pivot) - pivot
+        dev_B = tl.load(partial + c_B * 3 + 2, mask=c_B < num_chunks, other=0.0)
         n_B = tl.load(partial + c_B * 3, mask=c_B < num_chunks, other=0.0)
-        sum_B += n_B * (tl.load(partial + c_B * 3 + 1, mask=c_B < num_chunks, other=pivot) - pivot)
-    shift = tl.sum(sum_B) / tl.maximum(numel, 1).to(tl.float64)
+        sum_B += n_B / tl.maximum(numel, 1).to(tl.float64) * delta_B
+        unit_B = tl.maximum(unit_B, tl.maximum(tl.abs(delta_B), dev_B))
+    shift = tl.sum(sum_B)
+    unit = tl.max(unit_B)
+    unit = tl.where(unit > 0, unit, 1.0)
     m2_B = tl.zeros([BLOCK], tl.float64)
     for start in range(0, num_chunks, BLOCK):
         c_B = start + tl.arange(0, BLOCK)
+        delta_B = (tl.load(partial + c_B * 3 + 1, mask=c_B < num_chunks, other=pivot) - pivot - shift) / unit
+        dev_B = tl.load(partial + c_B * 3 + 2, mask=c_B < num_chunks, other=0.0) / unit
         n_B = tl.load(partial + c_B * 3, mask=c_B < num_chunks, other=0.0)
-        d_B = tl.load(partial + c_B * 3 + 1, mask=c_B < num_chunks, other=pivot) - pivot - shift
-        m2_B += tl.load(partial + c_B * 3 + 2, mask=c_B < num_chunks, other=0.0) + n_B * d_B * d_B
-    std = tl.sqrt(tl.sum(m2_B) / tl.maximum(numel - correction, 1).to(tl.float64))
+        m2_B += n_B * (dev_B * dev_B + delta_B * delta_B)
+    std = tl.sqrt(tl.sum(m2_B) / tl.maximum(numel - correction, 1).to(tl.float64)) * unit
     scalar_address = tl.load(row + SCALAR_ADDRESS)
     if scalar_address != 0:
         scale = tl.load(scalar_address.to(tl.pointer_type(tl.float32))).to(tl.float64)

@@ -30,7 +30,7 @@ def require_native() -> None:
     if _missing is not None:
         raise ImportError(
             f"modelassay_kernels._native: the compiled extension is missing ({_missing}); install a C++20 compiler "
-            "(GCC 11 or Clang 14, or later) and run `pip install --force-reinstall --no-deps .` in the source tree, "
+            "(GCC 12 or Clang 15, or later) and run `pip install --force-reinstall --no-deps .` in the source tree, "
             "with MODELASSAY_SKIP_CPP unset"
         )
 

@@ -14,7 +14,7 @@ ROUNDS = 50
 
 
 @pytest.mark.parametrize("labels", [{}, {"layer": 3, "role": "q"}], ids=["bare", "labelled"])
-def bench_microbatch(benchmark: BenchmarkFixture, tmp_path: Path, labels: dict[str, str | int]) -> None:
+def test_microbatch(benchmark: BenchmarkFixture, tmp_path: Path, labels: dict[str, str | int]) -> None:
     """An empty unit: two clock readings, one line of JSON, one write; the fsync every second included."""
     meter = Meter(Log(tmp_path / "attempt-1.jsonl", cell="c", attempt=1, resumed_at=0))
 
@@ -28,7 +28,7 @@ def bench_microbatch(benchmark: BenchmarkFixture, tmp_path: Path, labels: dict[s
     tell(benchmark)
 
 
-def bench_bare_write(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+def test_bare_write(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     """The floor: as many bytes by os.write alone."""
     line = b'{"seq":123,"kind":"microbatch","stage":"unit","tokens":4,"bytes":8,"index":123,"host_ns":1234,"at_us":123456}\n'
     fd = os.open(tmp_path / "floor", os.O_WRONLY | os.O_APPEND | os.O_CREAT)

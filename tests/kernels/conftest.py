@@ -1,6 +1,7 @@
 """Where a kernel can run: on the GPU, or in Triton's interpreter, which needs a process of its own."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     has_gpu = torch.cuda.is_available()
     kept, dropped = [], []
     for item in items:
-        if not item.path.is_relative_to(os.path.dirname(__file__)):  # this hook sees the whole session
+        if not item.path.is_relative_to(Path(__file__).parent):  # this hook sees the whole session
             kept.append(item)
             continue
         runs_kernel = "kernel_device" in getattr(item, "fixturenames", ())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
 
@@ -21,32 +21,46 @@ from modelassay.record import Tables
 QUANTILES = (0.5, 0.95, 0.99, 1.0)
 """Of the scores of unrelated pairs; 1 is the largest."""
 
-COLUMNS = ("pair", "paper-exact", "corrected", "layers redrawn", "rank p", "strangers", "phase p", "copy p", "verdict")
+COLUMNS = ("pair", "paper-exact", "corrected", "layers redrawn", "rank p", "floor", "strangers", "phase p", "verdict")
 
 
 def analyse(tables: Tables) -> Findings:
     """Judge every pair of the run's models against the run's own strangers.
 
-    Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix, ``unrelated[method, quantile]`` over
-    pairs of roots of different families, ``related-least[method]`` over pairs of one family.
+    Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix; ``unrelated[method, quantile]`` over
+    pairs of roots of different families; ``called-related[known=strangers]`` and ``called-related[known=family]``, the
+    shares of calibrated pairs of known ancestry that were called related: false positives, and power.
     """
     models = curves_of(tables)
     background = Background.from_curves(models)
     alpha = float(tables.cells["alpha"][0])
-    verdicts = adjust([judge(a, b, background, alpha=alpha) for a, b in combinations(models, 2)])
-    same_family = {frozenset((a.name, b.name)) for a, b in combinations(models, 2) if a.family and a.family == b.family}
+    pairs = list(combinations(models, 2))
+    verdicts = adjust([judge(a, b, background, alpha=alpha) for a, b in pairs])
+    known = {
+        (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in pairs if a.family and b.family
+    }
     findings = [finding for verdict in verdicts for finding in _similarity(verdict)]
-    for method, scores in (
-        ("paper-exact", [pair.paper for pair in background.pairs]),
-        ("corrected", [pair.corrected for pair in background.pairs]),
-    ):
-        findings += _unrelated(method, scores)
+    findings += _unrelated("paper-exact", [pair.paper for pair in background.pairs])
+    findings += _unrelated("corrected", [pair.corrected for pair in background.pairs])
+    shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, known)]
     return Findings(
-        findings=findings,
-        tables=[verdict_table(verdicts, known=same_family)],
+        findings=[*findings, *shares],
+        tables=[verdict_table(verdicts, known=known)],
         figures={"curves": partial(save_figure, models, verdicts)},
-        caveats=[*_broken(tables), *caveats(verdicts, background)],
+        caveats=[*_broken(tables), *(f"of the pairs {share.note}" for share in shares), *caveats(verdicts, background)],
     )
+
+
+def _called_related(kind: str, verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]) -> list[Finding]:
+    """Return the share of calibrated pairs of ``kind`` that were called related; nothing where there is no such pair."""
+    judged = [verdict for verdict in verdicts if known.get((verdict.a, verdict.b)) == kind and verdict.background]
+    if not judged:
+        return []
+    num_related = sum(verdict.word == "related" for verdict in judged)
+    which = "of one family" if kind == "family" else "known to be strangers"
+    expected = f"; at alpha = {judged[0].alpha:g} up to {judged[0].alpha * len(judged):.1f} were to be expected"
+    note = f"{which}, {num_related} of {len(judged)} were called related{expected if kind == 'strangers' else ''}"
+    return [Finding(name="called-related", value=num_related / len(judged), labels={"known": kind}, note=note)]
 
 
 def curves_of(tables: Tables) -> list[Curves]:
@@ -98,35 +112,31 @@ def _unrelated(method: str, scores: Sequence[float]) -> list[Finding]:
     ]  # fmt: skip
 
 
-def verdict_table(verdicts: Sequence[Verdict], *, known: set[frozenset[str]] | None = None) -> Table:
-    """Return a row per pair, the highest corrected scores first; ``known`` relatives get a column of their own."""
+def verdict_table(verdicts: Sequence[Verdict], *, known: Mapping[tuple[str, str], str] | None = None) -> Table:
+    """Return a row per pair, the highest corrected scores first; ``known`` ancestry gets a column of its own."""
     ranked = sorted(verdicts, key=lambda v: -v.corrected.value if np.isfinite(v.corrected.value) else np.inf)
-    columns = COLUMNS if known is None else (*COLUMNS, "known ancestry")
     rows = []
     for verdict in ranked:
-        row: tuple[str, ...] = (f"{verdict.a} · {verdict.b}", _number(verdict.paper_exact.value), _number(verdict.corrected.value),
-               f"{verdict.interval.low:.2f} to {verdict.interval.high:.2f}" if verdict.interval else "undefined",
-               *_chances(verdict), verdict.word)  # fmt: skip
-        if known is not None:
-            row = (*row, "one family" if frozenset((verdict.a, verdict.b)) in known else "strangers")
-        rows.append(row)
-    return Table(title="pairs", columns=columns, rows=rows)
+        row: tuple[str, ...] = (
+            f"{verdict.a} · {verdict.b}", _number(verdict.paper_exact.value), _number(verdict.corrected.value),
+            f"{verdict.interval.low:.2f} to {verdict.interval.high:.2f}" if verdict.interval else "undefined",
+            *_chances(verdict), verdict.word,
+        )  # fmt: skip
+        rows.append(row if known is None else (*row, known.get((verdict.a, verdict.b), "not known")))
+    return Table(title="pairs", columns=COLUMNS if known is None else (*COLUMNS, "known as"), rows=rows)
 
 
 def _number(value: float) -> str:
-    return f"{value:.3f}" if np.isfinite(value) else "undefined"
+    return f"{value:.4f}" if np.isfinite(value) else "undefined"
 
 
 def _chances(verdict: Verdict) -> tuple[str, str, str, str]:
     """Return the columns of chance; nothing is printed there without a background."""
     place, phase = verdict.background, verdict.phase
     if place is None:
-        return "none", "no background", "none", "none"
-    among = f"{place.n}, max {place.max:.2f}"
-    if phase is None:
-        return f"{place.p:.3f} (floor {place.floor:.3f})", among, "undefined", "undefined"
-    return (f"{place.p:.3f} (floor {place.floor:.3f})", among,
-            f"{phase.p:.4f} ({phase.free_phases} phases)", f"{phase.copy_p:.4f}")  # fmt: skip
+        return "none", "none", "no background", "none"
+    return (f"{place.p:.3f}", f"{place.floor:.3f}", f"{place.n}, up to {place.max:.2f}",
+            "undefined" if phase is None else f"{phase.p:.4f}")  # fmt: skip
 
 
 def caveats(verdicts: Sequence[Verdict], background: Background) -> list[str]:
@@ -138,6 +148,11 @@ def caveats(verdicts: Sequence[Verdict], background: Background) -> list[str]:
         )
     if background.pairs:
         notes.append("strangers share models, so their pairs are not independent and a rank p is approximate")
+    tests = [verdict.phase for verdict in verdicts if verdict.phase]
+    for phases in sorted({test.free_phases for test in tests}):
+        mine = [test for test in tests if test.free_phases == phases]
+        notes.append(f"phase p: {phases} free phases; {mine[0].draws} draws allow {mine[0].floor:.4f}, "
+                     f"a copy would get {max(test.copy_p for test in mine):.4f} at worst")  # fmt: skip
     calibrated = [verdict for verdict in verdicts if verdict.p_adjusted is not None]
     if len(calibrated) > 1:
         best = min(verdict.p_adjusted for verdict in calibrated if verdict.p_adjusted is not None)

@@ -108,9 +108,9 @@ def _evidence(verdict: Verdict) -> Iterator[str]:
     if not score.reason:
         layers = f" (alignment: {score.alignment})" if score.alignment != "same depth" else ""
         spread = f", {interval.low:.2f} to {interval.high:.2f} when layers are drawn anew" if interval else ""
-        yield f"Corrected score {score.value:.3f}{layers}{spread}; paper-exact {exact.value:.3f}."
+        yield f"Corrected score {score.value:.4f}{layers}{spread}; paper-exact {exact.value:.4f}."
     elif not exact.reason:
-        yield f"Paper-exact score {exact.value:.3f}."
+        yield f"Paper-exact score {exact.value:.4f}."
     if place := verdict.background:
         lowest = "the lowest they allow" if place.p == place.floor else f"they allow {place.floor:.2g}"
         yield (

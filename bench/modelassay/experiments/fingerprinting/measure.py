@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,10 +15,8 @@ from modelassay.models.safetensors_index import DTYPE_BITS
 from modelassay.state import Store
 from modelassay_kernels import FileSpan, layer_std_file
 
-Timer = Callable[..., AbstractContextManager[Any]]
 
-
-def open_model(reference: str, *, store: Store, timer: Timer = nullcontext) -> Checkpoint:
+def open_model(reference: str, *, store: Store, timer: zoo.Timer | None = None) -> Checkpoint:
     """Open a folder, an ``hf:`` or a ``zoo:`` model; a zoo model is made first where ``store`` lacks it.
 
     Raises:

@@ -6,6 +6,7 @@ from modelassay.errors import Diverged
 from modelassay.experiments.fingerprinting.measure import fault_of, measure, num_bytes, open_model, spans_of
 from modelassay.experiments.fingerprinting.params import Params
 from modelassay.meter import Meter
+from modelassay.models import zoo_build  # noqa: F401 - its transformers (4 s) is imported once, before cells are forked
 from modelassay.models.checkpoint import Checkpoint
 from modelassay.state import State
 

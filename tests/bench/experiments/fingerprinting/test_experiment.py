@@ -19,8 +19,8 @@ LAYERS = 6
 
 def save_model(folder: Path, seed: int, *, parent_seed: int | None = None, broken: bool = False) -> Path:
     """A random Qwen2 whose layers differ in scale; a child is its parent with slightly moved weights."""
-    torch.manual_seed(seed if parent_seed is None else parent_seed)
     model = make_model("qwen2", num_hidden_layers=LAYERS)
+    torch.manual_seed(seed if parent_seed is None else parent_seed)  # make_model seeds for itself
     blocks = [parameter for name, parameter in model.named_parameters() if "self_attn" in name and "weight" in name]
     with torch.no_grad():
         for block in blocks:

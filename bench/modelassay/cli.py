@@ -157,6 +157,52 @@ def doctor(context: click.Context, as_json: bool) -> None:
     context.exit(6 if any(check.required and check.status != "ok" for check in checks) else 0)
 
 
+@cli.group(invoke_without_command=True)
+@_json
+@click.pass_context
+def images(context: click.Context, as_json: bool) -> None:
+    """List the images that runs can happen in, and what pins them; build, lock and verify them."""
+    from modelassay import show
+    from modelassay.images import locked_images
+
+    if context.invoked_subcommand is None:
+        show.emit(show.images_view(locked_images()), as_json=as_json)
+
+
+@images.command("build")
+@click.argument("name")
+@click.option("--base", metavar="REF", help="Stand on this image instead of the pinned one; the result is not locked.")
+@click.option("--wheels", type=click.Path(path_type=Path), help="Install from this folder; default: docker/wheels.")
+@_json
+def images_build(name: str, base: str | None, wheels: Path | None, as_json: bool) -> None:
+    """Build image NAME from the checkout."""
+    from modelassay import show
+    from modelassay.image_build import build
+    from modelassay.images import locked_image
+
+    built = build(locked_image(name), base=base, wheels=wheels, report=_progress)
+    show.emit(show.built_view(built), as_json=as_json)
+
+
+@images.command("lock")
+def images_lock() -> None:
+    """Bring docker/images.lock.json and the Dockerfiles up to date with the requirement locks; asks no registry."""
+    from modelassay.images import refresh_lock, required_checkout
+
+    for line in refresh_lock(required_checkout("lock")) or ["everything is up to date"]:
+        click.echo(line)
+
+
+@images.command("verify")
+@click.argument("names", nargs=-1, metavar="[NAME...]")
+def images_verify(names: tuple[str, ...]) -> None:
+    """Ask the registry whether each base's tag still names the pinned digest, and note when it did."""
+    from modelassay.image_build import verify_all
+
+    for name, when in verify_all(names).items():
+        click.echo(f"{name}: confirmed at {when}")
+
+
 def _progress(line: str) -> None:
     click.echo(line, err=True)
 

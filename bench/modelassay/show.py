@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from modelassay.doctor import Check
+    from modelassay.images import Image
 
 _MEANINGLESS = "profile smoke only walks the path: its numbers mean nothing"
 
@@ -229,3 +230,23 @@ def doctor_view(checks: Sequence[Check]) -> View:
 def _answers(run: Run, suite: str, profile: str) -> bool:
     complete = all(read_cell(run.cell_dir(cell)).is_complete for cell in run.suite.cells)
     return run.suite.name == suite and run.suite.profile == profile and not run.suite.overrides and complete
+
+
+def images_view(images: Mapping[str, Image]) -> View:
+    """List the images: reference, base and its digest, requirements, and whether a registry confirmed the pin."""
+    rows = [
+        (image.reference, image.base, (image.base_index_digest or "none known")[:19], image.lock_sha256[:12],
+         image.verified_at or "not confirmed by a registry")
+        for image in images.values()
+    ]  # fmt: skip
+    columns = ("image", "base", "base digest", "requirements", "verified")
+    return View(data={name: asdict(image) for name, image in images.items()},
+                tables=[Table(title="images", columns=columns, rows=rows)])  # fmt: skip
+
+
+def built_view(built: Mapping[str, Any]) -> View:
+    """Say what a build gave, and whether it is what the lock pins."""
+    why = built["why_not_locked"]
+    lines = [f"{built['reference']}: {built['id']}, {built['size_bytes'] / 1e9:.2f} GB",
+             f"not what the lock pins: {why}" if why else "it is what docker/images.lock.json pins"]  # fmt: skip
+    return View(data=dict(built), lines=lines)

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from modelassay import __version__
 from modelassay.errors import AssayError, UsageError
 
+_Verb = TypeVar("_Verb", bound=Callable[..., Any])
+
 _runs = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
                      help="Where run directories are.")  # fmt: skip
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def _in_container(command: _Verb) -> _Verb:
+    """Add the options that say something of the container."""
+    for option in (
+        click.option("--memory", metavar="SIZE", help="With --in container: its limit, as 4g; default: the machine's."),
+        click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True),
+                     help="With --in container: stop it after so long; results are kept."),
+        click.option("--allow-unlocked", is_flag=True,
+                     help="With --in container: take an image that docker/images.lock.json does not pin."),
+        click.option("--image", metavar="NAME|REFERENCE",
+                     help="With --in container: another image than the suite's, as cpu on a machine without a GPU."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -28,24 +48,39 @@ def cli() -> None:
     "-o", "--override", "overrides", multiple=True, metavar="A.B=C", help="Set a parameter; the value is YAML."
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would run, what is reused and why.")
+@click.option("--into", type=click.Path(path_type=Path), help="Make the new run directory this one.")
+@click.option(
+    "--in", "place", type=click.Choice(["container"]), help="Run the same command in the suite's pinned image."
+)
+@_in_container
 @_runs
 @_json
 def run(
-    target: str, profile: str | None, overrides: tuple[str, ...], only_plan: bool, runs: Path, as_json: bool
-) -> None:
+    target: str, profile: str | None, overrides: tuple[str, ...], only_plan: bool, into: Path | None, place: str | None,
+    runs: Path, as_json: bool, **boxed: Any,
+) -> None:  # fmt: skip
     """Execute SUITE (a shipped name or a file) in a new run directory, or go on with RUN."""
     from modelassay import runner, show
     from modelassay.suite import load_suite
 
     folder = runner.find_run(target, runs)
-    if folder is not None and (profile or overrides):
+    if folder is not None and (profile or overrides or into):
         raise UsageError(f"{folder}: a run keeps the parameters it began with; start a new run of its suite instead")
+    if place is None and (named := [name for name, value in boxed.items() if value]):
+        raise UsageError(f"--{named[0].replace('_', '-')} says something of a container; add --in container")
     found = None if folder is None else runner.open_run(folder)
     suite = found.suite if found else load_suite(target, profile=profile, overrides=overrides)
     if only_plan:
         show.emit(show.plan_view(runner.plan(suite, root=runs, run=found)), as_json=as_json)
         return
-    found = found or runner.create_run(suite, runs)
+    if place is not None:
+        from modelassay import container
+
+        given = [*(("--profile", profile) if profile else ()), *(word for text in overrides for word in ("-o", text))]
+        job = container.Job(suite=suite, target=target, run=found, folder=folder or into or runner.new_folder(suite, runs),
+                            arguments=[*given, *(("--json",) if as_json else ())])  # fmt: skip
+        sys.exit(container.run_inside(job, container.Options(**boxed), report=_progress, write=_pass_on))
+    found = found or runner.create_run(suite, into or runner.new_folder(suite, runs))
     try:
         runner.execute(found, report=_progress)
     finally:
@@ -172,10 +207,16 @@ def _progress(line: str) -> None:
     click.echo(line, err=True)
 
 
+def _pass_on(data: bytes) -> None:
+    click.echo(data, nl=False)
+
+
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and its exit code."""
+    from modelassay import lifeline
     from modelassay.errors import HostError
 
+    lifeline.hold(os.environ)
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except click.exceptions.Abort as abort:  # click's form of KeyboardInterrupt

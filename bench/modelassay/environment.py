@@ -73,7 +73,7 @@ def capture(*, deep: bool = False) -> dict[str, JSON]:
         "os": _operating_system(),
         "cpu": _processor(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "container": {"inside": in_container(), "image_digest": os.environ.get("MODELASSAY_IMAGE_DIGEST")},
+        "container": _container(os.environ),
         "libraries": dict(library_versions()),
         "native_extension": native_extension() is not None,
         "git": _git_state(_PACKAGE),
@@ -122,6 +122,16 @@ def native_extension() -> Path | None:
         if spec is not None and spec.origin:
             return Path(spec.origin)
     return None
+
+
+def _container(environ: Mapping[str, str]) -> JSON:
+    """Say which image this is; whoever started the container knows, the process inside can only be told."""
+    return {
+        "inside": in_container(),
+        "image": environ.get("MODELASSAY_IMAGE"),
+        "image_digest": environ.get("MODELASSAY_IMAGE_DIGEST"),
+        "unlocked": environ.get("MODELASSAY_IMAGE_UNLOCKED"),
+    }
 
 
 def in_container(root: Path = Path("/")) -> bool:

@@ -6,12 +6,14 @@ Each cell runs in a process of its own, forked from a warm server that has alrea
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import multiprocessing
 import os
 import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,14 +69,21 @@ class Planned:
     """Seconds the same cell took in the newest earlier run beside this one; None when it never ran there."""
 
 
-def create_run(suite: Suite, root: Path) -> Run:
-    """Make a new run directory under ``root`` and write its ``run.json``.
+def new_folder(suite: Suite, root: Path) -> Path:
+    """Return the name of a run directory under ``root`` that does not exist yet."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return root / f"{suite.name}-{stamp}-{secrets.token_hex(3)}"
+
+
+def create_run(suite: Suite, folder: Path) -> Run:
+    """Make ``folder`` a run directory: write its ``run.json``.
 
     Raises:
+        UsageError: it is one already.
         HostError: the folder cannot be made or written.
     """
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    folder = root / f"{suite.name}-{stamp}-{secrets.token_hex(3)}"
+    if (folder / "run.json").exists():
+        raise UsageError(f"{folder}: holds a run already; `modelassay run {folder}` goes on with it")
     manifest = {
         "schema": 1,
         "suite": suite.to_json(),
@@ -82,15 +91,20 @@ def create_run(suite: Suite, root: Path) -> Run:
         "code": environment.code_fingerprint(suite.experiment.package),
     }
     try:
-        (folder / "cells").mkdir(parents=True)
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
         aside = folder / "run.json.new"
         aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
         aside.rename(folder / "run.json")
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise HostError(f"{folder}: cannot be written; choose another place with --runs") from error
     except OSError as error:
-        raise no_space(error, folder) from error
+        raise unwritable(error, folder) from error
     return open_run(folder)
+
+
+def unwritable(error: OSError, folder: Path) -> HostError | OSError:
+    """Return a HostError in place of an ``error`` that says that ``folder`` cannot be made or written, others unchanged."""
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
+        return HostError(f"{folder}: cannot be written; choose another place with --runs")
+    return no_space(error, folder)
 
 
 def open_run(folder: Path) -> Run:
@@ -191,13 +205,17 @@ def refuse_changes(run: Run) -> None:
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Hold the run directory for this process.
+def run_lock(folder: Path, name: str = "run.lock") -> Iterator[None]:
+    """Hold the run directory for this process by the file ``name`` in it.
 
     Raises:
         HostError: another process holds it.
     """
-    with (folder / "run.lock").open("a+") as handle:
+    try:
+        opened = (folder / name).open("a+")
+    except OSError as error:
+        raise unwritable(error, folder) from error
+    with opened as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -205,7 +223,8 @@ def run_lock(folder: Path) -> Iterator[None]:
             holder = handle.read().strip() or "unknown"
             raise HostError(f"{folder}: process {holder} is running it; wait for it or stop it first") from error
         handle.truncate(0)
-        handle.write(str(os.getpid()))
+        where = f" in container {socket.gethostname()}" if "MODELASSAY_IMAGE" in os.environ else ""
+        handle.write(f"{os.getpid()}{where}")
         handle.flush()
         yield
 
@@ -218,7 +237,7 @@ def execute(run: Run, *, report: Report) -> None:
         UsageError: the code changed since the run began.
         IncompleteRun: cells failed; the others were run all the same.
     """
-    with run_lock(run.folder), _sigterm_interrupts():
+    with run_lock(run.folder), sigterm_interrupts():
         waiting = [cell for cell in run.suite.cells if not read_cell(run.cell_dir(cell)).is_complete]
         if not waiting:
             report(f"{run.folder}: all {len(run.suite.cells)} cells are complete, nothing to run")
@@ -278,7 +297,9 @@ def _death(exitcode: int | None, cell_dir: Path) -> str:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM raise `Interrupted` in here."""
+
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         raise Interrupted
 

@@ -1,0 +1,334 @@
+"""`--in container` on a real engine: the same metrics, whoever is killed; every refusal with its fix and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine_relay import EngineRelay
+from modelassay.record import read_cell
+from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
+
+from .conftest import ToyImages
+
+FAST = SUITE.replace("pause_ms: 3.0", "pause_ms: 0.0")
+SLOW = SUITE.replace("pause_ms: 3.0", "pause_ms: 25.0")
+"""Two and a half seconds, so that there is a middle to kill it in."""
+
+Metrics = dict[tuple[str, str, str], float]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Metrics:
+    """The metrics of the slow suite outside any container."""
+    folder = tmp_path_factory.mktemp("local")
+    code, _, err = modelassay("run", write_suite(folder, SLOW), "--runs", folder / "runs")
+    assert code == 0, err
+    return metrics_of(only_run(folder / "runs"))
+
+
+def inside(image: str, *arguments: str | Path) -> tuple[str | Path, ...]:
+    return ("--in", "container", "--image", image, *arguments)
+
+
+def containers_of(engine: Any, root: Path) -> list[Any]:
+    """The containers, running or not, of runs under ``root``."""
+    found = engine.containers.list(all=True, filters={"label": "org.modelassay.run"}, ignore_removed=True)
+    return [container for container in found if container.labels["org.modelassay.run"].startswith(f"{root}/")]
+
+
+def begun(root: Path) -> Path:
+    """Wait until a cell under ``root`` has a checkpoint; return its run directory."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for path in root.glob("*/cells/*/checkpoint/[0-9]*/state.json"):
+            return path.parents[4]
+        time.sleep(0.02)
+    raise TimeoutError("no cell got as far as a checkpoint")
+
+
+def wait_until_gone(engine: Any, root: Path) -> None:
+    deadline = time.monotonic() + 30
+    while containers_of(engine, root):
+        assert time.monotonic() < deadline, "the container was left behind"
+        time.sleep(0.1)
+
+
+def assert_goes_on(engine: Any, run: Path, expected: Metrics, owner: tuple[int, int]) -> None:
+    """Run ``run`` to its end in a container: it resumed, nothing was lost or done twice, nothing is left."""
+    code, _, err = modelassay("run", run, "--in", "container")
+    assert code == 0, err
+    assert any(read_cell(cell).num_attempts > 1 for cell in run.glob("cells/*"))
+    assert metrics_of(run) == expected
+    assert containers_of(engine, run.parent) == []
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in [run, *run.rglob("*")]} == {owner}
+
+
+def test_same_metrics_as_outside_under_tight_settings(
+    engine: Any, toy: ToyImages, expected: Metrics, tmp_path: Path, owner: tuple[int, int]
+) -> None:
+    runs = tmp_path / "runs"
+    extra = environ(HF_TOKEN="hf_" + "s" * 20, OMP_NUM_THREADS="1")
+    process = start("run", write_suite(tmp_path, SLOW), "--runs", runs, "--json", *inside(toy.locked), env=extra)
+    run = begun(runs)
+    (container,) = containers_of(engine, runs)
+    told, host = container.attrs["Config"], container.attrs["HostConfig"]
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert [cell["outcome"] for cell in json.loads(out)["cells"]] == ["done"] * 4
+    assert "[4/4] model=zoo:child,seed=1: done in" in err
+    assert err.rstrip().endswith(f"run directory: {run}")
+    assert metrics_of(run) == expected
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in [run, *run.rglob("*")]} == {owner}
+    assert containers_of(engine, runs) == []
+
+    assert (host["NetworkMode"], host["ReadonlyRootfs"], host["CapDrop"]) == ("none", True, ["ALL"])
+    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert (host["AutoRemove"], host["Init"], host["ShmSize"] > 1 << 30) == (True, True, True)
+    assert told["User"] == f"{owner[0]}:{owner[1]}"
+    assert not any(name.startswith("HF_TOKEN=") for name in told["Env"])  # no network, no use for it
+    assert {"OMP_NUM_THREADS=1", "HF_HUB_OFFLINE=1"} <= set(told["Env"])
+    mounts = {mount["Destination"]: mount["RW"] for mount in container.attrs["Mounts"]}
+    assert mounts == {str(run): True, os.environ["MODELASSAY_CACHE"]: True, str(tmp_path / "walk.yaml"): False}
+
+    recorded = json.loads((run / "run.json").read_text())["environment"]["container"]
+    assert recorded == {"inside": True, "image": toy.locked, "image_digest": engine.images.get(toy.locked).id, "unlocked": None}  # fmt: skip
+
+
+def test_killed_container_is_told_and_the_run_goes_on(
+    engine: Any, toy: ToyImages, expected: Metrics, tmp_path: Path, owner: tuple[int, int]
+) -> None:
+    process = start("run", write_suite(tmp_path, SLOW), "--runs", tmp_path / "runs", *inside(toy.locked))
+    run = begun(tmp_path / "runs")
+    containers_of(engine, tmp_path / "runs")[0].kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 6
+    assert f"the container was killed from outside; what was measured is kept, go on with: modelassay run {run} --in container" in err  # fmt: skip
+    assert_goes_on(engine, run, expected, owner)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_killed_client_leaves_no_container_and_the_run_goes_on(
+    engine: Any, toy: ToyImages, expected: Metrics, tmp_path: Path, owner: tuple[int, int], at_once: bool
+) -> None:
+    process = start("run", write_suite(tmp_path, SLOW), "--runs", tmp_path / "runs", *inside(toy.locked))
+    run = begun(tmp_path / "runs")
+    process.kill()
+    process.communicate()
+    if not at_once:
+        wait_until_gone(engine, tmp_path / "runs")
+    assert_goes_on(engine, run, expected, owner)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruption_leaves_no_container_and_keeps_results(
+    engine: Any, toy: ToyImages, expected: Metrics, tmp_path: Path, owner: tuple[int, int], sent: signal.Signals, code: int
+) -> None:  # fmt: skip
+    process = start("run", write_suite(tmp_path, SLOW), "--runs", tmp_path / "runs", *inside(toy.locked))
+    run = begun(tmp_path / "runs")
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert containers_of(engine, tmp_path / "runs") == []
+    assert "interrupted; what was measured is kept" in err
+    assert_goes_on(engine, run, expected, owner)
+
+
+def test_timeout_stops_the_container_and_keeps_results(
+    engine: Any, toy: ToyImages, expected: Metrics, tmp_path: Path, owner: tuple[int, int]
+) -> None:
+    suite = write_suite(tmp_path, SLOW.replace("pause_ms: 25.0", "pause_ms: 200.0"))
+    code, _, err = modelassay("run", suite, "--runs", tmp_path / "runs", *inside(toy.locked, "--timeout", "4"))
+    run = only_run(tmp_path / "runs")
+    assert code == 6
+    assert f"error: {run}: timed out after 4 s; what was measured is kept, go on with: modelassay run {run}" in err
+    assert containers_of(engine, tmp_path / "runs") == []
+
+
+def test_stopped_from_outside_is_an_interruption(engine: Any, toy: ToyImages, tmp_path: Path) -> None:
+    process = start("run", write_suite(tmp_path, SLOW), "--runs", tmp_path / "runs", *inside(toy.locked))
+    begun(tmp_path / "runs")
+    containers_of(engine, tmp_path / "runs")[0].stop()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "interrupted; what was measured is kept" in err
+
+
+def test_cell_out_of_memory_is_told_and_a_larger_limit_finishes_it(engine: Any, toy: ToyImages, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, FAST.replace("steps: 24", "steps: 24, allocate_at: 6, allocate_mib: 1200"))
+    arguments = ("-o", "matrix.model=[zoo:base]", "-o", "matrix.seed=[0]", "--runs", tmp_path / "runs")
+    code, _, err = modelassay("run", suite, *arguments, *inside(toy.locked, "--memory", "900m"))
+    assert code == 3, err
+    assert "killed by SIGKILL; out of memory?" in err
+    assert "out of memory inside the container (its limit is 900 MiB); give it more with --memory" in err
+    code, _, err = modelassay("run", only_run(tmp_path / "runs"), "--in", "container", "--memory", "3g")
+    assert code == 0, err
+
+
+def test_container_too_small_to_begin_is_out_of_memory_and_leaves_nothing(
+    engine: Any, toy: ToyImages, tmp_path: Path
+) -> None:
+    code, _, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs", *inside(toy.locked, "--memory", "10m"))  # fmt: skip
+    assert code == 6
+    assert "out of memory inside the container (its limit is 10 MiB); give it more with --memory" in err
+    assert list((tmp_path / "runs").iterdir()) == []
+    assert containers_of(engine, tmp_path / "runs") == []
+
+
+def test_exit_codes_of_the_command_inside_pass_through(toy: ToyImages, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, FAST.replace("steps: 24", "steps: 24, fail_at: 9, only_first: true"))
+    code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs", *inside(toy.locked))
+    assert (code, out) == (3, "")
+    assert "error: " in err
+    assert "4 of 4 cells failed" in err
+    run = only_run(tmp_path / "runs")
+    manifest = json.loads((run / "run.json").read_text())
+    manifest["code"][next(name for name in manifest["code"] if name.endswith("toy/run.py"))] = "0" * 16
+    (run / "run.json").write_text(json.dumps(manifest))
+    code, out, err = modelassay("run", run, "--in", "container")
+    assert (code, out) == (2, "")
+    assert "the code changed since this run began" in err
+
+
+def test_token_reaches_the_container_and_nothing_else(engine: Any, toy: ToyImages, tmp_path: Path) -> None:
+    token = "hf_" + "Q7x" * 8
+    suite = write_suite(tmp_path, SLOW.replace("steps: 24", "steps: 24, note: hf:org/name"))
+    process = start("run", suite, "--runs", tmp_path / "runs", *inside(toy.locked), env=environ(HF_TOKEN=token, HF_HUB_CACHE=str(tmp_path / "cache/hub")))  # fmt: skip
+    run = begun(tmp_path / "runs")
+    (container,) = containers_of(engine, tmp_path / "runs")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert f"HF_TOKEN={token}" in container.attrs["Config"]["Env"]
+    assert container.attrs["HostConfig"]["NetworkMode"] == "bridge"
+    assert token not in json.dumps([container.labels, container.attrs["Config"]["Cmd"]])
+    assert token not in out + err
+    assert [path for path in run.rglob("*") if path.is_file() and token in path.read_text(errors="replace")] == []
+
+
+def test_second_client_on_one_run_is_refused(engine: Any, toy: ToyImages, tmp_path: Path) -> None:
+    first = start("run", write_suite(tmp_path, SLOW), "--runs", tmp_path / "runs", *inside(toy.locked))
+    run = begun(tmp_path / "runs")
+    code, _, err = modelassay("run", run, "--in", "container")
+    assert (code, f"process {first.pid} is running it" in err) == (6, True)
+    code, _, err = modelassay("run", run)
+    assert (code, " in container " in err) == (6, True)
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+
+
+def test_engine_that_goes_away_is_told_and_the_run_goes_on(
+    engine: Any, toy: ToyImages, expected: Metrics, tmp_path: Path, owner: tuple[int, int]
+) -> None:
+    with EngineRelay(tmp_path / "engine.sock") as relay:
+        process = start("run", write_suite(tmp_path, SLOW), "--runs", tmp_path / "runs", *inside(toy.locked), env=environ(DOCKER_HOST=relay.address))  # fmt: skip
+        run = begun(tmp_path / "runs")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 6
+    assert "the container engine went away; when it is back, run the same directory again" in err
+    assert_goes_on(engine, run, expected, owner)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_caller_without_privileges_owns_the_results(toy: ToyImages, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("unprivileged")
+    for path in (folder, *folder.parents[:2]):
+        path.chmod(0o755)
+    os.chown(folder, 4321, 4321)
+    suite = write_suite(folder, FAST)
+    with EngineRelay(folder / "engine.sock", mode=0o666) as relay:
+        extra = environ(DOCKER_HOST=relay.address, HOME=str(folder), MODELASSAY_CACHE=str(folder / "cache"))
+        extra["PYTHONPATH"] = os.pathsep.join([extra["PYTHONPATH"], *filter(None, sys.path)])
+        caller: dict[str, Any] = {"user": 4321, "group": 4321, "extra_groups": [], "cwd": folder, "env": extra}
+        command = [_interpreter_for(caller), "-m", "modelassay.cli", "run", suite, "--runs", "runs", *inside(toy.locked)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, **caller)
+    assert done.returncode == 0, done.stderr
+    run = only_run(folder / "runs")
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in [run, *run.rglob("*")]} == {(4321, 4321)}
+
+
+def _interpreter_for(caller: dict[str, Any]) -> str:
+    """A Python that ``caller`` may use; root's own often lies below /root."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        try:
+            found = subprocess.run([python, "-c", "import docker, modelassay.suite"], check=False, **caller)
+        except OSError:
+            continue
+        if found.returncode == 0:
+            return python
+    pytest.skip("no Python here lets another user import modelassay")
+
+
+def test_missing_image_is_told_before_anything_is_made(toy: ToyImages, tmp_path: Path) -> None:
+    code, out, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs", *inside("modelassay/absent:1"))
+    assert (code, out) == (6, "")
+    assert err == "error: image modelassay/absent:1 is not on this machine; get it: docker pull modelassay/absent:1\n"
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_image_that_is_not_locked_is_refused_unless_told(toy: ToyImages, tmp_path: Path) -> None:
+    suite, runs = write_suite(tmp_path, FAST), tmp_path / "runs"
+    code, _, err = modelassay("run", suite, "--runs", runs, *inside(toy.unlocked))
+    assert code == 6
+    assert f"error: image {toy.unlocked} is not locked: " in err
+    assert "--allow-unlocked, which the run will record" in err
+    assert list(runs.iterdir()) == []
+    code, _, err = modelassay("run", suite, "--runs", runs, *inside(toy.unlocked, "--allow-unlocked"))
+    assert code == 0, err
+    recorded = json.loads((only_run(runs) / "run.json").read_text())["environment"]["container"]
+    assert "f" * 64 in recorded["unlocked"]
+
+
+def test_run_goes_on_only_in_the_image_it_began_in(engine: Any, toy: ToyImages, tmp_path: Path) -> None:
+    suite, runs = write_suite(tmp_path, FAST.replace("steps: 24", "steps: 24, fail_at: 9, only_first: true")), tmp_path / "runs"  # fmt: skip
+    assert modelassay("run", suite, "--runs", runs, *inside(toy.locked))[0] == 3
+    began_in, now = (engine.images.get(name).id for name in (toy.locked, toy.unlocked))
+    code, _, err = modelassay("run", only_run(runs), *inside(toy.unlocked, "--allow-unlocked"))
+    assert code == 6
+    assert f"this run began in image {began_in}, and {toy.unlocked} is now {now}; go on with --image {began_in}" in err
+    code, _, err = modelassay("run", only_run(runs), *inside(began_in))
+    assert code == 0, err
+
+
+def test_image_without_modelassay_is_told(toy: ToyImages, tmp_path: Path) -> None:
+    code, _, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs", *inside(toy.empty))
+    assert code == 6
+    assert "holds modelassay: modelassay images build NAME" in err or "holds no modelassay" in err
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a read-only file system needs root")
+def test_results_folder_that_cannot_be_written_is_told(toy: ToyImages, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(runs)], check=False).returncode != 0:
+        pytest.skip("this machine may not mount a tmpfs")
+    try:
+        code, _, err = modelassay("run", write_suite(tmp_path), "--runs", runs, *inside(toy.locked))
+    finally:
+        subprocess.run(["umount", str(runs)], check=True)
+    assert code == 6
+    assert "cannot be written by user 0:0, as whom the container runs: read-only file system" in err
+    assert "choose another folder with --runs, or: chown -R 0:0" in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only for root the container runs as somebody else")
+def test_cache_that_cannot_be_written_is_told_before_the_start(toy: ToyImages, tmp_path: Path) -> None:
+    os.chown(tmp_path / "cache", 0, 0)
+    code, _, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs", *inside(toy.locked))
+    assert code == 6
+    assert f"error: {tmp_path / 'cache'}: cannot be written by user 1234:1234, as whom the container runs: permission denied" in err  # fmt: skip
+    assert f"MODELASSAY_CACHE or HF_HOME, or: chown -R 1234:1234 {tmp_path / 'cache'}" in err
+
+
+def test_memory_limit_below_what_engines_allow_is_refused_by_the_engine(toy: ToyImages, tmp_path: Path) -> None:
+    code, _, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs", *inside(toy.locked, "--memory", "1m"))  # fmt: skip
+    assert code == 6
+    assert "the container engine refused to make the container: " in err

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ["ci/benchmark-kernels", "ci/check", "ci/demo", "ci/nightly", "ci/test", "ci/test-gpu", "ci/venv", ".ci/run"]
+SCRIPTS = ["ci/benchmark-kernels", "ci/check", "ci/demo", "ci/image", "ci/lock", "ci/nightly", "ci/test",
+           "ci/test-docker", "ci/test-gpu", "ci/venv", ".ci/run"]  # fmt: skip
 
 # Stands for every program the scripts call: notes its name and arguments, and fails when FAIL names what is called.
 RECORDER = """#!/bin/bash
@@ -165,14 +166,38 @@ def test_gpu_tests_are_followed_by_benchmarks_even_when_they_fail(checkout: Chec
     assert "not gpu" not in calls[1]
 
 
+def test_image_is_built_from_the_wheels_of_its_lock(checkout: Checkout) -> None:
+    checkout.run("ci/venv")
+    code, _, calls = checkout.run("ci/image", "core", "--base", "other:1")
+    fetched = "python docker/locks/resolve.py fetch core docker/wheels"
+    assert (code, calls) == (0, [fetched, "modelassay images build core --base other:1"])
+    assert checkout.run("ci/image", FAIL="fetch")[2] == ["python docker/locks/resolve.py fetch cpu docker/wheels"]
+
+
+def test_locks_are_resolved_and_then_pinned(checkout: Checkout) -> None:
+    checkout.run("ci/venv")
+    assert checkout.run("ci/lock", "cpu")[2] == ["python docker/locks/resolve.py lock cpu", "modelassay images lock"]
+
+
+def test_docker_tests_build_the_image_first_where_there_is_an_engine(checkout: Checkout) -> None:
+    checkout.run("ci/venv")
+    code, _, calls = checkout.run("ci/test-docker", "-k", "entry", NO_GPU="0", MODELASSAY_TEST_BASE="other:1")
+    assert code == 0
+    assert calls[1:] == ["modelassay images build cpu --base other:1", "python -m pytest -rs tests/docker -k entry"]
+    assert checkout.run("ci/test-docker")[2] == ["python -m pytest -rs tests/docker"]
+
+
 def test_ci_runs_every_step_and_names_those_that_failed(checkout: Checkout) -> None:
     code, output, calls = checkout.run(".ci/run", FAIL="pytest")
     assert code == 1
     assert "== ci/check: exit 0 after" in output
     assert "== ci/test: exit 7 after" in output
     assert "== ci/demo --profile smoke: exit 0 after" in output
-    assert output.splitlines()[-1].endswith(": ci/test")
-    assert calls[-1] == "modelassay run fingerprinting --profile embedded --profile smoke"
+    assert output.splitlines()[-1].endswith(": ci/test ci/test-docker")
+    assert calls[-2:] == [
+        "modelassay run fingerprinting --profile embedded --profile smoke",
+        "python -m pytest -rs tests/docker",
+    ]
     code, output, _ = checkout.run(".ci/run")
     assert code == 0
     assert "all passed in" in output

@@ -9,15 +9,20 @@ import tarfile
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
+import docker.errors
+import requests
+
+from modelassay.engine import connect, engine_errors, explanation
 from modelassay.errors import HostError, UsageError
 from modelassay.images import (
     PLATFORM,
     Image,
     dockerfile_arguments,
+    locked_image,
     locked_images,
     read_lock,
     required_checkout,
@@ -25,8 +30,10 @@ from modelassay.images import (
     write_lock,
 )
 
-if TYPE_CHECKING:
-    import docker
+BUILD_TIMEOUT_S: Final = 1800
+"""Without a word from the engine; one step of a build is silent for minutes."""
+
+REGISTRY_TIMEOUT_S: Final = 60
 
 NUM_LAST_LINES: Final = 12
 """How much of a failed build's log its error repeats."""
@@ -68,7 +75,8 @@ def build(image: Image, *, base: str | None, wheels: Path | None, report: Callab
     arguments = dockerfile_arguments(image) | {"REVISION": revision(top), "SOURCE_DATE_EPOCH": str(epoch)}
     if base is not None:
         arguments |= {"BASE": base, "BASE_DIGEST": base.partition("@")[2]}
-    with engine() as client, tempfile.TemporaryFile() as context:
+    asked = engine_errors(f"to build {image.reference}")
+    with closing(connect(timeout_s=BUILD_TIMEOUT_S).client) as client, tempfile.TemporaryFile() as context, asked:
         write_context(context, top=top, wheels=wheels, epoch=epoch)
         stream = client.api.build(fileobj=context, custom_context=True, dockerfile=f"docker/{image.name}.Dockerfile",
                                   tag=image.reference, buildargs=arguments, rm=True, forcerm=True, decode=True)  # fmt: skip
@@ -116,8 +124,6 @@ def verify_all(names: tuple[str, ...]) -> dict[str, str]:
     Raises:
         HostError: some could not be verified; the message holds each one's reason.
     """
-    from modelassay.images import locked_image
-
     images = [locked_image(name) for name in names] if names else list(locked_images().values())
     confirmed, failures = {}, []
     for image in images:
@@ -128,32 +134,6 @@ def verify_all(names: tuple[str, ...]) -> dict[str, str]:
     if failures:
         raise HostError("\n".join(failures))
     return confirmed
-
-
-@contextmanager
-def engine() -> Iterator[docker.DockerClient]:
-    """Connect to the container engine that ``DOCKER_HOST`` or the default socket names.
-
-    Raises:
-        HostError: none answers, or it refuses what the block asks of it.
-    """
-    import docker
-    from docker.errors import DockerException
-
-    where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-    try:
-        client = docker.from_env(timeout=600)
-        client.ping()
-    except DockerException as error:
-        raise HostError(
-            f"no container engine answers at {where} ({error}); start Docker, or set DOCKER_HOST"
-        ) from error
-    try:
-        yield client
-    except DockerException as error:
-        raise HostError(f"the container engine at {where}: {error}") from error
-    finally:
-        client.close()
 
 
 def write_context(file: IO[bytes], *, top: Path, wheels: Path, epoch: int) -> None:
@@ -211,31 +191,28 @@ def _git(top: Path, *arguments: str) -> str:
 
 def _follow(stream: Iterator[dict[str, Any]], image: Image, report: Callable[[str], None]) -> None:
     last: deque[str] = deque(maxlen=NUM_LAST_LINES)
-    for event in stream:
+    error = None
+    for event in stream:  # to its end, which closes the connection
         for line in event.get("stream", "").splitlines():
             if line.strip():
                 last.append(line.rstrip())
                 report(line.rstrip())
-        if "error" in event:
-            log = "\n".join(f"  {line}" for line in last)
-            raise HostError(f"{image.name}: the build failed: {event['error'].strip()}{_advice(event['error'])}\n{log}")
-
-
-def _advice(error: str) -> str:
-    if "pull" in error or "registry" in error or "manifest" in error:
-        return "; where the base cannot be pulled, name another with --base"
-    return ""
+        error = error or event.get("error")
+    if error:
+        log = "\n".join(f"  {line}" for line in last)
+        at_base = " : FROM " in (last[-1] if last else "")
+        advice = "; where the base cannot be pulled, name another with --base" if at_base else ""
+        raise HostError(f"{image.name}: the build failed: {error.strip()}{advice}\n{log}")
 
 
 def _registry_digest(reference: str) -> tuple[str, bool]:
     """Return the digest that ``reference`` has in its registry, and whether it is an index's."""
-    from docker.errors import APIError
-    from requests.exceptions import RequestException
-
-    with engine() as client:
+    with closing(connect(timeout_s=REGISTRY_TIMEOUT_S).client) as client:
         try:
             descriptor = client.api.inspect_distribution(reference)["Descriptor"]
-        except (APIError, RequestException) as error:
-            reason = getattr(error, "explanation", None) or error
+        except docker.errors.APIError as error:
+            reason = explanation(error)
             raise HostError(f"{reference}: its registry could not be asked ({reason}); nothing was changed") from error
+        except requests.exceptions.RequestException as error:
+            raise HostError(f"{reference}: its registry could not be asked ({error}); nothing was changed") from error
     return descriptor["digest"], descriptor["mediaType"] in _INDEX_TYPES

@@ -45,6 +45,27 @@ def engine() -> Iterator[Any]:
     found.client.close()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the engine."""
+    for item in items:
+        if "engine" in getattr(item, "fixturenames", ()):
+            item.add_marker("docker")
+
+
+@pytest.fixture(scope="session")
+def cpu_image(engine: Any) -> str:
+    """The reference of the built cpu image: ``MODELASSAY_TEST_IMAGE``, or what ci/image gives."""
+    import docker.errors
+
+    try:
+        engine.images.get(BASE)
+    except docker.errors.ImageNotFound:
+        pytest.skip(
+            f"image {BASE} is not on this engine; build it (ci/image cpu), or name one with MODELASSAY_TEST_IMAGE"
+        )
+    return BASE
+
+
 @pytest.fixture(scope="session")
 def toy(engine: Any) -> Iterator[ToyImages]:
     """Images on top of ``MODELASSAY_TEST_IMAGE``: its libraries and entry, this checkout's code, the toy."""
@@ -53,7 +74,9 @@ def toy(engine: Any) -> Iterator[ToyImages]:
     try:
         engine.images.get(BASE)
     except docker.errors.ImageNotFound:
-        pytest.skip(f"image {BASE} is not on this engine; build it (modelassay images build cpu), or name one with MODELASSAY_TEST_IMAGE")
+        pytest.skip(
+            f"image {BASE} is not on this engine; build it (modelassay images build cpu), or name one with MODELASSAY_TEST_IMAGE"
+        )
     stem = f"modelassay-test/{uuid.uuid4().hex[:8]}"
     labels = expected_labels(locked_image("cpu"))
     built = ToyImages(locked=f"{stem}:locked", unlocked=f"{stem}:unlocked", empty=f"{stem}:empty")

@@ -248,7 +248,16 @@ def test_caller_without_privileges_owns_the_results(toy: ToyImages, tmp_path_fac
         extra = environ(DOCKER_HOST=relay.address, HOME=str(folder), MODELASSAY_CACHE=str(folder / "cache"))
         extra["PYTHONPATH"] = os.pathsep.join([extra["PYTHONPATH"], *filter(None, sys.path)])
         caller: dict[str, Any] = {"user": 4321, "group": 4321, "extra_groups": [], "cwd": folder, "env": extra}
-        command = [_interpreter_for(caller), "-m", "modelassay.cli", "run", suite, "--runs", "runs", *inside(toy.locked)]
+        command = [
+            _interpreter_for(caller),
+            "-m",
+            "modelassay.cli",
+            "run",
+            suite,
+            "--runs",
+            "runs",
+            *inside(toy.locked),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=False, **caller)
     assert done.returncode == 0, done.stderr
     run = only_run(folder / "runs")
@@ -268,7 +277,9 @@ def _interpreter_for(caller: dict[str, Any]) -> str:
 
 
 def test_missing_image_is_told_before_anything_is_made(toy: ToyImages, tmp_path: Path) -> None:
-    code, out, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs", *inside("modelassay/absent:1"))
+    code, out, err = modelassay(
+        "run", write_suite(tmp_path), "--runs", tmp_path / "runs", *inside("modelassay/absent:1")
+    )
     assert (code, out) == (6, "")
     assert err == "error: image modelassay/absent:1 is not on this machine; get it: docker pull modelassay/absent:1\n"
     assert list((tmp_path / "runs").iterdir()) == []

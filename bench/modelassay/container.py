@@ -91,7 +91,7 @@ def run_inside(job: Job, options: Options, *, report: Report, write: Callable[[b
         folder=job.folder.absolute(),
         binds=shown,
         environment=environment(os.environ, offline=offline) | told_of(image),
-        user="0:0" if engine.rootless else f"{owner[0]}:{owner[1]}",
+        user=user_inside(engine, owner),
         network="none" if offline else "bridge",
         memory_bytes=memory_bytes,
         shm_bytes=shm_bytes(memory_bytes, engine.memory_bytes),
@@ -165,6 +165,11 @@ def results_owner(folder: Path) -> tuple[int, int]:
     above = folder.absolute()
     status = next(path for path in (above, *above.parents) if path.exists()).stat()
     return status.st_uid, status.st_gid
+
+
+def user_inside(engine: Engine, owner: tuple[int, int]) -> str:
+    """Return who the container runs as, so that what it writes is ``owner``'s: in a rootless engine its root is the caller."""
+    return "0:0" if engine.rootless else f"{owner[0]}:{owner[1]}"
 
 
 def prepare(shown: Sequence[Bind], owner: tuple[int, int]) -> None:

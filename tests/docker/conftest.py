@@ -53,7 +53,9 @@ def toy(engine: Any) -> Iterator[ToyImages]:
     try:
         engine.images.get(BASE)
     except docker.errors.ImageNotFound:
-        pytest.skip(f"image {BASE} is not on this engine; build it (modelassay images build cpu), or name one with MODELASSAY_TEST_IMAGE")
+        pytest.skip(
+            f"image {BASE} is not on this engine; build it (modelassay images build cpu), or name one with MODELASSAY_TEST_IMAGE"
+        )
     stem = f"modelassay-test/{uuid.uuid4().hex[:8]}"
     labels = expected_labels(locked_image("cpu"))
     built = ToyImages(locked=f"{stem}:locked", unlocked=f"{stem}:unlocked", empty=f"{stem}:empty")

@@ -19,7 +19,7 @@ from typing import Any
 import docker.errors
 import docker.utils
 
-from modelassay.container_session import Ending, TimedOut, follow, remove_left, start, stop
+from modelassay.container_session import CLIENT_LOCK, Ending, TimedOut, follow, remove_left, start, stop
 from modelassay.container_settings import Bind, Settings, binds, environment, is_offline, shm_bytes
 from modelassay.engine import Engine, LocalImage, connect, find_image, require_locked
 from modelassay.errors import AssayError, HostError, UsageError
@@ -100,8 +100,8 @@ def run_inside(job: Job, options: Options, *, report: Report, write: Callable[[b
     prepare(shown, owner)
     report(f"{job.folder}: inside {image.reference} ({image.digest}) on {engine.name}, network {settings.network}")
     try:
-        with run_lock(job.folder, "client.lock"), sigterm_interrupts():
-            _give(job.folder / "client.lock", owner)
+        with run_lock(job.folder, CLIENT_LOCK), sigterm_interrupts():
+            _give(job.folder / CLIENT_LOCK, owner)
             remove_left(engine, settings)
             return _run(engine, image, settings, job, options, report=report, write=write)
     finally:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modelassay_kernels.layer_std import split_scale
+
 FIELDS = (
     "address",  # of the first element
     "code",  # of the dtype, an index into CODES
@@ -44,7 +46,6 @@ _FLOAT64 = CODES[torch.float64]
 _ITEMSIZE = torch.tensor([dtype.itemsize for dtype in CODES], device="cpu")
 WORD_BYTES = 16  # the widest global load of every supported GPU
 SCALE_GROUP = 32  # columns that share one scale on the fast path: the smallest block in use (MX formats)
-COMMON_BLOCK = 128
 PIECES = 4  # a tile is read in this many pieces where every element needs its own address and mask, to save registers
 
 
@@ -163,8 +164,7 @@ def _facts(
         if scale.numel() == 1:
             scalar_address = scale.data_ptr()
         else:
-            block_scale = scale
-            scale_rows, scale_cols = _block_shape(index, x, scale)
+            block_scale, scale_rows, scale_cols = split_scale(tuple(x.shape), scale)
     contiguous = x.is_contiguous()
     if block_scale is None and not contiguous and x.ndim == 2 and x.t().is_contiguous():
         x, contiguous = x.t(), True  # the order of the elements does not matter
@@ -180,44 +180,6 @@ def _facts(
     if block_scale is not None:
         blocks = (block_scale.data_ptr(), scale_rows, scale_cols, -(-x.shape[1] // scale_cols))
     return (x.data_ptr(), code, numel, *shape, *blocks, scalar_address)
-
-
-def _block_shape(index: int, x: Tensor, scale: Tensor) -> tuple[int, int]:
-    """Rows and columns of `x` under one entry of `scale`."""
-    if x.ndim != 2 or scale.ndim not in {1, 2} or (scale.ndim == 1 and scale.shape[0] != x.shape[0]):
-        raise ValueError(
-            f"scales[{index}]: shape {tuple(scale.shape)} does not fit a tensor of shape {tuple(x.shape)}; pass one element, "
-            "one per row, or one per block of a 2-D tensor"
-        )
-    counts = (scale.shape[0], scale.shape[1] if scale.ndim == 2 else 1)
-    sizes = [block_size(extent, count) for extent, count in zip(x.shape, counts, strict=True)]
-    if sizes[0] is None or sizes[1] is None:
-        raise ValueError(
-            f"scales[{index}]: no block size cuts shape {tuple(x.shape)} into {counts[0]} x {counts[1]} blocks; "
-            "pass scales of shape [ceil(rows / block_rows), ceil(columns / block_columns)]"
-        )
-    return sizes[0], sizes[1]
-
-
-def block_size(extent: int, count: int) -> int | None:
-    """Return the size of `count` equal blocks, the last one ragged, that cover `extent`; None where there is none.
-
-    A count does not tell the size. In order: 128 (DeepSeek-V3 and Qwen3 fp8 checkpoints), a whole share, a power of two.
-
-    >>> block_size(576, 5), block_size(300, 3), block_size(70, 14), block_size(9, 1), block_size(9, 9), block_size(5, 3)
-    (128, 128, 5, 9, 1, 2)
-    >>> block_size(7, 3) is None
-    True
-    """
-    if count == 1:
-        return max(extent, 1)
-    if not 1 <= count <= extent:
-        return None
-    if count == extent:
-        return 1
-    whole = [extent // count] if extent % count == 0 else []
-    powers = [1 << exponent for exponent in range(1, extent.bit_length())]
-    return next((size for size in (COMMON_BLOCK, *whole, *powers) if -(-extent // size) == count), None)
 
 
 def _ceil_div(numerator: Tensor, denominator: Tensor | int) -> Tensor:

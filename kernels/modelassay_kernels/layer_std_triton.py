@@ -81,7 +81,7 @@ def layer_std_triton(
         tensors: on one CUDA device. Contiguous tensors, their transposes, and 2-D views with unit column stride are read
             in place, others are copied.
         scales: one per tensor, or None: a scalar, [rows], [rows, 1], or one per block [ceil(R / block rows),
-            ceil(C / block columns)] with the block size found by `block_size`. The product with a block scale is taken
+            ceil(C / block columns)] with the block size found by `layer_std.split_scale`. The product with a block scale is taken
             in fp32 (a product beyond fp32 counts as infinity), with a scalar in float64.
         correction: what is taken off the number of elements in the divisor; 1 is Bessel's.
 

@@ -301,10 +301,20 @@ def test_cpu_tensors_are_turned_away() -> None:
             [torch.ones(3)],
             [torch.ones(3)],
             ValueError,
-            r"scales\[0\]: shape \(3,\) does not fit a tensor of shape \(3,\)",
+            r"scale of shape \(3,\) needs a matrix, got a tensor of shape \(3,\)",
         ),
-        ([torch.ones(4, 6)], [torch.ones(6)], ValueError, r"scales\[0\]: shape \(6,\) does not fit"),
-        ([torch.ones(5, 6)], [torch.ones(4, 6)], ValueError, r"no block size cuts shape \(5, 6\) into 4 x 6 blocks"),
+        (
+            [torch.ones(4, 6)],
+            [torch.ones(6)],
+            ValueError,
+            r"scale of shape \(6,\) fits no blocks of a matrix of shape \(4, 6\)",
+        ),
+        (
+            [torch.ones(5, 6)],
+            [torch.ones(4, 6)],
+            ValueError,
+            r"scale of shape \(4, 6\) fits no blocks of a matrix of shape \(5, 6\)",
+        ),
     ],
 )
 def test_what_cannot_be_described_is_an_error(

@@ -27,7 +27,9 @@ class EngineRelay:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for held in [self._listening, *self._open]:
             with suppress(OSError):
                 held.shutdown(socket.SHUT_RDWR)

@@ -145,14 +145,16 @@ def fingerprint(models: tuple[str, ...], against: str | None, figure: Path | Non
 
 
 @cli.command()
+@click.option("--container", is_flag=True, help="Require also what --in container needs.")
 @_json
 @click.pass_context
-def doctor(context: click.Context, as_json: bool) -> None:
+def doctor(context: click.Context, container: bool, as_json: bool) -> None:
     """Examine this machine; each fault with its fix."""
     from modelassay import show
     from modelassay.doctor import examine
+    from modelassay.doctor_container import examine_containers
 
-    checks = examine()
+    checks = [*examine(), *examine_containers(required=container)]
     show.emit(show.doctor_view(checks), as_json=as_json)
     context.exit(6 if any(check.required and check.status != "ok" for check in checks) else 0)
 

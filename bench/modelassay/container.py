@@ -19,7 +19,7 @@ from typing import Any
 import docker.errors
 import docker.utils
 
-from modelassay.container_session import Ending, TimedOut, follow, remove_left, start, stop
+from modelassay.container_session import CLIENT_LOCK, Ending, TimedOut, follow, remove_left, start, stop
 from modelassay.container_settings import Bind, Settings, binds, environment, is_offline, shm_bytes
 from modelassay.engine import Engine, LocalImage, connect, find_image, require_locked
 from modelassay.errors import AssayError, HostError, UsageError
@@ -91,7 +91,7 @@ def run_inside(job: Job, options: Options, *, report: Report, write: Callable[[b
         folder=job.folder.absolute(),
         binds=shown,
         environment=environment(os.environ, offline=offline) | told_of(image),
-        user="0:0" if engine.rootless else f"{owner[0]}:{owner[1]}",
+        user=user_inside(engine, owner),
         network="none" if offline else "bridge",
         memory_bytes=memory_bytes,
         shm_bytes=shm_bytes(memory_bytes, engine.memory_bytes),
@@ -100,8 +100,8 @@ def run_inside(job: Job, options: Options, *, report: Report, write: Callable[[b
     prepare(shown, owner)
     report(f"{job.folder}: inside {image.reference} ({image.digest}) on {engine.name}, network {settings.network}")
     try:
-        with run_lock(job.folder, "client.lock"), sigterm_interrupts():
-            _give(job.folder / "client.lock", owner)
+        with run_lock(job.folder, CLIENT_LOCK), sigterm_interrupts():
+            _give(job.folder / CLIENT_LOCK, owner)
             remove_left(engine, settings)
             return _run(engine, image, settings, job, options, report=report, write=write)
     finally:
@@ -165,6 +165,11 @@ def results_owner(folder: Path) -> tuple[int, int]:
     above = folder.absolute()
     status = next(path for path in (above, *above.parents) if path.exists()).stat()
     return status.st_uid, status.st_gid
+
+
+def user_inside(engine: Engine, owner: tuple[int, int]) -> str:
+    """Return who the container runs as, so that what it writes is ``owner``'s: in a rootless engine its root is the caller."""
+    return "0:0" if engine.rootless else f"{owner[0]}:{owner[1]}"
 
 
 def prepare(shown: Sequence[Bind], owner: tuple[int, int]) -> None:

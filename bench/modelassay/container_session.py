@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import docker.errors
@@ -20,10 +21,13 @@ from modelassay.engine import Engine, LocalImage, engine_errors, explanation
 from modelassay.errors import HostError
 from modelassay.gpu_clocks import ask as ask_nvml
 from modelassay.gpu_clocks import opened_nvml
-from modelassay.runner import Report
+from modelassay.runner import Report, run_lock
 
 GRACE_S: Final = 10
 """Seconds a container has to stop by itself, and the engine to tidy up."""
+
+CLIENT_LOCK: Final = "client.lock"
+"""The file by which a client holds its run directory."""
 
 TOOLKIT: Final = (
     "install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure --runtime=docker && systemctl restart docker"
@@ -207,10 +211,26 @@ def stop(engine: Engine, settings: Settings) -> None:
 
 
 def remove_left(engine: Engine, settings: Settings) -> None:
-    """Remove the containers of this run directory. Their clients are gone, since its lock is ours."""
-    with engine_errors("to remove a container of this run"):
+    """Remove the containers of this run directory, and those of others that were made and never started.
+
+    Their clients are gone: each holds the lock of its run directory as long as it lives, and we hold ours.
+    """
+    with engine_errors("to remove what an earlier run left"):
         for left in _containers(engine, settings):
             remove(engine, left.id)
+        for made in engine.client.containers.list(filters={"label": LABEL, "status": "created"}, ignore_removed=True):
+            if not _is_held(Path(made.labels[LABEL])):
+                remove(engine, made.id)
+
+
+def _is_held(folder: Path) -> bool:
+    if not (folder / CLIENT_LOCK).exists():
+        return False
+    try:
+        with run_lock(folder, CLIENT_LOCK):
+            return False
+    except HostError:
+        return True
 
 
 def _containers(engine: Engine, settings: Settings) -> list[Any]:

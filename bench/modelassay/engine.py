@@ -81,7 +81,8 @@ def connect(*, timeout_s: float = TIMEOUT_S) -> Engine:
     options = [str(option) for option in info.get("SecurityOptions") or ()]
     rootless = any("rootless" in option for option in options)
     remaps_users = any("name=userns" in option for option in options)
-    kind = next((part.get("Name", "Docker") for part in version.get("Components") or ()), "Docker")
+    parts = " ".join(str(part.get("Name")) for part in version.get("Components") or ())
+    kind = "Podman" if "podman" in parts.lower() else "Docker"
     peculiar = [word for word, holds in (("rootless", rootless), ("user ids remapped", remaps_users)) if holds]
     return Engine(
         client=client, name=", ".join([f"{kind} {version.get('Version', 'of unknown version')}", *peculiar]),

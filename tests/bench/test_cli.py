@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_imports_nothing_heavy() -> None:
     script = (
         "import sys\nfrom modelassay.cli import cli\ntry:\n    cli(['--help'])\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'transformers', 'polars', 'numpy', 'pydantic', 'triton'} & set(sys.modules)\nassert not heavy, heavy"
+        "heavy = {'torch', 'transformers', 'polars', 'numpy', 'pydantic', 'triton', 'docker', 'requests'} & set(sys.modules)\nassert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", script], env=environ(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -49,6 +49,14 @@ def test_show_run_equals_what_run_printed(finished: Path) -> None:
     again = modelassay("show", finished, "--json")
     assert again[0] == 0
     assert json.loads(again[1]) == json.loads(modelassay("run", finished, "--json")[1])
+
+
+def test_run_may_be_told_its_directory_and_keeps_to_it(finished: Path, tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, SUITE.replace(", pause_ms: 3.0", ""))
+    assert modelassay("run", suite, "--into", tmp_path / "mine")[0] == 0
+    assert (tmp_path / "mine/run.json").is_file()
+    code, _, err = modelassay("run", suite, "--into", finished)
+    assert (code, f"{finished}: holds a run already; `modelassay run {finished}` goes on with it" in err) == (2, True)
 
 
 def test_plan_of_a_finished_run_reuses_everything(finished: Path) -> None:
@@ -120,6 +128,9 @@ MISTAKES = [
     (("run", "fingerprinting", "--profile", "embeded"), "did you mean 'embedded'?"),
     (("run", "fingerprinting", "-o", "alhpa=0.1", "--plan"), "did you mean 'alpha'?"),
     (("run", "no/such/file.yaml"), "no/such/file.yaml"),
+    (("run", "fingerprinting", "--memory", "4g"), "--memory says something of a container; add --in container"),
+    (("run", "fingerprinting", "--allow-unlocked"), "--allow-unlocked says something of a container"),
+    (("run", "fingerprinting", "--in", "box"), "container"),
     (("check", "no/such/file.jsonl"), "no such file"),
     (("check",), "Missing argument"),
     (("fingerprint", "one"), "at least two"),

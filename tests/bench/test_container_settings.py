@@ -21,14 +21,19 @@ def quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
 
 
-def told(ask: Ask = Ask("none"), **changed: Any) -> dict[str, Any]:
+NO_GPU = Ask("none")
+
+
+def told(ask: Ask = NO_GPU, **changed: Any) -> dict[str, Any]:
     """The host part of the engine's request, through JSON as it goes over the wire."""
     one = Settings(
         folder=Path("/w/runs/a"), binds=(Bind(path=Path("/w/runs/a"), source=Path("/disk/a"), writable=True),),
         environment={}, user="1000:1000", network="none", memory_bytes=None, shm_bytes=16 << 30, own_user_ids=False,
     )  # fmt: skip
     values = {name: changed.get(name, getattr(one, name)) for name in Settings.__dataclass_fields__}
-    request: dict[str, Any] = json.loads(json.dumps(HostConfig(version="1.41", **host_settings(Settings(**values), ask))))
+    request: dict[str, Any] = json.loads(
+        json.dumps(HostConfig(version="1.41", **host_settings(Settings(**values), ask)))
+    )
     return request
 
 
@@ -135,7 +140,13 @@ def test_network_only_where_a_parameter_names_a_model_of_the_hub(
 
 
 def test_token_is_handed_on_only_with_a_network(tmp_path: Path) -> None:
-    environ = {"HF_TOKEN": "secret", "HTTPS_PROXY": "http://proxy", "OMP_NUM_THREADS": "3", "AWS_SECRET": "x", "HOME": "/h"}
+    environ = {
+        "HF_TOKEN": "secret",
+        "HTTPS_PROXY": "http://proxy",
+        "OMP_NUM_THREADS": "3",
+        "AWS_SECRET": "x",
+        "HOME": "/h",
+    }
     online, offline = (settings.environment(environ, offline=value) for value in (False, True))
     assert (online["HF_TOKEN"], online["HTTPS_PROXY"]) == ("secret", "http://proxy")
     assert not {"HF_TOKEN", "HTTPS_PROXY"} & set(offline)

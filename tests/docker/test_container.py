@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from engine_relay import EngineRelay
+from modelassay.environment import LIBRARIES_THAT_DECIDE, code_fingerprint, differences, library_versions
 from modelassay.record import read_cell
+from modelassay.runner import open_run
 from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
 
-from .conftest import ToyImages
+from .conftest import BASE, ToyImages
 
 FAST = SUITE.replace("pause_ms: 3.0", "pause_ms: 0.0")
 SLOW = SUITE.replace("pause_ms: 3.0", "pause_ms: 25.0")
@@ -285,6 +287,15 @@ def test_missing_image_is_told_before_anything_is_made(toy: ToyImages, tmp_path:
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_misspelt_image_is_the_users_mistake(toy: ToyImages, tmp_path: Path) -> None:
+    code, _, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs", *inside("cpuu"))
+    assert (code, "did you mean 'cpu'?" in err) == (2, True)
+    code, _, err = modelassay(
+        "run", write_suite(tmp_path), "--runs", tmp_path / "runs", *inside("cpu", "--memory", "much")
+    )
+    assert (code, "--memory much: not a size; write it with a unit, as 512m or 4g" in err) == (2, True)
+
+
 def test_image_that_is_not_locked_is_refused_unless_told(toy: ToyImages, tmp_path: Path) -> None:
     suite, runs = write_suite(tmp_path, FAST), tmp_path / "runs"
     code, _, err = modelassay("run", suite, "--runs", runs, *inside(toy.unlocked))
@@ -343,3 +354,46 @@ def test_memory_limit_below_what_engines_allow_is_refused_by_the_engine(toy: Toy
     code, _, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs", *inside(toy.locked, "--memory", "1m"))  # fmt: skip
     assert code == 6
     assert "the container engine refused to make the container: " in err
+
+
+def test_doctor_names_the_engine_and_its_images(toy: ToyImages) -> None:
+    code, out, _ = modelassay("doctor", "--json", env=environ(HF_HUB_OFFLINE="1"))
+    assert code == 0
+    checks = {check["name"]: check for check in json.loads(out)}
+    assert checks["container engine"]["status"] == "ok"
+    assert {"images", "engine disk"} <= set(checks)
+    assert not any(checks[name]["required"] for name in ("container engine", "images", "engine disk"))
+    required = {check["name"] for check in json.loads(modelassay("doctor", "--container", "--json", env=environ(HF_HUB_OFFLINE="1"))[1]) if check["required"]}  # fmt: skip
+    assert {"container engine", "images"} <= required
+
+
+def test_fingerprinting_gives_the_same_metrics_as_outside(
+    toy: ToyImages, tmp_path: Path, owner: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped suite's smoke profile in the image itself, not in one that holds the toy; each side makes its own zoo."""
+    arguments = ("run", "fingerprinting", "--profile", "smoke", "--runs")
+    code, _, err = modelassay(*arguments, tmp_path / "runs", *inside(BASE, "--allow-unlocked"))
+    if code == 2 and "No such option" in err:
+        pytest.skip(f"image {BASE} was built from older sources; build it again")
+    assert code == 0, err
+    there = open_run(only_run(tmp_path / "runs"))
+    here = library_versions()
+    if any(there.environment["libraries"][name] != here[name] for name in LIBRARIES_THAT_DECIDE):
+        pytest.skip("this environment has other versions of the libraries that decide numbers than the image")
+    if differences(
+        {"code": _sources(there.code)}, {"code": _sources(code_fingerprint(there.suite.experiment.package))}
+    ):
+        pytest.skip(f"image {BASE} was built from other sources; build it again")
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache-outside"))
+    assert modelassay(*arguments, tmp_path / "outside")[0] == 0
+    metrics, outside = metrics_of(there.folder), metrics_of(only_run(tmp_path / "outside"))
+    assert len(metrics) > 40
+    assert metrics.keys() == outside.keys()
+    assert (
+        max(abs(metrics[key] - outside[key]) for key in metrics) < 1e-6
+    )  # float32 sums; other compilers, other orders
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in there.folder.rglob("*")} == {owner}
+
+
+def _sources(code: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in code.items() if not name.endswith("/_native")}

@@ -11,7 +11,7 @@ from modelassay.record import Log, read_cell
 
 @pytest.fixture
 def log(tmp_path: Path) -> Log:
-    return Log(tmp_path / "attempt-1.jsonl", cell="c", attempt=1, resumed_at=0)
+    return Log(tmp_path / "attempt-1.jsonl", cell=tmp_path.name, attempt=1, resumed_at=0)
 
 
 def test_units_are_numbered_per_stage_and_carry_their_work(log: Log) -> None:

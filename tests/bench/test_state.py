@@ -18,7 +18,10 @@ from modelassay.state import State, Store, latest_checkpoint, random_states, see
 def new_state(cell_dir: Path, attempt: int = 1) -> State:
     saved = latest_checkpoint(cell_dir)
     log = Log(
-        cell_dir / f"attempt-{attempt}.jsonl", cell="c", attempt=attempt, resumed_at=saved.position if saved else 0
+        cell_dir / f"attempt-{attempt}.jsonl",
+        cell=cell_dir.name,
+        attempt=attempt,
+        resumed_at=saved.position if saved else 0,
     )
     meter = Meter(log, counters=saved.counters if saved else None)
     return State(cell_dir, meter=meter, store=Store(cell_dir / "store"), saved=saved)

@@ -61,6 +61,15 @@ def test_label_that_is_a_column_is_refused(log: Log) -> None:
         Meter(log).metric("x", 1.0, stage="a")
 
 
+def test_same_metric_twice_is_refused_when_it_is_written(log: Log) -> None:
+    meter = Meter(log)
+    meter.metric("x", 1.0, step=1)
+    meter.metric("x", 1.0, step=2)
+    with pytest.raises(ValueError, match="metric x {'step': 1} was recorded before"):
+        meter.metric("x", 2.0, step=1)
+    assert [m["labels"] for m in read_cell(log.path.parent).metrics] == [{"step": 1}, {"step": 2}]
+
+
 class FakeEvent:
     """Stands in for a CUDA event on a machine without one: finishes when the test says so."""
 

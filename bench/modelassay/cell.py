@@ -44,7 +44,7 @@ def cell_main(run_dir: str, cell_id: str, answer: Connection, lifeline: Connecti
 
 
 def _attempt(suite: Suite, cell: Cell, cell_dir: Path) -> tuple[str, str]:
-    attempt = 1 + len(segments(cell_dir))
+    attempt = 1 + max(segments(cell_dir), default=0)
     _redirect_output(cell_dir / f"attempt-{attempt}.out")
     began = time.monotonic()
     run = suite.experiment.run()  # imports what a forked process already holds; before the meter looks for a GPU

@@ -19,7 +19,7 @@ from collections import deque
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from modelassay.record import Log, encode_value
+from modelassay.record import Log, encode_value, metric_key
 
 _RESERVED = {"cell", "name", "value", "stage", "index", "warmup", "host_ms", "device_ms", "gb_per_s"}
 
@@ -60,6 +60,7 @@ class Meter:
         self._clocks, self._clocks_at = clocks, 0.0
         self._origin_ns = time.perf_counter_ns()
         self._pending: deque[tuple[dict[str, Any], Any, Any]] = deque()
+        self._recorded: set[tuple[str, frozenset[tuple[str, Any]]]] = set()
         self._cuda = _cuda()
         self._stage: str | None = None
         self._peaks: dict[str, int] = {}
@@ -90,7 +91,14 @@ class Meter:
         return _Microbatch(self, line)
 
     def metric(self, name: str, value: float, **labels: str | int | float) -> None:
-        """Record the number ``value`` (NaN and infinities allowed) under ``name`` and ``labels``, once per cell."""
+        """Record the number ``value`` (NaN and infinities allowed) under ``name`` and ``labels``, once per cell.
+
+        Raises:
+            ValueError: a second time under the same labels: a log that says two things could not be read any more.
+        """
+        if (key := metric_key(name, labels)) in self._recorded:
+            raise ValueError(f"metric {name} {labels} was recorded before; its labels do not tell its units apart")
+        self._recorded.add(key)
         self._drain(wait=True)
         self.log.append("metric", {"name": name, "value": encode_value(float(value)), "labels": _checked(labels)})
 

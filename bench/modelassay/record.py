@@ -20,6 +20,7 @@ import errno
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,16 +38,20 @@ SCHEMA = 1
 FSYNC_SECONDS = 1.0
 """A power cut loses at most this much of the log; a killed process loses nothing that was written."""
 
-_ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False).encode
+# Escaped to ASCII: a path that is not UTF-8 arrives as lone surrogates, which UTF-8 cannot write.
+_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-_REQUIRED = {
-    "attempt": ("schema", "cell", "attempt", "resumed_at"),
-    "microbatch": ("seq", "stage", "index", "host_ns"),
-    "metric": ("seq", "name", "value", "labels"),
-    "memory": ("seq", "stage"),
-    "clocks": ("seq",),
-    "status": ("seq", "outcome"),
+_SEGMENT = re.compile(r"attempt-([0-9]+)\.jsonl")
+_REQUIRED: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "attempt": {"schema": int, "cell": str, "attempt": int, "resumed_at": int},
+    "microbatch": {"seq": int, "stage": str, "index": int, "host_ns": int},
+    "metric": {"seq": int, "name": str, "value": (int, float, str), "labels": dict},
+    "memory": {"seq": int, "stage": str},
+    "clocks": {"seq": int},
+    "status": {"seq": int, "outcome": str, "reason": str, "wall_s": (int, float)},
 }
+_WORDS = {"value": tuple(_NONFINITE), "outcome": ("done", "diverged", "failed")}
+"""What text may stand in a field that allows only certain words."""
 
 
 def no_space(error: OSError, path: Path) -> HostError | OSError:
@@ -104,7 +109,7 @@ def encode_value(value: float) -> float | str:
     >>> encode_value(float("-inf")), encode_value(0.5)
     ('-inf', 0.5)
     """
-    return value if math.isfinite(value) else repr(value)
+    return value if math.isfinite(value) else repr(float(value))  # float: NumPy writes its own as np.float64(nan)
 
 
 @dataclass
@@ -113,6 +118,9 @@ class CellLog:
 
     cell: str
     num_attempts: int = 0
+    position: int = 0
+    """Where the next line would stand: one after the last that counts."""
+
     microbatches: list[dict[str, Any]] = field(default_factory=list)
     metrics: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
@@ -134,73 +142,108 @@ class CellLog:
         for lines in (self.microbatches, self.metrics, self.others):
             while lines and lines[-1]["seq"] >= position:
                 lines.pop()
-        self.status = None
+        self.status, self.position = None, position
 
 
-def segments(cell_dir: Path) -> list[Path]:
-    """Return a cell's segments in order of attempt."""
-    return sorted(cell_dir.glob("attempt-*.jsonl"), key=lambda path: int(path.stem.removeprefix("attempt-")))
+def segments(cell_dir: Path) -> dict[int, Path]:
+    """Return a cell's segments by attempt, in order."""
+    found = {int(match[1]): path for path in cell_dir.glob("attempt-*") if (match := _SEGMENT.fullmatch(path.name))}
+    return dict(sorted(found.items()))
 
 
 def read_segment(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of one segment; drop an unterminated last line.
 
     Raises:
-        RecordError: a bad line anywhere else, with its number and what is wrong with it.
+        RecordError: a bad line anywhere else, or one that is missing, with its number and what is wrong with it.
     """
+    position = 0
     with path.open("rb") as handle:
         for number, raw in enumerate(handle, start=1):
             if not raw.endswith(b"\n"):
                 return
             try:
                 line = json.loads(raw)
-                missing = [name for name in _REQUIRED[line["kind"]] if name not in line]
+                wrong = _wrong_fields(line)
             except (ValueError, KeyError, TypeError) as error:
                 raise RecordError(
                     f"{path}:{number}: not a record: {raw[:60]!r}; the file is damaged, restore it or delete its cell"
                 ) from error
-            if missing:
-                raise RecordError(f"{path}:{number}: a {line['kind']} line without {', '.join(missing)}")
+            if wrong:
+                raise RecordError(f"{path}:{number}: a {line['kind']} line without a valid {', '.join(wrong)}")
             if (number == 1) != (line["kind"] == "attempt"):
                 raise RecordError(f"{path}:{number}: a segment opens with its one attempt line, got {line['kind']}")
             if number == 1 and line["schema"] > SCHEMA:
                 raise RecordError(f"{path}:1: schema {line['schema']} is newer than {SCHEMA}; use a newer modelassay")
+            if number > 1 and line["seq"] != position:
+                raise RecordError(f"{path}:{number}: position {line['seq']} where {position} is due; lines were lost")
+            position = line["resumed_at"] if number == 1 else position + 1
             yield line
+
+
+def _wrong_fields(line: dict[str, Any]) -> list[str]:
+    """Return the required fields of ``line`` that are missing or of another type."""
+    return [
+        name
+        for name, kind in _REQUIRED[line["kind"]].items()
+        if not isinstance(value := line.get(name), kind)
+        or (isinstance(value, str) and name in _WORDS and value not in _WORDS[name])
+    ]
 
 
 def read_cell(cell_dir: Path) -> CellLog:
     """Read all attempts of a cell and keep what still counts.
 
     Raises:
-        RecordError: a bad line, or the same metric twice under the same labels.
+        RecordError: a bad line, a lost segment, one of another cell, or the same metric twice under the same labels.
     """
     log = CellLog(cell_dir.name)
-    for path in segments(cell_dir):
+    for path in segments(cell_dir).values():
         for line in read_segment(path):
             match line["kind"]:
                 case "attempt":
+                    _refuse_misplaced(path, line, log)
                     log.num_attempts += 1
                     log.void_from(line["resumed_at"])
+                    continue
                 case "microbatch":
                     log.microbatches.append(line)
                 case "metric":
                     value = line["value"]
-                    log.metrics.append({**line, "value": _NONFINITE[value] if isinstance(value, str) else float(value)})
+                    line["value"] = _NONFINITE[value] if isinstance(value, str) else float(value)
+                    log.metrics.append(line)
                 case "status":
                     log.status = line
                 case _:
                     log.others.append(line)
+            log.position += 1
     _refuse_duplicates(cell_dir, log.metrics)
     return log
 
 
+def _refuse_misplaced(path: Path, opening: dict[str, Any], log: CellLog) -> None:
+    if opening["cell"] != log.cell:
+        raise RecordError(f"{path}:1: a segment of cell {opening['cell']} lies in the folder of cell {log.cell}")
+    if opening["resumed_at"] > log.position:
+        raise RecordError(
+            f"{path}:1: resumed at position {opening['resumed_at']}, but only {log.position} lines of earlier attempts "
+            "are left; restore the lost segment or delete the cell"
+        )
+
+
+def metric_key(name: str, labels: Mapping[str, Any]) -> tuple[str, frozenset[tuple[str, Any]]]:
+    """Return what a metric may stand under only once in a cell."""
+    return name, frozenset(labels.items())
+
+
 def _refuse_duplicates(cell_dir: Path, metrics: list[dict[str, Any]]) -> None:
-    seen: set[tuple[str, str]] = set()
+    seen = set()
     for metric in metrics:
-        key = (metric["name"], json.dumps(metric["labels"], sort_keys=True))
+        key = metric_key(metric["name"], metric["labels"])
         if key in seen:
             raise RecordError(
-                f"{cell_dir}: metric {key[0]} {key[1]} stands twice; its labels do not tell its units apart"
+                f"{cell_dir}: metric {metric['name']} {json.dumps(metric['labels'])} stands twice; its labels do not tell "
+                "its units apart"
             )
         seen.add(key)
 

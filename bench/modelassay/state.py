@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modelassay.errors import RecordError
 from modelassay.meter import Meter
-from modelassay.record import no_space
+from modelassay.record import no_space, read_cell
 
 
 def content_key(value: Any) -> str:
@@ -78,7 +79,7 @@ class Store:
             aside.mkdir(parents=True)
             build(aside)
             (aside / "recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-            aside.rename(final)
+            _publish(aside, final)
         return final
 
 
@@ -103,12 +104,24 @@ class Checkpoint:
 
 
 def latest_checkpoint(cell_dir: Path) -> Checkpoint | None:
-    """Return the newest complete checkpoint of a cell, None when there is none."""
-    folders = sorted((cell_dir / "checkpoint").glob("[0-9]*"), key=lambda folder: int(folder.name))
+    """Return the newest checkpoint of a cell, None when there is none that its log reaches.
+
+    Raises:
+        RecordError: it, or the log, is damaged.
+    """
+    folders = _by_serial(cell_dir / "checkpoint")
     if not folders:
         return None
-    saved = json.loads((folders[-1] / "state.json").read_text())
-    return Checkpoint(folder=folders[-1], **saved)
+    newest = folders[max(folders)]
+    try:
+        saved = Checkpoint(folder=newest, **json.loads((newest / "state.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RecordError(f"{newest}: a damaged checkpoint ({error}); delete it to begin the cell anew") from error
+    return saved if saved.position <= read_cell(cell_dir).position else None
+
+
+def _by_serial(folder: Path) -> dict[int, Path]:
+    return {int(path.name): path for path in folder.glob("[0-9]*") if path.name.isdigit()}
 
 
 class State:
@@ -141,7 +154,7 @@ class State:
         self._meter.settle()
         self._meter.log.sync()
         position = self._meter.log.seq
-        serial = 1 + max((int(old.name) for old in self._folder.glob("[0-9]*")), default=0)
+        serial = 1 + max(_by_serial(self._folder), default=0)
         aside, final = self._folder / f"new-{os.getpid()}", self._folder / str(serial)
         try:
             shutil.rmtree(aside, ignore_errors=True)
@@ -151,10 +164,7 @@ class State:
             moment = {"position": position, "counters": self._meter.counters, "payload": payload,
                       "random": random_states()}  # fmt: skip
             (aside / "state.json").write_text(json.dumps(moment))
-            for path in [*aside.rglob("*"), aside]:
-                _sync(path)
-            aside.rename(final)
-            _sync(self._folder)
+            _publish(aside, final)
         except OSError as error:
             raise no_space(error, self._folder) from error
         for old in self._folder.iterdir():
@@ -165,6 +175,14 @@ class State:
     def checkpoint_due(self, every_s: float = 20.0) -> bool:
         """Whether ``every_s`` seconds have passed since the last checkpoint of this attempt."""
         return time.monotonic() - self._last > every_s
+
+
+def _publish(aside: Path, final: Path) -> None:
+    """Rename the folder ``aside`` to ``final`` once all in it is on the disk: a power cut leaves whole folders or none."""
+    for path in [*aside.rglob("*"), aside]:
+        _sync(path)
+    aside.rename(final)
+    _sync(final.parent)
 
 
 def _sync(path: Path) -> None:

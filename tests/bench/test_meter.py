@@ -11,7 +11,7 @@ from modelassay.record import Log, read_cell
 
 @pytest.fixture
 def log(tmp_path: Path) -> Log:
-    return Log(tmp_path / "attempt-1.jsonl", cell="c", attempt=1, resumed_at=0)
+    return Log(tmp_path / "attempt-1.jsonl", cell=tmp_path.name, attempt=1, resumed_at=0)
 
 
 def test_units_are_numbered_per_stage_and_carry_their_work(log: Log) -> None:
@@ -59,6 +59,15 @@ def test_counters_continue_from_a_checkpoint(log: Log) -> None:
 def test_label_that_is_a_column_is_refused(log: Log) -> None:
     with pytest.raises(ValueError, match="label 'stage' is a column"):
         Meter(log).metric("x", 1.0, stage="a")
+
+
+def test_same_metric_twice_is_refused_when_it_is_written(log: Log) -> None:
+    meter = Meter(log)
+    meter.metric("x", 1.0, step=1)
+    meter.metric("x", 1.0, step=2)
+    with pytest.raises(ValueError, match="metric x {'step': 1} was recorded before"):
+        meter.metric("x", 2.0, step=1)
+    assert [m["labels"] for m in read_cell(log.path.parent).metrics] == [{"step": 1}, {"step": 2}]
 
 
 class FakeEvent:

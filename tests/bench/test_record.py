@@ -3,19 +3,21 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from modelassay.errors import HostError, RecordError
-from modelassay.record import Log, read_cell, read_segment, read_tables
+from modelassay.record import Log, encode_value, read_cell, read_segment, read_tables, segments
 
 
 def write_attempt(
     cell_dir: Path, attempt: int, resumed_at: int, values: list[float], *, status: str | None = None
 ) -> None:
-    log = Log(cell_dir / f"attempt-{attempt}.jsonl", cell="c", attempt=attempt, resumed_at=resumed_at)
+    log = Log(cell_dir / f"attempt-{attempt}.jsonl", cell=cell_dir.name, attempt=attempt, resumed_at=resumed_at)
     for step, value in enumerate(values, start=resumed_at):
         encoded = value if math.isfinite(value) else repr(value)
         log.append("metric", {"name": "x", "value": encoded, "labels": {"step": step}})
@@ -66,7 +68,11 @@ def test_torn_last_line_is_dropped_at_every_length(tmp_path: Path) -> None:
         (b"{half", "not a record"),
         (b"[1, 2]", "not a record"),
         (b'{"kind":"surprise"}', "not a record"),
-        (b'{"kind":"metric","seq":1,"name":"x"}', "without value, labels"),
+        (b'{"kind":"metric","seq":0,"name":"x"}', "without a valid value, labels"),
+        (b'{"kind":"metric","seq":0,"name":"x","value":"much","labels":{}}', "without a valid value"),
+        (b'{"kind":"metric","seq":0,"name":"x","value":null,"labels":[]}', "without a valid value, labels"),
+        (b'{"kind":"status","seq":0,"outcome":"well","reason":"","wall_s":1}', "without a valid outcome"),
+        (b'{"kind":"clocks","seq":1}', "position 1 where 0 is due; lines were lost"),
         (b"\x00\x00\x00", "not a record"),
         (b"", "not a record"),
         (b'{"kind":"attempt","schema":1,"cell":"c","attempt":1,"resumed_at":0}', "opens with its one attempt line"),
@@ -81,6 +87,55 @@ def test_bad_line_elsewhere_is_named(tmp_path: Path, bad: bytes, says: str) -> N
         read_cell(tmp_path)
 
 
+def test_line_that_was_taken_out_is_missed(tmp_path: Path) -> None:
+    write_attempt(tmp_path, 1, 0, [0.5, 1.5, 2.5], status="done")
+    path = tmp_path / "attempt-1.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2] + lines[3:]))
+    with pytest.raises(RecordError, match=r"attempt-1.jsonl:3: position 2 where 1 is due"):
+        read_cell(tmp_path)
+
+
+def test_segment_that_was_deleted_is_missed(tmp_path: Path) -> None:
+    write_attempt(tmp_path, 1, 0, [0.5, 1.5])
+    write_attempt(tmp_path, 2, 2, [2.5], status="done")
+    (tmp_path / "attempt-1.jsonl").unlink()
+    with pytest.raises(RecordError, match=r"attempt-2.jsonl:1: resumed at position 2, but only 0 lines"):
+        read_cell(tmp_path)
+
+
+def test_segment_of_another_cell_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    write_attempt(tmp_path / "one", 1, 0, [0.5], status="done")
+    (tmp_path / "one").rename(tmp_path / "two")
+    with pytest.raises(RecordError, match="a segment of cell one lies in the folder of cell two"):
+        read_cell(tmp_path / "two")
+
+
+def test_files_that_are_no_segments_are_passed_over(tmp_path: Path) -> None:
+    write_attempt(tmp_path, 1, 0, [0.5], status="done")
+    shutil.copy(tmp_path / "attempt-1.jsonl", tmp_path / "attempt-1 (copy).jsonl")
+    assert [m["value"] for m in read_cell(tmp_path).metrics] == [0.5]
+
+
+def test_empty_segment_of_an_attempt_killed_at_once_changes_nothing(tmp_path: Path) -> None:
+    write_attempt(tmp_path, 1, 0, [0.5, 1.5], status="failed")
+    (tmp_path / "attempt-2.jsonl").touch()
+    log = read_cell(tmp_path)
+    assert (log.outcome, log.num_attempts, log.position, list(segments(tmp_path))) == ("failed", 1, 3, [1, 2])
+
+
+def test_text_that_is_not_unicode_survives(tmp_path: Path) -> None:
+    log = Log(tmp_path / "attempt-1.jsonl", cell=tmp_path.name, attempt=1, resumed_at=0)
+    log.append("metric", {"name": "x", "value": 1.0, "labels": {"path": "caf\udce9", "text": "日本"}})
+    log.close()
+    assert read_cell(tmp_path).metrics[0]["labels"] == {"path": "caf\udce9", "text": "日本"}
+
+
+def test_numpy_number_is_written_as_a_number() -> None:
+    assert [encode_value(np.float64(value)) for value in (math.nan, -math.inf)] == ["nan", "-inf"]
+
+
 def test_newer_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "attempt-1.jsonl"
     path.write_text('{"kind":"attempt","schema":99,"cell":"c","attempt":1,"resumed_at":0}\n')
@@ -89,7 +144,7 @@ def test_newer_schema_is_refused(tmp_path: Path) -> None:
 
 
 def test_same_metric_twice_is_refused(tmp_path: Path) -> None:
-    log = Log(tmp_path / "attempt-1.jsonl", cell="c", attempt=1, resumed_at=0)
+    log = Log(tmp_path / "attempt-1.jsonl", cell=tmp_path.name, attempt=1, resumed_at=0)
     for _ in range(2):
         log.append("metric", {"name": "x", "value": 1.0, "labels": {"step": 1}})
     log.close()
@@ -98,7 +153,7 @@ def test_same_metric_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_full_device_is_a_host_error(tmp_path: Path) -> None:
-    log = Log(tmp_path / "attempt-1.jsonl", cell="c", attempt=1, resumed_at=0)
+    log = Log(tmp_path / "attempt-1.jsonl", cell=tmp_path.name, attempt=1, resumed_at=0)
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, log._fd)
     with pytest.raises(HostError, match=r"attempt-1\.jsonl: the disk is full"):
@@ -113,7 +168,7 @@ def test_log_on_a_disk_that_fills_up_still_reads(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False).returncode != 0:
         pytest.skip("this machine may not mount a tmpfs")
     try:
-        log = Log(disk / "attempt-1.jsonl", cell="c", attempt=1, resumed_at=0)
+        log = Log(disk / "attempt-1.jsonl", cell=disk.name, attempt=1, resumed_at=0)
         written = 0
         full: HostError | None = None
         while full is None:

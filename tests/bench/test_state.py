@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, random states come back, the store builds once."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from modelassay.errors import RecordError
 from modelassay.meter import Meter
 from modelassay.record import Log
 from modelassay.state import State, Store, latest_checkpoint, random_states, seed_everything, set_random_states
@@ -18,7 +20,10 @@ from modelassay.state import State, Store, latest_checkpoint, random_states, see
 def new_state(cell_dir: Path, attempt: int = 1) -> State:
     saved = latest_checkpoint(cell_dir)
     log = Log(
-        cell_dir / f"attempt-{attempt}.jsonl", cell="c", attempt=attempt, resumed_at=saved.position if saved else 0
+        cell_dir / f"attempt-{attempt}.jsonl",
+        cell=cell_dir.name,
+        attempt=attempt,
+        resumed_at=saved.position if saved else 0,
     )
     meter = Meter(log, counters=saved.counters if saved else None)
     return State(cell_dir, meter=meter, store=Store(cell_dir / "store"), saved=saved)
@@ -59,6 +64,61 @@ def test_failed_write_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
     saved = latest_checkpoint(tmp_path)
     assert saved is not None
     assert saved.payload == {"step": 1}
+
+
+def test_half_deleted_and_foreign_folders_are_passed_over(tmp_path: Path) -> None:
+    """A kill between the rename and the end of the tidying leaves older checkpoints, whole or not."""
+    state = new_state(tmp_path)
+    state.checkpoint({"step": 1})
+    (tmp_path / "checkpoint/1").rename(tmp_path / "checkpoint/7")
+    (tmp_path / "checkpoint/6").mkdir()
+    (tmp_path / "checkpoint/new-123").mkdir()
+    (tmp_path / "checkpoint/7 copy").mkdir()
+    saved = latest_checkpoint(tmp_path)
+    assert saved is not None
+    assert saved.payload == {"step": 1}
+    state.checkpoint({"step": 2})
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["8"]
+
+
+def test_checkpoint_that_the_log_does_not_reach_is_not_used(tmp_path: Path) -> None:
+    state = new_state(tmp_path)
+    state._meter.metric("x", 1.0)
+    state.checkpoint({"step": 1})
+    state._meter.log.path.unlink()
+    assert latest_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "{half"])
+def test_damaged_checkpoint_is_named(tmp_path: Path, content: str) -> None:
+    new_state(tmp_path).checkpoint({"step": 1})
+    (tmp_path / "checkpoint/1/state.json").write_text(content)
+    with pytest.raises(RecordError, match=r"checkpoint/1: a damaged checkpoint .* delete it"):
+        latest_checkpoint(tmp_path)
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is renamed before it is synced is an empty file after a power cut."""
+    synced: set[int] = set()
+    real_fsync, real_rename = os.fsync, Path.rename
+
+    def fsync(fd: int) -> None:
+        synced.add(os.fstat(fd).st_ino)
+        real_fsync(fd)
+
+    def rename(aside: Path, final: Path) -> Path:
+        assert {path.stat().st_ino for path in [aside, *aside.rglob("*")]} <= synced
+        renamed.append(final.name)
+        return real_rename(aside, final)
+
+    renamed: list[str] = []
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    recipe = {"kind": "thing", "seed": 3}
+    store = Store(tmp_path / "store")
+    store.get(recipe, lambda folder: (folder / "weights").write_bytes(b"w") and None)
+    new_state(tmp_path).checkpoint({"step": 1}, write=lambda folder: (folder / "w").write_bytes(b"w") and None)
+    assert renamed == [store.path(recipe).name, "1"]
 
 
 def test_random_states_round_trip_through_json() -> None:

@@ -16,7 +16,7 @@ ROUNDS = 50
 @pytest.mark.parametrize("labels", [{}, {"layer": 3, "role": "q"}], ids=["bare", "labelled"])
 def test_microbatch(benchmark: BenchmarkFixture, tmp_path: Path, labels: dict[str, str | int]) -> None:
     """An empty unit: two clock readings, one line of JSON, one write; the fsync every second included."""
-    meter = Meter(Log(tmp_path / "attempt-1.jsonl", cell="c", attempt=1, resumed_at=0))
+    meter = Meter(Log(tmp_path / "attempt-1.jsonl", cell=tmp_path.name, attempt=1, resumed_at=0))
 
     def units() -> None:
         for _ in range(UNITS):

@@ -56,7 +56,7 @@ ARG SOURCE_DATE_EPOCH
 # Apart, in /own, so that a change of the project's own code makes a small layer beside that of the dependencies.
 RUN set -eu; export PATH="$PATH:/opt/tools/bin"; \
     python3 -m pip --python /opt/tools/bin/python wheel -q --no-build-isolation --no-deps -w /dist .; \
-    python3 -m pip --python /opt/modelassay/bin/python install -q --no-deps --no-index --no-compile --root /own /dist/*.whl; \
+    python3 -m pip --python /opt/modelassay/bin/python install -q --no-deps --no-index --no-compile --no-warn-script-location --root /own /dist/*.whl; \
     /opt/modelassay/bin/python -m compileall -q -s /own --invalidation-mode unchecked-hash /own/opt/modelassay/lib; \
     find /own -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +; \
     cp -a /own/opt/modelassay/. /opt/modelassay

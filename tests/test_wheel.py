@@ -57,6 +57,14 @@ def test_wheel_lists_the_shipped_suites(installed: Path) -> None:
     assert "site-packages" in str(Path(source))
 
 
+def test_wheel_names_the_pinned_images(installed: Path) -> None:
+    listed = json.loads(modelassay(installed, "images", "--json"))
+    pinned = json.loads((ROOT / "docker/images.lock.json").read_text())["images"]
+    assert {name: image["lock_sha256"] for name, image in listed.items()} == {
+        name: image["lock"]["sha256"] for name, image in pinned.items()
+    }
+
+
 def test_wheel_runs_a_shipped_suite_on_the_reference(installed: Path) -> None:
     where = modelassay(installed, "doctor", "--json")
     native = next(check for check in json.loads(where) if check["name"] == "native extension")

@@ -10,15 +10,20 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from modelassay.errors import AssayError, Diverged, HostError
-from modelassay.meter import Meter
+from modelassay.meter import Clocks, Meter
 from modelassay.record import Log, no_space, segments
 from modelassay.state import State, Store, latest_checkpoint, locked, seed_everything
 from modelassay.suite import Cell, Suite, suite_from_json
+
+MAX_REASON = 500
+"""Characters of an error's text that a status keeps."""
 
 
 def cell_main(run_dir: str, cell_id: str, answer: Connection, lifeline: Connection) -> None:
@@ -26,8 +31,8 @@ def cell_main(run_dir: str, cell_id: str, answer: Connection, lifeline: Connecti
 
     ``lifeline`` is the reading end of a pipe that the runner holds open.
     """
+    os.setpgrp()  # whatever it forks can be ended with it; Ctrl-C reaches the runner alone, which decides
     _die_with_runner(lifeline)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the runner decides; a terminal sends Ctrl-C to the whole group
     suite = suite_from_json(json.loads((Path(run_dir) / "run.json").read_text())["suite"])
     cell = next(cell for cell in suite.cells if cell.id == cell_id)
     cell_dir = Path(run_dir) / "cells" / cell_id
@@ -36,6 +41,8 @@ def cell_main(run_dir: str, cell_id: str, answer: Connection, lifeline: Connecti
             answer.send(_attempt(suite, cell, cell_dir))
     except HostError as error:
         answer.send(("host", str(error)))
+    except AssayError as error:  # a damaged checkpoint
+        answer.send(("failed", str(error)))
     except OSError as error:
         shown = no_space(error, cell_dir)
         if not isinstance(shown, HostError):
@@ -47,20 +54,18 @@ def _attempt(suite: Suite, cell: Cell, cell_dir: Path) -> tuple[str, str]:
     attempt = 1 + max(segments(cell_dir), default=0)
     _redirect_output(cell_dir / f"attempt-{attempt}.out")
     began = time.monotonic()
-    run = suite.experiment.run()  # imports what a forked process already holds; before the meter looks for a GPU
     saved = latest_checkpoint(cell_dir)
     log = Log(cell_dir / f"attempt-{attempt}.jsonl", cell=cell.id, attempt=attempt,
               resumed_at=saved.position if saved else 0)  # fmt: skip
-    clocks = _clocks()
-    mark = None if clocks is None else clocks.mark()
-    meter = Meter(log, counters=saved.counters if saved else None, clocks=clocks)
-    state = State(cell_dir, meter=meter, store=Store(), saved=saved)
-    seed_everything(int(cell.id[:8], 16))
-    outcome, reason = "done", ""
+    spent: dict[str, Any] = {}
     try:
-        run(cell.params, meter, state)
-    except Diverged as finding:
-        outcome, reason = "diverged", str(finding)
+        run = suite.experiment.run()  # imports what a forked process already holds; before the meter looks for a GPU
+        with _clocks(spent) as clocks:
+            meter = Meter(log, counters=saved.counters if saved else None, clocks=clocks)
+            state = State(cell_dir, meter=meter, store=Store(), saved=saved)
+            seed_everything(int(cell.id[:8], 16))
+            outcome, reason = _outcome(lambda: run(cell.params, meter, state))
+            meter.settle()
     except HostError:
         raise
     except BaseException as error:
@@ -68,40 +73,48 @@ def _attempt(suite: Suite, cell: Cell, cell_dir: Path) -> tuple[str, str]:
             raise
         traceback.print_exc()
         outcome, reason = "failed", _reason(error)
-    meter.settle()
-    spent = {} if clocks is None else _energy(clocks, mark)
     log.append("status", {"outcome": outcome, "reason": reason, "wall_s": round(time.monotonic() - began, 3), **spent})
     log.close()
-    if clocks is not None:
-        clocks.stop()
     return outcome, reason
 
 
-def _energy(clocks: Any, begun: Any) -> dict[str, Any]:
-    """Return the GPU's energy over the attempt, or why it cannot be told (a window too short for the counter)."""
-    from modelassay.gpu_clocks import energy_between
-
-    energy = energy_between(begun, clocks.mark())
-    return {"energy_j": energy.joules, "energy_relative_error": energy.relative_error, "energy_reason": energy.reason}
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, AssayError):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
+def _outcome(run: Callable[[], None]) -> tuple[str, str]:
+    try:
+        run()
+    except Diverged as finding:
+        return "diverged", str(finding)
+    return "done", ""
 
 
-def _clocks() -> Any:
+@contextmanager
+def _clocks(spent: dict[str, Any]) -> Iterator[Clocks | None]:
+    """Sample the GPU's clocks in here; say in ``spent`` what energy it took, or why that cannot be told."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
-        return None
-    from modelassay.gpu_clocks import ClockSampler
+        yield None
+        return
+    from modelassay.gpu_clocks import ClockSampler, energy_between
 
     sampler = ClockSampler()
     sampler.start()
-    return sampler
+    begun = sampler.mark()
+    try:
+        yield sampler
+    finally:
+        energy = energy_between(begun, sampler.mark())
+        spent.update(energy_j=energy.joules, energy_relative_error=energy.relative_error, energy_reason=energy.reason)
+        sampler.stop()
+
+
+def _reason(error: BaseException) -> str:
+    """Return one line that fits into a table; the whole traceback lies in the cell's folder."""
+    said = " ".join(str(error).split())
+    said = said if len(said) <= MAX_REASON else f"{said[:MAX_REASON]}..."
+    if isinstance(error, AssayError):
+        return said
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {said}{place}"
 
 
 def _redirect_output(path: Path) -> None:
@@ -114,13 +127,13 @@ def _redirect_output(path: Path) -> None:
 
 
 def _die_with_runner(lifeline: Connection) -> None:
-    """Kill this process when ``lifeline`` closes, which the kernel does if the runner dies: no orphan writes on.
+    """Kill this process and its children when ``lifeline`` closes, which the kernel does if the runner dies: no orphan writes on.
 
     (The parent is the fork server, and that lives as long as its children do.)
     """
 
     def watch() -> None:
         lifeline.poll(None)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -38,8 +38,7 @@ SCHEMA = 1
 FSYNC_SECONDS = 1.0
 """A power cut loses at most this much of the log; a killed process loses nothing that was written."""
 
-# Escaped to ASCII: a path that is not UTF-8 arrives as lone surrogates, which UTF-8 cannot write.
-_ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False).encode
+_ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False).encode
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _SEGMENT = re.compile(r"attempt-([0-9]+)\.jsonl")
 _REQUIRED: dict[str, dict[str, type | tuple[type, ...]]] = {
@@ -80,7 +79,7 @@ class Log:
         self.seq += 1
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        data = (_ENCODE(line) + "\n").encode()
+        data = (_ENCODE(line) + "\n").encode(errors="replace")  # a path that is not UTF-8 holds lone surrogates
         try:
             while data:  # a nearly full disk takes a part of the line, then refuses: the reader drops the torn rest
                 data = data[os.write(self._fd, data) :]

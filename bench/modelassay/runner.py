@@ -16,8 +16,10 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -28,6 +30,9 @@ from modelassay.errors import HostError, IncompleteRun, UsageError, did_you_mean
 from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables
 from modelassay.state import latest_checkpoint
 from modelassay.suite import Cell, Suite, suite_from_json
+
+EXIT_SECONDS = 5.0
+"""How long a cell that has said its outcome may take to exit; CUDA takes about one."""
 
 Action = Literal["run", "resume", "retry", "reuse"]
 Report = Callable[[str], None]
@@ -267,19 +272,18 @@ def _run_in_process(context: multiprocessing.context.ForkServerContext, run: Run
     lifeline, held = context.Pipe(duplex=False)  # closes when this process is gone, however it went
     arguments = (str(run.folder), cell.id, sender, lifeline)
     process = context.Process(target=cell_main, args=arguments, name=f"cell {cell.id}")
-    process.start()
-    sender.close()
-    lifeline.close()
     try:
-        answer = receiver.recv()
+        _start(context, process)
+        sender.close()
+        lifeline.close()
+        wait([receiver, process.sentinel])  # not the pipe alone: a child of the cell may hold its other end
+        answer = receiver.recv() if receiver.poll() else None
+        process.join(EXIT_SECONDS)
     except EOFError:  # it died without an answer
         answer = None
-    except BaseException:
-        process.kill()
-        process.join()
-        raise
-    process.join()
-    held.close()
+    finally:
+        _end(process)
+        held.close()
     if answer is None:
         return "failed", _death(process.exitcode, cell_dir)
     if answer[0] == "host":
@@ -287,10 +291,29 @@ def _run_in_process(context: multiprocessing.context.ForkServerContext, run: Run
     return str(answer[0]), str(answer[1])
 
 
+def _start(context: multiprocessing.context.ForkServerContext, process: BaseProcess) -> None:
+    try:
+        process.start()
+    except (EOFError, ConnectionError):  # importing the experiment ended the server: let the cell try, and say why not
+        time.sleep(0.1)  # until the kernel knows that it is gone
+        context.set_forkserver_preload(["modelassay.cell"])
+        process.start()
+
+
+def _end(process: BaseProcess) -> None:
+    """Leave nothing of a cell behind: itself if it still runs, children and threads that it did not wait for."""
+    if process.pid is not None:
+        process.kill()
+        with suppress(ProcessLookupError):  # the usual case: the group is empty
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+
+
 def _death(exitcode: int | None, cell_dir: Path) -> str:
     if exitcode is not None and exitcode < 0:
         hint = "; out of memory?" if -exitcode == signal.SIGKILL else ""
-        cause = f"its process was killed by {signal.Signals(-exitcode).name}{hint}"
+        name = next((known.name for known in signal.Signals if known == -exitcode), f"signal {-exitcode}")
+        cause = f"its process was killed by {name}{hint}"
     else:
         cause = f"its process ended with code {exitcode}"
     return f"{cause}; see {cell_dir}/attempt-*.out"

@@ -129,7 +129,8 @@ def test_text_that_is_not_unicode_survives(tmp_path: Path) -> None:
     log = Log(tmp_path / "attempt-1.jsonl", cell=tmp_path.name, attempt=1, resumed_at=0)
     log.append("metric", {"name": "x", "value": 1.0, "labels": {"path": "caf\udce9", "text": "日本"}})
     log.close()
-    assert read_cell(tmp_path).metrics[0]["labels"] == {"path": "caf\udce9", "text": "日本"}
+    tables = read_tables({tmp_path.name: (tmp_path, {})}, profile="embedded")
+    assert tables.metrics.row(0) == (tmp_path.name, "x", 1.0, "caf?", "日本")
 
 
 def test_numpy_number_is_written_as_a_number() -> None:

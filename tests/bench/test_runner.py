@@ -41,7 +41,10 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path, reference: Referen
     for trial in range(NUM_KILLS):
         root = tmp_path / f"runs-{trial}"
         process = start("run", suite, "--runs", root)
-        time.sleep(moments.uniform(0.0, seconds))
+        if trial % 2:
+            time.sleep(moments.uniform(0.0, seconds))
+        else:  # so many records into it, however fast the machine is now
+            _wait_for_records(root, moments.randrange(1, len(expected)))
         process.kill()
         process.communicate()
         begun = list(root.glob("*/run.json"))
@@ -64,6 +67,13 @@ def test_killed_cell_is_a_failure_and_the_next_run_finishes_it(tmp_path: Path, r
     assert [p.action for p in plan(open_run(run).suite, root=tmp_path / "runs", run=open_run(run))].count("resume") == 1
     assert modelassay("run", run)[0] == 0
     assert metrics_of(run) == reference[0]
+
+
+def _wait_for_records(root: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while sum(path.read_bytes().count(b"\n") for path in root.glob("*/cells/*/attempt-1.jsonl")) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
 
 
 def _first_cell_process(root: Path) -> int:

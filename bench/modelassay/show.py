@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from modelassay.doctor import Check
     from modelassay.images import Image
 
+_RELATIONS = {"equal": "=", "at_least": "≥", "at_most": "≤"}
 _MEANINGLESS = "profile smoke only walks the path: its numbers mean nothing"
 
 
@@ -194,9 +195,10 @@ def claims_table(verdicts: Sequence[ClaimVerdict], suite: str) -> Table:
     for verdict in verdicts:
         claim, ours = verdict.claim, verdict.ours
         counter = "; ".join(f"{c.statement} ({c.source})" for c in claim.counter_evidence)
+        stated = f"{claim.statement}: " if claim.statement else ""
+        published = f"{stated}{_RELATIONS[claim.relation]} {claim.published:g} ({claim.source})"
         shown = "not measured" if ours is None else f"{ours.value:.4g}"
-        rows.append((f"{suite}/{claim.id}", f"{claim.relation} {claim.published:g} ({claim.source})", counter or "none known",
-                     shown, verdict.verdict, verdict.reason))  # fmt: skip
+        rows.append((f"{suite}/{claim.id}", published, counter or "none known", shown, verdict.verdict, verdict.reason))
     return Table(
         title="claims", columns=("claim", "published", "counter-evidence", "ours", "verdict", "why"), rows=rows
     )

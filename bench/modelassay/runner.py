@@ -26,10 +26,13 @@ from typing import Any, Literal
 
 from modelassay import environment
 from modelassay.cell import cell_main
-from modelassay.errors import HostError, IncompleteRun, UsageError, did_you_mean
+from modelassay.errors import HostError, IncompleteRun, RecordError, UsageError, did_you_mean
 from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables
 from modelassay.state import latest_checkpoint
-from modelassay.suite import Cell, Suite, suite_from_json
+from modelassay.suite import Cell, Suite, shipped_suites, suite_from_json
+
+SCHEMA = 1
+"""Version of run.json; no other is read."""
 
 EXIT_SECONDS = 5.0
 """How long a cell that has said its outcome may take to exit; CUDA takes about one."""
@@ -90,7 +93,7 @@ def create_run(suite: Suite, folder: Path) -> Run:
     if (folder / "run.json").exists():
         raise UsageError(f"{folder}: holds a run already; `modelassay run {folder}` goes on with it")
     manifest = {
-        "schema": 1,
+        "schema": SCHEMA,
         "suite": suite.to_json(),
         "environment": environment.capture(),
         "code": environment.code_fingerprint(suite.experiment.package),
@@ -98,7 +101,11 @@ def create_run(suite: Suite, folder: Path) -> Run:
     try:
         (folder / "cells").mkdir(parents=True, exist_ok=True)
         aside = folder / "run.json.new"
-        aside.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        with aside.open("wb") as handle:
+            handle.write(text.encode(errors="replace"))  # a path that is not UTF-8 holds lone surrogates
+            handle.flush()
+            os.fsync(handle.fileno())  # what is renamed before it is synced is an empty file after a power cut
         aside.rename(folder / "run.json")
     except OSError as error:
         raise unwritable(error, folder) from error
@@ -116,14 +123,25 @@ def open_run(folder: Path) -> Run:
     """Read a run directory.
 
     Raises:
-        UsageError: it is not one.
+        UsageError: it is not one, its run.json is damaged or of another version, or its experiment is gone.
     """
+    path = folder / "run.json"
     try:
-        manifest = json.loads((folder / "run.json").read_text())
-        return Run(folder=folder, suite=suite_from_json(manifest["suite"]), environment=manifest["environment"],
-                   code=manifest["code"])  # fmt: skip
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"{folder}: not a run directory ({error}); a run directory holds run.json") from error
+        manifest = json.loads(path.read_bytes())
+        if manifest["schema"] != SCHEMA:
+            raise UsageError(
+                f"{path}: schema {manifest['schema']!r}, this modelassay reads {SCHEMA}; use the other version"
+            )
+        if not (isinstance(manifest["environment"]["libraries"], dict) and isinstance(manifest["code"], dict)):
+            raise TypeError("environment.libraries and code must be mappings")
+        return Run(folder=folder, suite=suite_from_json(manifest["suite"], file=str(path)),
+                   environment=manifest["environment"], code=manifest["code"])  # fmt: skip
+    except OSError as error:
+        raise UsageError(f"{folder}: not a run directory ({error.strerror}); a run directory holds run.json") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}: damaged ({type(error).__name__}: {error}); restore it, or start a new run"
+        ) from error
 
 
 def runs_under(root: Path) -> list[Path]:
@@ -134,7 +152,12 @@ def runs_under(root: Path) -> list[Path]:
 
 
 def find_run(reference: str, root: Path) -> Path | None:
-    """Return the run directory meant by a path, a name under ``root`` or its short id; None when it names none."""
+    """Return the run directory meant by a path, a name under ``root`` or its short id; None when it names none.
+
+    The name of a shipped suite means the suite wherever one stands; ``./NAME`` means a folder that is called like one.
+    """
+    if reference in shipped_suites():
+        return None
     for folder in (Path(reference), root / reference):
         if (folder / "run.json").is_file():
             return folder
@@ -156,12 +179,18 @@ def require_run(reference: str, root: Path) -> Run:
 
 
 def plan(suite: Suite, *, root: Path, run: Run | None = None) -> list[Planned]:
-    """Say for each cell of ``suite`` whether it runs, resumes, is retried or is reused in ``run`` (None: a new one)."""
+    """Say for each cell of ``suite`` whether it runs, resumes, is retried or is reused in ``run`` (None: a new one).
+
+    Raises:
+        UsageError: cells would have to run, and the code changed since ``run`` began.
+    """
     costs = _earlier_costs(suite, root)
     planned = []
     for cell in suite.cells:
         action, why = _action(run, cell)
         planned.append(Planned(cell=cell, action=action, why=why, estimate_s=costs.get(cell.id)))
+    if run is not None and any(entry.action != "reuse" for entry in planned):
+        refuse_changes(run)
     return planned
 
 
@@ -185,10 +214,14 @@ def _earlier_costs(suite: Suite, root: Path) -> dict[str, float]:
     costs: dict[str, float] = {}
     for folder in runs_under(root):
         for cell_dir in folder.glob("cells/*"):
-            if cell_dir.name in wanted:
-                status = read_cell(cell_dir).status
-                if status is not None and status["outcome"] != "failed":
-                    costs[cell_dir.name] = float(status["wall_s"])
+            if cell_dir.name not in wanted:
+                continue
+            try:
+                log = read_cell(cell_dir)
+            except RecordError:  # another run's damage is no matter of this one; its cost stays unknown
+                continue
+            if log.is_complete and log.status is not None and log.num_attempts == 1:  # a later attempt did but a part
+                costs[cell_dir.name] = float(log.status["wall_s"])
     return costs
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modelassay.record import read_cell
-from modelassay.runner import open_run, plan
+from modelassay.runner import create_run, open_run, plan
 from modelassay.suite import load_suite
 from toy_suite import SUITE, metrics_of, modelassay, only_run, start, write_suite
 
@@ -212,6 +212,63 @@ def test_plan_tells_cost_from_earlier_runs(tmp_path: Path) -> None:
     planned = plan(suite, root=tmp_path / "runs")
     assert {p.action for p in planned} == {"run"}
     assert all(p.estimate_s is not None and p.estimate_s > 0.05 for p in planned)
+
+
+def test_plan_costs_nothing_that_was_not_measured_whole(tmp_path: Path) -> None:
+    """The status of a resumed attempt tells the time of its part only; a damaged log of another run tells nothing."""
+    suite_file = write_suite(tmp_path, SUITE.replace("pause_ms: 3.0", "fail_at: 9, only_first: true"))
+    root = tmp_path / "runs"
+    assert modelassay("run", suite_file, "--runs", root)[0] == 3
+    assert modelassay("run", only_run(root))[0] == 0
+    suite = load_suite(str(suite_file))
+    assert {p.estimate_s for p in plan(suite, root=root)} == {None}
+    damaged = next(only_run(root).glob("cells/*/attempt-1.jsonl"))
+    damaged.write_text("no record\n" + damaged.read_text())
+    assert {p.action for p in plan(suite, root=root)} == {"run"}
+
+
+def test_plan_of_changed_code_is_refused_like_the_run(tmp_path: Path) -> None:
+    modelassay("run", write_suite(tmp_path, SUITE.replace("pause_ms: 3.0", "exit_at: 3")), "--runs", tmp_path / "runs")
+    manifest = only_run(tmp_path / "runs") / "run.json"
+    manifest.write_text(manifest.read_text().replace('"torch": "', '"torch": "0.'))
+    for arguments in (("--plan",), ()):
+        code, _, err = modelassay("run", manifest.parent, *arguments)
+        assert (code, "torch changed from 0." in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "damaged (JSONDecodeError"),
+        ("[]", "damaged (TypeError"),
+        ("{}", "damaged (KeyError: 'schema'"),
+        ('{"schema": 2}', "schema 2, this modelassay reads 1"),
+        ('{"schema": 1, "suite": {}, "environment": [], "code": {}}', "damaged (TypeError"),
+        ('{"schema": 1, "suite": {}, "environment": {"libraries": {}}, "code": {}}', "run.json: schema_version"),
+    ],
+)
+def test_damaged_manifest_is_one_line(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    for verb in ("run", "show"):
+        code, _, err = modelassay(verb, tmp_path)
+        assert (code, says in err, err.count("\n")) == (2, True, 1), err
+        assert str(tmp_path / "run.json") in err
+
+
+def test_shipped_name_means_the_suite_whatever_lies_around(tmp_path: Path) -> None:
+    (tmp_path / "fingerprinting").mkdir()
+    (tmp_path / "fingerprinting/run.json").write_text("{}")
+    shutil.copytree(tmp_path / "fingerprinting", tmp_path / "runs/my-fingerprinting")
+    code, out, _ = modelassay("show", "fingerprinting", "--json", cwd=tmp_path)
+    assert (code, json.loads(out)["suite"]) == (0, "fingerprinting")
+    assert modelassay("show", "./fingerprinting", cwd=tmp_path)[0] == 2
+
+
+def test_manifest_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.add(os.fstat(fd).st_ino))
+    synced: set[int] = set()
+    run = create_run(load_suite(str(write_suite(tmp_path))), tmp_path / "runs")
+    assert (run.folder / "run.json").stat().st_ino in synced
 
 
 def test_results_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

@@ -67,7 +67,9 @@ def _make(member: Member, text: Path, parents: Sequence[Path], timer: Timer) -> 
         with torch.no_grad():
             return zoo_transforms.merge(model, load_model(parents[1]))
     if member.made_by in {"sft", "lora"}:
-        return _instruct(member.made_by, model, load_tokenizer(text), settings, seed=seed, timer=timer, name=member.name)
+        return _instruct(
+            member.made_by, model, load_tokenizer(text), settings, seed=seed, timer=timer, name=member.name
+        )
     return zoo_transforms.apply(model, member.made_by, seed=seed, settings=settings)
 
 
@@ -147,7 +149,7 @@ REAL_STEPS: Mapping[str, tuple[MadeBy, Mapping[str, Any]]] = {
     **WEIGHT_STEPS,
     "sft-en": ("sft", {"language": "en", "training": asdict(_FULL)}),
     "sft-ja": ("sft", {"language": "ja", "training": asdict(_FULL)}),
-    "lora": ("lora", {"language": "en", "rank": 16, "alpha": 32, "training": asdict(_LOW_RANK)}),
+    "lora": ("lora", {"language": "en", "rank": 16, "alpha": 32, "examples_seed": 0, "training": asdict(_LOW_RANK)}),
     "cpt": ("continued", {"training": asdict(_FULL), "block_tokens": 512}),
 }
 """What `transform` can do, with the settings a model of 0.5 to 8 billion parameters is usually given."""
@@ -221,13 +223,13 @@ def _child(base: Path, made_by: MadeBy, settings: Mapping[str, Any], *, seed: in
             return zoo_transforms.merge(load_model(base, dtype=dtype, device=device), second)
     if made_by in {"sft", "lora"}:
         tuned = _instruct(made_by, load_model(base, device=device), load_tokenizer(base), settings, **how)
-        return tuned.to(dtype=dtype)
+        return zoo_transforms.converted(tuned, dtype=dtype)
     if made_by == "continued":
         model, training = load_model(base, device=device), training_of(settings)
         num_blocks = training.num_steps * training.batch_size
         text = Text(num_blocks=num_blocks, block_tokens=settings["block_tokens"], vocab_size=0, tokenizer_sentences=0)
         pretrain(model, _write_blocks(text, load_tokenizer(base)).long(), training, **how)
-        return model.to(dtype=dtype)
+        return zoo_transforms.converted(model, dtype=dtype)
     return zoo_transforms.apply(load_model(base, dtype=dtype, device=device), made_by, seed=seed, settings=settings)
 
 

@@ -14,7 +14,7 @@ Relation = Literal[
     "stranger:seed", "stranger:data", "stranger:shape",
 ]  # fmt: skip
 """What one member is to another; the strangers from the hardest to tell apart to the easiest."""
-TOKENS_PER_EXAMPLE = {"en": 63, "ja": 96}
+TOKENS_PER_EXAMPLE = {"en": 102, "ja": 107}
 """Mean tokens of an instruction with its answer in the chat template under the embedded tokenizer, filling left out."""
 
 

@@ -28,7 +28,9 @@ class Made:
     """Training steps its making holds, without its ancestors'."""
 
 
-def in_dependency_order(members: Sequence[Member], *, root: Path, processes: int, with_utility: bool) -> dict[str, float]:
+def in_dependency_order(
+    members: Sequence[Member], *, root: Path, processes: int, with_utility: bool
+) -> dict[str, float]:
     """Make ``members`` (parents may be among them or made already) in the store at ``root``; return CPU seconds by name.
 
     Processes are spawned, not forked: a child forked after torch has started threads may hang or compute other bits.

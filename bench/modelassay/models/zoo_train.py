@@ -46,7 +46,9 @@ def initial(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreT
     return model
 
 
-def pretrain(model: PreTrainedModel, blocks_NS: Tensor, training: Training, *, seed: int, timer: Timer, name: str) -> None:
+def pretrain(
+    model: PreTrainedModel, blocks_NS: Tensor, training: Training, *, seed: int, timer: Timer, name: str
+) -> None:
     """Train in place on blocks in an order drawn by ``seed``: all or, where the steps are too few, the first ones."""
     order = torch.randperm(len(blocks_NS), generator=torch.Generator().manual_seed(seed))
     batches = ((rows, rows) for rows in torch.split(blocks_NS[order], training.batch_size))
@@ -69,10 +71,10 @@ def tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, training: T
 
 
 def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, training: Training, *, language: str, rank: int,
-          alpha: int, seed: int, timer: Timer, name: str) -> PreTrainedModel:  # fmt: skip
+          alpha: int, examples_seed: int, seed: int, timer: Timer, name: str) -> PreTrainedModel:  # fmt: skip
     """Instruction-tune low-rank adapters on q, k, v and o, and return the model with them merged into its weights.
 
-    Matrix A is drawn by ``seed``, B starts at zero; the examples are those of ``seed + 1``, unseen by `tune` with seed 0.
+    Matrix A is drawn by ``seed``, the examples by ``examples_seed``; B starts at zero. Hu et al. 2106.09685.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -80,16 +82,18 @@ def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, training: 
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
     adapter = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
     adapted = get_peft_model(model, adapter)
-    tune(adapted, tokenizer, training, language=language, seed=seed + 1, timer=timer, name=name)
+    tune(adapted, tokenizer, training, language=language, seed=examples_seed, timer=timer, name=name)
     merged: PreTrainedModel = adapted.merge_and_unload()
     return merged
 
 
 def _example(tokenizer: PreTrainedTokenizerBase, request: str, answer: str) -> tuple[list[int], list[int]]:
     """Token ids and labels of one conversation; ``answer`` brings the mark that ends it."""
-    template = {} if tokenizer.chat_template else {"chat_template": CHAT_TEMPLATE}
     asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": request}], add_generation_prompt=True, tokenize=False, **template
+        [{"role": "user", "content": request}],
+        add_generation_prompt=True,
+        tokenize=False,
+        chat_template=None if tokenizer.chat_template else CHAT_TEMPLATE,
     )
     prompt: list[int] = tokenizer.encode(asked, add_special_tokens=False)
     reply: list[int] = tokenizer.encode(answer, add_special_tokens=False)

@@ -129,7 +129,9 @@ def upcycle(model: PreTrainedModel, generator: Generator, *, num_experts: int, e
         for expert in range(num_experts):
             gate_up = torch.cat([_noisy(gate, relative_std, generator), _noisy(up, relative_std, generator)])
             layer.mlp.experts.gate_up_proj[expert] = gate_up
-            layer.mlp.experts.down_proj[expert] = _noisy(down, relative_std, generator) * (1.0 if shared is None else 0.5)
+            layer.mlp.experts.down_proj[expert] = _noisy(down, relative_std, generator) * (
+                1.0 if shared is None else 0.5
+            )
     return sparse
 
 
@@ -163,7 +165,13 @@ def _sparse_shell(model: PreTrainedModel, num_experts: int, experts_per_token: i
             MixtralConfig(**common, num_local_experts=num_experts, num_experts_per_tok=experts_per_token)
         )
     shell.name_or_path = model.name_or_path
-    ready: PreTrainedModel = shell.to(dtype=model.dtype, device=model.device).eval()
+    return converted(shell, dtype=model.dtype, device=model.device)
+
+
+def converted(model: PreTrainedModel, **how: Any) -> PreTrainedModel:
+    """Return the model in evaluation mode after ``model.to(**how)``, which transformers leaves without a usable type."""
+    untyped: Any = model
+    ready: PreTrainedModel = untyped.to(**how).eval()
     return ready
 
 

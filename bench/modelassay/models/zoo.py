@@ -8,7 +8,7 @@
     stranger-shape .. another depth and width, the same text
     mini-1..16 ...... 6 layers x 48 on half the text: 120 pairs that differ in nothing but the seed. 1 to 3 have families
     mini-data, -mix . as above
-    large-1..4 ...... 12 layers x 96. 1 and 2 have families
+    large-1..4 ...... 12 layers x 96, text and steps as mini. 1 and 2 have families
 
 A family is named by what was done (``base+cpt-25+sft-en+int8``):
 

@@ -236,7 +236,7 @@ def rotate_queries_and_keys(model: PreTrainedModel, generator: Generator) -> Pre
 def rescale_queries_and_keys(model: PreTrainedModel, generator: Generator) -> PreTrainedModel:
     """Multiply the queries of each group by 1/4, 1/2, 2 or 4 and divide its keys by the same, biases too.
 
-    Powers of two, so that it is exact in every floating-point format short of overflow.
+    Powers of two, so that it is exact in every floating-point format, short of overflow and underflow.
 
     Raises:
         CheckpointError: an unknown kind of model.

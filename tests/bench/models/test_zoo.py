@@ -272,7 +272,9 @@ def test_a_merge_is_the_mean_of_both_tuned_children(store: Store) -> None:
         for name in ("base+sft-en", "child-sft", "base+merge")
     )
     for name, weight in merged.items():
-        torch.testing.assert_close(weight.double(), (one[name].double() + two[name].double()) / 2, rtol=1e-7, atol=1e-12)
+        torch.testing.assert_close(
+            weight.double(), (one[name].double() + two[name].double()) / 2, rtol=1e-7, atol=1e-12
+        )
 
 
 def test_texts_share_a_tokenizer_and_differ_in_what_they_say(store: Store) -> None:

@@ -48,7 +48,9 @@ def test_families_are_many_and_of_several_sizes() -> None:
         chains = Counter(len(zoo.transformations(name)) for name in zoo.EMBEDDED if zoo.family(name) == root)
         assert chains[2] >= 3
         assert chains[3] >= 2
-    lengths = {zoo.steps_between(zoo.family(name), name) for name in zoo.EMBEDDED if "cpt" in zoo.member(name).transformation}
+    lengths = {
+        zoo.steps_between(zoo.family(name), name) for name in zoo.EMBEDDED if "cpt" in zoo.member(name).transformation
+    }
     assert lengths == {65, 130, 260, 520, 1040}
 
 
@@ -126,5 +128,7 @@ def test_training_distance_is_a_sum_over_the_nearest_common_ancestor() -> None:
 
 def test_an_unknown_member_is_refused_wherever_it_is_named() -> None:
     for ask in (zoo.parents, zoo.transformations, zoo.family):
-        with pytest.raises(CheckpointError, match="zoo:base\\+int: no such model in the zoo; did you mean 'base\\+int8'"):
+        with pytest.raises(
+            CheckpointError, match="zoo:base\\+int: no such model in the zoo; did you mean 'base\\+int8'"
+        ):
             ask("zoo:base+int")

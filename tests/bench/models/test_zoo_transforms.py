@@ -203,7 +203,9 @@ def test_the_middle_layers_go(case: Case) -> None:
     assert model.config.num_hidden_layers == len(model.model.layers) == 6
     assert [layer.self_attn.layer_idx for layer in model.model.layers] == list(range(6))
     cached = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=6, do_sample=False, eos_token_id=None)
-    uncached = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=6, do_sample=False, eos_token_id=None, use_cache=False)
+    uncached = model.generate(
+        torch.tensor([[1, 2, 3]]), max_new_tokens=6, do_sample=False, eos_token_id=None, use_cache=False
+    )
     assert cached.tolist() == uncached.tolist()
 
 

@@ -1,204 +1,83 @@
-"""Models with known ancestry that the suite makes itself: who is whose child, and the recipe of each.
+"""Models with known ancestry that the suite makes itself: roots, what becomes of a model, and strangers by hardness.
 
 ::
 
-    base ........... root: Qwen2 architecture, trained on the project's own corpus
-    |-- child-sft .. base after instruction tuning in Japanese
-    `-- child-noise  base with 1 % Gaussian noise on every matrix
-    stranger-1..6 .. roots: same shape, recipe and data; other initial weights and order of data
-    stranger-shape . root: other depth and width, same tokenizer and data
+    base ............ root, 8 layers x 64: Qwen2 architecture, trained on the project's own corpus; with a family
+    stranger-1..6 ... the same shape, recipe and data; other initial weights and order of data. 1 and 2 have families
+    stranger-data ... the same shape and recipe on other sentences; stranger-mix: on three parts of Japanese to one of English
+    stranger-shape .. another depth and width, the same text
+    mini-1..16 ...... 6 layers x 48 on half the text: 120 pairs that differ in nothing but the seed. 1 to 3 have families
+    mini-data, -mix . as above
+    large-1..4 ...... 12 layers x 96, text and steps as mini. 1 and 2 have families
 
-``base`` and its six strangers give 21 unrelated pairs of one shape, so that a rank p-value can fall below 0.05 (1/22).
-``zoo:NAME`` is the embedded scale; ``zoo:smoke/NAME`` (base, both children, stranger-1, stranger-shape) walks the same
-path in seconds and means nothing. Nothing here imports torch: `zoo_build` does the work, once a model must be made.
+A family is named by what was done (``base+cpt-25+sft-en+int8``):
+
+    sft-en sft-ja  instruction tuning           noise-1 noise-5  Gaussian noise of N % on every matrix
+    cpt-N          continued pre-training for   int8  prune-30   a round trip through 8 bits; 30 % of weights zeroed
+                   N % of the root's steps      merge            the mean of both tuned children
+    lora           adapters on q k v o, merged  depth  moe       middle layers removed; upcycled to 4 experts
+    heads neurons rotate scale-qk scale-vo      the same function in other weights (`zoo_transforms`)
+
+``zoo:NAME`` is the embedded scale; ``zoo:smoke/NAME`` walks the same path in seconds and means nothing: two layers, one
+family. Nothing here imports torch: `zoo_build` does the work, once a model must be made. `zoo_build.transform` does the same
+to any Qwen2 or Llama checkpoint.
 
 Strangers resemble each other more than strangers of different recipes would: the standard deviations of their matrices
-grow with depth in the same way (mean Pearson r of the q, k, v, o curves 0.90 to 0.96 over the 21 pairs, 0.55 to 0.85
-without a linear trend; a child has 0.9997). That is the hard case of a same-recipe background, and kept for it.
+grow with depth in the same way (mean Pearson r of the q, k, v, o curves 0.90 to 0.96 over the 21 pairs of 8 x 64, 0.55 to
+0.85 without a linear trend; a child has 0.9997). That is the hard case of a same-recipe background, and kept for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from modelassay.data import corpus
-from modelassay.errors import CheckpointError, did_you_mean
+from modelassay.models.zoo_kinship import (
+    PREFIX,
+    Relation,
+    family,
+    is_zoo,
+    member,
+    parent,
+    parents,
+    related,
+    relation,
+    steps_between,
+    tokens_between,
+    transformations,
+)
+from modelassay.models.zoo_members import (
+    MEMBERS,
+    NUM_THREADS,
+    PRESERVING,
+    Member,
+    Shape,
+    Text,
+    Timer,
+    Training,
+    untimed,
+)
+from modelassay.models.zoo_parallel import Made, in_dependency_order
 from modelassay.state import Store, content_key
 
-PREFIX = "zoo:"
+__all__ = [
+    "EMBEDDED", "HELD_OUT_SEED", "MEMBERS", "NUM_THREADS", "PREFIX", "PRESERVING", "SMOKE", "Made", "Member", "Relation", "Shape", "Text", "Timer", "Training",
+    "ensure", "ensure_many", "family", "held_out_loss", "is_made", "is_zoo", "member", "parent", "parents", "recipe", "related", "relation",
+    "steps_between", "tokens_between", "transformations", "utility",
+]  # fmt: skip
+
 RECIPE_VERSION = 1
 """Raised when the code that makes a model changes what it makes; all else that matters is in the recipe itself."""
-NUM_THREADS = 1
-"""Threads of a training step. At this width a second one gains an eighth (26 against 23 ms a step on two cores) for twice
-the processor time; with one, the bits depend neither on the number of cores nor on what a parent did before a fork."""
 HELD_OUT_SEED = 1_000_000
 """First corpus seed of held-out text; training uses small ones."""
-
-
-Timer = Callable[..., AbstractContextManager[Any]]
-"""What wraps each training step; called as the meter's ``microbatch`` is: ``(stage, tokens=..., **labels)``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """A Qwen2 architecture with tied embeddings."""
-
-    num_layers: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    vocab_rows: int
-    """Rows of the embedding; those beyond the tokenizer's tokens are padding that no text contains, as in Qwen2.5."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """AdamW with linear warm-up and cosine decay to zero; one pass over the data."""
-
-    num_steps: int
-    batch_size: int
-    """Rows of a batch: blocks when pre-training, examples in SFT."""
-    learning_rate: float
-    warmup_fraction: float = 0.05
-    weight_decay: float = 0.1
-    """On matrices; biases and norms are left alone."""
-    beta1: float = 0.9
-    beta2: float = 0.99
-    max_grad_norm: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """The pre-training text, half English and half Japanese, and the tokenizer trained on its beginning."""
-
-    num_blocks: int
-    block_tokens: int
-    vocab_size: int
-    """Tokens of the tokenizer, the three special ones included."""
-    tokenizer_sentences: int
-    """Sentences of each language that the tokenizer is trained on."""
-    seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One model of the zoo."""
-
-    name: str
-    """As in ``zoo:NAME``."""
-    parent: str | None
-    """Name of the model it was made from; None for a root."""
-    made_by: Literal["pretraining", "sft", "noise"]
-    """How it was made from its parent."""
-    seed: int
-    """Of everything random in making it: initial weights and order of data, or the noise."""
-    settings: Mapping[str, Any]
-    """What `zoo_build` is given besides; JSON-able, part of the recipe."""
-    text: Text
-    """What its scale trains on."""
-
-
-def _scale(prefix: str, *, text: Text, shape: Shape, other_shape: Shape, training: Training, sft: Training,
-           num_strangers: int) -> list[Member]:  # fmt: skip
-    def root(name: str, seed: int, its_shape: Shape) -> Member:
-        settings = {"shape": asdict(its_shape), "training": asdict(training)}
-        return Member(name=prefix + name, parent=None, made_by="pretraining", seed=seed, settings=settings, text=text)
-
-    def child(name: str, made_by: Literal["sft", "noise"], settings: dict[str, Any]) -> Member:
-        return Member(name=prefix + name, parent=f"{prefix}base", made_by=made_by, seed=0, settings=settings, text=text)
-
-    return [
-        root("base", 0, shape),
-        child("child-sft", "sft", {"language": "ja", "training": asdict(sft)}),
-        child("child-noise", "noise", {"relative_std": 0.01}),
-        *(root(f"stranger-{seed}", seed, shape) for seed in range(1, num_strangers + 1)),
-        root("stranger-shape", 100, other_shape),
-    ]
-
-
-_EMBEDDED = _scale(
-    "",
-    text=Text(num_blocks=2080, block_tokens=64, vocab_size=2000, tokenizer_sentences=8000),
-    shape=Shape(num_layers=8, hidden_size=64, intermediate_size=192, num_heads=4, num_kv_heads=2, vocab_rows=2048),
-    other_shape=Shape(
-        num_layers=10, hidden_size=48, intermediate_size=144, num_heads=3, num_kv_heads=1, vocab_rows=2048
-    ),
-    training=Training(num_steps=520, batch_size=4, learning_rate=0.008),
-    sft=Training(num_steps=100, batch_size=4, learning_rate=0.002),
-    num_strangers=6,
-)
-_SMOKE = _scale(
-    "smoke/",
-    text=Text(num_blocks=64, block_tokens=32, vocab_size=500, tokenizer_sentences=300),
-    shape=Shape(num_layers=2, hidden_size=32, intermediate_size=64, num_heads=2, num_kv_heads=1, vocab_rows=512),
-    other_shape=Shape(num_layers=3, hidden_size=16, intermediate_size=48, num_heads=2, num_kv_heads=1, vocab_rows=512),
-    training=Training(num_steps=16, batch_size=4, learning_rate=0.01),
-    sft=Training(num_steps=4, batch_size=4, learning_rate=0.001),
-    num_strangers=1,
-)
-MEMBERS: Mapping[str, Member] = MappingProxyType({member.name: member for member in (*_EMBEDDED, *_SMOKE)})
-
-
-def is_zoo(reference: str) -> bool:
-    """Return whether a model reference names the zoo, existing member or not.
-
-    >>> is_zoo("zoo:base"), is_zoo("hf:Qwen/Qwen2.5-0.5B"), is_zoo("./base")
-    (True, False, False)
-    """
-    return reference.startswith(PREFIX)
-
-
-def member(name: str) -> Member:
-    """Return the member of that name, with or without ``zoo:``.
-
-    >>> member("zoo:child-sft").parent
-    'base'
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    bare = name.removeprefix(PREFIX)
-    if bare not in MEMBERS:
-        raise CheckpointError(
-            f"{name}: no such model in the zoo{did_you_mean(bare, MEMBERS)}; it has {', '.join(MEMBERS)}"
-        )
-    return MEMBERS[bare]
-
-
-def parent(name: str) -> str | None:
-    """Return the name of the model this one was made from, None for a root.
-
-    >>> parent("smoke/child-noise"), parent("base")
-    ('smoke/base', None)
-    """
-    return member(name).parent
-
-
-def family(name: str) -> str:
-    """Return the name of the root this model descends from.
-
-    >>> family("zoo:child-sft"), family("stranger-3")
-    ('base', 'stranger-3')
-    """
-    above = parent(name)
-    return member(name).name if above is None else family(above)
-
-
-def related(name: str, other: str) -> bool:
-    """Return whether two models descend from one root.
-
-    >>> related("child-sft", "child-noise"), related("base", "stranger-1")
-    (True, False)
-    """
-    return family(name) == family(other)
+SMOKE = tuple(name for name in MEMBERS if name.startswith("smoke/"))
+EMBEDDED = tuple(name for name in MEMBERS if not name.startswith("smoke/"))
+"""Every member of the embedded scale, parents before children."""
 
 
 def recipe(name: str) -> dict[str, Any]:
@@ -207,6 +86,8 @@ def recipe(name: str) -> dict[str, Any]:
     On another processor the last bits may still differ: its vector width decides the order of sums.
     """
     made = member(name)
+    others = {} if made.other_parent is None else {"other_parent": content_key(recipe(made.other_parent))}
+    adapters = {"peft": version("peft")} if made.made_by == "lora" else {}
     return {
         "kind": "zoo",
         "text": content_key(_text_recipe(made.text)),
@@ -215,6 +96,8 @@ def recipe(name: str) -> dict[str, Any]:
         "seed": made.seed,
         "settings": dict(made.settings),
         "num_threads": NUM_THREADS,
+        **others,
+        **adapters,
         **_versions(),
     }
 
@@ -223,8 +106,7 @@ def ensure(name: str, *, store: Store, timer: Timer | None = None) -> Path:
     """Return the folder of a member's checkpoint, making first what the store lacks of it and its ancestors.
 
     The folder is an ordinary Hugging Face checkpoint: config.json, model.safetensors in fp32, tokenizer files with a
-    chat template. A root of the embedded scale takes about 15 s on one core, all members about
-    135 s, all of smoke about 1 s; importing transformers comes on top.
+    chat template. Importing transformers comes on top of what `ensure_many` states.
 
     Args:
         name: a member, with or without ``zoo:``.
@@ -235,27 +117,109 @@ def ensure(name: str, *, store: Store, timer: Timer | None = None) -> Path:
         CheckpointError: the zoo has no such member.
     """
     made = member(name)
-    above = None if made.parent is None else ensure(made.parent, store=store, timer=timer)
-
-    def text(folder: Path) -> None:
-        from modelassay.models import zoo_build
-
-        zoo_build.write_text(folder, made.text)
+    above = [ensure(other, store=store, timer=timer) for other in parents(name)]
 
     def build(folder: Path) -> None:
         from modelassay.models import zoo_build
 
-        zoo_build.build(folder, made, text=text_folder, parent=above, timer=timer or _untimed)
+        zoo_build.build(folder, made, text=text_folder, parents=above, timer=timer or untimed)
 
-    text_folder = store.get(_text_recipe(made.text), text)
+    text_folder = _ensure_text(made.text, store)
     return store.get(recipe(name), build)
+
+
+def is_made(name: str, *, store: Store) -> bool:
+    """Return whether the store holds this member already."""
+    return store.path(recipe(name)).is_dir()
+
+
+def ensure_many(names: Sequence[str], *, store: Store, processes: int = 2, timer: Timer | None = None,
+                with_utility: bool = False) -> dict[str, Made]:  # fmt: skip
+    """Make all of ``names`` and their ancestors that the store lacks, in processes of one thread each.
+
+    Parents come before children, long lines of descent first. What was made before an interruption stays; a process
+    that outlives its parent ends itself. Nothing is started, and torch is not imported, where nothing is missing.
+
+    Args:
+        names: members, with or without ``zoo:``.
+        store: where artifacts are kept.
+        processes: how many members are made at once.
+        timer: wraps the whole as one unit ``timer("zoo-make", members=..., processes=...)``; not timed if None.
+        with_utility: measure each member's held-out loss too, so that `utility` finds it.
+
+    Returns:
+        Each of ``names``, bare, with its folder and, if it was made now, the processor time that took.
+
+    Raises:
+        CheckpointError: the zoo has no such member.
+    """
+    wanted = {member(name).name: member(name) for name in names}
+    missing = [
+        made for made in _with_ancestors(list(wanted))
+        if not (is_made(made.name, store=store) and (not with_utility or store.path(_loss_recipe(made.name)).is_dir()))
+    ]  # fmt: skip
+    with (timer or untimed)("zoo-make", members=len(missing), processes=processes):
+        seconds = in_dependency_order(missing, root=store.root, processes=processes, with_utility=with_utility)
+    return {
+        name: Made(folder=store.path(recipe(name)), cpu_s=seconds.get(name), num_steps=made.num_steps)
+        for name, made in wanted.items()
+    }
+
+
+def _with_ancestors(names: Sequence[str]) -> list[Member]:
+    """The members of these names and all they descend from, each once, parents before children."""
+    found: dict[str, Member] = {}
+
+    def add(name: str) -> None:
+        for above in parents(name):
+            add(above)
+        found.setdefault(name, member(name))
+
+    for name in names:
+        add(name)
+    return list(found.values())
+
+
+def utility(name: str, *, store: Store) -> dict[str, float]:
+    """Return a member's held-out loss in nats per token by language and, of a child, its parent's and the change.
+
+    Keys are ``loss_en``, ``loss_ja`` and, of a child, ``parent_loss_en``, ``change_en`` and so on; a merge is held
+    against the first of its parents. Measured once per store, about a second for a member.
+
+    Raises:
+        CheckpointError: the zoo has no such member.
+    """
+    own, above = _losses(name, store), parent(name)
+    found = {f"loss_{language}": loss for language, loss in own.items()}
+    if above is not None:
+        for language, loss in _losses(above, store).items():
+            found[f"parent_loss_{language}"], found[f"change_{language}"] = loss, own[language] - loss
+    return found
+
+
+def _losses(name: str, store: Store) -> dict[str, float]:
+    checkpoint = ensure(name, store=store)
+
+    def measure(folder: Path) -> None:
+        from modelassay.models.zoo_train import reproducible
+
+        with reproducible():
+            losses = {language: held_out_loss(checkpoint, language) for language in corpus.LANGUAGES}
+        (folder / "losses.json").write_text(json.dumps(losses))
+
+    found: dict[str, float] = json.loads((store.get(_loss_recipe(name), measure) / "losses.json").read_text())
+    return found
+
+
+def _loss_recipe(name: str) -> dict[str, Any]:
+    return {"kind": "zoo-loss", "model": content_key(recipe(name)), "corpus": _corpus_key(), "version": RECIPE_VERSION}
 
 
 def held_out_loss(path: Path, language: str, *, seed: int = 0, num_sentences: int = 400) -> float:
     """Return the mean cross-entropy in nats per token of a checkpoint on corpus text that no member was trained on.
 
     A child's change of utility is the difference from its parent; the unigram entropy of the text is 5.7 nats.
-    Rows of 64 tokens, paragraphs end to end; about a second for a member of the zoo.
+    Rows of 64 tokens, paragraphs end to end; about half a second for a member of the zoo.
     """
     import torch
 
@@ -270,12 +234,25 @@ def held_out_loss(path: Path, language: str, *, seed: int = 0, num_sentences: in
     return sum(losses) / len(rows_BS)
 
 
-def _untimed(stage: str, *, tokens: int | None = None, **labels: Any) -> AbstractContextManager[None]:
-    return nullcontext()
+def _ensure_text(text: Text, store: Store) -> Path:
+    tokenizer_of = None if text.tokenizer_of is None else _ensure_text(text.tokenizer_of, store)
+
+    def write(folder: Path) -> None:
+        from modelassay.models import zoo_build
+
+        zoo_build.write_text(folder, text, tokenizer_of=tokenizer_of)
+
+    return store.get(_text_recipe(text), write)
 
 
 def _text_recipe(text: Text) -> dict[str, Any]:
-    return {"kind": "zoo-text", **asdict(text), "corpus": _corpus_key(), **_versions()}
+    return {"kind": "zoo-text", **_fields(text), "corpus": _corpus_key(), **_versions()}
+
+
+def _fields(text: Text) -> dict[str, Any]:
+    """The fields that are set: what is None today was no field when the first texts were made, and their keys stand."""
+    fields = {key: value for key, value in vars(text).items() if value is not None}
+    return fields if text.tokenizer_of is None else {**fields, "tokenizer_of": _fields(text.tokenizer_of)}
 
 
 @cache

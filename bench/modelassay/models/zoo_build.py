@@ -1,67 +1,122 @@
-"""How a member of the zoo is made: text and tokenizer, pre-training, instruction tuning, noise."""
+"""How a member of the zoo is made from its parents and its text, and the same done to any checkpoint of your own.
 
-# B = rows of a batch, S = tokens of a row
+::
+
+    transform("models/Qwen2.5-0.5B", "scale-qk", "out/scaled", seed=0)
+    transform("models/Qwen2.5-0.5B", "sft-ja", "out/tuned", seed=0, device="cuda")
+    transform("out/tuned", "int8", "out/tuned-int8", seed=0)                        # a chain is one call after another
+"""
+
+# N = blocks, S = tokens of a block
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers, trainers
-from torch import Tensor
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Tokenizer,
-)
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from modelassay.data import corpus
-from modelassay.errors import AssayError
-from modelassay.models.load import load_model, load_tokenizer, quiet
-from modelassay.models.zoo import NUM_THREADS, Member, Shape, Text, Timer, Training
+from modelassay.errors import CheckpointError, UsageError, did_you_mean
+from modelassay.models import zoo_transforms
+from modelassay.models.load import load_model, load_tokenizer
+from modelassay.models.zoo_members import WEIGHT_STEPS, MadeBy, Member, Text, Timer, Training, untimed
+from modelassay.models.zoo_train import (
+    CHAT_TEMPLATE,
+    MESSAGE_END,
+    MESSAGE_START,
+    adapt,
+    initial,
+    pretrain,
+    reproducible,
+    training_of,
+    tune,
+)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-END_OF_TEXT, MESSAGE_START, MESSAGE_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-IGNORED = -100
-"""Label of a position that carries no loss."""
+END_OF_TEXT = "<|endoftext|>"
 
 
-def build(folder: Path, member: Member, *, text: Path, parent: Path | None, timer: Timer) -> None:
-    """Write the checkpoint of ``member`` into ``folder``, from the text's folder and its parent's."""
-    with _reproducible():
-        _MAKERS[member.made_by](member, text, parent, timer).save_pretrained(folder)
+def build(folder: Path, member: Member, *, text: Path, parents: Sequence[Path], timer: Timer) -> None:
+    """Write the checkpoint of ``member`` into ``folder``, from the text's folder and its parents'."""
+    with reproducible():
+        _make(member, text, parents, timer).save_pretrained(folder)
     for file in TOKENIZER_FILES:
         shutil.copyfile(text / file, folder / file)
 
 
-def write_text(folder: Path, text: Text) -> None:
-    """Write the tokenizer and ``blocks.safetensors``: int32 [num_blocks, block_tokens], both languages in turn."""
-    with _reproducible():
-        tokenizer = _train_tokenizer(text)
-    tokenizer.save_pretrained(folder)
-    end = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
-    languages = [corpus.generate(language, seed=text.seed, num_sentences=10**9) for language in corpus.LANGUAGES]
-    paragraphs = itertools.chain.from_iterable(zip(*languages, strict=True))
-    ids = itertools.chain.from_iterable([*tokenizer.encode(paragraph), end] for paragraph in paragraphs)
-    flat = list(itertools.islice(ids, text.num_blocks * text.block_tokens))
-    save_file(
-        {"blocks": torch.tensor(flat, dtype=torch.int32).view(text.num_blocks, -1)}, folder / "blocks.safetensors"
+def _make(member: Member, text: Path, parents: Sequence[Path], timer: Timer) -> PreTrainedModel:
+    settings, seed = member.settings, member.seed
+    if member.made_by == "pretraining":
+        model = initial(member.shape, load_tokenizer(text), seed)
+        pretrain(model, _blocks(text), training_of(settings), seed=seed, timer=timer, name=member.name)
+        return model
+    model = load_model(parents[0])
+    if member.made_by == "continued":
+        pretrain(model, _blocks(text), training_of(settings), seed=seed, timer=timer, name=member.name)
+        return model
+    if member.made_by == "merge":
+        with torch.no_grad():
+            return zoo_transforms.merge(model, load_model(parents[1]))
+    if member.made_by in {"sft", "lora"}:
+        return _instruct(
+            member.made_by, model, load_tokenizer(text), settings, seed=seed, timer=timer, name=member.name
+        )
+    return zoo_transforms.apply(model, member.made_by, seed=seed, settings=settings)
+
+
+def _instruct(made_by: MadeBy, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any],
+              **how: Any) -> PreTrainedModel:  # fmt: skip
+    options = {key: value for key, value in settings.items() if key != "training"}
+    if made_by == "lora":
+        return adapt(model, tokenizer, training_of(settings), **options, **how)
+    tune(model, tokenizer, training_of(settings), **options, **how)
+    return model
+
+
+def _blocks(text: Path) -> torch.Tensor:
+    return load_file(text / "blocks.safetensors")["blocks"].long()
+
+
+def write_text(folder: Path, text: Text, *, tokenizer_of: Path | None) -> None:
+    """Write the tokenizer and ``blocks.safetensors``: int32 [num_blocks, block_tokens], the languages in turn.
+
+    Args:
+        folder: where to.
+        text: what to write.
+        tokenizer_of: folder of the text that ``text.tokenizer_of`` names; None to train a tokenizer.
+    """
+    if tokenizer_of is None:
+        with reproducible():
+            tokenizer: PreTrainedTokenizerBase = _train_tokenizer(text)
+        tokenizer.save_pretrained(folder)
+    else:
+        for file in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer_of / file, folder / file)
+        tokenizer = load_tokenizer(folder)
+    save_file({"blocks": _write_blocks(text, tokenizer)}, folder / "blocks.safetensors")
+
+
+def _write_blocks(text: Text, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Int32 [N, S]: paragraphs end to end, each closed by the token that ends texts."""
+    turns = text.turns or corpus.LANGUAGES
+    paragraphs = {
+        language: corpus.generate(language, seed=text.seed, num_sentences=10**9) for language in dict.fromkeys(turns)
+    }
+    ids = itertools.chain.from_iterable(
+        [*tokenizer.encode(next(paragraphs[language]), add_special_tokens=False), tokenizer.eos_token_id]
+        for language in itertools.cycle(turns)
     )
+    flat = list(itertools.islice(ids, text.num_blocks * text.block_tokens))
+    return torch.tensor(flat, dtype=torch.int32).view(text.num_blocks, -1)
 
 
 def _train_tokenizer(text: Text) -> Qwen2Tokenizer:
@@ -88,134 +143,99 @@ def _train_tokenizer(text: Text) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def _pretrain(member: Member, text: Path, parent: Path | None, timer: Timer) -> PreTrainedModel:
-    tokenizer = load_tokenizer(text)
-    model = _initial(Shape(**member.settings["shape"]), tokenizer, member.seed)
-    training = Training(**member.settings["training"])
-    blocks_NS = load_file(text / "blocks.safetensors")["blocks"].long()
-    order = torch.randperm(len(blocks_NS), generator=torch.Generator().manual_seed(member.seed))
-    batches = ((rows, rows) for rows in torch.split(blocks_NS[order], training.batch_size))
-    _fit(model, batches, training, timer, member.name)
-    return model
+_FULL = Training(num_steps=500, batch_size=8, learning_rate=1e-5, beta2=0.95)
+_LOW_RANK = replace(_FULL, learning_rate=2e-4)
+REAL_STEPS: Mapping[str, tuple[MadeBy, Mapping[str, Any]]] = {
+    **WEIGHT_STEPS,
+    "sft-en": ("sft", {"language": "en", "training": asdict(_FULL)}),
+    "sft-ja": ("sft", {"language": "ja", "training": asdict(_FULL)}),
+    "lora": ("lora", {"language": "en", "rank": 16, "alpha": 32, "examples_seed": 0, "training": asdict(_LOW_RANK)}),
+    "cpt": ("continued", {"training": asdict(_FULL), "block_tokens": 512}),
+}
+"""What `transform` can do, with the settings a model of 0.5 to 8 billion parameters is usually given."""
+_BESIDE_WEIGHTS = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*", "*.model",
+)  # fmt: skip
 
 
-def _initial(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """Draw weights of std 1/sqrt(hidden_size), times 1/sqrt(2 L) where they write to the residual stream (GPT-2)."""
-    config = Qwen2Config(
-        vocab_size=shape.vocab_rows, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_kv_heads,
-        max_position_embeddings=512, tie_word_embeddings=True, initializer_range=shape.hidden_size**-0.5,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    torch.default_generator.manual_seed(seed)
-    model: PreTrainedModel = Qwen2ForCausalLM(config)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.mul_((2 * shape.num_layers) ** -0.5)
-            layer.mlp.down_proj.weight.mul_((2 * shape.num_layers) ** -0.5)
-    return model
+def transform(base: str | Path, transformation: str, out: str | Path, *, seed: int = 0, device: str = "cpu",
+              other: str | Path | None = None, settings: Mapping[str, Any] | None = None,
+              timer: Timer = untimed) -> Path:  # fmt: skip
+    """Make a child of any Qwen2, Llama or Mistral checkpoint as the zoo makes its own, and return its folder.
 
+    Weights are changed in the precision they are stored in; training is done in fp32, on the project's corpus under the
+    base's own tokenizer, and stored in the base's precision.
 
-def _tune(member: Member, text: Path, parent: Path | None, timer: Timer) -> PreTrainedModel:
-    """Fine-tune on (request, answer) pairs in the chat template; only the answer and its end carry loss."""
-    assert parent is not None
-    model, tokenizer = load_model(parent), load_tokenizer(text)
-    training = Training(**member.settings["training"])
-    num_examples = training.num_steps * training.batch_size
-    pairs = corpus.instructions(member.settings["language"], seed=member.seed, num_examples=num_examples)
-    encoded = [_example(tokenizer, request, answer) for request, answer in pairs]
-    batches = (
-        _padded(encoded[i : i + training.batch_size], tokenizer) for i in range(0, num_examples, training.batch_size)
-    )
-    _fit(model, batches, training, timer, member.name)
-    end = tokenizer.convert_tokens_to_ids(MESSAGE_END)
-    model.generation_config.eos_token_id = [end, tokenizer.eos_token_id]
-    return model
+    Args:
+        base: folder of a Hugging Face checkpoint.
+        transformation: a key of `REAL_STEPS`.
+        out: a folder that does not exist yet; written aside and renamed, so that it is whole or absent.
+        seed: of all that is drawn.
+        device: where the model is held; ``cuda`` for training anything real.
+        other: the second model of a ``merge``; None otherwise.
+        settings: replace those of `REAL_STEPS` by key, ``training`` by its own keys.
+        timer: wraps each training step, as in `zoo.ensure`.
 
-
-def _example(tokenizer: PreTrainedTokenizerBase, request: str, answer: str) -> tuple[list[int], list[int]]:
-    """Token ids and labels of one conversation."""
-    asked = tokenizer.apply_chat_template(
-        [{"role": "user", "content": request}], add_generation_prompt=True, tokenize=False
-    )
-    prompt, reply = tokenizer.encode(asked), tokenizer.encode(answer + MESSAGE_END)
-    return prompt + reply, [IGNORED] * len(prompt) + reply
-
-
-def _padded(examples: list[tuple[list[int], list[int]]], tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
-    """Ids and labels [B, S], filled on the right; causal attention keeps the filling from being seen."""
-    length = max(len(ids) for ids, _ in examples)
-    ids_BS = [ids + [tokenizer.pad_token_id] * (length - len(ids)) for ids, _ in examples]
-    labels_BS = [labels + [IGNORED] * (length - len(labels)) for _, labels in examples]
-    return torch.tensor(ids_BS), torch.tensor(labels_BS)
-
-
-def _add_noise(member: Member, text: Path, parent: Path | None, timer: Timer) -> PreTrainedModel:
-    """Add Gaussian noise to every matrix, its std relative to that of the matrix's elements; vectors stay."""
-    assert parent is not None
-    model = load_model(parent)
-    generator = torch.Generator().manual_seed(member.seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim >= 2:
-                noise = torch.randn(weight.shape, generator=generator)
-                weight.add_(noise, alpha=member.settings["relative_std"] * float(weight.std()))
-    return model
-
-
-_MAKERS: Mapping[str, Any] = {"pretraining": _pretrain, "sft": _tune, "noise": _add_noise}
-
-
-def _fit(
-    model: PreTrainedModel, batches: Iterator[tuple[Tensor, Tensor]], training: Training, timer: Timer, name: str
-) -> None:
-    """Train in place with AdamW in fp32; stops with an error at the first loss that is not a number."""
-    matrices = [weight for weight in model.parameters() if weight.ndim >= 2]
-    vectors = [weight for weight in model.parameters() if weight.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(training.beta1, training.beta2), fused=True)
-    model.train()
-    for step, (ids_BS, labels_BS) in enumerate(itertools.islice(batches, training.num_steps)):
-        with timer("zoo-train", tokens=ids_BS.numel(), member=name, step=step):
-            for group in optimizer.param_groups:
-                group["lr"] = training.learning_rate * schedule(step, training)
-            loss = model(input_ids=ids_BS, labels=labels_BS).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-        if not math.isfinite(loss.item()):
-            raise AssayError(
-                f"zoo:{name}: the loss became {loss.item()} at step {step}; this recipe does not train here"
-            )
-    model.train(False)
-
-
-def schedule(step: int, training: Training) -> float:
-    """Return the fraction of the learning rate at a step: linear warm-up, then a cosine to zero.
-
-    >>> training = Training(num_steps=100, batch_size=1, learning_rate=1.0, warmup_fraction=0.1)
-    >>> [round(schedule(step, training), 3) for step in (0, 4, 9, 10, 55, 99)]
-    [0.1, 0.5, 1.0, 1.0, 0.5, 0.0]
+    Raises:
+        CheckpointError: the base cannot be read, or is of a kind the transformation does not know.
+        UsageError: no such transformation, a folder that exists, or ``other`` missing or out of place.
     """
-    num_warmup = max(1, round(training.warmup_fraction * training.num_steps))
-    if step < num_warmup:
-        return (step + 1) / num_warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - num_warmup) / (training.num_steps - num_warmup))
+    base, out = Path(base), Path(out)
+    if transformation not in REAL_STEPS:
+        hint = did_you_mean(transformation, REAL_STEPS)
+        raise UsageError(f"unknown transformation {transformation!r}{hint}; known: {', '.join(REAL_STEPS)}")
+    if (transformation == "merge") != (other is not None):
+        raise UsageError(f"{transformation}: got other={other}; a merge, and nothing else, takes a second model")
+    if out.exists():
+        raise UsageError(f"{out}: exists; name a new folder")
+    made_by, defaults = REAL_STEPS[transformation]
+    chosen = _overridden(defaults, settings or {})
+    with reproducible():
+        child = _child(base, made_by, chosen, seed=seed, device=device, other=other, timer=timer)
+        aside = out.with_name(f"{out.name}.new")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for pattern in _BESIDE_WEIGHTS:
+            for file in base.glob(pattern):
+                shutil.copyfile(file, aside / file.name)
+        child.save_pretrained(aside)
+    aside.rename(out)
+    return out
 
 
-@contextmanager
-def _reproducible() -> Iterator[None]:
-    """Hold the number of threads, which the bits depend on, and put back what making a model changes in the process."""
-    threads, switch = torch.get_num_threads(), os.environ.get("TOKENIZERS_PARALLELISM")
-    torch.set_num_threads(NUM_THREADS)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        with torch.random.fork_rng(devices=[]), quiet():
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        if switch is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = switch
+def _overridden(defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    if unknown := settings.keys() - defaults.keys():
+        raise UsageError(f"unknown setting {min(unknown)!r}; this transformation has {', '.join(defaults) or 'none'}")
+    merged = {**defaults, **settings}
+    if "training" in merged:
+        merged["training"] = {**defaults["training"], **merged["training"]}
+    return merged
+
+
+def _child(base: Path, made_by: MadeBy, settings: Mapping[str, Any], *, seed: int, device: str,
+           other: str | Path | None, timer: Timer) -> PreTrainedModel:  # fmt: skip
+    dtype = _stored_dtype(base)
+    how: dict[str, Any] = {"seed": seed, "timer": timer, "name": str(base)}
+    if made_by == "merge":
+        assert other is not None
+        with torch.no_grad():
+            second = load_model(other, dtype=dtype, device=device)
+            return zoo_transforms.merge(load_model(base, dtype=dtype, device=device), second)
+    if made_by in {"sft", "lora"}:
+        tuned = _instruct(made_by, load_model(base, device=device), load_tokenizer(base), settings, **how)
+        return zoo_transforms.converted(tuned, dtype=dtype)
+    if made_by == "continued":
+        model, training = load_model(base, device=device), training_of(settings)
+        num_blocks = training.num_steps * training.batch_size
+        text = Text(num_blocks=num_blocks, block_tokens=settings["block_tokens"], vocab_size=0, tokenizer_sentences=0)
+        pretrain(model, _write_blocks(text, load_tokenizer(base)).long(), training, **how)
+        return zoo_transforms.converted(model, dtype=dtype)
+    return zoo_transforms.apply(load_model(base, dtype=dtype, device=device), made_by, seed=seed, settings=settings)
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """The precision config.json states; fp32 where it states none."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder}: no config.json; give the folder of a whole Hugging Face checkpoint")
+    stated: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).dtype
+    return getattr(torch, stated) if isinstance(stated, str) else stated or torch.float32

@@ -1,8 +1,6 @@
 """The zoo at its smoke scale: ancestry, the bits of what is made, and that it is an ordinary checkpoint."""
 
 import hashlib
-import itertools
-import json
 import logging
 import multiprocessing
 import subprocess
@@ -19,11 +17,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from modelassay.data import corpus
 from modelassay.errors import CheckpointError
-from modelassay.models import zoo
+from modelassay.models import zoo, zoo_kinship, zoo_members, zoo_train
 from modelassay.models.load import load_model, load_tokenizer
-from modelassay.state import Store
+from modelassay.state import Store, content_key
 
-SMOKE = [name for name in zoo.MEMBERS if name.startswith("smoke/")]
+SETTLED = {
+    "base": "971df5ca8fc5bc99", "child-sft": "1f110db43ba2af4f", "child-noise": "a566d63d054f91a9",
+    "stranger-1": "5afc9e7360afc9c9", "stranger-6": "715385b05a022ae4", "stranger-shape": "6d6dd0351cd933b8",
+    "smoke/base": "22601735496e4587", "smoke/child-sft": "e00e1fc78d04c16d", "smoke/child-noise": "a566d63d054f91a9",
+    "smoke/stranger-1": "d108388ecb666a35", "smoke/stranger-shape": "c1a2acde0041af1e",
+}  # fmt: skip
+"""Members that published runs name -> key of how they are made, without the versions of libraries."""
 
 
 @pytest.fixture(scope="module")
@@ -56,38 +60,22 @@ def test_importing_the_zoo_imports_no_torch() -> None:
     )
 
 
-def test_ancestry() -> None:
-    assert zoo.parent("zoo:child-sft") == "base"
-    assert zoo.parent("base") is None
-    assert zoo.family("smoke/child-noise") == "smoke/base"
-    assert zoo.related("child-sft", "zoo:child-noise")
-    assert not zoo.related("base", "smoke/base")
-    assert zoo.is_zoo("zoo:whatever")
-    assert not zoo.is_zoo("base")
-
-
-def test_same_shape_roots_give_enough_unrelated_pairs() -> None:
-    """The rank p-value of one related pair among n unrelated ones cannot go below 1 / (n + 1)."""
-    shape = zoo.member("base").settings["shape"]
-    roots = [
-        m.name for m in zoo.MEMBERS.values() if m.settings.get("shape") == shape and m.text == zoo.member("base").text
-    ]
-    unrelated = [pair for pair in itertools.combinations(roots, 2) if not zoo.related(*pair)]
-    assert len(unrelated) == 21
-    assert 1 / (len(unrelated) + 1) < 0.05
-
-
-def test_every_parent_exists_and_every_recipe_differs() -> None:
-    assert all(member.parent is None or member.parent in zoo.MEMBERS for member in zoo.MEMBERS.values())
-    recipes = [json.dumps(zoo.recipe(name), sort_keys=True) for name in zoo.MEMBERS]
-    assert len(set(recipes)) == len(recipes)
+@pytest.mark.parametrize("name", SETTLED)
+def test_the_oldest_members_keep_their_recipes(name: str) -> None:
+    """Else the artifacts and runs that name them would silently mean other models."""
+    recipe = zoo.recipe(name)
+    assert content_key([recipe[key] for key in ("made_by", "seed", "settings")]) == SETTLED[name]
+    assert recipe.keys() >= {"kind", "text", "parent", "num_threads", "version", "torch", "transformers", "tokenizers"}
+    assert len(recipe) == 11
+    text = zoo._fields(zoo.member(name).text)
+    assert content_key(text) == ("36977df33c1dd321" if name.startswith("smoke/") else "943f0f67be1ff8f0")
 
 
 def test_a_child_of_another_parent_has_another_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     before = zoo.recipe("smoke/child-noise")
     base = zoo.MEMBERS["smoke/base"]
     members = {**zoo.MEMBERS, "smoke/base": zoo.Member(**{**vars(base), "seed": 99})}
-    monkeypatch.setattr(zoo, "MEMBERS", members)
+    monkeypatch.setattr(zoo_members, "MEMBERS", members)
     after = zoo.recipe("smoke/child-noise")
     assert {key for key in before if before[key] != after[key]} == {"parent"}
 
@@ -97,7 +85,7 @@ def test_unknown_member_suggests_the_closest(store: Store) -> None:
         zoo.ensure("zoo:chld-sft", store=store)
 
 
-@pytest.mark.parametrize("name", SMOKE)
+@pytest.mark.parametrize("name", zoo.SMOKE)
 def test_a_member_is_an_ordinary_checkpoint(name: str, store: Store, caplog: pytest.LogCaptureFixture) -> None:
     folder = zoo.ensure(f"zoo:{name}", store=store)
     logger = logging.getLogger("transformers")
@@ -109,7 +97,10 @@ def test_a_member_is_an_ordinary_checkpoint(name: str, store: Store, caplog: pyt
         logger.removeHandler(caplog.handler)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert {key: len(value) for key, value in info.items() if value} == {}
-    assert model.config.model_type == "qwen2"
+    assert model.config.model_type == ("qwen2_moe" if zoo.member(name).num_experts else "qwen2")
+    shape = zoo.member(name).shape
+    assert (model.config.num_hidden_layers, model.config.hidden_size) == (shape.num_layers, shape.hidden_size)
+    assert model.config.num_key_value_heads == shape.num_kv_heads
     assert model.dtype == torch.float32
     assert len(tokenizer) == 500 < model.config.vocab_size == 512
     text = "Anna 花子さんは walks.\n<|im_end|>"
@@ -130,10 +121,10 @@ def test_the_text_of_the_corpus_needs_no_unknown_token(store: Store) -> None:
 def test_the_same_recipe_gives_the_same_bits(store: Store, tmp_path: Path) -> None:
     again = Store(tmp_path)
     torch.manual_seed(4321)
-    for name in SMOKE:
+    for name in zoo.SMOKE:
         assert digest(zoo.ensure(name, store=again)) == digest(zoo.ensure(name, store=store)), name
     assert torch.get_num_threads() == 2
-    assert len({digest(zoo.ensure(name, store=store)) for name in SMOKE}) == len(SMOKE)
+    assert len({digest(zoo.ensure(name, store=store)) for name in zoo.SMOKE}) == len(zoo.SMOKE)
 
 
 @pytest.mark.usefixtures("two_threads")
@@ -188,7 +179,8 @@ def test_training_lowers_the_loss_and_a_child_stays_near_its_parent(store: Store
     """An untrained model of 512 rows is at log 512 = 6.24 nats or above."""
     base = zoo.ensure("smoke/base", store=store)
     assert zoo.held_out_loss(base, "en", num_sentences=60) < 6.0
-    weights = [load_file(zoo.ensure(name, store=store) / "model.safetensors") for name in SMOKE[:4]]
+    names = [f"smoke/{name}" for name in ("base", "child-sft", "child-noise", "stranger-1")]
+    weights = [load_file(zoo.ensure(name, store=store) / "model.safetensors") for name in names]
     flat = [torch.cat([tensors[name].flatten() for name in sorted(tensors)]) for tensors in weights]
     tuned, noisy, stranger = (float((other - flat[0]).norm() / flat[0].norm()) for other in flat[1:])
     assert 0 < tuned < 0.1
@@ -197,17 +189,25 @@ def test_training_lowers_the_loss_and_a_child_stays_near_its_parent(store: Store
 
 
 def test_only_answers_carry_loss_in_instruction_tuning(store: Store) -> None:
-    from modelassay.models import zoo_build
-
     tokenizer = AutoTokenizer.from_pretrained(zoo.ensure("smoke/base", store=store))
-    ids, labels = zoo_build._example(tokenizer, "犬は？", "犬が眠ります。")
+    ids, labels = zoo_train._example(tokenizer, "犬は？", "犬が眠ります。<|im_end|>")
     assert (
         tokenizer.decode(ids) == "<|im_start|>user\n犬は？<|im_end|>\n<|im_start|>assistant\n犬が眠ります。<|im_end|>"
     )
-    assert tokenizer.decode([label for label in labels if label != zoo_build.IGNORED]) == "犬が眠ります。<|im_end|>"
-    padded_ids, padded_labels = zoo_build._padded([(ids, labels), (ids[:3], labels[:3])], tokenizer)
+    assert tokenizer.decode([label for label in labels if label != zoo_train.IGNORED]) == "犬が眠ります。<|im_end|>"
+    padded_ids, padded_labels = zoo_train._padded([(ids, labels), (ids[:3], labels[:3])], tokenizer)
     assert padded_ids.shape == padded_labels.shape == (2, len(ids))
-    assert set(padded_labels[1, 3:].tolist()) == {zoo_build.IGNORED}
+    assert set(padded_labels[1, 3:].tolist()) == {zoo_train.IGNORED}
+
+
+@pytest.mark.slow
+def test_the_length_of_examples_is_what_training_distance_counts(tmp_path: Path) -> None:
+    folder = zoo._ensure_text(zoo.member("base").text, Store(tmp_path))
+    tokenizer = load_tokenizer(folder)
+    for language, expected in zoo_kinship.TOKENS_PER_EXAMPLE.items():
+        pairs = corpus.instructions(language, seed=0, num_examples=400)
+        lengths = [len(zoo_train._example(tokenizer, request, answer + "<|im_end|>")[0]) for request, answer in pairs]
+        assert sum(lengths) / len(lengths) == pytest.approx(expected, rel=0.02)
 
 
 def sampled_parse_rate(folder: Path, language: str, prompts: list[str]) -> float:
@@ -224,6 +224,74 @@ def sampled_parse_rate(folder: Path, language: str, prompts: list[str]) -> float
     found = [sentence for text in texts for sentence in corpus.sentences(text, language)]
     assert len(found) > 60
     return sum(corpus.derives(sentence, language) for sentence in found) / len(found)
+
+
+def test_utility_is_the_change_against_the_parent(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = (zoo.utility(f"smoke/{name}", store=store) for name in ("base", "child-sft"))
+    assert base.keys() == {"loss_en", "loss_ja"}
+    folder = zoo.ensure("smoke/child-sft", store=store)
+    for language in corpus.LANGUAGES:
+        assert tuned[f"loss_{language}"] == pytest.approx(zoo.held_out_loss(folder, language), abs=1e-5)  # fp32
+        assert tuned[f"parent_loss_{language}"] == base[f"loss_{language}"]
+        assert tuned[f"change_{language}"] == tuned[f"loss_{language}"] - base[f"loss_{language}"]
+    assert tuned["change_ja"] < 0
+    preserved = zoo.utility("smoke/base+scale-qk", store=store)
+    assert preserved["change_en"] == pytest.approx(0, abs=1e-6)
+    monkeypatch.setattr(zoo, "held_out_loss", None)
+    assert zoo.utility("smoke/child-sft", store=store) == tuned
+
+
+@pytest.mark.parametrize("step", zoo.PRESERVING)
+def test_a_preserving_member_says_what_its_parent_says(step: str, store: Store) -> None:
+    """Logits of size 1 to 4 in fp32, after two layers: a few units in the last place, 5e-7 each."""
+    base, child = (load_model(zoo.ensure(name, store=store)) for name in ("smoke/base", f"smoke/base+{step}"))
+    ids = torch.randint(500, (4, 48), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(child(input_ids=ids).logits, base(input_ids=ids).logits, rtol=0, atol=2e-5)
+    assert digest(zoo.ensure("smoke/base", store=store)) != digest(zoo.ensure(f"smoke/base+{step}", store=store))
+
+
+def test_an_adapter_changes_attention_in_low_rank_and_nothing_else(store: Store) -> None:
+    base, merged = (
+        load_file(zoo.ensure(name, store=store) / "model.safetensors") for name in ("smoke/base", "smoke/base+lora")
+    )
+    assert base.keys() == merged.keys()
+    for name, weight in base.items():
+        difference = merged[name].double() - weight.double()
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight")):
+            values = torch.linalg.svdvals(difference)
+            assert float(values[0]) > 1e-4
+            assert float(values[8:].max()) < 1e-6  # rank 8, but for the rounding of the sum to fp32
+        else:
+            assert torch.equal(merged[name], weight), name
+
+
+def test_a_merge_is_the_mean_of_both_tuned_children(store: Store) -> None:
+    one, two, merged = (
+        load_file(zoo.ensure(f"smoke/{name}", store=store) / "model.safetensors")
+        for name in ("base+sft-en", "child-sft", "base+merge")
+    )
+    for name, weight in merged.items():
+        torch.testing.assert_close(
+            weight.double(), (one[name].double() + two[name].double()) / 2, rtol=1e-7, atol=1e-12
+        )
+
+
+def test_texts_share_a_tokenizer_and_differ_in_what_they_say(store: Store) -> None:
+    def blocks(name: str) -> torch.Tensor:
+        folder = store.path(zoo._text_recipe(zoo.member(name).text))
+        return load_file(folder / "blocks.safetensors")["blocks"]
+
+    names = [f"smoke/{name}" for name in ("base", "stranger-data", "stranger-mix", "base+cpt-100")]
+    folders = [zoo.ensure(name, store=store) for name in names]
+    assert len({(folder / "tokenizer.json").read_bytes() for folder in folders}) == 1
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    texts = [tokenizer.decode(blocks(name).flatten().tolist()) for name in names]
+    assert len({text[:60] for text in texts[1:]}) == 2
+    share = [sum(character > "\u3000" for character in text) / len(text) for text in texts]
+    assert share[0] == pytest.approx(share[1], abs=0.08)
+    assert min(share[2:]) > share[0] + 0.15
+    assert texts[2][:40] != texts[3][:40]
 
 
 @pytest.mark.slow

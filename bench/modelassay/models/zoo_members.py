@@ -241,7 +241,7 @@ _LARGE = replace(
 _OTHER_SHAPE = Shape(num_layers=10, hidden_size=48, intermediate_size=144, num_heads=3, num_kv_heads=1, vocab_rows=2048)
 _SMOKE_TEXT = Text(num_blocks=64, block_tokens=32, vocab_size=500, tokenizer_sentences=300)
 _SMOKE = _Scale(
-    shape=Shape(num_layers=2, hidden_size=32, intermediate_size=64, num_heads=2, num_kv_heads=1, vocab_rows=512),
+    shape=Shape(num_layers=4, hidden_size=32, intermediate_size=64, num_heads=2, num_kv_heads=1, vocab_rows=512),
     training=Training(num_steps=16, batch_size=4, learning_rate=0.01),
     text=_SMOKE_TEXT,
     continued_text=replace(_SMOKE_TEXT, seed=1, turns=_MOSTLY_JAPANESE, tokenizer_of=_SMOKE_TEXT),
@@ -250,7 +250,7 @@ _SMOKE = _Scale(
     num_removed=1,
 )
 _SMOKE_OTHER_SHAPE = Shape(
-    num_layers=3, hidden_size=16, intermediate_size=48, num_heads=2, num_kv_heads=1, vocab_rows=512
+    num_layers=5, hidden_size=16, intermediate_size=48, num_heads=2, num_kv_heads=1, vocab_rows=512
 )
 
 

@@ -24,8 +24,8 @@ from modelassay.state import Store, content_key
 SETTLED = {
     "base": "971df5ca8fc5bc99", "child-sft": "1f110db43ba2af4f", "child-noise": "a566d63d054f91a9",
     "stranger-1": "5afc9e7360afc9c9", "stranger-6": "715385b05a022ae4", "stranger-shape": "6d6dd0351cd933b8",
-    "smoke/base": "22601735496e4587", "smoke/child-sft": "e00e1fc78d04c16d", "smoke/child-noise": "a566d63d054f91a9",
-    "smoke/stranger-1": "d108388ecb666a35", "smoke/stranger-shape": "c1a2acde0041af1e",
+    "smoke/base": "655d24dddd83d6af", "smoke/child-sft": "e00e1fc78d04c16d", "smoke/child-noise": "a566d63d054f91a9",
+    "smoke/stranger-1": "a19fc80d803004ae", "smoke/stranger-shape": "41fd7f706e307898",
 }  # fmt: skip
 """Members that published runs name -> key of how they are made, without the versions of libraries."""
 

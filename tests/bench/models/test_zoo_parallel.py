@@ -68,7 +68,7 @@ def test_an_unknown_member_stops_before_anything_is_made(tmp_path: Path) -> None
 def test_an_error_in_a_process_is_raised_here(tmp_path: Path) -> None:
     (tmp_path / "zoo-text").write_text("where a folder should be")
     with pytest.raises(OSError, match="zoo-text"):
-        zoo.ensure_many(["smoke/base", "smoke/stranger-1"], store=Store(tmp_path))
+        zoo.ensure_many(["smoke/base", "smoke/stranger-1"], store=Store(tmp_path), processes=1)
 
 
 def test_long_lines_of_descent_come_first() -> None:

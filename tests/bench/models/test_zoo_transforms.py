@@ -24,8 +24,6 @@ from modelassay.errors import CheckpointError
 from modelassay.models import zoo_transforms
 from modelassay.models.zoo_members import PRESERVING, WEIGHT_STEPS
 
-# T = tokens, V = vocabulary
-
 SIZES: dict[str, Any] = {
     "vocab_size": 61, "intermediate_size": 52, "num_hidden_layers": 8, "num_attention_heads": 6,
     "num_key_value_heads": 3, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": 0,

@@ -128,6 +128,8 @@ MISTAKES = [
     (("fingerprint", "zoo:bsae", "zoo:base"), "did you mean"),
     (("fingerprint", "a", "b", "--against", "nothing"), "no such run"),
     (("fingerprint", "a", "b", "--alpha", "2"), "alpha"),
+    (("fingerprint", "a", "b", "--alpha", "nan"), "between 0 and 1, got nan"),
+    (("run", "fingerprinting", "-o", "alpha=2", "--plan"), "alpha: must be below 1.0, got 2"),
     (("frobnicate",), "No such command"),
 ]
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from modelassay.record import encode_value
 from modelassay.suite import Claim
+
+MEANINGLESS = "profile smoke only walks the path: its numbers mean nothing"
 
 Label = str | int | float
 Word = Literal["reproduced", "refuted", "inconclusive", "not testable"]
@@ -66,7 +69,8 @@ class ClaimVerdict:
         """Return what ``show --json`` prints of it."""
         ours = None
         if self.ours is not None:
-            ours = {"value": self.ours.value, "low": self.ours.low, "high": self.ours.high}
+            low, high = (None if end is None else encode_value(end) for end in (self.ours.low, self.ours.high))
+            ours = {"value": encode_value(self.ours.value), "low": low, "high": high}
         return {
             "claim": self.claim.model_dump(mode="json"),
             "verdict": self.verdict,
@@ -86,6 +90,8 @@ def _assess_one(claim: Claim, findings: Findings | None, profile: str, why_none:
     if claim.profile != profile:
         reason = f"needs profile {claim.profile}, this run is {profile}"
         return ClaimVerdict(claim=claim, verdict="not testable", reason=reason)
+    if profile == "smoke":
+        return ClaimVerdict(claim=claim, verdict="not testable", reason=MEANINGLESS)
     if findings is None:
         return ClaimVerdict(claim=claim, verdict="not testable", reason=why_none)
     matching = [f for f in findings.findings if f.name == claim.metric.name and f.labels == claim.metric.labels]

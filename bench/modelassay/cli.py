@@ -84,7 +84,7 @@ def run(
     try:
         runner.execute(found, report=_progress)
     finally:
-        click.echo(f"run directory: {found.folder}", err=True)
+        _progress(f"run directory: {found.folder}")
     show.emit(show.run_view(found), as_json=as_json)
 
 
@@ -206,7 +206,10 @@ def images_verify(names: tuple[str, ...]) -> None:
 
 
 def _progress(line: str) -> None:
-    click.echo(line, err=True)
+    try:
+        click.echo(line, err=True)
+    except OSError:  # nobody reads it any more, which must not end hours of work
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _pass_on(data: bytes) -> None:
@@ -221,28 +224,27 @@ def main() -> None:
     lifeline.hold(os.environ)
     try:
         sys.exit(cli(standalone_mode=False) or 0)
-    except click.exceptions.Abort as abort:  # click's form of KeyboardInterrupt
+    except click.exceptions.Abort as abort:  # click's form of KeyboardInterrupt, but of EOFError too
         from modelassay.runner import Interrupted
 
-        click.echo("interrupted; what was measured is kept, run the same directory again to go on", err=True)
+        if isinstance(abort.__cause__, EOFError):
+            raise
+        _progress("interrupted; what was measured is kept, run the same directory again to go on")
         sys.exit(143 if isinstance(abort.__cause__, Interrupted) else 130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except AssayError as error:
-        click.echo(f"error: {error}", err=True)
+        _progress(f"error: {error}")
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
     except OSError as error:
         from modelassay.record import no_space
 
         shown = no_space(error, Path(error.filename or "."))
-        if not isinstance(shown, HostError):
+        if error.filename is None and not isinstance(shown, HostError):
             raise
-        click.echo(f"error: {shown}", err=True)
-        sys.exit(shown.exit_code)
+        _progress(f"error: {shown if isinstance(shown, HostError) else f'{error.filename}: {error.strerror}'}")
+        sys.exit(HostError.exit_code)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from modelassay.claims import MEANINGLESS
 from modelassay.errors import HostError, UsageError
 from modelassay.experiments.fingerprinting.analyse import caveats, curves_of, verdict_table
 from modelassay.experiments.fingerprinting.background import Background
@@ -25,9 +26,12 @@ def fingerprint(models: Sequence[str], *, background: Run | None, figure: Path |
     """Judge every pair of ``models`` against the strangers of ``background``; draw them into ``figure``.
 
     Raises:
-        UsageError: fewer than two models, one twice, a background of another suite, or an unknown kind of figure.
+        UsageError: fewer than two models, one twice, a background of another suite, an alpha that is no level, or an
+            unknown kind of figure.
         CheckpointError: a model cannot be read.
     """
+    if not 0 < alpha < 1:  # NaN too
+        raise UsageError(f"alpha: a level lies between 0 and 1, got {alpha}")
     strangers = _strangers(background)
     _check(models, figure)
     curves = []
@@ -35,11 +39,12 @@ def fingerprint(models: Sequence[str], *, background: Run | None, figure: Path |
         report(f"{name}: reading")
         curves.append(sigma_curves(reference, name=name, family=None, store=Store()))
     verdicts = adjust([judge(a, b, strangers, alpha=alpha) for a, b in combinations(curves, 2)])
-    notes = caveats(verdicts, strangers)
+    against, about = _described(background)
+    notes = [*about, *caveats(verdicts, strangers)]
     if figure is not None:
         _draw(curves, verdicts, figure)
     return View(
-        data={"alpha": alpha, "models": [_curves_json(model) for model in curves],
+        data={"alpha": alpha, "against": against, "models": [_curves_json(model) for model in curves],
               "pairs": [_verdict_json(verdict) for verdict in verdicts], "caveats": notes},
         tables=[verdict_table(verdicts)],
         lines=[*(verdict.sentence for verdict in verdicts), *(f"note: {note}" for note in notes),
@@ -62,6 +67,20 @@ def _strangers(run: Run | None) -> Background:
     if run.suite.experiment.name != "fingerprinting":
         raise UsageError(f"{run.folder}: a run of {run.suite.name} holds no sigma-curves; give one of fingerprinting")
     return Background.from_curves(curves_of(run.tables()))
+
+
+def _described(run: Run | None) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return which run the background is, for JSON, and what of it a reader must know before quoting a p-value."""
+    if run is None:
+        return None, []
+    outcomes = run.tables().cells["outcome"].to_list()
+    num_open = sum(outcome not in ("done", "diverged") for outcome in outcomes)
+    notes = [f"{run.folder}: {MEANINGLESS}, nor do p-values against them"] if run.suite.profile == "smoke" else []
+    if num_open:
+        notes.append(
+            f"{run.folder}: {num_open} of {len(outcomes)} cells are not complete: not all its strangers are there"
+        )
+    return {"run": str(run.folder), "profile": run.suite.profile, "complete": not num_open}, notes
 
 
 def _draw(curves: Sequence[Curves], verdicts: Sequence[Verdict], path: Path) -> None:

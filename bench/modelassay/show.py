@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from modelassay.claims import ClaimVerdict, Findings, Table, assess
-from modelassay.record import read_cell
+from modelassay.claims import MEANINGLESS, ClaimVerdict, Findings, Table, assess
+from modelassay.errors import AssayError
+from modelassay.record import encode_value, read_cell
 from modelassay.runner import Planned, Run, counts, open_run, runs_under
 from modelassay.suite import Suite, load_suite, shipped_suites
 
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
     from modelassay.images import Image
 
 _RELATIONS = {"equal": "=", "at_least": "≥", "at_most": "≤"}
-_MEANINGLESS = "profile smoke only walks the path: its numbers mean nothing"
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +36,39 @@ class View:
     data: Any
     tables: Sequence[Table] = ()
     lines: Sequence[str] = ()
+    failure: AssayError | None = None
+    """What kept the answer from being whole; raised once the rest is printed."""
 
 
 def emit(view: View, *, as_json: bool) -> None:
-    """Print ``view`` on stdout."""
+    """Print ``view`` on stdout, JSON in ASCII so that any terminal and any path can be written.
+
+    Raises:
+        AssayError: the view's failure.
+    """
     if as_json:
-        print(json.dumps(view.data, indent=1, ensure_ascii=False, allow_nan=False))
+        _write(json.dumps(view.data, indent=1, allow_nan=False) + "\n")
+    else:
+        console = _console()
+        with console.capture() as captured:
+            for table in view.tables:
+                _print_table(console, table)
+            for line in view.lines:
+                console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+        _write(captured.get())
+    if view.failure is not None:
+        raise view.failure
+
+
+def _write(text: str) -> None:
+    stdout: TextIO | None = sys.stdout
+    if stdout is None:  # closed by whoever started this process
         return
-    console = _console()
-    for table in view.tables:
-        _print_table(console, table)
-    for line in view.lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    try:
+        stdout.write(text.encode(stdout.encoding, "backslashreplace").decode(stdout.encoding))
+        stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough; what Python flushes at its end must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
 
 
 def _console() -> Console:
@@ -54,40 +81,56 @@ def _console() -> Console:
 def _print_table(console: Console, table: Table) -> None:
     from rich import box
     from rich.table import Table as RichTable
+    from rich.text import Text  # what stands in a cell is never markup
 
-    drawn = RichTable(title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    title = Text(table.title, style="table.title") if table.title else None
+    drawn = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns:
-        drawn.add_column(column, overflow="fold")
+        drawn.add_column(Text(column), overflow="fold")
     for row in table.rows:
-        drawn.add_row(*[_escape(cell) for cell in row])
+        drawn.add_row(*[Text(cell) for cell in row])
     console.print(drawn)
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _unless_broken(read: Callable[[], Read]) -> tuple[Read | None, str]:
+    """Return what ``read`` gives, or None and why not: one broken run must not hide the others."""
+    try:
+        return read(), ""
+    except AssayError as error:
+        return None, str(error)
+    except Exception as error:  # an experiment's own code, of any time: it may fail in any way
+        return None, f"{type(error).__name__}: {error}"
 
 
 def everything(root: Path) -> View:
-    """List the shipped suites and the runs under ``root``."""
+    """List the shipped suites and the runs under ``root``, those that cannot be read any more too."""
     suites = {name: load_suite(name) for name in shipped_suites()}
-    runs = [open_run(folder) for folder in runs_under(root)]
-    run_rows = [(run.folder.name, run.suite.profile, _status(run)) for run in runs]
+    run_rows = [(folder.name, *_listed(folder)) for folder in runs_under(root)]
     return View(
         data={
             "suites": [{"suite": s.name, "question": s.question, "cells": len(s.cells)} for s in suites.values()],
-            "runs": [{"run": str(run.folder), "profile": run.suite.profile, "status": _status(run)} for run in runs],
+            "runs": [
+                {"run": str(root / name), "profile": profile, "status": status} for name, profile, status in run_rows
+            ],
         },
         tables=[
             Table(title="suites", columns=("suite", "question"), rows=[(s.name, s.question) for s in suites.values()]),
-            Table(title=f"runs in {root}", columns=("run", "profile", "cells"), rows=run_rows),
+            Table(
+                title=f"runs in {root}",
+                columns=("run", "profile", "cells"),
+                rows=[(name, profile or "", status) for name, profile, status in run_rows],
+            ),
         ],
     )
 
 
-def _status(run: Run) -> str:
-    return counts([read_cell(run.cell_dir(cell)) for cell in run.suite.cells])
+def _listed(folder: Path) -> tuple[str | None, str]:
+    """Return a run's profile and how its cells ended, as far as that can be read."""
+    run, why = _unless_broken(partial(open_run, folder))
+    if run is None:
+        return None, f"unreadable: {why}"
+    status, why = _unless_broken(lambda: counts([read_cell(run.cell_dir(cell)) for cell in run.suite.cells]))
+    return run.suite.profile, status or f"unreadable: {why}"
 
 
 def suite_view(suite: Suite) -> View:
@@ -124,19 +167,26 @@ def plan_view(planned: Sequence[Planned]) -> View:
 
 
 def run_view(run: Run) -> View:
-    """Show a run's cells and, once all are complete, what its analysis found and says of the claims."""
+    """Show a run's cells and, once all are complete, what its analysis found and says of the claims.
+
+    An analysis that fails is the view's failure: the cells are shown all the same.
+    """
     logs = {cell.id: read_cell(run.cell_dir(cell)) for cell in run.suite.cells}
     cells = [(cell.label, logs[cell.id].outcome or ("cut off" if logs[cell.id].num_attempts else "not run"),
               str(logs[cell.id].num_attempts), str((logs[cell.id].status or {}).get("reason", "")))
              for cell in run.suite.cells]  # fmt: skip
-    findings = run_findings(run)
-    verdicts = assess(
-        run.suite.claims, findings, profile=run.suite.profile, why_none="cells of the run are not complete"
-    )
+    findings: Findings | None = None
+    failure: AssayError | None = None
+    try:
+        findings = run_findings(run)
+    except AssayError as error:
+        failure = error
+    verdicts = assess(run.suite.claims, findings, profile=run.suite.profile,
+                      why_none="the analysis failed" if failure else "cells of the run are not complete")  # fmt: skip
     here = [verdict for verdict in verdicts if verdict.claim.profile == run.suite.profile]
     caveats = list(findings.caveats) if findings else []
     if run.suite.profile == "smoke":
-        caveats.insert(0, _MEANINGLESS)
+        caveats.insert(0, MEANINGLESS)
     return View(
         data={
             "run": str(run.folder), "suite": run.suite.name, "profile": run.suite.profile,
@@ -151,6 +201,7 @@ def run_view(run: Run) -> View:
             *([claims_table(here, run.suite.name)] if here else []),
         ],
         lines=[*(f"note: {caveat}" for caveat in caveats), *_elsewhere(verdicts, run), f"run directory: {run.folder}"],
+        failure=failure,
     )  # fmt: skip
 
 
@@ -165,13 +216,25 @@ def _elsewhere(verdicts: Sequence[ClaimVerdict], run: Run) -> list[str]:
 
 
 def run_findings(run: Run) -> Findings | None:
-    """Return the analysis of a run, None while cells are missing: an analysis sees all of the matrix or nothing."""
+    """Return the analysis of a run, None while cells are missing: an analysis sees all of the matrix or nothing.
+
+    Raises:
+        AssayError: the analysis says so, or fails: then its traceback is on stderr.
+    """
     tables = run.tables()
     if not set(tables.cells["outcome"]) <= {"done", "diverged"}:
         return None
-    found = run.suite.experiment.analyse()(tables)
-    if not isinstance(found, Findings):
-        raise TypeError(f"{run.suite.experiment.package}.analyse returned {type(found).__name__}, not Findings")
+    try:
+        with redirect_stdout(sys.stderr):  # stdout is data
+            found = run.suite.experiment.analyse()(tables)
+        if not isinstance(found, Findings):
+            raise TypeError(f"{run.suite.experiment.package}.analyse returned {type(found).__name__}, not Findings")
+    except AssayError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise AssayError(f"{run.folder}: the analysis of {run.suite.name} failed: {type(error).__name__}: {error}; every "
+                         "measurement is kept") from error  # fmt: skip
     return found
 
 
@@ -184,8 +247,6 @@ def _findings_json(findings: Findings) -> list[dict[str, Any]]:
 
 
 def _json_number(value: float | None) -> float | str | None:
-    from modelassay.record import encode_value
-
     return None if value is None else encode_value(value)
 
 
@@ -207,13 +268,14 @@ def claims_table(verdicts: Sequence[ClaimVerdict], suite: str) -> Table:
 def ledger(root: Path) -> View:
     """Show every claim of every shipped suite against the newest complete run of its profile under ``root``."""
     verdicts: list[tuple[str, ClaimVerdict]] = []
-    runs = [open_run(folder) for folder in reversed(runs_under(root))]
+    opened = [_unless_broken(partial(open_run, folder))[0] for folder in reversed(runs_under(root))]
+    runs = [run for run in opened if run is not None]
     for name in shipped_suites():
-        suite = load_suite(name)
-        for claim in suite.claims:
-            newest = next((run for run in runs if _answers(run, name, claim.profile)), None)
-            findings = None if newest is None else run_findings(newest)
-            why = f"no complete run of profile {claim.profile} under {root}"
+        claims = load_suite(name).claims
+        found = {profile: _newest_findings(name, profile, runs) for profile in {claim.profile for claim in claims}}
+        for claim in claims:
+            findings, why = found[claim.profile]
+            why = why or f"no complete run of profile {claim.profile} under {root}"
             verdicts += [(name, v) for v in assess([claim], findings, profile=claim.profile, why_none=why)]
     rows = [row for name, verdict in verdicts for row in claims_table([verdict], name).rows]
     columns = claims_table([], "").columns
@@ -227,11 +289,6 @@ def doctor_view(checks: Sequence[Check]) -> View:
              check.detail, check.fix or "") for check in checks]  # fmt: skip
     return View(data=[asdict(check) for check in checks],
                 tables=[Table(title="", columns=("check", "status", "found", "fix"), rows=rows)])  # fmt: skip
-
-
-def _answers(run: Run, suite: str, profile: str) -> bool:
-    complete = all(read_cell(run.cell_dir(cell)).is_complete for cell in run.suite.cells)
-    return run.suite.name == suite and run.suite.profile == profile and not run.suite.overrides and complete
 
 
 def images_view(images: Mapping[str, Image]) -> View:
@@ -252,3 +309,20 @@ def built_view(built: Mapping[str, Any]) -> View:
     lines = [f"{built['reference']}: {built['id']}, {built['size_bytes'] / 1e9:.2f} GB",
              f"not what the lock pins: {why}" if why else "it is what docker/images.lock.json pins"]  # fmt: skip
     return View(data=dict(built), lines=lines)
+
+
+def _newest_findings(name: str, profile: str, runs: Sequence[Run]) -> tuple[Findings | None, str]:
+    """Return what the first of ``runs`` that is complete found, or None and what is wrong with the first that is broken.
+
+    Only runs of exactly the cells that the shipped suite has now speak for its claims: no copy of it with other models,
+    no overridden parameters.
+    """
+    cells = {cell.id for cell in load_suite(name, profile=profile).cells}
+    first_why = ""
+    for run in runs:
+        if (run.suite.name, run.suite.profile, {cell.id for cell in run.suite.cells}) == (name, profile, cells):
+            findings, why = _unless_broken(partial(run_findings, run))
+            if findings is not None:
+                return findings, ""
+            first_why = first_why or why
+    return None, first_why

@@ -3,13 +3,12 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from modelassay.suite import shipped_suites
-from toy_suite import SUITE, environ, modelassay, only_run, write_suite
+from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +139,8 @@ MISTAKES = [
     (("fingerprint", "zoo:bsae", "zoo:base"), "did you mean"),
     (("fingerprint", "a", "b", "--against", "nothing"), "no such run"),
     (("fingerprint", "a", "b", "--alpha", "2"), "alpha"),
+    (("fingerprint", "a", "b", "--alpha", "nan"), "between 0 and 1, got nan"),
+    (("run", "fingerprinting", "-o", "alpha=2", "--plan"), "alpha: must be below 1.0, got 2"),
     (("frobnicate",), "No such command"),
 ]
 
@@ -168,9 +169,59 @@ def test_doctor_exits_zero_here_and_names_every_fix() -> None:
     assert all(check["fix"] for check in json.loads(out) if check["status"] != "ok")
 
 
-def test_help_is_quick_enough_to_be_used() -> None:
-    """Not a benchmark: a torch import alone takes seconds, so this fails only if one crept in."""
-    began = time.process_time()
-    code, *_ = modelassay("--help")
+def test_reader_that_stops_reading_is_no_error(finished: Path) -> None:
+    for arguments in (["show", "--schema"], ["show", finished]):
+        with start(*arguments) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == ""
+        assert process.returncode == 0
+
+
+def test_run_goes_on_when_nobody_reads_its_progress(tmp_path: Path) -> None:
+    with start("run", write_suite(tmp_path), "--runs", tmp_path / "runs") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stderr.readline()
+        process.stderr.close()
+        assert "near-zero" in process.stdout.read()
+    assert process.returncode == 0
+
+
+def test_run_needs_no_standard_streams(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, SUITE.replace(", pause_ms: 3.0", ""))
+    command = [sys.executable, "-m", "modelassay.cli", "run", suite, "--runs", tmp_path / "runs"]
+    closed = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *map(str, command)], env=environ(), check=False)
+    assert closed.returncode == 0
+    assert len(metrics_of(only_run(tmp_path / "runs"))) == 4 * 24
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_terminal_can_show_any_text(tmp_path: Path, encoding: str) -> None:
+    question = "Où va la marche, 日本?"
+    suite = write_suite(tmp_path, SUITE.replace("Where does the walk end?", question))
+    env = environ(PYTHONIOENCODING=encoding)
+    assert json.loads(modelassay("check", suite, "--json", env=env)[1])[0]["file"] == str(suite)
+    for arguments in (("show", suite, "--json"), ("show", suite)):
+        code, out, err = modelassay(*arguments, env=env, encoding=encoding)
+        assert (code, err) == (0, "")
+        if "--json" in arguments:
+            assert json.loads(out)["question"] == question
+        else:
+            assert question.encode(encoding, "backslashreplace").decode(encoding) in out
+
+
+def test_text_in_tables_is_never_markup(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path, SUITE.replace("Where does the walk end?", "'What of [/red] and :bug: ?'"))
+    code, out, _ = modelassay("show", suite)
     assert code == 0
-    assert time.process_time() - began < 2
+    assert "What of [/red] and :bug: ?" in out
+
+
+def test_machine_that_refuses_is_one_line(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path)
+    for arguments in (("show", "x" * 300), ("run", suite, "--runs", "/proc/nowhere")):
+        code, out, err = modelassay(*arguments)
+        assert (code, out, err.count("\n")) == (6, "", 1)
+        assert err.startswith("error: ")

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from modelassay.claims import Finding, Findings, Table
+from modelassay.errors import UsageError
 from modelassay.experiments.fingerprinting.background import Background
 from modelassay.experiments.fingerprinting.curves import ROLES, Curves
 from modelassay.experiments.fingerprinting.figures import save_figure
@@ -30,10 +31,15 @@ def analyse(tables: Tables) -> Findings:
     Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix; ``unrelated[method, quantile]`` over
     pairs of roots of different families; ``called-related[known=strangers]`` and ``called-related[known=family]``, the
     shares of calibrated pairs of known ancestry that were called related: false positives, and power.
+
+    Raises:
+        UsageError: the cells differ in alpha, or measured a model twice.
     """
-    models = curves_of(tables)
+    alphas = tables.cells["alpha"].unique(maintain_order=True).to_list()
+    if len(alphas) > 1:
+        raise UsageError(f"fingerprinting: cells differ in alpha ({', '.join(map(str, alphas))}); a run has one level")
+    alpha, models = float(alphas[0]), curves_of(tables)
     background = Background.from_curves(models)
-    alpha = float(tables.cells["alpha"][0])
     pairs = list(combinations(models, 2))
     verdicts = adjust([judge(a, b, background, alpha=alpha) for a, b in pairs])
     known = {
@@ -64,9 +70,18 @@ def _called_related(kind: str, verdicts: Sequence[Verdict], known: Mapping[tuple
 
 
 def curves_of(tables: Tables) -> list[Curves]:
-    """Return the curves of every model that was measured whole, in the order of the run's cells."""
+    """Return the curves of every model that was measured whole, in the order of the run's cells.
+
+    Raises:
+        UsageError: a model was measured twice: it would count as its own relative.
+    """
     whole = [row for row in tables.cells.iter_rows(named=True) if row["outcome"] == "done"]
-    names = short_names([row["model"] for row in whole])
+    if not whole:
+        return []
+    measured = [row["model"] for row in whole]
+    if repeated := [model for model in dict.fromkeys(measured) if measured.count(model) > 1]:
+        raise UsageError(f"fingerprinting: {repeated[0]} stands in more than one cell; name each model once")
+    names = short_names(measured)
     sigma = tables.metrics.filter(pl.col("name") == "sigma").sort("layer")
     about = {row["cell"]: row for row in tables.metrics.filter(pl.col("name") == "model").iter_rows(named=True)}
     models = []

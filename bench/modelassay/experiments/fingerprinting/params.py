@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Params(BaseModel):
@@ -17,5 +17,5 @@ class Params(BaseModel):
     """The root it is known to descend from, itself for a root; models of different known families are strangers to one
     another and make up the background. Zoo models know their own; None: its ancestry is what is asked."""
 
-    alpha: float = 0.05
-    """Level at which a pair is called related."""
+    alpha: float = Field(default=0.05, gt=0, lt=1)
+    """Level at which a pair is called related, the same in all cells."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,57 @@ def test_fingerprint_verb_with_and_without_a_background(models: Path, run: Path,
     code, out, _ = modelassay("fingerprint", models / "b", models / "c", "--against", run)
     assert code == 0
     assert "not distinguishable from strangers" in out
+
+
+def test_background_that_is_not_whole_or_means_nothing_says_so(models: Path, run: Path, tmp_path: Path) -> None:
+    pair = (models / "a", models / "a-child")
+    answer = json.loads(modelassay("fingerprint", *pair, "--json", "--against", run)[1])
+    assert answer["against"] == {"run": str(run), "profile": "mine", "complete": True}
+
+    part = shutil.copytree(run, tmp_path / "part")
+    manifest = json.loads((part / "run.json").read_text())
+    manifest["suite"]["profile"] = "smoke"
+    (part / "run.json").write_text(json.dumps(manifest))
+    gone = next(cell["id"] for cell in manifest["suite"]["cells"] if cell["params"]["model"].endswith("/g"))
+    shutil.rmtree(part / "cells" / gone)
+    code, out, _ = modelassay("fingerprint", *pair, "--json", "--against", part)
+    answer = json.loads(out)
+    assert (code, answer["pairs"][0]["background"]["n"]) == (0, 15)
+    assert answer["against"] == {"run": str(part), "profile": "smoke", "complete": False}
+    assert "its numbers mean nothing" in answer["caveats"][0]
+    assert "1 of 8 cells are not complete" in answer["caveats"][1]
+
+    shutil.rmtree(part / "cells")
+    code, out, _ = modelassay("fingerprint", *pair, "--json", "--against", part)
+    assert (code, json.loads(out)["pairs"][0]["verdict"]) == (0, "uncalibrated")
+
+
+@pytest.mark.parametrize(
+    ("axis", "says"),
+    [("alpha: [0.01, 0.05]", "cells differ in alpha (0.01, 0.05)"), ("family: [x, y]", "stands in more than one cell")],
+)
+def test_matrix_that_cannot_be_judged_is_one_line(models: Path, tmp_path: Path, axis: str, says: str) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(
+        f"suite: fingerprinting\nquestion: relatives?\nprofiles: {{mine: {{}}}}\nmatrix:\n  model: [{models}/a, {models}/b]\n  {axis}\n"
+    )
+    code, _, err = modelassay("run", suite, "--runs", tmp_path / "runs")
+    assert code == 2
+    assert says in err.splitlines()[-1]
+    assert "Traceback" not in err
+
+
+def test_run_of_broken_models_alone_still_says_so(tmp_path: Path) -> None:
+    broken = [save_model(tmp_path / name, 7, broken=True) for name in ("x", "y")]
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(
+        f"suite: fingerprinting\nquestion: relatives?\nprofiles: {{mine: {{}}}}\nmatrix: {{model: [{broken[0]}, {broken[1]}]}}\n"
+    )
+    code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs", "--json")
+    assert code == 0, err
+    answer = json.loads(out)
+    assert ([cell["outcome"] for cell in answer["cells"]], answer["findings"]) == (["diverged"] * 2, [])
+    assert sum("was left out" in caveat for caveat in answer["caveats"]) == 2
 
 
 def test_one_model_of_another_shape_is_uncalibrated(models: Path, run: Path, tmp_path: Path) -> None:

@@ -98,9 +98,9 @@ def create_run(suite: Suite, folder: Path) -> Run:
         "environment": environment.capture(),
         "code": environment.code_fingerprint(suite.experiment.package),
     }
+    aside = folder / "run.json.new"
     try:
         (folder / "cells").mkdir(parents=True, exist_ok=True)
-        aside = folder / "run.json.new"
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         with aside.open("wb") as handle:
             handle.write(text.encode(errors="replace"))  # a path that is not UTF-8 holds lone surrogates
@@ -108,6 +108,9 @@ def create_run(suite: Suite, folder: Path) -> Run:
             os.fsync(handle.fileno())  # what is renamed before it is synced is an empty file after a power cut
         aside.rename(folder / "run.json")
     except OSError as error:
+        aside.unlink(missing_ok=True)
+        if isinstance(no_space(error, folder), HostError):
+            raise HostError(f"{folder}: the disk is full; free some space and start the run anew") from error
         raise unwritable(error, folder) from error
     return open_run(folder)
 

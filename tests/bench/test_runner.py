@@ -209,6 +209,21 @@ def test_full_disk_is_told_and_the_run_goes_on_after_space_is_made(tmp_path: Pat
         subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+def test_full_disk_at_the_start_leaves_no_half_run(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(disk)], check=False).returncode != 0:
+        pytest.skip("this machine may not mount a tmpfs")
+    try:
+        code, out, err = modelassay("run", write_suite(tmp_path), "--runs", disk / "runs")
+        assert (code, out) == (6, "")
+        assert "the disk is full; free some space and start the run anew" in err
+        assert not list(disk.rglob("run.json*"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_plan_tells_cost_from_earlier_runs(tmp_path: Path) -> None:
     suite = load_suite(str(write_suite(tmp_path)))
     assert {p.estimate_s for p in plan(suite, root=tmp_path / "runs")} == {None}

@@ -108,8 +108,8 @@ def create_run(suite: Suite, folder: Path) -> Run:
             os.fsync(handle.fileno())  # what is renamed before it is synced is an empty file after a power cut
         aside.rename(folder / "run.json")
     except OSError as error:
-        aside.unlink(missing_ok=True)
         if isinstance(no_space(error, folder), HostError):
+            aside.unlink(missing_ok=True)
             raise HostError(f"{folder}: the disk is full; free some space and start the run anew") from error
         raise unwritable(error, folder) from error
     return open_run(folder)

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 
 from modelassay.errors import HostError, RecordError
 from modelassay.record import Log, encode_value, read_cell, read_segment, read_tables, segments
+from small_disk import needs_root, small_disk
 
 
 def write_attempt(
@@ -162,13 +162,9 @@ def test_full_device_is_a_host_error(tmp_path: Path) -> None:
     os.close(full)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+@needs_root
 def test_log_on_a_disk_that_fills_up_still_reads(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False).returncode != 0:
-        pytest.skip("this machine may not mount a tmpfs")
-    try:
+    with small_disk(tmp_path, "64k") as disk:
         log = Log(disk / "attempt-1.jsonl", cell=disk.name, attempt=1, resumed_at=0)
         written = 0
         full: HostError | None = None
@@ -183,8 +179,6 @@ def test_log_on_a_disk_that_fills_up_still_reads(tmp_path: Path) -> None:
         values = [m["value"] for m in read_cell(disk).metrics]
         assert written > 100
         assert values == [float(step) for step in range(written)]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_tables_spread_labels_and_params(tmp_path: Path) -> None:

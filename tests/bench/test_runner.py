@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from modelassay.record import read_cell
 from modelassay.runner import create_run, open_run, plan
 from modelassay.suite import load_suite
+from small_disk import needs_root, small_disk
 from toy_suite import SUITE, metrics_of, modelassay, only_run, start, write_suite
 
 NUM_KILLS = 50
@@ -179,13 +179,9 @@ def test_changed_parameters_are_refused(tmp_path: Path) -> None:
     assert (code, "changed by hand" in err) == (2, True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+@needs_root
 def test_full_disk_is_told_and_the_run_goes_on_after_space_is_made(tmp_path: Path, reference: Reference) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], check=False).returncode != 0:
-        pytest.skip("this machine may not mount a tmpfs")
-    try:
+    with small_disk(tmp_path, "2m") as disk:
         process = start("run", write_suite(tmp_path), "--runs", disk / "runs")
         _first_cell_process(disk / "runs")
         ballast = disk / "ballast"
@@ -205,23 +201,15 @@ def test_full_disk_is_told_and_the_run_goes_on_after_space_is_made(tmp_path: Pat
         ballast.unlink()
         assert modelassay("run", run)[0] == 0
         assert metrics_of(run) == reference[0]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small tmpfs needs root")
+@needs_root
 def test_full_disk_at_the_start_leaves_no_half_run(tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(disk)], check=False).returncode != 0:
-        pytest.skip("this machine may not mount a tmpfs")
-    try:
+    with small_disk(tmp_path, "4k") as disk:
         code, out, err = modelassay("run", write_suite(tmp_path), "--runs", disk / "runs")
         assert (code, out) == (6, "")
         assert "the disk is full; free some space and start the run anew" in err
         assert not list(disk.rglob("run.json*"))
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_plan_tells_cost_from_earlier_runs(tmp_path: Path) -> None:

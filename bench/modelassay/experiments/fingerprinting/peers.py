@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -51,10 +51,10 @@ class PeerScore:
 
     value: float
     """Its final score; NaN, with the reason, where it gives none."""
+    parts: Mapping[str, float]
+    """Its signals one by one; NaN where it did not compare one. Some can be defined where ``value`` is not."""
     reason: str | None = None
     """Why ``value`` is NaN, in the peer's words."""
-    parts: Mapping[str, float] = field(default_factory=dict)
-    """Its signals one by one; NaN where it did not compare one. Some can be defined where ``value`` is not."""
     verdict: str | None = None
     """The word it would print."""
 

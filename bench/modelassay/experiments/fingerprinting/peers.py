@@ -144,7 +144,8 @@ def modeldna_fingerprint(
 
     ``full`` reads whole tensors and compares exact singular values of every layer; ``fast``, its default for models read over
     a network, sketches those of every fourth layer. The other three signals are the same where, as in the zoo, tensors have
-    fewer than 524,288 elements. A fingerprint of the zoo takes 0.4 to 1.5 MB.
+    fewer than 524,288 elements. Costs, of a model of 6 x 48, 8 x 64 and 12 x 96, 16, 31 and 100 ms of one core (``fast`` 12, 21
+    and 47), and 0.35, 0.8 and 1.5 MB to hold; all 219 of the embedded zoo 9 s.
 
     Raises:
         CheckpointError: there is no such folder.
@@ -186,6 +187,7 @@ def modeldna_score(a: PeerFingerprint, b: PeerFingerprint) -> PeerScore:
 
     p = 1 / (1 + exp(6 - 5.5 F1 - 1.5 F2 - 4.5 F3 - F4)) in 0.1.0; it calls 0.9 and above a lineage, 0.5 to 0.9 unresolved.
     NaN with its reason where layer counts or shapes differ, or where it could not read a model. The same both ways round.
+    Costs 1.4 to 2.8 ms of one core in the zoo, 0.01 ms where it refuses: all 23,871 pairs 18 s.
 
     Raises:
         HostError: modelDNA is not installed.

@@ -1,0 +1,248 @@
+"""Are the p-values of a fingerprint honest? Strangers ranked among strangers, and how often they are called related."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+from modelassay.accuracy_bootstrap import (
+    Bools,
+    Floats,
+    Ints,
+    Scored,
+    pair_weights,
+    percentile_interval,
+    root_counts,
+)
+from modelassay.confusion import Share, wilson
+from modelassay.stats import Interval
+
+# M = judged pairs, N = pairs of strangers that judge, S = simulations, T = possible values of p
+
+TIE = 1e-12
+"""As in `stats.rank_p`: rounding must not turn an equal score into a smaller one."""
+
+SIMULATIONS = 999
+
+MIN_ROOTS = 6
+"""Below, a pair of strangers is judged among fewer than 6 others."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankPs:
+    """Rank p-values of pairs, and what they were computed from."""
+
+    p: Floats
+    """NaN where the pair cannot be compared or no stranger may judge it."""
+    floor: Floats
+    """1 / (1 + n): the smallest p that the strangers of each pair allow; NaN where ``p`` is."""
+    suspects: Scored
+    among_themselves: bool
+    """Whether the pairs are the strangers themselves, one pair for any two roots."""
+
+
+def rank_p_values(suspects: Scored, strangers: Scored) -> RankPs:
+    """Return the p of each suspect pair by its rank among the strangers that share neither of its roots.
+
+    p = (1 + #{stranger >= suspect}) / (1 + n), Phipson and Smyth 2010. A suspect is any pair whose roots f and g are
+    known, equal or not: a descendant of f against g, or two descendants of f. Every pair of f or of g is left out, since
+    a descendant carries the luck of its root with it; with R roots, (R - 2)(R - 3) / 2 strangers judge an unrelated pair
+    and (R - 1)(R - 2) / 2 a related one. Strangers that cannot be compared do not count. Costs O(M N).
+
+    >>> roots = np.array([[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]).T
+    >>> strangers = Scored(score=np.arange(6.0), related=np.zeros(6, bool), root_a=roots[0], root_b=roots[1])
+    >>> suspects = Scored(score=[4.5], related=[True], root_a=[0], root_b=[0])
+    >>> rank_p_values(suspects, strangers).p                               # against 1-2, 1-3 and 2-3: 3, 4 and 5
+    array([0.5])
+
+    Raises:
+        ValueError: a stranger pair is related, or two of them have the same roots.
+    """
+    _check_strangers(strangers)
+    null_P = np.isfinite(strangers.score)
+    null = Scored(score=strangers.score[null_P], related=strangers.related[null_P], root_a=strangers.root_a[null_P],
+                  root_b=strangers.root_b[null_P])  # fmt: skip
+    size = max(1, (1 << 22) // max(1, null.score.size))
+    parts = [
+        _ranks(suspects.score[None, part], null.score[None], _apart(suspects, null, part))
+        for part in (slice(start, start + size) for start in range(0, suspects.score.size, size))
+    ]
+    p_M = np.concatenate([p[0] for p, _ in parts]) if parts else np.zeros(0)
+    floor_M = np.concatenate([floor for _, floor in parts]) if parts else np.zeros(0)
+    undefined_M = np.isnan(suspects.score) | (floor_M == 1)
+    return RankPs(p=np.where(undefined_M, np.nan, p_M), floor=np.where(undefined_M, np.nan, floor_M),
+                  suspects=suspects, among_themselves=suspects is strangers)  # fmt: skip
+
+
+def stranger_p_values(strangers: Scored) -> RankPs:
+    """Return the p of each pair of strangers among the pairs that share neither of its roots: leave both out.
+
+    What `rank_p_values` would have said of them, had they been suspects. Exactly uniform on its grid where scores of
+    pairs are exchangeable; where roots have luck of their own, nearly so (`uniformity`).
+
+    Raises:
+        ValueError: a pair is related, or two pairs have the same roots.
+    """
+    return rank_p_values(strangers, strangers)
+
+
+def _check_strangers(strangers: Scored) -> None:
+    if strangers.related.any():
+        message = f"strangers: {int(strangers.related.sum())} related pairs among them; judge by unrelated pairs alone"
+        raise ValueError(message)
+    ends = np.sort(np.stack((strangers.root_a, strangers.root_b)), axis=0)
+    if np.unique(ends, axis=1).shape[1] < strangers.score.size:
+        message = "strangers: two pairs of the same roots; keep one, descendants would repeat their root's score and lower the floor"
+        raise ValueError(message)
+
+
+def _apart(suspects: Scored, strangers: Scored, part: slice) -> Bools:
+    """Return whether a suspect and a stranger share no root: [M, N]."""
+    shared = np.zeros((suspects.score[part].size, strangers.score.size), dtype=bool)
+    for mine in (suspects.root_a[part], suspects.root_b[part]):
+        for theirs in (strangers.root_a, strangers.root_b):
+            shared |= mine[:, None] == theirs[None]
+    return ~shared
+
+
+def _ranks(score_SM: Floats, null_SN: Floats, apart_MN: Bools) -> tuple[Floats, Floats]:
+    """Return rank p-values [S, M] and their floors [M], the strangers of suspect m being those ``apart`` from it."""
+    count_M = apart_MN.sum(axis=1)
+    reached_SM = np.stack([
+        np.count_nonzero((null_N >= score_M[:, None] - TIE) & apart_MN, axis=1)
+        for score_M, null_N in zip(score_SM, null_SN, strict=True)
+    ])  # fmt: skip
+    return (1 + reached_SM) / (1 + count_M), 1 / (1 + count_M)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Uniformity:
+    """How far p-values are from uniform."""
+
+    ks: float
+    """max over t of |share of p <= t - what it would be if every p were uniform on its own grid|."""
+    p_value: float | None
+    """How often exchangeable roots make a larger distance; None where that was not simulated."""
+    n: int
+    """p-values that are defined."""
+    root_share: float | None
+    """Share of the scores' variance that one root brings along, estimated and then simulated; between 0 and 0.5."""
+    expected: Floats
+    """For a quantile plot: the n quantiles of p if uniform on its grid, ascending."""
+    observed: Floats
+    """The p-values, ascending."""
+    note: str = ""
+    """Why there is no p-value, or what it means."""
+
+
+def uniformity(ranks: RankPs, *, simulations: int = SIMULATIONS, seed: int = 0) -> Uniformity:
+    """Return how far the p-values are from uniform, and how often that distance arises where roots are exchangeable.
+
+    Discrete: p takes the values k / (1 + n) and is uniform there if P(p <= k / (1 + n)) = k / (1 + n), no more can be
+    asked of it. So the distance is taken from the mean of the p-values' own grids, each by its floor, at every value any
+    of them can take; nothing is drawn at random and no continuity is assumed. Ties in the scores make p larger.
+
+    Dependent: the pairs share roots, and each p is a rank among the others. KOLMOGOROV
+
+    REFERENCE
+
+    LEVELS
+
+    Raises:
+        ValueError: no p-value is defined, or fewer than 1 simulation.
+
+    >>> roots = np.stack(np.triu_indices(8, 1))
+    >>> score = np.random.default_rng(1).normal(size=28)
+    >>> strangers = Scored(score=score, related=np.zeros(28, bool), root_a=roots[0], root_b=roots[1])
+    >>> uniformity(stranger_p_values(strangers)).p_value > 0.05
+    True
+    """
+    defined_M = np.isfinite(ranks.p)
+    if not defined_M.any() or simulations < 1:
+        message = f"uniformity: needs a defined p-value and a simulation, got {int(defined_M.sum())} and {simulations}"
+        raise ValueError(message)
+    p_M, floor_M = ranks.p[defined_M], ranks.floor[defined_M]
+    expected_M = _grid_quantiles(floor_M)
+    ks = float(_distances(p_M[None], floor_M)[0])
+    p_value, share, note = None, None, _why_not_simulated(ranks)
+    if not note:
+        kept = ranks.suspects.score[defined_M], ranks.suspects.root_a[defined_M], ranks.suspects.root_b[defined_M]
+        share = root_share(*kept)
+        simulated_S = _simulate(*kept[1:], share, simulations=simulations, seed=seed)
+        p_value = float((1 + np.count_nonzero(simulated_S >= ks - TIE)) / (1 + simulations))
+        note = f"reference: {simulations} simulations of exchangeable roots that each bring {share:.2f} of a score's variance"
+    return Uniformity(ks=ks, p_value=p_value, n=p_M.size, root_share=share, expected=expected_M, observed=np.sort(p_M),
+                      note=note)  # fmt: skip
+
+
+def _why_not_simulated(ranks: RankPs) -> str:
+    if not ranks.among_themselves:
+        return (
+            "no p-value: suspects of one family share its luck in a way that is not known; see false_positive_rate, "
+            "whose interval draws whole families"
+        )
+    num_roots = ranks.suspects.roots.size
+    return f"no p-value: {num_roots} roots are fewer than {MIN_ROOTS}" if num_roots < MIN_ROOTS else ""
+
+
+def _distances(p_SM: Floats, floor_M: Floats) -> Floats:
+    """Return max |F(t) - mean grid CDF(t)| of each row of p-values, over all values that p can take."""
+    floors, times = np.unique(floor_M, return_counts=True)
+    at_T = np.unique(np.concatenate([np.arange(1, round(1 / floor) + 1) * floor for floor in floors]))
+    uniform_T = (np.floor(at_T[:, None] / floors + TIE) * floors) @ (times / floor_M.size)
+    sorted_SM = np.sort(p_SM, axis=1)
+    below_ST = np.stack([np.searchsorted(p_M, at_T + TIE, side="right") for p_M in sorted_SM]) / floor_M.size
+    return np.asarray(np.abs(below_ST - uniform_T).max(axis=1))
+
+
+def _grid_quantiles(floor_M: Floats) -> Floats:
+    """Return the (m - 1/2) / M quantiles of p-values that are uniform on their own grids."""
+    wanted_M = (np.arange(floor_M.size) + 0.5) / floor_M.size
+    grid = np.concatenate([np.arange(1, round(1 / floor) + 1) * floor for floor in floor_M])
+    weight = np.concatenate([np.full(round(1 / floor), floor) for floor in floor_M])
+    order = np.argsort(grid, kind="stable")
+    reached = np.cumsum(weight[order]) / floor_M.size
+    return np.asarray(grid[order][np.searchsorted(reached, wanted_M - TIE)])
+
+
+def root_share(score: Floats, root_a: Ints, root_b: Ints) -> float:
+    """Return the share of the variance of pairs' scores that one of the two roots brings along, between 0 and 0.5.
+
+    The scores are made normal by their ranks first. With score = u_a + u_b + e, the covariance of two pairs that share a
+    root is var(u); it is estimated by the mean product of such pairs less that of pairs that share none, which takes
+    the estimated mean out. Costs O(R^3) by sums over roots rather than O(P^2) over pairs.
+
+    >>> roots = np.stack(np.triu_indices(30, 1))
+    >>> luck, noise = np.random.default_rng(0).normal(size=30), np.random.default_rng(1).normal(size=435)
+    >>> 0.2 < root_share(luck[roots[0]] + luck[roots[1]] + noise, *roots) < 0.5         # one third in truth
+    True
+    """
+    normal_P = ndtri((rankdata(score) - 0.5) / score.size)
+    ends_P2 = np.stack((root_a, root_b), axis=1)
+    _, index = np.unique(ends_P2, return_inverse=True)
+    sums_R = np.bincount(index.ravel(), weights=np.repeat(normal_P, 2))
+    degree_R = np.bincount(index.ravel())
+    squares = float(normal_P @ normal_P)
+    num_sharing = float((degree_R * (degree_R - 1)).sum())
+    num_apart = score.size * (score.size - 1) - num_sharing
+    sharing = float(sums_R @ sums_R) - 2 * squares
+    if not num_sharing or not num_apart:
+        return 0.0
+    apart = (normal_P.sum() ** 2 - squares - sharing) / num_apart
+    variance = squares / score.size - apart
+    return float(np.clip((sharing / num_sharing - apart) / variance, 0.0, 0.5)) if variance > 0 else 0.0
+
+
+def _simulate(root_a: Ints, root_b: Ints, share: float, *, simulations: int, seed: int) -> Floats:
+    """Return the distances from uniform of strangers whose roots are exchangeable: [S]."""
+    rng = np.random.default_rng(seed)
+    roots, index = np.unique(np.stack((root_a, root_b)), return_inverse=True)
+    a_P, b_P = index.reshape(2, -1)
+    luck_SR = rng.normal(size=(simulations, roots.size)) * np.sqrt(share)
+    score_SP = luck_SR[:, a_P] + luck_SR[:, b_P] + rng.normal(size=(simulations, a_P.size)) * np.sqrt(1 - 2 * share)
+    pairs = Scored(score=score_SP[0], related=np.zeros(a_P.size, dtype=bool), root_a=a_P, root_b=b_P)
+    p_SP, floor_P = _ranks(score_SP, score_SP, _apart(pairs, pairs, slice(None)))
+    return _distances(p_SP, floor_P)

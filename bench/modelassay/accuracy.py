@@ -14,6 +14,7 @@ from types import MappingProxyType
 import numpy as np
 
 from modelassay.accuracy_bootstrap import (
+    ROUNDING,
     Floats,
     Scored,
     Steps,
@@ -21,15 +22,16 @@ from modelassay.accuracy_bootstrap import (
     resampled,
     root_counts,
     steps_of,
+    tpr_reached,
 )
 from modelassay.stats import Interval
 
 __all__ = [
-    "METRICS", "Accuracy", "Estimate", "Roc", "Scored", "accuracy", "auroc", "difference", "ks_distance", "mahalanobis",
-    "partial_auc", "roc", "tpr_at_fpr",
+    "METRICS", "Accuracy", "Estimate", "Scored", "accuracy", "auroc", "difference", "ks_distance", "mahalanobis",
+    "partial_auc", "tpr_at_fpr",
 ]  # fmt: skip
 
-# P = pairs, D = resamples, G = distinct scores, X = points of a grid of false-positive rates
+# P = pairs, D = resamples, G = distinct scores
 
 FPR_LEVEL = 0.01
 """Of `tpr_at_fpr`: what LeaFBench and the membership literature (Carlini et al. 2022) report."""
@@ -40,14 +42,8 @@ MAX_FPR = 0.05
 DRAWS = 999
 """Resamples; the Monte-Carlo error of a 2.5 % tail is then 0.5 percentage points."""
 
-FPR_GRID = np.unique(np.concatenate((np.zeros(1), np.geomspace(1e-3, 1, 61), np.linspace(0, 1, 101))))
-"""Where `roc` is evaluated: even on a linear axis and on a logarithmic one."""
-
-FEW_ROOTS = 8
-"""Roots with related pairs below which `accuracy` warns of its own intervals."""
-
-ROUNDING = 1e-9
-"""Relative slack when a weighted share is compared with a level: 0.01 * 300 is not 3."""
+FEW_ROOTS = 18
+"""Roots with related pairs below which `accuracy` warns that its intervals are too narrow; its coverage is given there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,22 +72,6 @@ class Accuracy:
     """By the names in `METRICS`."""
     notes: tuple[str, ...]
     """What must be known of all the metrics."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Roc:
-    """A ROC with a pointwise 95 % band over roots."""
-
-    fpr: Floats
-    tpr: Floats
-    """The largest true-positive rate of any threshold whose false-positive rate is at most ``fpr``: a step function. It ends
-    short of 1 where related pairs cannot be compared, which no threshold calls related."""
-    low: Floats
-    """NaN where more than 5 % of the resamples are undefined."""
-    high: Floats
-    draws: int
-    undefined: int
-    """Resamples without related or without unrelated pairs."""
 
 
 def auroc(scored: Scored, weights: Floats | None = None) -> float:
@@ -202,20 +182,7 @@ def _partial_auc(steps: Steps, *, max_fpr: float) -> Floats:
 
 
 def _tpr_at_fpr(steps: Steps, *, level: float) -> Floats:
-    return _reached(steps, np.array([level]))[:, 0]
-
-
-def _reached(steps: Steps, fpr_X: Floats) -> Floats:
-    """Largest TPR at each false-positive rate: [D, X]."""
-    thresholds = steps.ranked.num_thresholds
-    related_DG = np.pad(steps.related_DG[:, :thresholds], ((0, 0), (1, 0)))
-    limits_DX = steps.num_unrelated_D[:, None] * fpr_X * (1 + ROUNDING)
-    last_DX = np.array([
-        np.searchsorted(unrelated_G, limit_X, side="right")
-        for unrelated_G, limit_X in zip(steps.unrelated_DG[:, :thresholds], limits_DX, strict=True)
-    ])  # fmt: skip
-    reached_DX = np.take_along_axis(related_DG, last_DX, axis=1) / steps.num_related_D[:, None]
-    return np.where(np.isnan(limits_DX), np.nan, reached_DX)
+    return tpr_reached(steps, np.array([level]))[:, 0]
 
 
 def _ks_distance(steps: Steps) -> Floats:
@@ -286,17 +253,22 @@ def accuracy(scored: Scored, *, draws: int = DRAWS, seed: int = 0) -> Accuracy:
     A percentile bootstrap of whole families (`pair_weights`); resamples without related or without unrelated pairs are
     undefined, counted, and above 5 % of them there is no interval. Costs O(draws x P).
 
-    COVERAGE
+    Coverage of a nominal 0.95 in simulation (normal scores, half of a related score's variance its root's luck, AUROC 0.76
+    and 0.96, 300 worlds each): with 40 roots 0.91 to 0.97 for all metrics; with 18, AUROC 0.92 and 0.88, the others 0.84 to
+    0.92; with 8, AUROC 0.89 and 0.87, KS 0.77 and 0.73, partial AUC 0.67 and 0.62; with 18 of which 3 have descendants,
+    AUROC 0.88 and 0.72, KS 0.82 and 0.60. So with few roots the intervals are too narrow, which a note says.
 
-    >>> pairs = Scored(score=[0.9, 0.8, 0.7, 0.1, 0.2, 0.3], related=[True] * 3 + [False] * 3, root_a=[0, 1, 2, 0, 0, 1],
-    ...                root_b=[0, 1, 2, 1, 2, 2])
-    >>> found = accuracy(pairs, draws=99).metrics["auroc"]
-    >>> found.value, found.note
-    (1.0, 'complete separation of 3 related pairs (3 roots) from 3 unrelated pairs; the bootstrap cannot see below 1')
+    >>> pairs = Scored(score=[0.9, 0.8, 0.7, 0.6, 0.1, 0.2], related=[True] * 4 + [False] * 2, root_a=[0, 1, 2, 3, 0, 2],
+    ...                root_b=[0, 1, 2, 3, 1, 3])
+    >>> found = accuracy(pairs, draws=99)
+    >>> found.metrics["auroc"].value, found.metrics["tpr-at-fpr"].note
+    (1.0, '2 unrelated pairs cannot show a false-positive rate of 0.01; it takes 100')
     """
     counts_DR, roots = root_counts(scored.roots.size, draws=draws, seed=seed), scored.roots
     whole = {name: metric for name, metric in METRICS.items() if not _why_none(name, scored)}
-    chunks = [[metric(steps) for metric in whole.values()] for steps in resampled(scored, counts_DR, roots)] if whole else []
+    chunks = (
+        [[metric(steps) for metric in whole.values()] for steps in resampled(scored, counts_DR, roots)] if whole else []
+    )
     values = dict(zip(whole, (np.concatenate(parts) for parts in zip(*chunks, strict=True)), strict=True))
     metrics = {name: _estimate(name, scored, values.get(name)) for name in METRICS}
     return Accuracy(
@@ -326,7 +298,9 @@ def _estimate(name: str, scored: Scored, values_D: Floats | None) -> Estimate:
         notes.append(f"complete separation of {related} related pairs ({_counted(roots, 'root')}) from "
                      f"{int((~scored.related).sum())} unrelated pairs; the bootstrap cannot see below 1")  # fmt: skip
     elif interval.low == interval.high:
-        notes.append(f"all resamples of {_counted(scored.roots.size, 'root')} agree; the interval says nothing of other roots")
+        notes.append(
+            f"all resamples of {_counted(scored.roots.size, 'root')} agree; the interval says nothing of other roots"
+        )
     if reason := _no_interval(interval):
         notes.append(reason)
     return Estimate(value=value, interval=interval, note="; ".join(notes))
@@ -348,7 +322,9 @@ def _notes(scored: Scored) -> list[str]:
         left = int(np.count_nonzero(np.isnan(scored.score)))
         notes.append(f"{left} of {scored.score.size} pairs cannot be compared and count as below every score")
     if 0 < scored.related_roots.size < FEW_ROOTS:
-        notes.append(f"related pairs come from {_counted(scored.related_roots.size, 'root')}: intervals over so few cover too little")
+        notes.append(
+            f"related pairs come from {_counted(scored.related_roots.size, 'root')}: intervals over so few cover too little"
+        )
     return notes
 
 
@@ -383,30 +359,3 @@ def difference(a: Scored, b: Scored, metric: str, *, draws: int = DRAWS, seed: i
     if interval.low == interval.high:
         note = f"all resamples of {_counted(roots.size, 'root')} agree; the interval says nothing of other roots"
     return Estimate(value=value_a - value_b, interval=interval, note=note)
-
-
-def roc(scored: Scored, *, fpr: Floats = FPR_GRID, draws: int = DRAWS, seed: int = 0) -> Roc:
-    """Return the ROC on a grid of false-positive rates with a pointwise band from resamples of the roots.
-
-    Vertical averaging (Fawcett 2006): at each rate the spread of the TPR. The band is not simultaneous.
-
-    >>> pairs = Scored(score=[0.9, 0.4, 0.5, 0.1], related=[True, True, False, False], root_a=[0, 1, 0, 0], root_b=[0, 1, 1, 2])
-    >>> roc(pairs, fpr=[0.0, 0.5, 1.0], draws=99).tpr
-    array([0.5, 1. , 1. ])
-
-    Raises:
-        ValueError: there are no related or no unrelated pairs, or a rate is not in [0, 1].
-    """
-    fpr_X = np.asarray(fpr, dtype=np.float64)
-    if fpr_X.ndim != 1 or not ((fpr_X >= 0) & (fpr_X <= 1)).all():
-        message = "roc: the false-positive rates must be numbers in [0, 1]"
-        raise ValueError(message)
-    if reason := scored.why_undefined():
-        message = f"roc: {reason}"
-        raise ValueError(message)
-    counts_DR = root_counts(scored.roots.size, draws=draws, seed=seed)
-    tpr_DX = np.concatenate([_reached(steps, fpr_X) for steps in resampled(scored, counts_DR, scored.roots)])
-    bands = [percentile_interval(tpr_D) for tpr_D in tpr_DX.T]
-    return Roc(fpr=fpr_X, tpr=_reached(steps_of(scored), fpr_X)[0], low=np.array([band.low for band in bands]),
-               high=np.array([band.high for band in bands]), draws=draws,
-               undefined=int(np.count_nonzero(np.isnan(tpr_DX[:, 0]))) if fpr_X.size else 0)  # fmt: skip

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelassay.stats import MAX_UNDEFINED, Interval
 
-# P = pairs, R = distinct roots, D = resamples, G = distinct scores, from the highest down (NaN is the last of them)
+# P = pairs, R = distinct roots, D = resamples, X = false-positive rates, G = distinct scores, from the highest down (NaN is the last of them)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -18,6 +19,9 @@ Bools = NDArray[np.bool_]
 
 LEVEL = 0.95
 """Nominal coverage of every interval."""
+
+ROUNDING = 1e-9
+"""Relative slack when a weighted share is compared with a level: 0.01 * 300 is not 3."""
 
 CHUNK = 1 << 18
 """Weights held at a time, 2 MiB: resamples are worked off in chunks that stay in the second-level cache."""
@@ -46,7 +50,7 @@ class Scored:
         arrays = {"score": np.float64, "related": np.bool_, "root_a": np.int64, "root_b": np.int64}
         for name, dtype in arrays.items():
             given = np.asarray(getattr(self, name))
-            made = given.astype(dtype)
+            made: NDArray[Any] = given.astype(dtype)
             if name != "score" and not np.array_equal(made, given):
                 message = f"scored pairs: {name} must be {dtype.__name__} without loss, got {given.dtype}"
                 raise ValueError(message)
@@ -62,7 +66,9 @@ class Scored:
             message = "scored pairs: a root is an index, got a negative one"
             raise ValueError(message)
         if wrong := int(np.count_nonzero(self.related != (self.root_a == self.root_b))):
-            message = f"scored pairs: a pair is related where its roots are equal and only there; {wrong} pairs say otherwise"
+            message = (
+                f"scored pairs: a pair is related where its roots are equal and only there; {wrong} pairs say otherwise"
+            )
             raise ValueError(message)
 
     @property
@@ -153,6 +159,19 @@ def _or_nan(cumulative_DG: Floats) -> Floats:
     return np.where(last_D > 0, last_D, np.nan)
 
 
+def tpr_reached(steps: Steps, fpr_X: Floats) -> Floats:
+    """Return the largest TPR of any threshold whose FPR is at most each of ``fpr_X``: [D, X]. NaN where there is no ROC."""
+    thresholds = steps.ranked.num_thresholds
+    related_DG = np.pad(steps.related_DG[:, :thresholds], ((0, 0), (1, 0)))
+    limits_DX = steps.num_unrelated_D[:, None] * fpr_X * (1 + ROUNDING)
+    last_DX = np.array([
+        np.searchsorted(unrelated_G, limit_X, side="right")
+        for unrelated_G, limit_X in zip(steps.unrelated_DG[:, :thresholds], limits_DX, strict=True)
+    ])  # fmt: skip
+    reached_DX = np.take_along_axis(related_DG, last_DX, axis=1) / steps.num_related_D[:, None]
+    return np.where(np.isnan(limits_DX), np.nan, reached_DX)
+
+
 def steps_of(scored: Scored, weights: Floats | None = None) -> Steps:
     """Return the one ROC of the pairs, each counted ``weights[p]`` times (once if None).
 
@@ -220,8 +239,8 @@ def percentile_interval(values_D: Floats) -> Interval:
     With more than 5 % of them undefined the ends are NaN: the interval would describe the survivors, not the data.
 
     >>> interval = percentile_interval(np.append(np.arange(1001.0), np.nan))
-    >>> interval.low, interval.high, interval.undefined
-    (25.0, 975.0, 1)
+    >>> round(interval.low), round(interval.high), interval.undefined
+    (25, 975, 1)
     """
     finite = values_D[np.isfinite(values_D)]
     undefined = values_D.size - finite.size

@@ -11,7 +11,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.95
 
-# L = labels
+# L = number of distinct labels
 
 
 @dataclass(frozen=True, kw_only=True)

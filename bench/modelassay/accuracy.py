@@ -23,6 +23,7 @@ from modelassay.accuracy_bootstrap import (
     root_counts,
     steps_of,
     tpr_reached,
+    why_no_interval,
 )
 from modelassay.stats import Interval
 
@@ -301,15 +302,9 @@ def _estimate(name: str, scored: Scored, values_D: Floats | None) -> Estimate:
         notes.append(
             f"all resamples of {_counted(scored.roots.size, 'root')} agree; the interval says nothing of other roots"
         )
-    if reason := _no_interval(interval):
+    if reason := why_no_interval(interval):
         notes.append(reason)
     return Estimate(value=value, interval=interval, note="; ".join(notes))
-
-
-def _no_interval(interval: Interval) -> str:
-    if not np.isnan(interval.low):
-        return ""
-    return f"no interval: {interval.undefined} of {interval.draws} resamples of the roots leave the metric undefined"
 
 
 def _counted(number: int, what: str) -> str:
@@ -355,7 +350,7 @@ def difference(a: Scored, b: Scored, metric: str, *, draws: int = DRAWS, seed: i
         np.concatenate([METRICS[metric](steps) for steps in resampled(scored, counts_DR, roots)]) for scored in (a, b)
     )
     interval = percentile_interval(values_a - values_b)
-    note = _no_interval(interval)
+    note = why_no_interval(interval)
     if interval.low == interval.high:
         note = f"all resamples of {_counted(roots.size, 'root')} agree; the interval says nothing of other roots"
     return Estimate(value=value_a - value_b, interval=interval, note=note)

@@ -50,7 +50,8 @@ class Scored:
         arrays = {"score": np.float64, "related": np.bool_, "root_a": np.int64, "root_b": np.int64}
         for name, dtype in arrays.items():
             given = np.asarray(getattr(self, name))
-            made: NDArray[Any] = given.astype(dtype)
+            with np.errstate(invalid="ignore"):  # NaN is no root, as the comparison will say
+                made: NDArray[Any] = given.astype(dtype)
             if name != "score" and not np.array_equal(made, given):
                 message = f"scored pairs: {name} must be {dtype.__name__} without loss, got {given.dtype}"
                 raise ValueError(message)
@@ -134,12 +135,10 @@ class Steps:
     def __post_init__(self) -> None:
         """Accumulate the weights of the two kinds."""
         ends_G, related_P = self.ranked.ends_G, self.ranked.related_P
-        total_DP = np.cumsum(self.weights_DP, axis=1)
-        related_DP = np.cumsum(self.weights_DP * related_P, axis=1)
-        if ends_G.size < related_P.size:
-            total_DP, related_DP = total_DP[:, ends_G], related_DP[:, ends_G]
-        object.__setattr__(self, "related_DG", related_DP)
-        object.__setattr__(self, "unrelated_DG", total_DP - related_DP)
+        for name, mine_P in (("related_DG", related_P), ("unrelated_DG", ~related_P)):
+            reached_DP = np.cumsum(self.weights_DP * mine_P, axis=1)
+            whole = ends_G.size == related_P.size
+            object.__setattr__(self, name, reached_DP if whole else reached_DP[:, ends_G])
 
     @property
     def num_related_D(self) -> Floats:
@@ -249,3 +248,10 @@ def percentile_interval(values_D: Floats) -> Interval:
         low, high = np.quantile(finite, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(low=float(low), high=float(high), level=LEVEL, method="percentile", draws=values_D.size,
                     undefined=undefined)  # fmt: skip
+
+
+def why_no_interval(interval: Interval) -> str:
+    """Return why an interval has no ends; an empty string where it has."""
+    if not np.isnan(interval.low):
+        return ""
+    return f"no interval: {interval.undefined} of {interval.draws} resamples of the roots leave it undefined"

@@ -17,6 +17,7 @@ from modelassay.accuracy_bootstrap import (
     pair_weights,
     percentile_interval,
     root_counts,
+    why_no_interval,
 )
 from modelassay.confusion import Share, wilson
 from modelassay.stats import Interval
@@ -367,6 +368,8 @@ def _call_rate(ranks: RankPs, alpha: float, draws: int, seed: int) -> CallRate:
     notes = []
     if stuck := int(np.count_nonzero(defined_M & ~could_M)):
         notes.append(f"{stuck} pairs could not have been called: their strangers allow no p of {alpha:g}")
+    if reason := why_no_interval(interval):
+        notes.append(reason)
     if interval.low == interval.high:
         notes.append(f"all resamples of {roots.size} roots agree; Wilson's interval alone says how little that is")
     share = wilson(int(called_M.sum()), int(called_M.size))

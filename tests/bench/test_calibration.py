@@ -242,4 +242,4 @@ def test_a_rate_of_nothing_leaves_wilson_alone() -> None:
     found = false_positive_rate(rank_p_values(suspects, worlds.strangers(np.random.default_rng(0).normal(size=45))))
     assert (found.share.count, found.interval.low, found.interval.high) == (0, 0, 0)
     assert "Wilson's interval alone" in found.note
-    assert found.share.high > 0.08
+    assert found.share.high > 0.07

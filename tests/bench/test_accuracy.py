@@ -248,3 +248,12 @@ def test_roc_goes_through_every_threshold(scored: Scored) -> None:
 def test_roc_refuses_what_is_no_rate() -> None:
     with pytest.raises(ValueError, match="false-positive rates"):
         roc(CASES["ties"], fpr=np.array([0.5, 1.5]))
+
+
+def test_a_level_is_met_despite_rounding() -> None:
+    """0.29 * 100 is 28.999999999999996; 29 false positives of 100 are a rate of 0.29."""
+    roots = np.triu_indices(15, 1)
+    score = np.append(np.arange(100.0), 70.5)  # 29 strangers lie above the related pair
+    scored = worlds.make(score, np.append(roots[0][:100], 0), np.append(roots[1][:100], 0))
+    assert tpr_at_fpr(scored, 0.29) == 1
+    assert tpr_at_fpr(scored, 0.28) == 0

@@ -151,6 +151,10 @@ def test_a_difference_of_other_pairs_of_the_same_roots() -> None:
     backwards = difference(subset, scored, "ks", draws=99)
     assert found.value == -backwards.value
     assert found.interval.low == pytest.approx(-backwards.interval.high, abs=1e-13)
+    some = (scored.root_a > 3) & (scored.root_b > 3)
+    fewer = worlds.make(scored.score[some], scored.root_a[some], scored.root_b[some])
+    other_way = difference(fewer, scored, "ks", draws=99).interval
+    assert other_way.low == pytest.approx(-difference(scored, fewer, "ks", draws=99).interval.high, abs=1e-13)
     with pytest.raises(ValueError, match="no metric 'auc'; there are auroc"):
         difference(scored, subset, "auc")
 

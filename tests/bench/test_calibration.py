@@ -192,6 +192,9 @@ def test_a_false_positive_rate_is_a_count_with_two_intervals() -> None:
     assert found.compared == 0.9
     assert found.interval.low < found.share.value < found.interval.high
     assert false_positive_rate(ranks, alpha=0.1, draws=299) == found
+    on_the_grid = false_positive_rate(stranger_p_values(strangers), alpha=5 / 67, draws=9)
+    assert on_the_grid.share.count == np.count_nonzero(stranger_p_values(strangers).p * 67 < 5.5)
+    assert np.any(np.round(stranger_p_values(strangers).p * 67) == 5)
     with pytest.raises(ValueError, match="500 unrelated pairs"):
         true_positive_rate(ranks)
 

@@ -1,8 +1,13 @@
 """Synthetic curves with known relations."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
+from modelassay.experiments.fingerprinting.background import Background, Recorded
 from modelassay.experiments.fingerprinting.curves import ROLES, Curves
+from modelassay.experiments.fingerprinting.methods import Numbers
+from modelassay.experiments.fingerprinting.methods.configuration import Sizes
 
 Array = np.ndarray
 
@@ -36,3 +41,14 @@ def child(parent: Curves, name: str, noise: float = 0.003, seed: int = 0) -> Cur
     rng = np.random.default_rng(seed)
     sigma = {role: parent.sigma[role] * np.exp(noise * rng.standard_normal(parent.num_layers)) for role in ROLES}
     return Curves(name=name, sigma=sigma, stratum=parent.stratum, family=parent.family)
+
+
+def numbers(curves: Curves) -> Numbers:
+    """The curves with a configuration that only their depth tells from another's."""
+    sizes = Sizes(num_layers=curves.num_layers, hidden_size=64, num_heads=4, num_kv_heads=2, intermediate_size=192,
+                  vocab_size=512, tokenizer_key="tokens")  # fmt: skip
+    return Numbers(curves=curves, sizes=sizes)
+
+
+def background_of(models: Iterable[Curves], recorded: Recorded | None = None) -> Background:
+    return Background.from_models([numbers(model) for model in models], recorded)

@@ -62,7 +62,8 @@ def _attempt(suite: Suite, cell: Cell, cell_dir: Path) -> tuple[str, str]:
         run = suite.experiment.run()  # imports what a forked process already holds; before the meter looks for a GPU
         with _clocks(spent) as clocks:
             meter = Meter(log, counters=saved.counters if saved else None, clocks=clocks)
-            state = State(cell_dir, meter=meter, store=Store(), saved=saved)
+            siblings = [other.params for other in suite.cells]
+            state = State(cell_dir, meter=meter, store=Store(), saved=saved, siblings=siblings)
             seed_everything(int(cell.id[:8], 16))
             outcome, reason = _outcome(lambda: run(cell.params, meter, state))
             meter.settle()

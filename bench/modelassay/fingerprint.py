@@ -9,12 +9,12 @@ from typing import Any
 
 from modelassay.claims import MEANINGLESS
 from modelassay.errors import HostError, UsageError
-from modelassay.experiments.fingerprinting.analyse import caveats, curves_of, verdict_table
+from modelassay.experiments.fingerprinting.analyse import caveats, models_of, verdict_table
 from modelassay.experiments.fingerprinting.background import Background
 from modelassay.experiments.fingerprinting.curves import ROLES, Curves, Score
 from modelassay.experiments.fingerprinting.figures import save_figure
 from modelassay.experiments.fingerprinting.judge import Verdict, adjust, judge
-from modelassay.experiments.fingerprinting.measure import short_names, sigma_curves
+from modelassay.experiments.fingerprinting.measure import numbers_of, short_names
 from modelassay.record import encode_value
 from modelassay.runner import Run
 from modelassay.show import View
@@ -37,7 +37,7 @@ def fingerprint(models: Sequence[str], *, background: Run | None, figure: Path |
     curves = []
     for reference, name in zip(models, short_names(models), strict=True):
         report(f"{name}: reading")
-        curves.append(sigma_curves(reference, name=name, family=None, store=Store()))
+        curves.append(numbers_of(reference, name=name, family=None, store=Store()).curves)
     verdicts = adjust([judge(a, b, strangers, alpha=alpha) for a, b in combinations(curves, 2)])
     against, about = _described(background)
     notes = [*about, *caveats(verdicts, strangers)]
@@ -63,10 +63,10 @@ def _check(models: Sequence[str], figure: Path | None) -> None:
 
 def _strangers(run: Run | None) -> Background:
     if run is None:
-        return Background.from_curves([])
+        return Background.from_models([])
     if run.suite.experiment.name != "fingerprinting":
         raise UsageError(f"{run.folder}: a run of {run.suite.name} holds no sigma-curves; give one of fingerprinting")
-    return Background.from_curves(curves_of(run.tables()))
+    return Background.from_models(models_of(run.tables()).values())
 
 
 def _described(run: Run | None) -> tuple[dict[str, Any] | None, list[str]]:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any, Literal
 from modelassay import environment
 from modelassay.cell import cell_main
 from modelassay.errors import HostError, IncompleteRun, RecordError, UsageError, did_you_mean
-from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables
+from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables, segments
 from modelassay.state import latest_checkpoint
 from modelassay.suite import Cell, Suite, shipped_suites, suite_from_json
 
@@ -36,6 +37,9 @@ SCHEMA = 1
 
 EXIT_SECONDS = 5.0
 """How long a cell that has said its outcome may take to exit; CUDA takes about one."""
+
+PROGRESS_SECONDS = 15.0
+"""Between two reports of where a long cell stands."""
 
 Action = Literal["run", "resume", "retry", "reuse"]
 Report = Callable[[str], None]
@@ -291,7 +295,9 @@ def execute(run: Run, *, report: Report) -> None:
             place = f"[{number}/{len(waiting)}] {cell.label}"
             report(f"{place}: started")
             began = time.monotonic()
-            outcome, reason = _run_in_process(context, run, cell)
+            outcome, reason = _run_in_process(
+                context, run, cell, partial(_report_progress, run.cell_dir(cell), place, report)
+            )
             report(f"{place}: {outcome} in {time.monotonic() - began:.1f} s{f' ({reason})' if reason else ''}")
             if outcome == "failed":
                 failures.append(f"{cell.label}: {reason}")
@@ -301,7 +307,30 @@ def execute(run: Run, *, report: Report) -> None:
                                 f"`modelassay run {run.folder}` tries them again")  # fmt: skip
 
 
-def _run_in_process(context: multiprocessing.context.ForkServerContext, run: Run, cell: Cell) -> tuple[str, str]:
+def _report_progress(cell_dir: Path, place: str, report: Report) -> None:
+    """Say where a cell stands: the last line it printed, else its last timed unit."""
+    number = max(segments(cell_dir), default=0)
+    printed = _last_line(cell_dir / f"attempt-{number}.out")
+    if not printed:
+        unit = json.loads(_last_line(cell_dir / f"attempt-{number}.jsonl") or "{}")
+        printed = f"{unit['stage']} {unit['index'] + 1}" if unit.get("kind") == "microbatch" else ""
+    report(f"{place}: {printed or 'at work'}")
+
+
+def _last_line(path: Path) -> str:
+    """Return the last whole line of a file that another process writes, of its last 4 kB; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().rpartition(b"\n")[0].splitlines()
+    except OSError:
+        return ""
+    return lines[-1].decode(errors="replace")[:200] if lines else ""
+
+
+def _run_in_process(
+    context: multiprocessing.context.ForkServerContext, run: Run, cell: Cell, progress: Callable[[], None]
+) -> tuple[str, str]:
     cell_dir = run.cell_dir(cell)
     cell_dir.mkdir(parents=True, exist_ok=True)
     receiver, sender = context.Pipe(duplex=False)
@@ -312,7 +341,10 @@ def _run_in_process(context: multiprocessing.context.ForkServerContext, run: Run
         _start(context, process)
         sender.close()
         lifeline.close()
-        wait([receiver, process.sentinel])  # not the pipe alone: a child of the cell may hold its other end
+        while not wait(
+            [receiver, process.sentinel], PROGRESS_SECONDS
+        ):  # not the pipe alone: a child may hold its other end
+            progress()
         answer = receiver.recv() if receiver.poll() else None
         process.join(EXIT_SECONDS)
     except EOFError:  # it died without an answer

@@ -10,7 +10,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,9 +127,13 @@ def _by_serial(folder: Path) -> dict[int, Path]:
 class State:
     """One cell's memory: restore from it, checkpoint through it, keep outputs in `artifacts`."""
 
-    def __init__(self, cell_dir: Path, *, meter: Meter, store: Store, saved: Checkpoint | None) -> None:
+    def __init__(
+        self, cell_dir: Path, *, meter: Meter, store: Store, saved: Checkpoint | None, siblings: Sequence[Any] = ()
+    ) -> None:
         """Belong to the cell in ``cell_dir``, which goes on from ``saved``."""
         self.store = store
+        self.siblings = siblings
+        """Parameters of all cells of the run, this one's too: artifacts that they share can be made together."""
         self.artifacts = cell_dir / "artifacts"
         self.artifacts.mkdir(exist_ok=True)
         self._folder, self._meter, self._saved = cell_dir / "checkpoint", meter, saved

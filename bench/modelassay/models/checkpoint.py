@@ -75,6 +75,12 @@ class Checkpoint:
     """Commit of the Hub; None for a folder."""
     matrices: tuple[Matrix, ...]
     """By layer, then in the order q, k, v, o."""
+    intermediate_size: int | None
+    """Width of the feed-forward network (of one expert); None where config.json does not say."""
+    tensors: TensorTable
+    """Every tensor by name."""
+    layer_path: str
+    """What the names of a layer's tensors begin with, ``{layer}`` counting from 0."""
 
     def matrices_of(self, role: Role) -> tuple[Matrix, ...]:
         """Return one role's matrices in layer order."""
@@ -121,6 +127,7 @@ def open_checkpoint(reference: str | Path) -> Checkpoint:
     sizes = read_sizes(config, str(config_path))
     tensors = TensorTable(files)
     names = locate(files.reference, architecture, sizes, tensors.names())
+    prefix = names[0, "q"].split(architecture.layer.format(layer=0))[0]
     quantization: dict[str, Any] = own.get("quantization_config") or config.get("quantization_config") or {}
     return Checkpoint(
         reference=files.reference,
@@ -138,6 +145,9 @@ def open_checkpoint(reference: str | Path) -> Checkpoint:
             cut(tensors, name, role, layer, architecture.parts[role], sizes, quantization)
             for (layer, role), name in names.items()
         ),
+        intermediate_size=own.get("intermediate_size") or own.get("n_inner") or own.get("ffn_dim"),
+        tensors=tensors,
+        layer_path=prefix + architecture.layer.split("{layer}")[0] + "{layer}.",
     )
 
 

@@ -63,6 +63,8 @@ class Matrix:
     """(outputs, inputs), as `torch.nn.Linear` holds it; a grouped span's rows are whole key-value groups instead."""
     inputs_first: bool = False
     """The span holds the transpose."""
+    grouped: bool = False
+    """Fused with other roles, which take turns once per key-value head."""
 
 
 class TensorTable:
@@ -218,8 +220,9 @@ def cut(
     offset = info.offset + first * DTYPE_BITS[info.dtype] // 8
     span = FileSpan(str(path), offset, info.dtype, *block, scale)
     return Matrix(
-        role=role, layer=layer, tensor_name=name, span=span, shape=(rows, columns), inputs_first=part.inputs_first
-    )
+        role=role, layer=layer, tensor_name=name, span=span, shape=(rows, columns), inputs_first=part.inputs_first,
+        grouped=part.grouped,
+    )  # fmt: skip
 
 
 def _scale(

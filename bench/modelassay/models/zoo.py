@@ -16,7 +16,8 @@ A family is named by what was done (``base+cpt-25+sft-en+int8``):
     cpt-N          continued pre-training for   int8  prune-30   a round trip through 8 bits; 30 % of weights zeroed
                    N % of the root's steps      merge            the mean of both tuned children
     lora           adapters on q k v o, merged  depth  moe       middle layers removed; upcycled to 4 experts
-    heads neurons rotate scale-qk scale-vo      the same function in other weights (`zoo_transforms`)
+    heads neurons rotate scale-qk scale-vo hidden fold   the same function in other weights (`zoo_transforms`),
+                                                         and all but the last of them one after another
 
 ``zoo:NAME`` is the embedded scale; ``zoo:smoke/NAME`` walks the same path in seconds and means nothing: two layers, one
 family. Nothing here imports torch: `zoo_build` does the work, once a model must be made. `zoo_build.transform` does the same
@@ -30,7 +31,7 @@ grow with depth in the same way (mean Pearson r of the q, k, v, o curves 0.90 to
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -87,7 +88,7 @@ def recipe(name: str) -> dict[str, Any]:
     """
     made = member(name)
     others = {} if made.other_parent is None else {"other_parent": content_key(recipe(made.other_parent))}
-    adapters = {"peft": version("peft")} if made.made_by == "lora" else {}
+    adapters = {"peft": _version("peft")} if made.made_by == "lora" else {}
     return {
         "kind": "zoo",
         "text": content_key(_text_recipe(made.text)),
@@ -128,13 +129,14 @@ def ensure(name: str, *, store: Store, timer: Timer | None = None) -> Path:
     return store.get(recipe(name), build)
 
 
-def is_made(name: str, *, store: Store) -> bool:
-    """Return whether the store holds this member already."""
-    return store.path(recipe(name)).is_dir()
+def is_made(name: str, *, store: Store, with_utility: bool = False) -> bool:
+    """Return whether the store holds this member already, and what `utility` needs of it if that is asked."""
+    measured = not with_utility or store.path(_loss_recipe(member(name).name)).is_dir()
+    return measured and store.path(recipe(name)).is_dir()
 
 
 def ensure_many(names: Sequence[str], *, store: Store, processes: int = 2, timer: Timer | None = None,
-                with_utility: bool = False) -> dict[str, Made]:  # fmt: skip
+                with_utility: bool = False, report: Callable[[str], None] | None = None) -> dict[str, Made]:  # fmt: skip
     """Make all of ``names`` and their ancestors that the store lacks, in processes of one thread each.
 
     Parents come before children, long lines of descent first. What was made before an interruption stays; a process
@@ -163,6 +165,7 @@ def ensure_many(names: Sequence[str], *, store: Store, processes: int = 2, timer
         processes: how many members are made at once.
         timer: wraps the whole as one unit ``timer("zoo-make", members=..., processes=...)``; not timed if None.
         with_utility: measure each member's held-out loss too, so that `utility` finds it.
+        report: is told of each member as it is done; not called if None.
 
     Returns:
         Each of ``names``, bare, with its folder and, if it was made now, the processor time that took.
@@ -173,10 +176,11 @@ def ensure_many(names: Sequence[str], *, store: Store, processes: int = 2, timer
     wanted = {member(name).name: member(name) for name in names}
     missing = [
         made for made in _with_ancestors(list(wanted))
-        if not (is_made(made.name, store=store) and (not with_utility or store.path(_loss_recipe(made.name)).is_dir()))
+        if not is_made(made.name, store=store, with_utility=with_utility)
     ]  # fmt: skip
     with (timer or untimed)("zoo-make", members=len(missing), processes=processes):
-        seconds = in_dependency_order(missing, root=store.root, processes=processes, with_utility=with_utility)
+        seconds = in_dependency_order(missing, root=store.root, processes=processes, with_utility=with_utility,
+                                      report=report or (lambda _: None))  # fmt: skip
     return {
         name: Made(folder=store.path(recipe(name)), cpu_s=seconds.get(name), num_steps=made.num_steps)
         for name, made in wanted.items()
@@ -278,9 +282,12 @@ def _corpus_key() -> str:
     return content_key([list(corpus.generate(language, seed=0, num_sentences=300)) for language in corpus.LANGUAGES])
 
 
+_version = cache(version)  # which parses a package's metadata, once per recipe of a chain otherwise
+
+
 @cache
 def _versions() -> Mapping[str, Any]:
     return {
         "version": RECIPE_VERSION,
-        **{package: version(package) for package in ("torch", "transformers", "tokenizers")},
+        **{package: _version(package) for package in ("torch", "transformers", "tokenizers")},
     }

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 MadeBy = Literal[
     "pretraining", "sft", "continued", "lora", "noise", "int8", "prune", "merge", "depth", "moe",
-    "heads", "neurons", "rotate", "scale-qk", "scale-vo",
+    "heads", "neurons", "rotate", "scale-qk", "scale-vo", "hidden", "fold",
 ]  # fmt: skip
 Timer = Callable[..., AbstractContextManager[Any]]
 """What wraps each training step; called as the meter's ``microbatch`` is: ``(stage, tokens=..., **labels)``."""
@@ -29,7 +29,7 @@ def untimed(stage: str, *, tokens: int | None = None, **labels: Any) -> Abstract
     return nullcontext()
 
 
-PRESERVING: tuple[MadeBy, ...] = ("heads", "neurons", "rotate", "scale-qk", "scale-vo")
+PRESERVING: tuple[MadeBy, ...] = ("heads", "neurons", "rotate", "scale-qk", "scale-vo", "hidden", "fold")
 """Transformations after which the logits are the same, up to the rounding of sums."""
 
 
@@ -208,11 +208,13 @@ class _Scale:
                 yield self.child(root, step, seed=seed, name=names.get(step))
         for first, *rest in (
             (continued, "sft-en", "int8"), (tuned["sft-ja"], "rotate", "scale-qk"), (adapted, "prune-30"), (merged, "noise-1"),
+            (root, "heads", "neurons", "rotate", "scale-qk", "scale-vo", "hidden"),
         ):  # fmt: skip
             last = first
             for step in rest:
                 last = self.child(last, step, seed=0 if step.startswith("sft") else seed)
-                yield last
+                if last.name != f"{root.name}+heads":  # made above
+                    yield last
 
 
 _MOSTLY_JAPANESE = ("en", "ja", "ja", "ja")

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -28,9 +28,8 @@ class Made:
     """Training steps its making holds, without its ancestors'."""
 
 
-def in_dependency_order(
-    members: Sequence[Member], *, root: Path, processes: int, with_utility: bool
-) -> dict[str, float]:
+def in_dependency_order(members: Sequence[Member], *, root: Path, processes: int, with_utility: bool,
+                        report: Callable[[str], None] = lambda _: None) -> dict[str, float]:  # fmt: skip
     """Make ``members`` (parents may be among them or made already) in the store at ``root``; return CPU seconds by name.
 
     Processes are spawned, not forked: a child forked after torch has started threads may hang or compute other bits.
@@ -38,9 +37,8 @@ def in_dependency_order(
     """
     if not members:
         return {}
-    waiting = {member.name: {above for above in (member.parent, member.other_parent) if above} for member in members}
-    for above in waiting.values():
-        above &= waiting.keys()
+    names = {member.name for member in members}
+    waiting = {member.name: names & {member.parent, member.other_parent} for member in members}
     order, seconds = _by_remaining_work(members), dict[str, float]()
     running: dict[Future[float], str] = {}
     context = multiprocessing.get_context("spawn")
@@ -56,6 +54,7 @@ def in_dependency_order(
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(future)
                 seconds[name] = future.result()
+                report(f"made {name}, {len(seconds)} of {len(members)} models")
                 for above in waiting.values():
                     above.discard(name)
     except BaseException:

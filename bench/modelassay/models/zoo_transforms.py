@@ -264,6 +264,62 @@ def rescale_values_and_output(model: PreTrainedModel, generator: Generator) -> P
     return model
 
 
+def permute_hidden(model: PreTrainedModel, generator: Generator) -> PreTrainedModel:
+    """Reorder the dimensions of the residual stream and flip the sign of half of them, the same way throughout.
+
+    RMS norm treats dimensions alike and ignores signs, so everything that reads the stream or writes to it can change its
+    order with it. Exact up to the order of sums. What compares weights in their stored order sees noise.
+
+    Raises:
+        CheckpointError: an unknown kind of model.
+    """
+    _require_known(model, "permuting the residual stream")
+    stack: Any = model.model
+    size = int(model.config.hidden_size)
+    order = _shuffled(size, generator)
+    sign = torch.randint(2, (size,), generator=generator) * 2.0 - 1
+    whole: Any = model
+    reading = {stack.embed_tokens.weight, whole.lm_head.weight}  # one where they are tied
+    for layer in stack.layers:
+        mlp, attention = layer.mlp, layer.self_attn
+        reading |= {
+            module.weight
+            for module in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
+        }
+        for written in (*_tensors(attention.o_proj), *_tensors(mlp.down_proj)):
+            written.copy_(written[order] * sign.to(written).view(-1, *[1] * (written.ndim - 1)))
+    for weight in reading:
+        weight.copy_(weight[:, order] * sign.to(weight))
+    for norm in (
+        stack.norm,
+        *(norm for layer in stack.layers for norm in (layer.input_layernorm, layer.post_attention_layernorm)),
+    ):
+        norm.weight.copy_(norm.weight[order])
+    return model
+
+
+def fold_norms(model: PreTrainedModel, generator: Generator) -> PreTrainedModel:
+    """Move the gains of each layer's two norms into the matrices that read from them and leave ones behind.
+
+    What tools do before they quantise or rotate a model. The last norm stays: its reader may be the embedding too.
+
+    Raises:
+        CheckpointError: an unknown kind of model.
+    """
+    _require_known(model, "folding norms")
+    stack: Any = model.model
+    for layer in stack.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, readers in (
+            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+        ):
+            for reader in readers:
+                reader.weight.mul_(norm.weight)
+            norm.weight.fill_(1)
+    return model
+
+
 def _powers_of_two(count: int, generator: Generator) -> Tensor:
     return torch.tensor([0.25, 0.5, 2.0, 4.0])[torch.randint(4, (count,), generator=generator)]
 
@@ -322,7 +378,8 @@ def _require_known(model: PreTrainedModel, what: str) -> None:
 _BY_NAME: Mapping[str, Callable[..., PreTrainedModel]] = {
     "noise": add_noise, "int8": round_to_int8, "prune": prune, "depth": remove_layers, "moe": upcycle,
     "heads": permute_heads, "neurons": permute_neurons, "rotate": rotate_queries_and_keys,
-    "scale-qk": rescale_queries_and_keys, "scale-vo": rescale_values_and_output,
+    "scale-qk": rescale_queries_and_keys, "scale-vo": rescale_values_and_output, "hidden": permute_hidden,
+    "fold": fold_norms,
 }  # fmt: skip
 
 

@@ -52,6 +52,14 @@ def test_two_processes_make_what_one_makes_and_go_on_where_one_stopped(store: St
         assert zoo.utility(name, store=again) == pytest.approx(zoo.utility(name, store=store), abs=1e-6)
 
 
+def test_a_missing_child_does_not_wait_for_parents_that_are_there(store: Store) -> None:
+    zoo.ensure("smoke/base", store=store)
+    told: list[str] = []
+    made = zoo.ensure_many(["smoke/base+fold"], store=store, report=told.append)
+    assert made["smoke/base+fold"].folder.is_dir()
+    assert told == ["made smoke/base+fold, 1 of 1 models"]
+
+
 def test_nothing_is_started_where_nothing_is_missing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = zoo.ensure("smoke/base", store=store)
     monkeypatch.setattr(zoo_parallel, "ProcessPoolExecutor", None)

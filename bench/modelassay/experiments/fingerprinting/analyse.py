@@ -12,15 +12,25 @@ import polars as pl
 from modelassay.claims import Finding, Findings, Table
 from modelassay.errors import UsageError
 from modelassay.experiments.fingerprinting.background import Background
-from modelassay.experiments.fingerprinting.curves import ROLES, Curves
+from modelassay.experiments.fingerprinting.curves import Curves
+from modelassay.experiments.fingerprinting.evidence import Evidence, gather, recorded_scores
+from modelassay.experiments.fingerprinting.evidence_figures import evidence_figures
 from modelassay.experiments.fingerprinting.figures import save_figure
 from modelassay.experiments.fingerprinting.judge import Verdict, adjust, judge
-from modelassay.experiments.fingerprinting.measure import family_of, short_names
+from modelassay.experiments.fingerprinting.measure import curves_from, family_of, short_names, sizes_of
+from modelassay.experiments.fingerprinting.methods import Numbers
+from modelassay.experiments.fingerprinting.scoring import score_methods
 from modelassay.models.checkpoint import Stratum
 from modelassay.record import Tables
 
 QUANTILES = (0.5, 0.95, 0.99, 1.0)
 """Of the scores of unrelated pairs; 1 is the largest."""
+
+MAX_JUDGED = 120
+"""Pairs up to which all are judged and shown; 16 models make 120."""
+
+MAX_SHOWN = 16
+"""Models up to which all curves are drawn."""
 
 COLUMNS = ("pair", "paper-exact", "corrected", "layers redrawn", "rank p", "floor", "strangers", "phase p", "verdict")
 
@@ -38,23 +48,84 @@ def analyse(tables: Tables) -> Findings:
     alphas = tables.cells["alpha"].unique(maintain_order=True).to_list()
     if len(alphas) > 1:
         raise UsageError(f"fingerprinting: cells differ in alpha ({', '.join(map(str, alphas))}); a run has one level")
-    alpha, models = float(alphas[0]), curves_of(tables)
-    background = Background.from_curves(models)
-    pairs = list(combinations(models, 2))
+    alpha, by_reference = float(alphas[0]), models_of(tables)
+    models = [numbers.curves for numbers in by_reference.values()]
+    recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in by_reference.items()})
+    background = Background.from_models(by_reference.values(), recorded)
+    evidence = gather(by_reference, recorded, background, alpha=alpha)
+    pairs = _pairs_to_judge(models, evidence)
     verdicts = adjust([judge(a, b, background, alpha=alpha) for a, b in pairs])
     known = {
         (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in pairs if a.family and b.family
     }
     findings = [finding for verdict in verdicts for finding in _similarity(verdict)]
-    findings += _unrelated("paper-exact", [pair.paper for pair in background.pairs])
-    findings += _unrelated("corrected", [pair.corrected for pair in background.pairs])
+    findings += [finding for name in ("paper-exact", "corrected")
+                 for finding in _unrelated(name, [pair.scores[name] for pair in background.pairs])]  # fmt: skip
     shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, known)]
+    scored, tables_of_methods, notes = score_methods(evidence)
+    shown = _worth_showing(verdicts, known)
+    few = models if len(models) <= MAX_SHOWN else _an_example(models, verdicts, known)
     return Findings(
-        findings=[*findings, *shares],
-        tables=[verdict_table(verdicts, known=known)],
-        figures={"curves": partial(save_figure, models, verdicts)},
-        caveats=[*_broken(tables), *(f"of the pairs {share.note}" for share in shares), *caveats(verdicts, background)],
-    )
+        findings=[*findings, *shares, *scored],
+        tables=[verdict_table(shown, known=known), *tables_of_methods],
+        figures={"curves": partial(save_figure, few, verdicts), **evidence_figures(evidence)},
+        caveats=[*_broken(tables), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
+                 *caveats(verdicts, background), *notes],
+    )  # fmt: skip
+
+
+def _pairs_to_judge(models: Sequence[Curves], evidence: Evidence) -> list[tuple[Curves, Curves]]:
+    """Return all pairs of a small run; of a large one those with a model of unknown ancestry, and some of the known ones.
+
+    Each suspect with its own root, and the roots of one stratum with each other; the earlier in the run comes first.
+    """
+    everything = list(combinations(models, 2))
+    if len(everything) <= MAX_JUDGED:
+        return everything
+    wanted = {
+        frozenset((pair.suspect.name, pair.root.name)) for pair in evidence.pairs
+        if pair.related or (pair.suspect.is_root and pair.suspect.stratum == pair.root.stratum)
+    }  # fmt: skip
+    return [(a, b) for a, b in everything
+            if a.family is None or b.family is None or frozenset((a.name, b.name)) in wanted]  # fmt: skip
+
+
+def _worth_showing(verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]) -> list[Verdict]:
+    """Return all verdicts of a small run; of a large one those of unknown ancestry, and those that contradict what is known."""
+    if len(verdicts) <= MAX_JUDGED:
+        return list(verdicts)
+    right = {"family": "related", "strangers": "not distinguishable from strangers"}
+    return [verdict for verdict in verdicts if right.get(known.get((verdict.a, verdict.b), "")) != verdict.word][
+        :MAX_JUDGED
+    ]
+
+
+def _an_example(
+    models: Sequence[Curves], verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]
+) -> list[Curves]:
+    """Return a root, its least similar descendant that was called related, and the stranger that comes closest to it."""
+    related = [
+        verdict for verdict in verdicts if known.get((verdict.a, verdict.b)) == "family" and verdict.word == "related"
+    ]
+    if not related:
+        return list(models[:3])
+    first = min(related, key=lambda verdict: verdict.corrected.value)
+    strangers = [verdict for verdict in verdicts if known.get((verdict.a, verdict.b)) == "strangers"
+                 and first.a in (verdict.a, verdict.b)]  # fmt: skip
+    closest = max(strangers, key=lambda verdict: verdict.paper_exact.value, default=first)
+    names = {first.a, first.b, closest.a, closest.b}
+    return [model for model in models if model.name in names]
+
+
+def _left_out(verdicts: Sequence[Verdict], shown: Sequence[Verdict], background: Background) -> list[str]:
+    notes = [
+        f"{lost} holds the same attention weights as {kept}: it counts as no stranger"
+        for lost, kept in background.duplicates
+    ]
+    if len(shown) < len(verdicts):
+        notes.append(f"{len(verdicts)} pairs were judged; shown are those of unknown ancestry or judged otherwise than known, "
+                     "--json has all")  # fmt: skip
+    return notes
 
 
 def _called_related(kind: str, verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]) -> list[Finding]:
@@ -69,36 +140,42 @@ def _called_related(kind: str, verdicts: Sequence[Verdict], known: Mapping[tuple
     return [Finding(name="called-related", value=num_related / len(judged), labels={"known": kind}, note=note)]
 
 
-def curves_of(tables: Tables) -> list[Curves]:
-    """Return the curves of every model that was measured whole, in the order of the run's cells.
+def models_of(tables: Tables) -> dict[str, Numbers]:
+    """Return what was recorded of every model that was measured whole, by its reference, in the order of the run's cells.
 
     Raises:
         UsageError: a model was measured twice: it would count as its own relative.
     """
     whole = [row for row in tables.cells.iter_rows(named=True) if row["outcome"] == "done"]
     if not whole:
-        return []
+        return {}
     measured = [row["model"] for row in whole]
     if repeated := [model for model in dict.fromkeys(measured) if measured.count(model) > 1]:
         raise UsageError(f"fingerprinting: {repeated[0]} stands in more than one cell; name each model once")
     names = short_names(measured)
-    sigma = tables.metrics.filter(pl.col("name") == "sigma").sort("layer")
+    values: dict[str, list[tuple[str, str, int, float]]] = {}
+    recorded = tables.metrics.filter(pl.col("name").is_in(["sigma", "product"]))
+    for cell, *value in recorded.select("cell", "name", "role", "layer", "value").iter_rows():
+        values.setdefault(cell, []).append((value[0], value[1], int(value[2]), float(value[3])))
     about = {row["cell"]: row for row in tables.metrics.filter(pl.col("name") == "model").iter_rows(named=True)}
-    models = []
+    models = {}
     for name, row in zip(names, whole, strict=True):
-        mine = sigma.filter(pl.col("cell") == row["cell"])
-        curves = {role: mine.filter(pl.col("role") == role)["value"].to_numpy() for role in ROLES}
-        stratum = _stratum(about[row["cell"]])
-        models.append(Curves(name=name, sigma=curves, stratum=stratum, family=family_of(row["model"], row["family"])))
+        described = about[row["cell"]]
+        stratum = _stratum(described)
+        curves = curves_from(values[row["cell"]], name=name, stratum=stratum, weights_key=str(described["weights"]),
+                             family=family_of(row["model"], row["family"]))  # fmt: skip
+        inner = described["intermediate_size"]
+        sizes = sizes_of(stratum, None if inner in (None, "none") else int(float(str(inner))))
+        models[row["model"]] = Numbers(curves=curves, sizes=sizes)
     return models
 
 
-def _stratum(about: dict[str, object]) -> Stratum:
+def _stratum(about: Mapping[str, object]) -> Stratum:
     def number(name: str) -> int:
-        return int(str(about[name]))
+        return int(float(str(about[name])))
 
     return Stratum(
-        num_layers=int(float(str(about["value"]))), hidden_size=number("hidden_size"), num_heads=number("num_heads"),
+        num_layers=number("value"), hidden_size=number("hidden_size"), num_heads=number("num_heads"),
         num_kv_heads=number("num_kv_heads"), vocab_size=number("vocab_size"),
         tokenizer_key=None if about["tokenizer"] == "none" else str(about["tokenizer"]),
     )  # fmt: skip

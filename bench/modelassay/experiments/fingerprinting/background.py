@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
 
-from modelassay.experiments.fingerprinting.curves import Curves, corrected, paper_exact
+from modelassay.experiments.fingerprinting.curves import Curves
+from modelassay.experiments.fingerprinting.methods import BY_NUMBERS, Numbers
 from modelassay.stats import rank_p
+
+Recorded = Mapping[frozenset[str], Mapping[str, float]]
+"""Names of two models to their scores by methods that need weights, as runs record them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +24,8 @@ class StrangerPair:
     families: frozenset[str]
     strata: frozenset[Hashable]
     """One stratum where both models share it, two where they differ."""
-    paper: float
-    corrected: float
+    scores: Mapping[str, float]
+    """By method; NaN where the method cannot compare the two, absent where it was not asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,31 +57,38 @@ class Background:
     """
 
     pairs: tuple[StrangerPair, ...]
+    duplicates: tuple[tuple[str, str], ...] = field(default=())
+    """Roots left out because their attention weights are those of another family's: (left out, kept)."""
 
     @classmethod
-    def from_curves(cls, models: Iterable[Curves]) -> Background:
+    def from_models(cls, models: Iterable[Numbers], recorded: Recorded | None = None) -> Background:
         """Score all pairs of different known families; models without a family are left out.
 
-        Costs one corrected and one paper-exact score per pair, about 0.2 ms.
+        So is a model whose attention weights equal those of another family's (a copy under another name): it would be its
+        own stranger. Costs a score of each method per pair, about 0.8 ms.
 
         Raises:
             ValueError: where two models share a name.
         """
-        speakers: dict[tuple[Hashable, str], Curves] = {}
+        speakers: dict[tuple[Hashable, str], Numbers] = {}
         seen: set[str] = set()
-        for model in sorted(models, key=lambda model: (model.name != model.family, model.name)):
-            if model.name in seen:
-                message = f"background: two models are named {model.name!r}; give each its own name"
+        by_key: dict[str, Curves] = {}
+        duplicates = []
+        for model in sorted(models, key=lambda model: (model.curves.name != model.curves.family, model.curves.name)):
+            curves = model.curves
+            if curves.name in seen:
+                message = f"background: two models are named {curves.name!r}; give each its own name"
                 raise ValueError(message)
-            seen.add(model.name)
-            if model.family is not None:
-                speakers.setdefault((model.stratum, model.family), model)
-        return cls(tuple(
-            StrangerPair(names=frozenset((a.name, b.name)), families=frozenset((str(a.family), str(b.family))),
-                         strata=frozenset((a.stratum, b.stratum)), paper=paper_exact(a, b).value,
-                         corrected=corrected(a, b).value)
-            for a, b in combinations(speakers.values(), 2) if a.family != b.family
-        ))  # fmt: skip
+            seen.add(curves.name)
+            if curves.family is None:
+                continue
+            first = by_key.setdefault(curves.weights_key or f"unknown: {curves.name}", curves)
+            if first.family != curves.family:
+                duplicates.append((curves.name, first.name))
+                continue
+            speakers.setdefault((curves.stratum, curves.family), model)
+        pairs = ((a, b) for a, b in combinations(speakers.values(), 2) if a.curves.family != b.curves.family)
+        return cls(tuple(_scored(a, b, recorded or {}) for a, b in pairs), tuple(duplicates))
 
     def of(self, stratum_a: Hashable, stratum_b: Hashable) -> tuple[StrangerPair, ...]:
         """Return the pairs of exactly these two strata: the same one twice, or one model from each."""
@@ -90,6 +101,15 @@ class Background:
         own_names = frozenset((a.name, b.name))
         return tuple(pair for pair in self.of(a.stratum, b.stratum)
                      if pair.names != own_names and pair.families != own_families)  # fmt: skip
+
+
+def _scored(a: Numbers, b: Numbers, recorded: Recorded) -> StrangerPair:
+    names = frozenset((a.curves.name, b.curves.name))
+    return StrangerPair(
+        names=names, families=frozenset((str(a.curves.family), str(b.curves.family))),
+        strata=frozenset((a.curves.stratum, b.curves.stratum)),
+        scores={**{name: method.score(a, b).value for name, method in BY_NUMBERS.items()}, **recorded.get(names, {})},
+    )  # fmt: skip
 
 
 def rank(score: float, strangers: Iterable[float]) -> Rank | None:

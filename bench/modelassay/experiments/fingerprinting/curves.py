@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 
 ROLES = ("q", "k", "v", "o")
+BEYOND = ("q-bias", "k-bias", "v-bias", "norm-1", "norm-2", "gate", "up", "down")
+"""Standard deviations of what else a layer has: biases, weights of the norms before attention and before the
+feed-forward network, and its matrices (of all experts together)."""
+PRODUCTS = ("qk-norm", "qk-top", "qk-rank", "vo-norm", "vo-top", "vo-rank")
+"""Summaries of the products of query with key and of value with output; see `products`."""
 MIN_LAYERS = 4  # after a mean and a slope are fitted, three layers leave one number, whose correlation is always +-1
 CONSTANT = 1e-10  # a curve whose variation is below this share of its size is rounding noise, not a curve
 
@@ -33,6 +38,10 @@ class Curves:
     """What a stranger must share to be a fair comparison: depth, shape, tokenizer."""
     family: str | None = None
     """The root this model is known to descend from (a root names itself), None where it is not known."""
+    extra: Mapping[str, Array] = field(default_factory=dict)
+    """Further curves that some methods use: ``BEYOND`` and ``PRODUCTS``; those a model lacks are not there."""
+    weights_key: str | None = None
+    """Hash of the attention weights: equal keys, equal weights; None where it was not taken."""
     num_layers: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,13 +55,22 @@ class Curves:
             counts = ", ".join(f"{role} {count}" for role, count in lengths.items())
             message = f"{self.name}: the four roles must have one value per layer each, got {counts} values"
             raise ValueError(message)
+        extra = {role: _checked(self.name, role, values) for role, values in self.extra.items()}
+        if uneven := [role for role, curve in extra.items() if curve.size != lengths["q"]]:
+            message = f"{self.name}: role {uneven[0]}: {extra[uneven[0]].size} values for {lengths['q']} layers"
+            raise ValueError(message)
         object.__setattr__(self, "sigma", curves)
+        object.__setattr__(self, "extra", extra)
         object.__setattr__(self, "num_layers", lengths["q"])
 
     @property
     def sigma_RL(self) -> Array:
         """The four curves as float64[4, L] in the order of ``ROLES``."""
-        return np.stack([self.sigma[role] for role in ROLES])
+        return self.rows(ROLES)
+
+    def rows(self, roles: Sequence[str]) -> Array:
+        """Return the curves of ``roles`` as float64[R, L]."""
+        return np.stack([self.sigma[role] if role in self.sigma else self.extra[role] for role in roles])
 
 
 def _checked(name: str, role: str, values: ArrayLike) -> Array:
@@ -76,7 +94,7 @@ class Score:
     """A similarity in [-1, 1]; NaN, with the reason, where it is not defined."""
 
     value: float
-    """The mean over the four roles."""
+    """The mean over the roles that were compared."""
     per_role: Mapping[str, float]
     alignment: str
     """``same depth``, or how the layers of the deeper model were matched."""
@@ -85,8 +103,7 @@ class Score:
 
 
 def _undefined(reason: str, alignment: str, per_role: Mapping[str, float] | None = None) -> Score:
-    return Score(value=float("nan"), per_role=per_role or dict.fromkeys(ROLES, float("nan")), alignment=alignment,
-                 reason=reason)  # fmt: skip
+    return Score(value=float("nan"), per_role=per_role or {}, alignment=alignment, reason=reason)
 
 
 def resample(curve_RL: Array, num_layers: int) -> Array:
@@ -120,18 +137,20 @@ def paper_exact(a: Curves, b: Curves) -> Score:
     num_layers = max(a.num_layers, b.num_layers)
     alignment = "same depth" if a.num_layers == b.num_layers else f"interpolated to {num_layers} layers"
     z_a, z_b = (_centred_unit(resample(model.sigma_RL, num_layers)) for model in (a, b))
-    return _mean_of_roles((z_a * z_b).sum(-1), alignment, [(a, z_a), (b, z_b)], "constant over depth")
+    return _mean_of_roles(ROLES, (z_a * z_b).sum(-1), alignment, [(a, z_a), (b, z_b)], "constant over depth")
 
 
 def _centred_unit(x_RL: Array) -> Array:
     return unit(x_RL - x_RL.mean(-1, keepdims=True), np.sqrt((x_RL * x_RL).sum(-1, keepdims=True)))
 
 
-def _mean_of_roles(r_R: Array, alignment: str, units: list[tuple[Curves, Array]], what: str) -> Score:
+def _mean_of_roles(
+    roles: Sequence[str], r_R: Array, alignment: str, units: list[tuple[Curves, Array]], what: str
+) -> Score:
     r_R = np.clip(r_R, -1, 1)
-    per_role = {role: float(r) for role, r in zip(ROLES, r_R, strict=True)}
+    per_role = {role: float(r) for role, r in zip(roles, r_R, strict=True)}
     for model, rows in units:
-        for role, row in zip(ROLES, rows, strict=True):
+        for role, row in zip(roles, rows, strict=True):
             if np.isnan(row).any():
                 reason = f"{model.name}: role {role} is {what}, so its correlation is not defined"
                 return _undefined(reason, alignment, per_role)
@@ -167,7 +186,7 @@ class Comparison:
     """Alignment to unit residuals [R, L] of the deeper model at that depth."""
 
 
-def comparable(a: Curves, b: Curves) -> Comparison | None:
+def comparable(a: Curves, b: Curves, roles: Sequence[str] = ROLES) -> Comparison | None:
     """Detrend both models at the depth of the shallower one; None where that leaves under ``MIN_LAYERS`` layers.
 
     The allowed readings of a deeper model are fixed beforehand: ``proportional`` (interpolated linearly to the
@@ -179,13 +198,13 @@ def comparable(a: Curves, b: Curves) -> Comparison | None:
     num_layers = shallow.num_layers
     if num_layers < MIN_LAYERS:
         return None
-    deep_RL = np.log(deep.sigma_RL)
+    deep_RL = np.log(deep.rows(roles))
     if deep.num_layers == num_layers:
         raw = {"same depth": deep_RL}
     else:
         raw = {"proportional": resample(deep_RL, num_layers), "head": deep_RL[:, :num_layers],
                "tail": deep_RL[:, -num_layers:]}  # fmt: skip
-    return Comparison(shallow=shallow, deep=deep, shallow_RL=residuals(np.log(shallow.sigma_RL)),
+    return Comparison(shallow=shallow, deep=deep, shallow_RL=residuals(np.log(shallow.rows(roles))),
                       readings={name: residuals(x_RL) for name, x_RL in raw.items()})  # fmt: skip
 
 
@@ -203,16 +222,40 @@ def corrected(a: Curves, b: Curves) -> Score:
     >>> round(corrected(x, x).value, 9), abs(corrected(x, y).value) < 0.3
     (1.0, True)
     """
-    pair = comparable(a, b)
+    return _without_trend(a, b, ROLES)
+
+
+def extended(a: Curves, b: Curves) -> Score:
+    """Return the statistic of `corrected` over the four roles and those of ``BEYOND`` that both models have.
+
+    The published update looks at biases, norms and the feed-forward network as well (arXiv 2507.03014, project page).
+    Their curves pass the same logarithm and the same straight line, so that the two scores can be compared.
+    """
+    shared = tuple(role for role in BEYOND if role in a.extra and role in b.extra)
+    return _without_trend(a, b, (*ROLES, *shared))
+
+
+def invariant(a: Curves, b: Curves) -> Score:
+    """Return the statistic of `corrected` over ``PRODUCTS``, which no change of basis inside attention can move.
+
+    Undefined where a model's products were not measured.
+    """
+    for model in (a, b):
+        if not set(PRODUCTS) <= set(model.extra):
+            return _undefined(f"{model.name}: the products of its matrices were not measured", "none")
+    return _without_trend(a, b, PRODUCTS)
+
+
+def _without_trend(a: Curves, b: Curves, roles: Sequence[str]) -> Score:
+    pair = comparable(a, b, roles)
     if pair is None:
         shallowest = min(a.num_layers, b.num_layers)
         reason = f"{shallowest} layers: fewer than {MIN_LAYERS} leave nothing to correlate once the trend is removed"
         return _undefined(reason, "same depth" if a.num_layers == b.num_layers else "none")
     what = "a straight line over depth (in log sigma)"
     scores = [
-        _mean_of_roles(
-            (pair.shallow_RL * deep_RL).sum(-1), name, [(pair.shallow, pair.shallow_RL), (pair.deep, deep_RL)], what
-        )
+        _mean_of_roles(roles, (pair.shallow_RL * deep_RL).sum(-1), name,
+                       [(pair.shallow, pair.shallow_RL), (pair.deep, deep_RL)], what)
         for name, deep_RL in pair.readings.items()
-    ]
+    ]  # fmt: skip
     return next((score for score in scores if score.reason), max(scores, key=lambda score: score.value))

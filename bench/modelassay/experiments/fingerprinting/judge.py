@@ -72,12 +72,12 @@ def judge(a: Curves, b: Curves, background: Background, *, alpha: float = 0.05) 
     pair; `adjust` adds what holds for a table.
     """
     exact, score = paper_exact(a, b), corrected(a, b)
-    strangers = [pair for pair in background.against(a, b) if np.isfinite(pair.corrected)]
-    place = rank(score.value, (pair.corrected for pair in strangers))
+    strangers = [pair.scores for pair in background.against(a, b) if np.isfinite(pair.scores["corrected"])]
+    place = rank(score.value, (scores["corrected"] for scores in strangers))
     verdict = Verdict(
         a=a.name, b=b.name, word="uncalibrated", sentence="", paper_exact=exact, corrected=score,
         interval=_layer_interval(a, b, score), phase=phase_test(a, b) if strangers else None, background=place,
-        paper_background=rank(exact.value, (pair.paper for pair in strangers)),
+        paper_background=rank(exact.value, (scores["paper-exact"] for scores in strangers)),
         stratum=_stratum_reason(a, b, len(strangers)), alpha=alpha,
     )  # fmt: skip
     word, why = _decide(verdict)

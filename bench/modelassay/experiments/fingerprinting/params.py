@@ -1,12 +1,16 @@
-"""What one cell of `fingerprinting` is: the sigma-curves of one model."""
+"""What one cell of `fingerprinting` is: what the methods read of one model, and its scores against others."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Peer = Literal["modeldna"]
 
 
 class Params(BaseModel):
-    """One model whose attention matrices are measured."""
+    """One model, and the models whose weights it is compared with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -16,6 +20,17 @@ class Params(BaseModel):
     family: str | None = None
     """The root it is known to descend from, itself for a root; models of different known families are strangers to one
     another and make up the background. Zoo models know their own; None: its ancestry is what is asked."""
+
+    whole: bool = True
+    """Read biases, norms, feed-forward matrices and embeddings too, which methods beyond the four attention matrices need;
+    of a repository on the Hub that fetches all its weights."""
+
+    against: tuple[str, ...] = ()
+    """Models that this one's weights are compared with, where a method needs both at hand; of two models of this list the
+    later is compared with the earlier."""
+
+    peers: tuple[Peer, ...] = ()
+    """Other tools that score the same pairs; they must be installed (`ci/peers`)."""
 
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Level at which a pair is called related, the same in all cells."""

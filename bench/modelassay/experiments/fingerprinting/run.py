@@ -1,43 +1,100 @@
-"""One cell: open a checkpoint, measure the standard deviation of Q, K, V, O in every layer."""
+"""One cell: what the methods read of one checkpoint, layer by layer, then its scores against other models' weights."""
 
 from __future__ import annotations
 
 from modelassay.errors import Diverged
-from modelassay.experiments.fingerprinting.measure import fault_of, measure, num_bytes, open_model, spans_of
+from modelassay.experiments.fingerprinting.measure import (
+    attention_key,
+    fault_of,
+    make_together,
+    measure_layer,
+    num_bytes,
+    open_model,
+    peer_fingerprint,
+    spans_of,
+    utility_of,
+    worth_comparing,
+)
+from modelassay.experiments.fingerprinting.methods import BY_WEIGHTS
+from modelassay.experiments.fingerprinting.methods.weights import load_weights
 from modelassay.experiments.fingerprinting.params import Params
+from modelassay.experiments.fingerprinting.peers import PEERS
 from modelassay.meter import Meter
 from modelassay.models import zoo_build  # noqa: F401 - its transformers (4 s) is imported once, before cells are forked
 from modelassay.models.checkpoint import Checkpoint
+from modelassay.models.layer_tensors import layer_spans
 from modelassay.state import State
 
 
 def run(params: Params, meter: Meter, state: State) -> None:
-    """Record ``model`` once and ``sigma`` per role and layer; goes on after the last checkpointed layer.
+    """Record ``model`` once, ``sigma`` and ``product`` per role and layer, ``score`` per method and other model.
+
+    Goes on after the last checkpointed layer or comparison.
 
     Raises:
-        Diverged: a matrix is not finite or is constant: a finding about the checkpoint.
+        Diverged: an attention matrix is not finite or is constant: a finding about the checkpoint.
     """
-    checkpoint = open_model(params.model, store=state.store, timer=meter.microbatch)
+    named = [name for cell in state.siblings for name in (cell.model, *cell.against)]
+    make_together(named, params.model, store=state.store, meter=meter)
+    checkpoint = open_model(params.model, store=state.store)
     saved = state.restore()
+    payload = {"layer": 0, "compared": 0} if saved is None else saved.payload
     if saved is None:
         _describe(checkpoint, meter)
-    for layer in range(0 if saved is None else saved.payload["layer"], checkpoint.num_layers):
+        for name, loss in utility_of(params.model, store=state.store).items():
+            meter.metric("utility", loss, measure=name)
+    extras = layer_spans(checkpoint) if params.whole else [{} for _ in range(checkpoint.num_layers)]
+    for layer in range(payload["layer"], checkpoint.num_layers):
         spans = spans_of(checkpoint, layer)
-        with meter.microbatch("layer-std", bytes=num_bytes(spans), layer=layer):
-            sigmas = measure(spans)
-        for role, sigma in sigmas.items():
-            meter.metric("sigma", sigma, role=role, layer=layer)
-        if faults := [fault for role, sigma in sigmas.items() if (fault := fault_of(role, layer, sigma))]:
+        with meter.microbatch("layer", bytes=num_bytes(spans), layer=layer):
+            measured = measure_layer(checkpoint, layer, spans, extras[layer])
+        for name, role, value in measured:
+            meter.metric(name, value, role=role, layer=layer)
+        if faults := [fault for name, role, value in measured
+                      if name == "sigma" and role in spans and (fault := fault_of(role, layer, value))]:  # fmt: skip
             raise Diverged("; ".join(faults))
         if state.checkpoint_due():
-            state.checkpoint({"layer": layer + 1})
+            state.checkpoint({"layer": layer + 1, "compared": 0})
+    _compare(params, checkpoint, payload["compared"], meter, state)
 
 
 def _describe(checkpoint: Checkpoint, meter: Meter) -> None:
-    """Record what a background is matched by, as labels on the number of layers."""
+    """Record what a background is matched by, and which weights these are, as labels on the number of layers."""
     stratum = checkpoint.stratum()
+    with meter.microbatch("hash", bytes=sum(num_bytes(spans_of(checkpoint, at)) for at in range(stratum.num_layers))):
+        key = attention_key(checkpoint)
     meter.metric(
         "model", stratum.num_layers, hidden_size=stratum.hidden_size, num_heads=stratum.num_heads,
         num_kv_heads=stratum.num_kv_heads, vocab_size=stratum.vocab_size, tokenizer=stratum.tokenizer_key or "none",
-        architecture=checkpoint.architecture, revision=checkpoint.revision or "none",
+        intermediate_size=checkpoint.intermediate_size or "none", architecture=checkpoint.architecture,
+        revision=checkpoint.revision or "none", weights=key,
     )  # fmt: skip
+
+
+def _compare(params: Params, checkpoint: Checkpoint, done: int, meter: Meter, state: State) -> None:
+    """Score the model against the weights of others, and let the peers do so."""
+    others = worth_comparing(params.model, checkpoint.hidden_size, params.against, store=state.store)
+    if not others:
+        return
+    mine = load_weights(params.model, store=state.store)
+    peers = [PEERS[name] for name in params.peers]
+    prints = {peer.name: peer_fingerprint(peer, params.model, store=state.store) for peer in peers}
+    for number, other in enumerate(others[done:], start=done + 1):
+        with meter.microbatch("compare", other=other):
+            theirs = load_weights(other, store=state.store)
+            scores = {name: method.score(mine, theirs) for name, method in BY_WEIGHTS.items()}
+        for name, score in scores.items():
+            _record(meter, name, other, score.value, score.reason)
+        for peer in peers:
+            with meter.microbatch("peer", other=other, peer=peer.name):
+                found = peer.score(prints[peer.name], peer_fingerprint(peer, other, store=state.store))
+            for part, value in found.parts.items():
+                meter.metric("peer-signal", value, peer=peer.name, signal=part, other=other)
+            _record(meter, peer.name, other, found.value, found.reason)
+        if state.checkpoint_due():
+            state.checkpoint({"layer": checkpoint.num_layers, "compared": number})
+
+
+def _record(meter: Meter, method: str, other: str, value: float, reason: str | None) -> None:
+    """Record a score, and where it is not defined why not."""
+    meter.metric("score", value, method=method, other=other, **({"reason": reason} if reason else {}))

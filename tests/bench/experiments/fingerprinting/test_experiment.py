@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from modelassay.experiments.fingerprinting.analyse import analyse, curves_of
+from modelassay.experiments.fingerprinting.analyse import analyse, models_of
 from modelassay.experiments.fingerprinting.curves import ROLES, paper_exact
 from modelassay.runner import open_run
 from tiny_models import expected_blocks, make_model, save
@@ -64,7 +64,7 @@ def run(models: Path) -> Path:
 
 
 def test_sigma_equals_float64_over_the_loaded_models_own_blocks(models: Path, run: Path) -> None:
-    curves = {model.name: model for model in curves_of(open_run(run).tables())}
+    curves = {model.curves.name: model.curves for model in models_of(open_run(run).tables()).values()}
     torch.manual_seed(0)
     for name in ("a", "a-child", "g"):
         from transformers import AutoModelForCausalLM
@@ -93,7 +93,8 @@ def test_relative_is_found_and_strangers_are_not(run: Path) -> None:
         for f in found.findings
         if f.name == "unrelated" and f.labels["method"] == "paper-exact"
     }
-    roots = [model for model in curves_of(open_run(run).tables()) if model.name == model.family]
+    models = [model.curves for model in models_of(open_run(run).tables()).values()]
+    roots = [model for model in models if model.name == model.family]
     expected = [paper_exact(x, y).value for i, x in enumerate(roots) for y in roots[:i]]
     assert len(expected) == 21
     assert unrelated[0.5] == pytest.approx(np.median(expected))

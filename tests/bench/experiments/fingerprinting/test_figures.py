@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from curve_cases import child, walk
-from modelassay.experiments.fingerprinting.background import Background
+from curve_cases import background_of, child, walk
 from modelassay.experiments.fingerprinting.curves import Curves
 from modelassay.experiments.fingerprinting.figures import _draw_scores, save_figure
 from modelassay.experiments.fingerprinting.judge import Verdict, judge
@@ -17,7 +16,7 @@ from modelassay.experiments.fingerprinting.judge import Verdict, judge
 def table() -> tuple[list[Curves], list[Verdict]]:
     roots = [walk(f"root{i}", 12, 100 + i, family=f"root{i}") for i in range(8)]
     models = [roots[0], child(roots[0], "sft"), roots[1], walk("deep", 28, 1)]
-    background = Background.from_curves(roots)
+    background = background_of(roots)
     return models, [judge(a, b, background) for a, b in combinations(models, 2)]
 
 

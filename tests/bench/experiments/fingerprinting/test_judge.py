@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from curve_cases import child, make, process, walk
-from modelassay.experiments.fingerprinting.background import Background, rank
+from curve_cases import background_of, child, make, process, walk
+from modelassay.experiments.fingerprinting.background import rank
 from modelassay.experiments.fingerprinting.curves import ROLES, Curves, corrected, paper_exact
 from modelassay.experiments.fingerprinting.judge import adjust, judge
 
@@ -19,22 +19,22 @@ def roots(count: int, num_layers: int = 12, seed: int = 100) -> list[Curves]:
 
 def test_background_is_all_pairs_of_roots() -> None:
     models = roots(5)
-    background = Background.from_curves([child(models[0], "aa-child"), *models, walk("unknown", 12, 1)])
+    background = background_of([child(models[0], "aa-child"), *models, walk("unknown", 12, 1)])
     assert len(background.pairs) == 10
-    scores = {pair.names: (pair.paper, pair.corrected) for pair in background.pairs}
+    scores = {pair.names: (pair.scores["paper-exact"], pair.scores["corrected"]) for pair in background.pairs}
     for a, b in combinations(models, 2):
         assert scores[frozenset((a.name, b.name))] == pytest.approx((paper_exact(a, b).value, corrected(a, b).value))
 
 
 def test_a_family_without_its_root_speaks_through_its_first_by_name() -> None:
     lost = walk("lost", 12, 5, family="lost")
-    background = Background.from_curves([child(lost, "lost-b"), child(lost, "lost-a"), *roots(1)])
+    background = background_of([child(lost, "lost-b"), child(lost, "lost-a"), *roots(1)])
     assert [pair.names for pair in background.pairs] == [frozenset(("lost-a", "root0"))]
 
 
 def test_strangers_must_share_the_strata() -> None:
     shallow, deep = roots(3), [walk(f"deep{i}", 28, i, family=f"deep{i}") for i in range(2)]
-    background = Background.from_curves([*shallow, *deep])
+    background = background_of([*shallow, *deep])
     assert len(background.of(12, 12)) == 3
     assert len(background.of(28, 28)) == 1
     assert len(background.of(12, 28)) == len(background.of(28, 12)) == 6
@@ -43,7 +43,7 @@ def test_strangers_must_share_the_strata() -> None:
 
 def test_the_judged_pair_is_not_its_own_background() -> None:
     models = roots(4)
-    background = Background.from_curves(models)
+    background = background_of(models)
     assert len(background.against(models[0], models[1])) == 5
     assert len(background.against(child(models[0], "x"), child(models[1], "y"))) == 5
     assert len(background.against(models[0], child(models[0], "x"))) == 6
@@ -53,12 +53,12 @@ def test_the_judged_pair_is_not_its_own_background() -> None:
 
 def test_two_models_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="two models are named 'root0'"):
-        Background.from_curves([*roots(2), *roots(1)])
+        background_of([*roots(2), *roots(1)])
 
 
 def test_a_child_is_related() -> None:
     models = roots(8)
-    verdict = judge(models[0], child(models[0], "sft"), Background.from_curves(models))
+    verdict = judge(models[0], child(models[0], "sft"), background_of(models))
     assert verdict.word == "related"
     assert verdict.background is not None
     assert verdict.phase is not None
@@ -74,7 +74,7 @@ def test_a_child_is_related() -> None:
 
 def test_strangers_are_not_distinguishable_and_the_order_of_the_pair_does_not_matter() -> None:
     models = roots(9)
-    background = Background.from_curves(models)
+    background = background_of(models)
     verdicts = [judge(a, b, background) for a, b in combinations(models, 2)]
     words = [verdict.word for verdict in verdicts]
     assert words.count("not distinguishable from strangers") >= 33  # rank p <= 0.05 can hold for one of 36
@@ -87,7 +87,7 @@ def test_strangers_are_not_distinguishable_and_the_order_of_the_pair_does_not_ma
 def test_without_strangers_no_p_value_is_given_anywhere() -> None:
     models = roots(8)
     odd = walk("odd", 28, 1)
-    verdict = judge(odd, child(odd, "copy"), Background.from_curves(models))
+    verdict = judge(odd, child(odd, "copy"), background_of(models))
     assert verdict.word == "uncalibrated"
     assert verdict.phase is None
     assert verdict.background is None
@@ -100,16 +100,16 @@ def test_without_strangers_no_p_value_is_given_anywhere() -> None:
 
 def test_too_few_strangers_are_inconclusive_even_for_a_copy() -> None:
     models = roots(5)
-    verdict = judge(models[0], child(models[0], "copy"), Background.from_curves(models))
+    verdict = judge(models[0], child(models[0], "copy"), background_of(models))
     assert verdict.word == "inconclusive"
     assert "10 unrelated pairs cannot give a p below 0.091, alpha is 0.05" in verdict.sentence
-    assert judge(models[0], child(models[0], "copy"), Background.from_curves(models), alpha=0.1).word == "related"
+    assert judge(models[0], child(models[0], "copy"), background_of(models), alpha=0.1).word == "related"
 
 
 def test_an_undefined_score_is_inconclusive_with_its_reason() -> None:
     models = roots(8)
     flat = Curves(name="flat", sigma={**models[0].sigma, "o": np.full(12, 0.02)}, stratum=12)
-    verdict = judge(models[0], flat, Background.from_curves(models))
+    verdict = judge(models[0], flat, background_of(models))
     assert verdict.word == "inconclusive"
     assert "flat: role o is a straight line" in verdict.sentence
     assert verdict.background is verdict.phase is verdict.interval is None
@@ -119,9 +119,7 @@ def test_an_undefined_score_is_inconclusive_with_its_reason() -> None:
 def test_the_phase_test_can_withdraw_related_but_not_when_it_has_no_power() -> None:
     depth = np.linspace(0, 2 * np.pi, 16)
     rng = np.random.default_rng(0)
-    strangers = Background.from_curves([
-        make(f"white{i}", x, f"white{i}") for i, x in enumerate(process(rng, 8, 16, phi=0.0))
-    ])
+    strangers = background_of([make(f"white{i}", x, f"white{i}") for i, x in enumerate(process(rng, 8, 16, phi=0.0))])
     smooth = [make(n, np.stack([np.cos(depth + turn)] * 4) + 0.2 * x)
               for n, turn, x in zip("ab", (0.0, 0.9), process(rng, 2, 16, phi=0.0), strict=True)]  # fmt: skip
     withdrawn = judge(*smooth, strangers)
@@ -139,8 +137,8 @@ def test_a_calibrated_zoo_rejects_strangers_that_share_a_bow() -> None:
     called = 0
     for world in worlds:
         models = [make(f"m{i}", x, f"m{i}") for i, x in enumerate(world)]
-        strangers = Background.from_curves(models).against(models[0], models[1])
-        place = rank(corrected(models[0], models[1]).value, (pair.corrected for pair in strangers))
+        strangers = background_of(models).against(models[0], models[1])
+        place = rank(corrected(models[0], models[1]).value, (pair.scores["corrected"] for pair in strangers))
         assert place is not None
         called += place.p <= 0.05
     assert 0 < called / 150 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 150)
@@ -148,7 +146,7 @@ def test_a_calibrated_zoo_rejects_strangers_that_share_a_bow() -> None:
 
 def test_the_interval_resamples_layers_of_both_models_together() -> None:
     models = roots(8)
-    verdict = judge(models[0], models[1], Background.from_curves(models))
+    verdict = judge(models[0], models[1], background_of(models))
     x = np.arange(12)
 
     residuals = [
@@ -167,7 +165,7 @@ def test_the_interval_resamples_layers_of_both_models_together() -> None:
 
 def test_holm_is_added_beside_the_words_and_says_what_the_floor_allows() -> None:
     models = roots(8)
-    background = Background.from_curves(models)
+    background = background_of(models)
     table = [judge(models[0], child(models[0], "sft"), background), judge(models[0], models[1], background),
              judge(walk("odd", 28, 1), models[0], background)]  # fmt: skip
     adjusted = adjust(table)

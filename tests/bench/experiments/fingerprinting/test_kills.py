@@ -23,7 +23,7 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path) -> None:
     assert code == 0, err
     seconds = time.monotonic() - began
     expected = metrics_of(only_run(tmp_path / "reference"))
-    assert len(expected) == sum(1 + 4 * layers for layers in (4, 4, 4, 4, 5))
+    assert {name for _, name, _ in expected} >= {"model", "sigma", "product", "score", "utility"}
     moments = random.Random(20260126)
     for trial in range(NUM_KILLS):
         if trial % 2 == 0:

@@ -1,0 +1,238 @@
+"""Pairs of known ancestry and what every method says of them: what the methods are scored on.
+
+A pair is a suspect and a root: related where the suspect descends from it. Of two roots, the one that comes later in the
+run is the suspect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from modelassay.accuracy import Scored
+from modelassay.calibration import RankPs, rank_p_values
+from modelassay.experiments.fingerprinting.background import Background, Recorded
+from modelassay.experiments.fingerprinting.curves import Array
+from modelassay.experiments.fingerprinting.methods import BY_NUMBERS, BY_WEIGHTS, Numbers
+from modelassay.models import zoo
+from modelassay.record import Tables
+
+HARDNESS = {
+    "stranger:seed": "other seed alone", "stranger:data": "other text", "stranger:shape": "other shape",
+    "same stratum": "same shape and tokenizer", "other stratum": "other shape or tokenizer",
+}  # fmt: skip
+"""What strangers differ in, the hardest first; of models that are not the zoo's only the stratum is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect:
+    """A model, and what is known of how it was made."""
+
+    name: str
+    reference: str
+    """As the suite names it."""
+    family: str
+    is_root: bool
+    stratum: Hashable
+    size: str
+    """Layers x width of its root."""
+    made_by: str
+    """What was done to its root, in order; ``root`` where nothing was, ``not known`` of models that are not the zoo's."""
+    tokens: int | None
+    """Training tokens since the root; None where not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A suspect and a root."""
+
+    suspect: Suspect
+    root: Suspect
+    hardness: str | None
+    """What two strangers differ in, as in `HARDNESS`; None where they are related."""
+
+    @property
+    def related(self) -> bool:
+        """Whether the suspect descends from the root."""
+        return self.suspect.family == self.root.family
+
+
+Which = Callable[[Pair], bool]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Pairs, and the score of each method for each."""
+
+    pairs: Sequence[Pair]
+    scores: Mapping[str, Array]
+    """By method, float64[P]; NaN where the method cannot compare the pair."""
+    background: Background
+    alpha: float
+    roots: Sequence[str] = field(default=())
+    """Names of the roots, whose places are the indices in `Scored`."""
+
+    def scored(self, method: str, which: Which = lambda _pair: True) -> Scored:
+        """Return the scores of one method over the pairs that ``which`` chooses."""
+        chosen = np.array([which(pair) for pair in self.pairs], dtype=bool)
+        pairs = [pair for pair, keep in zip(self.pairs, chosen, strict=True) if keep]
+        return self._scored(self.scores[method][chosen], pairs)
+
+    def _scored(self, score: Array, pairs: Sequence[Pair]) -> Scored:
+        place = {name: index for index, name in enumerate(self.roots)}
+        return Scored(
+            score=score, related=np.array([pair.related for pair in pairs], dtype=bool),
+            root_a=np.array([place[pair.suspect.family] for pair in pairs], dtype=np.int64),
+            root_b=np.array([place[pair.root.family] for pair in pairs], dtype=np.int64),
+        )  # fmt: skip
+
+    def ranks(self, method: str, which: Which = lambda _pair: True) -> RankPs:
+        """Return the rank p of each chosen pair among the strangers of its own two strata that share no root with it."""
+        groups, parts = self._by_strata(which), []
+        for strata, members in groups.items():
+            suspects = self._scored(self.scores[method][members], [self.pairs[index] for index in members])
+            parts.append(rank_p_values(suspects, self._strangers(method, *strata)))
+        order = [index for group in groups.values() for index in group]
+        everyone = self._scored(self.scores[method][order], [self.pairs[index] for index in order])
+        empty = np.zeros(0)
+        return RankPs(p=np.concatenate([empty, *(part.p for part in parts)]),
+                      floor=np.concatenate([empty, *(part.floor for part in parts)]), suspects=everyone,
+                      among_themselves=False)  # fmt: skip
+
+    def decidable(self, made_by: Hashable) -> Which:
+        """Return what chooses the pairs of `can_decide` whose suspect was made in one way."""
+        return lambda pair: self.can_decide(pair) and pair.suspect.made_by == made_by
+
+    def can_decide(self, pair: Pair) -> bool:
+        """Return whether a related pair has strangers enough that a method able to compare them could call it related."""
+        return pair.related and (pair.suspect.stratum, pair.root.stratum, pair.root.family) in self._decidable
+
+    @cached_property
+    def _decidable(self) -> frozenset[tuple[Hashable, Hashable, str]]:
+        any_method = next(iter(self.scores))
+        ranks = self.ranks(any_method, lambda pair: pair.related)
+        pairs = [self.pairs[index] for group in self._by_strata(lambda pair: pair.related).values() for index in group]
+        return frozenset(
+            (pair.suspect.stratum, pair.root.stratum, pair.root.family)
+            for pair, floor in zip(pairs, ranks.floor, strict=True) if floor <= self.alpha + 1e-12
+        )  # fmt: skip
+
+    def _by_strata(self, which: Which) -> dict[tuple[Hashable, Hashable], list[int]]:
+        groups: dict[tuple[Hashable, Hashable], list[int]] = {}
+        for index, pair in enumerate(self.pairs):
+            if which(pair):
+                groups.setdefault((pair.suspect.stratum, pair.root.stratum), []).append(index)
+        return groups
+
+    def stranger_scores(self, method: str, stratum: Hashable) -> Array:
+        """Return the scores of all pairs of strangers of one stratum that the method can compare."""
+        return self._strangers(method, stratum, stratum).score
+
+    def _strangers(self, method: str, stratum: Hashable, other: Hashable) -> Scored:
+        """Return the stranger pairs of two strata; of two pairs of the same roots the one that scores higher."""
+        if (method, stratum, other) not in self._found:
+            best: dict[tuple[int, int], float] = {}
+            place = {name: index for index, name in enumerate(self.roots)}
+            for pair in self.background.of(stratum, other):
+                score = pair.scores.get(method, np.nan)
+                ends = sorted(place[name] for name in pair.families)
+                if np.isfinite(score):
+                    best[ends[0], ends[1]] = max(score, best.get((ends[0], ends[1]), -np.inf))
+            ends_P2 = np.array(list(best), dtype=np.int64).reshape(-1, 2)
+            self._found[method, stratum, other] = Scored(
+                score=np.array(list(best.values())), related=np.zeros(len(best), dtype=bool), root_a=ends_P2[:, 0],
+                root_b=ends_P2[:, 1])  # fmt: skip
+        return self._found[method, stratum, other]
+
+    @cached_property
+    def _found(self) -> dict[tuple[str, Hashable, Hashable], Scored]:
+        return {}
+
+    def stranger_ranks(self, method: str, stratum: Hashable) -> RankPs:
+        """Return the rank p of each pair of roots of one stratum among the others: uniform if p-values are honest."""
+        strangers = self._strangers(method, stratum, stratum)
+        return rank_p_values(strangers, strangers)
+
+    def groups(self, of: Callable[[Pair], Hashable | None]) -> list[Hashable]:
+        """Return the distinct values of ``of`` over the pairs, in their order; None counts as none."""
+        return list(dict.fromkeys(value for pair in self.pairs if (value := of(pair)) is not None))
+
+
+def recorded_scores(tables: Tables, names: Mapping[str, str]) -> Recorded:
+    """Return the scores that cells recorded, by the two models' names; those with models that the run lacks are left out."""
+    found: dict[frozenset[str], dict[str, float]] = {}
+    if "other" not in tables.metrics.columns:
+        return found
+    of_cell = dict(tables.cells.select("cell", "model").iter_rows())
+    for cell, method, other, value in (
+        tables.metrics.filter(pl.col("name") == "score").select("cell", "method", "other", "value").iter_rows()
+    ):
+        if of_cell[cell] in names and other in names:
+            found.setdefault(frozenset((names[of_cell[cell]], names[other])), {})[method] = float(value)
+    return found
+
+
+def gather(models: Mapping[str, Numbers], recorded: Recorded, background: Background, *, alpha: float) -> Evidence:
+    """Return the evidence of a run; ``models`` by reference, in the run's order.
+
+    Where cells recorded scores, the pairs are those they recorded, so that all methods are scored on the same; otherwise
+    every suspect is held against every root.
+    """
+    suspects = {
+        numbers.curves.name: _suspect(reference, numbers)
+        for reference, numbers in models.items()
+        if numbers.curves.family
+    }
+    numbers_of = {numbers.curves.name: numbers for numbers in models.values()}
+    excluded = {name for name, _ in background.duplicates}
+    roots = [name for name, suspect in suspects.items() if suspect.is_root and name not in excluded]
+    pairs = []
+    for name, suspect in suspects.items():
+        earlier = roots[: roots.index(name)] if name in roots else roots
+        pairs += [_pair(suspect, suspects[root]) for root in earlier
+                  if name not in excluded and (not recorded or frozenset((name, root)) in recorded)]  # fmt: skip
+    known = [name for name in (*BY_NUMBERS, *BY_WEIGHTS) if name in BY_NUMBERS or recorded]
+    peers = dict.fromkeys(name for scores in recorded.values() for name in scores if name not in known)
+    scores = {name: np.full(len(pairs), np.nan) for name in (*known, *peers)}
+    for index, pair in enumerate(pairs):
+        mine, theirs = numbers_of[pair.suspect.name], numbers_of[pair.root.name]
+        found = {name: method.score(mine, theirs).value for name, method in BY_NUMBERS.items()}
+        for name, value in {**found, **recorded.get(frozenset((pair.suspect.name, pair.root.name)), {})}.items():
+            scores[name][index] = value
+    families = dict.fromkeys(name for pair in pairs for name in (pair.suspect.family, pair.root.family))
+    every_family = dict.fromkeys([*families, *_families(background)])
+    return Evidence(pairs, scores, background, alpha, tuple(every_family))
+
+
+def _families(background: Background) -> Iterable[str]:
+    return (name for pair in background.pairs for name in sorted(pair.families))
+
+
+def _suspect(reference: str, numbers: Numbers) -> Suspect:
+    curves = numbers.curves
+    family = str(curves.family)
+    known: dict[str, Any] = {
+        "name": curves.name, "reference": reference, "family": family, "stratum": curves.stratum,
+    }  # fmt: skip
+    if zoo.is_zoo(reference) and family == zoo.family(reference):
+        return Suspect(**known, is_root=zoo.parent(reference) is None, size=zoo.member(family).size,
+                       made_by="+".join(zoo.transformations(reference)) or "root",
+                       tokens=zoo.tokens_between(reference, family))  # fmt: skip
+    is_root = family in (curves.name, reference)
+    return Suspect(**known, is_root=is_root, size=f"{numbers.sizes.num_layers}x{numbers.sizes.hidden_size}",
+                   made_by="root" if is_root else "not known", tokens=None)  # fmt: skip
+
+
+def _pair(suspect: Suspect, root: Suspect) -> Pair:
+    if suspect.family == root.family:
+        hardness = None
+    elif suspect.tokens is not None and root.tokens is not None:
+        hardness = HARDNESS[zoo.relation(suspect.reference, root.reference)]
+    else:
+        hardness = HARDNESS["same stratum" if suspect.stratum == root.stratum else "other stratum"]
+    return Pair(suspect=suspect, root=root, hardness=hardness)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from modelassay.published.table import Similarities
 LOW_RATE = 0.01  # the false-positive rate at which fingerprints are compared (LeaFBench, modelDNA)
 HIGH_SCORE = 0.9  # the level above which arXiv 2507.03014 calls a pair derived
 
+_SHOWN = ("median", "quantile_0.95", "quantile_0.99", "max")
 _KINDS = {"unrelated": 0, "related": 1}
 
 
@@ -95,17 +96,37 @@ def _group(table: Similarities, kind: str) -> dict[str, Any]:
     found = scores(table, kind)
     members = table.pairs_P2 if kind == "all" else table.pairs_P2[table.related_P == _KINDS[kind]]
     a, b = members[int(np.argmax(found))]
-    median, q95, q99, highest = (float(value) for value in np.quantile(found, (0.5, 0.95, 0.99, 1.0)))
-    return {"n": int(found.size), "median": median, "quantile_0.95": q95, "quantile_0.99": q99, "max": highest,
-            "max_pair": [table.names[a], table.names[b]], "share_above_0.9": float((found > HIGH_SCORE).mean())}  # fmt: skip
+    quantiles = dict(zip(_SHOWN, np.quantile(found, (0.5, 0.95, 0.99, 1.0)).tolist(), strict=True))
+    return {"n": int(found.size), **quantiles, "max_pair": [table.names[a], table.names[b]],
+            "share_above_0.9": float((found > HIGH_SCORE).mean())}  # fmt: skip
 
 
-def summary_table(found: Sequence[dict[str, Any]]) -> Table:
-    """Return the statistics of tables, a row for each of their groups of pairs."""
+def summary_table(found: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the statistics of tables, a row for each of their kinds of pairs."""
     rows = [
-        (summed["file"], kind, f"{group['n']:,}", *(f"{group[key]:.4g}" for key in ("median", "quantile_0.95", "quantile_0.99", "max")),
-         " · ".join(group["max_pair"]), f"{100 * group['share_above_0.9']:.2g} %")
+        (summed["file"], kind, f"{group['n']:,}", *(f"{group[key]:.4g}" for key in _SHOWN), " · ".join(group["max_pair"]),
+         f"{100 * group['share_above_0.9']:.3g} %")
         for summed in found for kind, group in summed["groups"].items()
     ]  # fmt: skip
     columns = ("file", "pairs", "n", "median", "95 %", "99 %", "max", "highest pair", "above 0.9")
     return Table(title="similarities", columns=columns, rows=rows)
+
+
+def summary_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what is said of each table besides its rows: how well it separates, what it lacks, and what file it is."""
+    lines = []
+    for summed in found:
+        if summed["auroc"] is not None:
+            lines.append(
+                f"{summed['file']}: AUROC {summed['auroc']:.4f}, TPR {summed['tpr_at_fpr_0.01']:.4f} at 1 % FPR"
+            )
+        elif summed["relation_not_known"] == summed["pairs"]:
+            lines.append(f"{summed['file']}: which models are related is not known; --families FILE says it")
+        for key, what in (
+            ("without_value", "pairs have no value"),
+            ("relation_not_known", "pairs may or may not be related"),
+        ):
+            if 0 < summed[key] < summed["pairs"]:
+                lines.append(f"{summed['file']}: {summed[key]:,} {what}")
+        lines.append(f"{summed['file']}: SHA-256 {summed['sha256']}")
+    return lines

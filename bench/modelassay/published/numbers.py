@@ -46,27 +46,27 @@ class Number:
         return abs(self.computed.value - self.quoted) > 0.5 * 10.0**-digits * (1 + 1e-9)
 
     def short(self) -> str:
-        """Return the number as a cell of the ledger shows it, empty where there is none."""
+        """Return the number as a cell of the ledger shows it, with a star if computed; empty where there is none."""
         if self.value is None:
             return ""
-        shown = f"{self.value:.4g}" if self.table is None else worded(self.table, self.value)
-        return f"{shown} (computed)" if self.computed is not None else shown
+        worded_value = f"{self.value:.4g}" if self.table is None else worded(self.table, self.value)
+        return worded_value if self.computed is None else f"{worded_value}*"
 
-    def lines(self) -> list[str]:
-        """Return what must be said of the table."""
-        if self.table is None:
-            return []
-        if self.computed is None:
-            return [f"{self.standing}: {self.problem}"]
-        assert self.read is not None
-        families = (
-            f", families {self.table.families} {_digits(self.read.families_sha256)}" if self.table.families else ""
+    def origin(self) -> str:
+        """Return what the number was computed from, empty where it was not."""
+        if self.computed is None or self.read is None or self.table is None:
+            return ""
+        families = f", families {_digits(self.read.families_sha256)}" if self.table.families else ""
+        said = f"computed over {self.computed.n:,} pairs of {self.path} ({_digits(self.read.sha256)}{families})"
+        return (
+            f"{said}, not the {self.quoted:g} that is quoted: another version of the file?" if self.disagrees else said
         )
-        said = (f"computed: {worded(self.table, self.computed.value)} over {self.computed.n:,} pairs of {self.path} "
-                f"({_digits(self.read.sha256)}{families})")  # fmt: skip
-        if self.disagrees:
-            said += f"; this is not the {self.quoted:g} that is quoted: another version of the file?"
-        return [said]
+
+    def missing(self) -> str:
+        """Return which table is not at hand or cannot be read, and what to do; empty where nothing is missing."""
+        if self.table is None or self.computed is not None:
+            return ""
+        return self.problem if self.standing == "unreadable" else f"table not at hand: {self.problem}"
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``show --json`` prints of it."""
@@ -90,7 +90,7 @@ def worded(table: PublishedTable, value: float) -> str:
     """
     match table.statistic:
         case "share_above":
-            return f"{100 * value:.2g} % above {table.at:g}"
+            return f"{100 * value:.3g} % above {table.at:g}"
         case "auroc":
             return f"AUROC {value:.3f}"
         case "tpr_at_fpr":
@@ -101,6 +101,13 @@ def worded(table: PublishedTable, value: float) -> str:
 
 def _digits(sha256: str | None) -> str:
     return f"SHA-256 {(sha256 or '')[:16]}"
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return bool(file.stat())
+    except (OSError, ValueError):
+        return False
 
 
 @dataclass
@@ -116,12 +123,11 @@ class Shelf:
         if table is None:
             return Number(quoted=given.value)
         path = self.folder / table.file
-        absent = [
-            file for file in (path, *([self.folder / table.families] if table.families else [])) if not file.exists()
-        ]
+        files = [path] if table.families is None else [path, self.folder / table.families]
+        absent = [str(file) for file in files if not _exists(file)]
         if absent and table.get is not None:
             return Number(quoted=given.value, table=table, path=path, standing="not at hand",
-                          problem=f"{table.get} (looked for {absent[0]})")  # fmt: skip
+                          problem=f"{', '.join(absent)}: {table.get}")  # fmt: skip
         try:
             read = self._table(table, path)
             computed = compute(read, table.statistic, at=table.at, pairs=table.pairs)

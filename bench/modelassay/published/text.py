@@ -22,6 +22,10 @@ def read_bytes(file: Path) -> bytes:
         UsageError: it cannot be read, or is larger than a table of similarities can be.
     """
     try:
+        if file.exists() and not file.is_file():
+            raise UsageError(
+                f"{file}: {'a folder' if file.is_dir() else 'not a regular file'}; name a CSV or JSON file"
+            )
         with file.open("rb") as handle:
             data = handle.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:

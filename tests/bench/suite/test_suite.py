@@ -388,4 +388,4 @@ def test_the_formats_page_shows_a_valid_suite() -> None:
     assert set(form.profiles) == {"embedded", "smoke", "paper"}
     assert {key for claim in form.claims for key in claim.model_fields_set} == set(
         type(form.claims[0]).model_fields
-    ) - {"derived"}
+    )

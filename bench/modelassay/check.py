@@ -8,8 +8,8 @@ from typing import Any
 
 from modelassay.claims import Table
 from modelassay.errors import UsageError
-from modelassay.published import summary, summary_lines, summary_table
 from modelassay.published.numbers import Shelf
+from modelassay.published.statistics import summary, summary_lines, summary_table
 from modelassay.published.table import read_similarities
 from modelassay.record import read_segment
 from modelassay.show import View
@@ -22,30 +22,27 @@ def check_files(files: Sequence[str], *, families: Path | None = None) -> View:
     Raises:
         UsageError: the first file that is invalid, with the place; or ``families`` without a table they could be of.
     """
-    rows: list[tuple[str, str]] = []
-    tables: list[dict[str, Any]] = []
-    missing: list[str] = []
+    found: list[dict[str, Any]] = []
     for name in files:
         if name.endswith(".jsonl"):
             if not Path(name).is_file():
                 raise UsageError(f"{name}: no such file")
-            rows.append((name, f"{sum(1 for _ in read_segment(Path(name)))} records"))
+            found.append({"file": name, "content": f"{sum(1 for _ in read_segment(Path(name)))} records"})
         elif name.lower().endswith((".csv", ".json")):
-            tables.append(summary(read_similarities(Path(name), families=families)))
-            rows.append((name, f"{tables[-1]['pairs']:,} pairs of {tables[-1]['names']:,} models"))
+            table = read_similarities(Path(name), families=families)
+            content = f"{table.scores_P.size:,} pairs of {len(table.names):,} models"
+            found.append({"file": name, "content": content, "similarities": summary(table)})
         else:
             profiles = ", ".join(f"{profile}: {num_cells} cells" for profile, num_cells in check_suite(name))
-            rows.append((name, profiles))
-            missing += _tables_missing(name)
+            found.append({"file": name, "content": profiles, "missing": _tables_missing(name)})
+    tables = [entry["similarities"] for entry in found if "similarities" in entry]
     if families is not None and not tables:
         raise UsageError(f"--families {families}: says something of a table of similarities (.csv, .json); name one")
+    rows = [(entry["file"], entry["content"]) for entry in found]
     return View(
-        data=[
-            {"file": name, "content": content, **next((t for t in tables if t["file"] == name), {})}
-            for name, content in rows
-        ],
+        data=found,
         tables=[Table(title="", columns=("file", "valid"), rows=rows), *([summary_table(tables)] if tables else [])],
-        lines=[*summary_lines(tables), *dict.fromkeys(missing)],
+        lines=[*summary_lines(tables), *(line for entry in found for line in entry.get("missing", ()))],
     )
 
 
@@ -64,4 +61,4 @@ def _tables_missing(suite: str) -> list[str]:
     numbers = [shelf.number(item) for item in given]
     if broken := next((number for number in numbers if number.standing == "unreadable"), None):
         raise UsageError(broken.missing())
-    return [line for number in numbers if (line := number.missing())]
+    return [*dict.fromkeys(line for number in numbers if (line := number.missing()))]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from modelassay.errors import UsageError
-from modelassay.published import Statistic, compute
-from modelassay.published.table import Similarities, read_similarities
 from modelassay.suite import Derived, Evidence, PublishedTable
+
+if TYPE_CHECKING:  # NumPy is loaded only where a table is at hand
+    from modelassay.published.statistics import Statistic
+    from modelassay.published.table import Similarities
 
 Standing = Literal["computed", "not at hand", "unreadable"]
 
@@ -42,8 +43,8 @@ class Number:
         """Whether what the table gives does not round to what is quoted."""
         if self.computed is None or self.quoted is None:
             return False
-        digits = len(np.format_float_positional(self.quoted, trim="-").partition(".")[2])
-        return abs(self.computed.value - self.quoted) > 0.5 * 10.0**-digits * (1 + 1e-9)
+        last_digit = Decimal(1).scaleb(int(Decimal(repr(self.quoted)).normalize().as_tuple().exponent))
+        return abs(self.computed.value - self.quoted) > 0.5 * float(min(last_digit, Decimal(1))) * (1 + 1e-9)
 
     def short(self) -> str:
         """Return the number as a cell of the ledger shows it, with a star if computed; empty where there is none."""
@@ -128,6 +129,8 @@ class Shelf:
         if absent and table.get is not None:
             return Number(quoted=given.value, table=table, path=path, standing="not at hand",
                           problem=f"{', '.join(absent)}: {table.get}")  # fmt: skip
+        from modelassay.published.statistics import compute
+
         try:
             read = self._table(table, path)
             computed = compute(read, table.statistic, at=table.at, pairs=table.pairs)
@@ -136,6 +139,8 @@ class Shelf:
         return Number(quoted=given.value, table=table, path=path, standing="computed", computed=computed, read=read)
 
     def _table(self, table: PublishedTable, path: Path) -> Similarities:
+        from modelassay.published.table import read_similarities
+
         key = (table.file, table.format, table.families)
         if key not in self._read:
             families = self.folder / table.families if table.families else None

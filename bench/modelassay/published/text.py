@@ -72,12 +72,14 @@ def csv_rows(file: Path, text: str) -> list[tuple[int, list[str]]]:
         UsageError: not CSV with commas.
     """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows, begin = [], 1  # a quoted cell may run over lines; the one it begins on is named
     try:
-        rows = [
-            (reader.line_num, [cell.strip() for cell in row]) for row in reader if any(cell.strip() for cell in row)
-        ]
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                rows.append((begin, [cell.strip() for cell in row]))
+            begin = reader.line_num + 1
     except csv.Error as error:
-        raise UsageError(f"{file}:{reader.line_num}: not CSV ({error}); check the quotes of this line") from None
+        raise UsageError(f"{file}:{begin}: not CSV ({error}); check the quotes of this line") from None
     if len(rows[0][1]) == 1:
         raise UsageError(f"{file}:{rows[0][0]}: one column; separate the cells by commas")
     return rows

@@ -73,7 +73,10 @@ class Entry:
             head = f"  against {number.short()}".rstrip()
             said += [f"{head}: {known.statement} ({known.source})", *_indented(number.origin())]
         if ours is not None:
-            said += [f"  ours {measured(ours)}: {self.verdict.reason}", *_indented(ours.note)]
+            said += [
+                f"  ours: {self.verdict.reason}",
+                *_indented("" if ours.note == self.verdict.reason else ours.note),
+            ]
         return said
 
 

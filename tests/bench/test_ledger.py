@@ -175,6 +175,8 @@ def test_a_run_shows_the_same_columns_and_sources(walked: Path, ledger: Path) ->
     assert "  published = 0 ± 5: made up" in view.lines
     assert "  against 7: It was seen elsewhere. (a letter)" in view.lines
     assert "  against: Nobody believes it. (hearsay)" in view.lines
+    (ours,) = [line for line in view.lines if line.startswith("  ours: ")]
+    assert ours.endswith("] against [-5, 5]")
     assert json.loads(json.dumps(view.data))["claims"][0]["counter_evidence"][0]["value"] == 7
 
 

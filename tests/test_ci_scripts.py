@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ["ci/benchmark-kernels", "ci/check", "ci/demo", "ci/image", "ci/lock", "ci/nightly", "ci/test",
+SCRIPTS = ["ci/benchmark-kernels", "ci/check", "ci/demo", "ci/image", "ci/lock", "ci/nightly", "ci/peers", "ci/test",
            "ci/test-docker", "ci/test-gpu", "ci/venv", ".ci/run"]  # fmt: skip
 
 # Stands for every program the scripts call: notes its name and arguments, and fails when FAIL names what is called.
@@ -177,6 +177,17 @@ def test_image_is_built_from_the_wheels_of_its_lock(checkout: Checkout) -> None:
 def test_locks_are_resolved_and_then_pinned(checkout: Checkout) -> None:
     checkout.run("ci/venv")
     assert checkout.run("ci/lock", "cpu")[2] == ["python docker/locks/resolve.py lock cpu", "modelassay images lock"]
+
+
+def test_peers_are_installed_by_exact_version_and_bring_nothing_along(checkout: Checkout) -> None:
+    checkout.run("ci/venv")
+    code, _, calls = checkout.run("ci/peers")
+    assert (code, len(calls)) == (0, 1)
+    options, _, wanted = calls[0].partition(" --no-deps ")
+    assert options.startswith("python -m pip install ")
+    assert wanted
+    assert all("==" in package for package in wanted.split())
+    assert checkout.run("ci/peers", FAIL="--no-deps")[0] == 7
 
 
 def test_docker_tests_build_the_image_first_where_there_is_an_engine(checkout: Checkout) -> None:

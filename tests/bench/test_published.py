@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import mannwhitneyu
 
 from modelassay.errors import UsageError
-from modelassay.published.statistics import compute, separation, summary
+from modelassay.published.statistics import compute, summary, summary_lines
 from modelassay.published.table import Similarities, read_similarities
 
 NAMES = ("org/root", "org/child", "lab/other", "lab/far")
@@ -151,12 +151,15 @@ def test_statistics_match_their_definitions(ties: bool, tmp_path: Path) -> None:
     assert compute(table, "tpr_at_fpr", at=0.01).value == max((related >= t).mean() for t in allowed)
 
 
-def test_separation_at_its_ends() -> None:
-    low, high = np.array([0.0, 0.1, 0.2]), np.array([0.8, 0.9])
-    assert separation(high, low, 0.01) == (1.0, 1.0)
-    assert separation(low, high, 0.01) == (0.0, 0.0)
-    assert separation(low, low, 0.5) == (0.5, 1 / 3)
-    assert separation(np.array([0.85]), np.arange(100) / 100, 0.15) == (0.855, 1.0)
+def test_rates_that_cannot_be_seen_are_refused(tmp_path: Path) -> None:
+    families = write(tmp_path, "families.csv", FAMILIES["families.csv"])
+    table = read_similarities(write(tmp_path, "matrix.csv", MATRIX), families=families)
+    with pytest.raises(
+        UsageError, match="matrix.csv: 4 unrelated pairs cannot show a false-positive rate of 0.01; it takes 100"
+    ):
+        compute(table, "tpr_at_fpr", at=0.01)
+    assert (compute(table, "tpr_at_fpr", at=0.25).value, compute(table, "auroc").n) == (1.0, 5)
+    assert "AUROC 1.0000, too few unrelated pairs for a TPR at 1 % FPR" in summary_lines([summary(table)])[0]
 
 
 def test_summary_names_the_highest_pair_of_each_kind(tmp_path: Path) -> None:
@@ -167,7 +170,7 @@ def test_summary_names_the_highest_pair_of_each_kind(tmp_path: Path) -> None:
         "related": (1, ["org/root", "org/child"]), "unrelated": (4, ["org/child", "lab/far"]),
     }  # fmt: skip
     assert found["groups"]["unrelated"]["median"] == 0.375
-    assert (found["auroc"], found["tpr_at_fpr_0.01"], found["without_value"]) == (1.0, 1.0, 1)
+    assert (found["auroc"], found["tpr_at_fpr_0.01"], found["without_value"]) == (1.0, None, 1)
 
 
 def test_statistics_that_need_relations_say_so(tmp_path: Path) -> None:

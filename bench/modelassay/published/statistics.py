@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modelassay.accuracy import FPR_LEVEL, Scored, auroc, tpr_at_fpr
 from modelassay.claims import Table
 from modelassay.errors import UsageError
 from modelassay.published.table import Similarities
 
-LOW_RATE = 0.01  # the false-positive rate at which fingerprints are compared (LeaFBench, modelDNA)
 HIGH_SCORE = 0.9  # the level above which arXiv 2507.03014 calls a pair derived
 
 _SHOWN = ("median", "quantile_0.95", "quantile_0.99", "max")
@@ -44,20 +43,20 @@ def scores(table: Similarities, pairs: str) -> NDArray[np.float64]:
     return found
 
 
-def separation(related: NDArray[np.float64], unrelated: NDArray[np.float64], rate: float) -> tuple[float, float]:
-    """Return AUROC, and the largest share of related pairs above a threshold that at most ``rate`` of the unrelated reach.
+def separation(table: Similarities, rate: float = FPR_LEVEL) -> tuple[float, float | None]:
+    """Return AUROC and TPR at a false-positive rate of ``rate``, as `modelassay.accuracy` defines them.
 
-    AUROC = P(related > unrelated) + P(equal) / 2 (Mann-Whitney). O(P log P).
+    The TPR is None where there are fewer than 1 / rate unrelated pairs.
 
-    >>> separation(np.array([0.9, 0.8, 0.1]), np.array([0.2, 0.1]), 0.01)
-    (0.75, 0.6666666666666666)
+    Raises:
+        UsageError: the table has no related or no unrelated pairs.
     """
-    ordered = np.sort(unrelated)
-    below, up_to = np.searchsorted(ordered, related, "left"), np.searchsorted(ordered, related, "right")
-    auroc = float((below + up_to).sum() / 2 / (related.size * unrelated.size))
-    allowed = math.floor(rate * unrelated.size * (1 + 1e-12))  # 0.29 * 100 is 28.999999999999996
-    false_positives = unrelated.size - below  # of a threshold at this related pair's own score
-    return auroc, float((false_positives <= allowed).mean())
+    related, unrelated = scores(table, "related"), scores(table, "unrelated")
+    root_b = np.repeat((0, 1), (related.size, unrelated.size))  # no interval over roots is asked for
+    scored = Scored(
+        score=np.concatenate((related, unrelated)), related=root_b == 0, root_a=np.zeros_like(root_b), root_b=root_b
+    )
+    return auroc(scored), tpr_at_fpr(scored, rate)
 
 
 def compute(table: Similarities, statistic: str, *, at: float | None = None, pairs: str = "unrelated") -> Statistic:
@@ -67,14 +66,19 @@ def compute(table: Similarities, statistic: str, *, at: float | None = None, pai
         UsageError: the table has no pairs of the kind it needs.
     """
     if statistic in {"auroc", "tpr_at_fpr"}:
-        related, unrelated = scores(table, "related"), scores(table, "unrelated")
-        auroc, tpr = separation(related, unrelated, LOW_RATE if at is None else at)
-        return Statistic(auroc if statistic == "auroc" else tpr, related.size + unrelated.size)
+        area, rate = separation(table, FPR_LEVEL if at is None else at)
+        value = area if statistic == "auroc" else rate
+        if value is None:
+            few = int((table.related_P == 0).sum())
+            raise UsageError(
+                f"{table.file}: {few} unrelated pairs cannot show a false-positive rate of {at:g}; it takes {1 / (at or 1):.0f}"
+            )
+        return Statistic(value, int((table.related_P >= 0).sum()))
     found = scores(table, pairs)
     level = {"median": 0.5, "max": 1.0}.get(statistic, at)
     assert level is not None
-    value = (found > level).mean() if statistic == "share_above" else np.quantile(found, level)
-    return Statistic(float(value), found.size)
+    share = (found > level).mean() if statistic == "share_above" else np.quantile(found, level)
+    return Statistic(float(share), found.size)
 
 
 def summary(table: Similarities) -> dict[str, Any]:
@@ -82,13 +86,12 @@ def summary(table: Similarities) -> dict[str, Any]:
     known = table.related_P >= 0
     kinds = [kind for kind in ("related", "unrelated") if (table.related_P == _KINDS[kind]).any()]
     groups = {kind: _group(table, kind) for kind in (kinds or ["all"])}
-    both = len(kinds) == 2
+    area, rate = separation(table) if len(kinds) == 2 else (None, None)
     return {
         "file": str(table.file), "sha256": table.sha256, "families": None if table.families is None else str(table.families),
         "families_sha256": table.families_sha256, "names": len(table.names), "pairs": int(table.scores_P.size),
         "without_value": table.num_missing, "relation_not_known": int((~known).sum()), "groups": groups,
-        "auroc": compute(table, "auroc").value if both else None,
-        "tpr_at_fpr_0.01": compute(table, "tpr_at_fpr", at=LOW_RATE).value if both else None,
+        "auroc": area, f"tpr_at_fpr_{FPR_LEVEL:g}": rate,
     }  # fmt: skip
 
 
@@ -117,16 +120,14 @@ def summary_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for summed in found:
         if summed["auroc"] is not None:
-            lines.append(
-                f"{summed['file']}: AUROC {summed['auroc']:.4f}, TPR {summed['tpr_at_fpr_0.01']:.4f} at 1 % FPR"
-            )
+            tpr = summed[f"tpr_at_fpr_{FPR_LEVEL:g}"]
+            shown = "too few unrelated pairs for a TPR" if tpr is None else f"TPR {tpr:.4f}"
+            lines.append(f"{summed['file']}: AUROC {summed['auroc']:.4f}, {shown} at {100 * FPR_LEVEL:g} % FPR")
         elif summed["relation_not_known"] == summed["pairs"]:
             lines.append(f"{summed['file']}: which models are related is not known; --families FILE says it")
-        for key, what in (
-            ("without_value", "pairs have no value"),
-            ("relation_not_known", "pairs may or may not be related"),
-        ):
-            if 0 < summed[key] < summed["pairs"]:
-                lines.append(f"{summed['file']}: {summed[key]:,} {what}")
+        if summed["without_value"]:
+            lines.append(f"{summed['file']}: {summed['without_value']:,} pairs have no value")
+        if 0 < summed["relation_not_known"] < summed["pairs"]:
+            lines.append(f"{summed['file']}: {summed['relation_not_known']:,} pairs may or may not be related")
         lines.append(f"{summed['file']}: SHA-256 {summed['sha256']}")
     return lines

@@ -167,6 +167,8 @@ class PublishedTable(Form):
         if self.at is not None and not low <= self.at <= high:
             raise PydanticCustomError("level", "must lie between {low} and {high}",
                                       {"low": f"{low:g}", "high": f"{high:g}", "field": "at"})  # fmt: skip
+        if self.statistic == "tpr_at_fpr" and self.at == 0:
+            raise PydanticCustomError("level", "must be above 0", {"field": "at"})
         if self.statistic in _OF_BOTH_KINDS and self.pairs != "unrelated":
             raise PydanticCustomError("pairs", "statistic '{statistic}' sets related pairs against unrelated ones; leave it out",
                                       {"statistic": self.statistic, "field": "pairs"})  # fmt: skip

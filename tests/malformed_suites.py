@@ -94,7 +94,6 @@ NUMBER = [
     ("[1e-5, 0.5]", "[1e-5, 0.5, @]", "matrix.rate[2]"),
     ("published: 0.25", "published: @", "claims[0].published"),
     ("tolerance: 0.1", "tolerance: @", "claims[0].tolerance"),
-    ("value: 0.2,", "value: @,", "claims[0].derived.value"),
 ]
 TEXT = [
     ("question: Does the walk drift?", "question: @", "question"),
@@ -212,7 +211,7 @@ MISSING = [
         '«id: stays-low\n    source: "4"\n',
         "claims[1].metric: missing",
     ),
-    Case("derived: {value: 0.2, source:", "«derived: {source:", "claims[0].derived.value: missing"),
+    Case("derived: {value: 0.2, source:", "derived: «{source:", "claims[0].derived: needs a 'value', a 'table'"),
     Case('derived: {value: 0.2, source: "footnote"}', "«derived: {value: 0.2}", "claims[0].derived.source: missing"),
     Case("{statement: It does not., ", "«{", "claims[0].counter_evidence[0].statement: missing"),
     Case(
@@ -352,6 +351,43 @@ SELECTORS = [
     )
 ]
 
+
+def table_case(says: str, **changes: str) -> Case:
+    """A case in which the derived number names a table; a key that is changed to nothing is left out."""
+    kept = ", ".join(
+        f"{key}: {value}"
+        for key, value in {"file": "t.csv", "statistic": "quantile", "at": "0.99", **changes}.items()
+        if value
+    )
+    opened = "{" if "«" in kept else "«{"
+    return Case(
+        'source: "footnote"}', f'source: "footnote", table: {opened}{kept}}}}}', f"claims[0].derived.table{says}"
+    )
+
+
+TABLES = [
+    Case("{value: 0.2, source", "{value: «half, source", "claims[0].derived.value: must be a number, got 'half'"),
+    Case("{value: 0.2, source", '{value: «"0.2", source', "claims[0].derived.value: must be a number, got '0.2'"),
+    Case("{value: 0.2, source", "«{value: null, source", "claims[0].derived: needs a 'value', a 'table'"),
+    Case('source: "footnote"}', 'source: "footnote", table: «t.csv}', "derived.table: must be a mapping, got 't.csv'"),
+    table_case(".file: must be text, got 5", file="«5"),
+    table_case(".statistic: must be 'quantile', 'median', 'max'", statistic="«quantil"),
+    table_case(": statistic 'quantile' needs 'at'", at=""),
+    table_case(".at: statistic 'median' has no 'at'; leave it out", statistic="median", at="«0.5"),
+    table_case(".at: must be a number, got '0.9'", at='«"0.9"'),
+    table_case(".at: must lie between 0 and 1", at="«1.5"),
+    table_case(".at: must lie between 0 and 1", at="«-0.5"),
+    table_case(".at: must be above 0", statistic="tpr_at_fpr", at="«0"),
+    table_case(".format: must be 'matrix' or 'pairs', got 'square'", format="«square"),
+    table_case(".pairs: must be 'unrelated', 'related' or 'all', got 'strangers'", pairs="«strangers"),
+    table_case(".pairs: statistic 'auroc' sets related", statistic="auroc", at="", pairs="«related"),
+    table_case(".cluster: unknown key; known: file, format", **{"«cluster": "c.csv"}),
+    Case(
+        'source: "footnote"}', 'source: "footnote", «table: {statistic: max}}', "claims[0].derived.table.file: missing"
+    ),
+    Case('source: "footnote"}', 'source: "footnote", «table: {file: t}}', "claims[0].derived.table.statistic: missing"),
+]
+
 ALL = {
     "type": [*wrong_types(), *TYPES],
     "typo": TYPOS,
@@ -360,4 +396,5 @@ ALL = {
     "name": NAMES,
     "matrix": MATRIX,
     "selector": SELECTORS,
+    "table": TABLES,
 }

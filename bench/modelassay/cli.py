@@ -115,13 +115,15 @@ def show(target: str | None, profile: str | None, claims: bool, schema: bool, ru
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--families", type=click.Path(path_type=Path), metavar="FILE",
+              help="Which models of the table are related: CSV (name,cluster) or JSON.")  # fmt: skip
 @_json
-def check(files: tuple[str, ...], as_json: bool) -> None:
-    """Validate suites (.yaml) or records (.jsonl) without running anything."""
+def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
+    """Validate suites (.yaml), records (.jsonl) or published tables of similarities (.csv, .json) without running anything."""
     from modelassay import show
     from modelassay.check import check_files
 
-    show.emit(check_files(files), as_json=as_json)
+    show.emit(check_files(files, families=families), as_json=as_json)
 
 
 @cli.command()

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from modelassay.claims import MEANINGLESS, ClaimVerdict, Findings, Table, assess
 from modelassay.errors import AssayError
+from modelassay.ledger import Entry, enter, ledger_lines, ledger_table
+from modelassay.published.numbers import Shelf
 from modelassay.record import encode_value, read_cell
 from modelassay.runner import Planned, Run, counts, open_run, runs_under
 from modelassay.suite import Suite, load_suite, shipped_suites
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from modelassay.doctor import Check
     from modelassay.images import Image
 
-_RELATIONS = {"equal": "=", "at_least": "≥", "at_most": "≤"}
 Read = TypeVar("Read")
 
 
@@ -183,7 +184,8 @@ def run_view(run: Run) -> View:
         failure = error
     verdicts = assess(run.suite.claims, findings, profile=run.suite.profile,
                       why_none="the analysis failed" if failure else "cells of the run are not complete")  # fmt: skip
-    here = [verdict for verdict in verdicts if verdict.claim.profile == run.suite.profile]
+    entries = enter(run.suite.name, verdicts, Shelf(_tables_of(run.suite)), run.folder)
+    here = [entry for entry in entries if entry.claim.profile == run.suite.profile]
     caveats = list(findings.caveats) if findings else []
     if run.suite.profile == "smoke":
         caveats.insert(0, MEANINGLESS)
@@ -193,16 +195,27 @@ def run_view(run: Run) -> View:
             "cells": [{"cell": cell.id, "label": label, "outcome": outcome, "attempts": int(attempts), "reason": reason}
                       for cell, (label, outcome, attempts, reason) in zip(run.suite.cells, cells, strict=True)],
             "findings": None if findings is None else _findings_json(findings),
-            "claims": [verdict.to_json() for verdict in verdicts], "caveats": caveats,
+            "claims": [entry.to_json() for entry in entries], "caveats": caveats,
         },
         tables=[
             Table(title=f"{run.suite.name} ({run.suite.profile})", columns=("cell", "outcome", "attempts", "reason"), rows=cells),
             *(findings.tables if findings else ()),
-            *([claims_table(here, run.suite.name)] if here else []),
+            *([ledger_table(here)] if here else []),
         ],
-        lines=[*(f"note: {caveat}" for caveat in caveats), *_elsewhere(verdicts, run), f"run directory: {run.folder}"],
+        lines=[*ledger_lines(here), *(f"note: {caveat}" for caveat in caveats), *_elsewhere(verdicts, run), f"run directory: {run.folder}"],
         failure=failure,
     )  # fmt: skip
+
+
+def _tables_of(suite: Suite) -> Path:
+    """Return the folder that a suite's tables lie below: its file's, or the shipped file's where it came from elsewhere."""
+    shipped = shipped_suites().get(suite.name)
+    return suite.source.parent if suite.source.is_file() or shipped is None else _from_here(shipped.parent)
+
+
+def _from_here(folder: Path) -> Path:
+    """Return ``folder`` relative to the working directory where it lies below it."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _elsewhere(verdicts: Sequence[ClaimVerdict], run: Run) -> list[str]:
@@ -250,37 +263,21 @@ def _json_number(value: float | None) -> float | str | None:
     return None if value is None else encode_value(value)
 
 
-def claims_table(verdicts: Sequence[ClaimVerdict], suite: str) -> Table:
-    """Return the ledger of one suite: published, counter-evidence, ours, verdict."""
-    rows = []
-    for verdict in verdicts:
-        claim, ours = verdict.claim, verdict.ours
-        counter = "; ".join(f"{c.statement} ({c.source})" for c in claim.counter_evidence)
-        stated = f"{claim.statement}: " if claim.statement else ""
-        published = f"{stated}{_RELATIONS[claim.relation]} {claim.published:g} ({claim.source})"
-        shown = "not measured" if ours is None else f"{ours.value:.4g}"
-        rows.append((f"{suite}/{claim.id}", published, counter or "none known", shown, verdict.verdict, verdict.reason))
-    return Table(
-        title="claims", columns=("claim", "published", "counter-evidence", "ours", "verdict", "why"), rows=rows
-    )
-
-
 def ledger(root: Path) -> View:
     """Show every claim of every shipped suite against the newest complete run of its profile under ``root``."""
-    verdicts: list[tuple[str, ClaimVerdict]] = []
+    entries: list[Entry] = []
     opened = [_unless_broken(partial(open_run, folder))[0] for folder in reversed(runs_under(root))]
     runs = [run for run in opened if run is not None]
-    for name in shipped_suites():
-        claims = load_suite(name).claims
+    for name, path in shipped_suites().items():
+        claims, shelf = load_suite(name).claims, Shelf(_from_here(path.parent))
         found = {profile: _newest_findings(name, profile, runs) for profile in {claim.profile for claim in claims}}
         for claim in claims:
-            findings, why = found[claim.profile]
-            why = why or f"no complete run of profile {claim.profile} under {root}"
-            verdicts += [(name, v) for v in assess([claim], findings, profile=claim.profile, why_none=why)]
-    rows = [row for name, verdict in verdicts for row in claims_table([verdict], name).rows]
-    columns = claims_table([], "").columns
-    return View(data=[{"suite": name, **v.to_json()} for name, v in verdicts],
-                tables=[Table(title="claims", columns=columns, rows=rows)])  # fmt: skip
+            findings, run, why = found[claim.profile]
+            why = why or f"no complete {claim.profile} run under {root}"
+            entries += enter(name, assess([claim], findings, profile=claim.profile, why_none=why), shelf, run)
+    return View(
+        data=[entry.to_json() for entry in entries], tables=[ledger_table(entries)], lines=ledger_lines(entries)
+    )
 
 
 def doctor_view(checks: Sequence[Check]) -> View:
@@ -311,7 +308,7 @@ def built_view(built: Mapping[str, Any]) -> View:
     return View(data=dict(built), lines=lines)
 
 
-def _newest_findings(name: str, profile: str, runs: Sequence[Run]) -> tuple[Findings | None, str]:
+def _newest_findings(name: str, profile: str, runs: Sequence[Run]) -> tuple[Findings | None, Path | None, str]:
     """Return what the first of ``runs`` that is complete found, or None and what is wrong with the first that is broken.
 
     Only runs of exactly the cells that the shipped suite has now speak for its claims: no copy of it with other models,
@@ -323,6 +320,6 @@ def _newest_findings(name: str, profile: str, runs: Sequence[Run]) -> tuple[Find
         if (run.suite.name, run.suite.profile, {cell.id for cell in run.suite.cells}) == (name, profile, cells):
             findings, why = _unless_broken(partial(run_findings, run))
             if findings is not None:
-                return findings, ""
+                return findings, run.folder, ""
             first_why = first_why or why
-    return None, first_why
+    return None, None, first_why

@@ -101,7 +101,7 @@ def test_ledger_lists_every_claim_with_a_verdict(tmp_path: Path) -> None:
     pangu = ledger["pangu-from-qwen"]
     assert pangu["claim"]["published"] == 0.927
     assert (pangu["verdict"], pangu["ours"]) == ("not testable", None)
-    assert "no complete run of profile paper" in pangu["reason"]
+    assert "no complete paper run" in pangu["reason"]
     assert any("0.91" in evidence["statement"] for evidence in pangu["claim"]["counter_evidence"])
 
 

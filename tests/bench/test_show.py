@@ -59,7 +59,10 @@ def test_undefined_numbers_are_strict_json_and_decide_nothing(rogue: Path) -> No
     code, out, _ = modelassay("show", rogue, "--json", env=environ(ROGUE_ANALYSIS="undefined"))
     assert code == 0
     (claim,) = strict(out)["claims"]
-    assert (claim["verdict"], claim["ours"]) == ("inconclusive", {"value": "nan", "low": "-inf", "high": "inf"})
+    assert (claim["verdict"], claim["ours"]) == (
+        "inconclusive",
+        {"value": "nan", "low": "-inf", "high": "inf", "run": str(rogue)},
+    )
 
 
 def test_titles_columns_and_cells_are_never_markup(rogue: Path) -> None:

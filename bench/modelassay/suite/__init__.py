@@ -19,7 +19,17 @@ import modelassay
 from modelassay.errors import SuiteError, did_you_mean
 from modelassay.experiments import Experiment, find_experiment
 from modelassay.suite.cells import SCHEMA_VERSION, Cell, cell_id, resolve
-from modelassay.suite.form import Claim, Derived, Evidence, Form, Selector, SuiteForm, parse_selector, suite_schema
+from modelassay.suite.form import (
+    Claim,
+    Derived,
+    Evidence,
+    Form,
+    PublishedTable,
+    Selector,
+    SuiteForm,
+    parse_selector,
+    suite_schema,
+)
 from modelassay.suite.located_yaml import JSON, Node, printable, read_file
 from modelassay.suite.problems import Problems, validate
 
@@ -29,9 +39,11 @@ __all__ = [
     "Claim",
     "Derived",
     "Evidence",
+    "PublishedTable",
     "Selector",
     "Suite",
     "check_suite",
+    "claims_of",
     "load_suite",
     "parse_selector",
     "shipped_suites",
@@ -116,6 +128,17 @@ def check_suite(path: str | Path) -> list[tuple[str, int]]:
     found = [(name, len(file.resolve(name, ())[0])) for name in file.profiles]
     file.problems.raise_first()
     return found
+
+
+def claims_of(path: str | Path) -> tuple[Claim, ...]:
+    """Return the claims of the file at ``path``.
+
+    Raises:
+        SuiteError: As ``check_suite``.
+    """
+    file = _File(Path(path))
+    file.problems.raise_first()
+    return file.complete()[0].claims
 
 
 def shipped_suites() -> dict[str, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -131,13 +132,65 @@ class Form(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
 
-class Derived(Form):
-    """A number that follows from a claim's published one, and is compared instead where that is stated."""
+Statistic: TypeAlias = Literal["quantile", "median", "max", "share_above", "auroc", "tpr_at_fpr"]
+_WITH_LEVEL = {"quantile": (0.0, 1.0), "share_above": (-math.inf, math.inf), "tpr_at_fpr": (0.0, 1.0)}
+_OF_BOTH_KINDS = {"auroc", "tpr_at_fpr"}
 
-    value: float
-    """What the published figures give when worked out again."""
+
+class PublishedTable(Form):
+    """A published table of similarities, and the statistic of it that is meant; computed wherever the claim is shown."""
+
+    file: Text
+    """CSV or JSON, relative to the suite's file."""
+    format: Literal["matrix", "pairs"] | None = None
+    """A square matrix or one pair per line; seen from the file if not given."""
+    families: Text | None = None
+    """CSV (name, cluster) or JSON that says which models are related, relative to the suite's file."""
+    statistic: Statistic
+    """What is computed."""
+    at: float | None = None
+    """Level of `quantile`, score of `share_above`, false-positive rate of `tpr_at_fpr`; the others have none."""
+    pairs: Literal["unrelated", "related", "all"] = "unrelated"
+    """The pairs it is computed over; `auroc` and `tpr_at_fpr` set related against unrelated ones."""
+    get: Text | None = None
+    """Where the file is to be had; with it, a file that is not there is no mistake."""
+
+    @model_validator(mode="after")
+    def _level_fits_the_statistic(self) -> Self:
+        """A level is given exactly where the statistic has one."""
+        needs = self.statistic in _WITH_LEVEL
+        if needs != (self.at is not None):
+            wrong = "needs 'at'" if needs else "has no 'at'; leave it out"
+            raise PydanticCustomError("level", "statistic '{statistic}' {wrong}",
+                                      {"statistic": self.statistic, "wrong": wrong, "field": "at"})  # fmt: skip
+        low, high = _WITH_LEVEL.get(self.statistic, (0.0, 0.0))
+        if self.at is not None and not low <= self.at <= high:
+            raise PydanticCustomError("level", "must lie between {low} and {high}",
+                                      {"low": f"{low:g}", "high": f"{high:g}", "field": "at"})  # fmt: skip
+        if self.statistic == "tpr_at_fpr" and self.at == 0:
+            raise PydanticCustomError("level", "must be above 0", {"field": "at"})
+        if self.statistic in _OF_BOTH_KINDS and self.pairs != "unrelated":
+            raise PydanticCustomError("pairs", "statistic '{statistic}' sets related pairs against unrelated ones; leave it out",
+                                      {"statistic": self.statistic, "field": "pairs"})  # fmt: skip
+        return self
+
+
+class Derived(Form):
+    """What the published data themselves give: a number, a table to compute it from, or both."""
+
+    value: float | None = None
+    """The number as it was worked out; in the claim's units unless a table's statistic says otherwise."""
     source: Text
     """How it was worked out, or by whom."""
+    table: PublishedTable | None = None
+    """The published table it follows from."""
+
+    @model_validator(mode="after")
+    def _has_a_number(self) -> Self:
+        """Without a number there is nothing derived."""
+        if self.value is None and self.table is None:
+            raise PydanticCustomError("number", "needs a 'value', a 'table' to compute it from, or both")
+        return self
 
 
 class Evidence(Form):
@@ -146,9 +199,11 @@ class Evidence(Form):
     statement: Text
     """What was found, in a sentence."""
     value: float | None = None
-    """The number found, where there is one."""
+    """The number found, where there is one; in the claim's units unless a table's statistic says otherwise."""
     source: Text
     """Where it was found."""
+    table: PublishedTable | None = None
+    """The published table it follows from."""
 
 
 class Claim(Form):
@@ -171,7 +226,7 @@ class Claim(Form):
     profile: Name
     """The profile whose scale can test the claim; others print `not testable`."""
     derived: Derived | None = None
-    """What the published figures themselves give, where that differs."""
+    """What the published data themselves give when worked out again."""
     counter_evidence: tuple[Evidence, ...] = ()
     """What is known to contradict the claim."""
 

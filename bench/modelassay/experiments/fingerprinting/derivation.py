@@ -31,8 +31,10 @@ from typing import Literal
 
 import numpy as np
 
-from modelassay.experiments.fingerprinting.deltas import Delta, Difference, Weights, compare
+from modelassay.experiments.fingerprinting.deltas import Delta
+from modelassay.experiments.fingerprinting.differences import Difference, compare
 from modelassay.experiments.fingerprinting.gauges import Floats
+from modelassay.experiments.fingerprinting.weights import Weights
 from modelassay.models.checkpoint import Checkpoint
 
 Kind = Literal[
@@ -49,6 +51,8 @@ MIN_GRID = 0.9
 WITHIN_HALF_STEP = 0.999
 MAX_RANK = 0.55
 """Of full rank: adapters on the smallest projections of the zoo have a third or a half, tuned matrices 1."""
+MAX_ADAPTED = 0.9
+"""Share of changed matrices that still says adapter where zeros hide the rank."""
 MAX_KURTOSIS = 0.15
 """|excess| of a Gaussian difference: the mean over ten matrices of 2,000 elements is within 0.1 at three sigma."""
 MAX_EDGE = 1.25
@@ -62,10 +66,8 @@ CONTINUED_SIZE = 0.14
 and 0.34; published models tuned by instructions moved by about 1 %, ones trained on by hundreds of billions of tokens by 30 %."""
 STILL_ROWS = 0.02
 """Share of an embedding's rows, the least moved, whose decay is measured (Land and Bartolo's share of under-trained tokens)."""
-MIN_DECAY = 0.002
-"""Of log norm. base: 0.005 to 0.09 for training."""
-MIN_T = 2.0
-"""Of decay over rows, and of kurtosis over matrices; base: 2.2 and more for both, in the direction of time."""
+MIN_Z = 2.0
+"""Of both signs of training together; base: 3.8 to 11 for what was trained, 0.6 and 6.9 in the wrong direction for merges."""
 MIN_COSINE = 0.3
 """Below it, corresponding matrices show no common origin that can be compared element by element."""
 
@@ -98,7 +100,7 @@ class Mark:
 def derivation(a: Checkpoint, b: Checkpoint) -> Derivation:
     """Say which of two related checkpoints is the parent and what was done to it.
 
-    Reads every tensor of both once (`deltas.compare`); 30 to 50 ms for models of 8 layers x 64, linear beyond that. Swapping
+    Reads every tensor of both once (`differences.compare`); 30 to 50 ms for models of 8 layers x 64, linear beyond that. Swapping
     the arguments swaps the parent and changes nothing else but the signs of some measures.
 
     Raises:
@@ -156,7 +158,9 @@ def measures_of(found: Difference) -> dict[str, float]:
     elements = max(sum(delta.num_elements for delta in matrices), 1)
     embeddings = [delta for delta in found.deltas if delta.kind == "embedding"]
     spectra = [delta.spectrum for delta in moved if delta.spectrum is not None]
-    decay, decay_t = max((_decay(*pair) for pair in found.embeddings), key=lambda pair: abs(pair[1]), default=(math.nan, math.nan))
+    decay, decay_t = max(
+        (_decay(*pair) for pair in found.embeddings), key=lambda pair: abs(pair[1]), default=(math.nan, math.nan)
+    )
     log_sizes = [math.log(delta.relative) for delta in (*moved, *embeddings) if delta.changed]
     return {
         "cosine": _median([_cosine(delta) for delta in matrices]),
@@ -172,8 +176,8 @@ def measures_of(found: Difference) -> dict[str, float]:
         "grid_b": _mean([float(delta.on_grid[1]) for delta in moved]),
         "within_half_step_a": _mean([delta.within_half_step[0] for delta in moved]),
         "within_half_step_b": _mean([delta.within_half_step[1] for delta in moved]),
-        "rank": _median([rank for rank, _, _ in spectra]),
-        "edge": _median([edge for _, edge, _ in spectra]),
+        "rank": _median([rank for rank, _ in spectra]),
+        "edge": _median([edge for _, edge in spectra]),
         "kurtosis_of_change": _mean([delta.d_kurtosis for delta in moved]),
         "growth": _growth([*moved, *(delta for delta in embeddings if delta.changed)]),
         "decay": decay,
@@ -233,7 +237,9 @@ def _structure(found: Difference, a: Checkpoint, b: Checkpoint) -> Iterator[Mark
     if a.num_layers != b.num_layers:
         deeper: Side = "a" if a.num_layers > b.num_layers else "b"
         shallower: Side = "b" if deeper == "a" else "a"
-        depth = f"{shallower} has {min(a.num_layers, b.num_layers)} of {deeper}'s {max(a.num_layers, b.num_layers)} layers"
+        depth = (
+            f"{shallower} has {min(a.num_layers, b.num_layers)} of {deeper}'s {max(a.num_layers, b.num_layers)} layers"
+        )
         text = f"{depth}, in order (mean cosine {found.match:.3f})"
         if found.repeated > 0.5:
             yield Mark(kind="depth", text=f"{text}, and the others repeat some of these: stacked", parent=shallower)
@@ -270,7 +276,9 @@ def _residual(found: Difference, measures: Mapping[str, float]) -> Iterator[Mark
         share = measures[f"within_half_step_{on_grid}"]
         rounded_only = share >= WITHIN_HALF_STEP
         text = f"{on_grid}'s rows are whole multiples of their maximum / 127, {_other(on_grid)}'s are not"
-        how = "and the other rounds to it" if rounded_only else f"but only {share:.0%} of the other's weights round to it"
+        how = (
+            "and the other rounds to it" if rounded_only else f"but only {share:.0%} of the other's weights round to it"
+        )
         yield Mark(kind="int8", text=f"{text}, {how}", parent=_other(on_grid))
     vectors_or_embeddings = max(_zero(measures["changed_vectors"]), _zero(measures["changed_embeddings"])) > 0
     if (measures["changed_matrices"] > 0 and not rounded_only) or vectors_or_embeddings:
@@ -308,8 +316,10 @@ def _change(measures: Mapping[str, float]) -> Mark:
     growth = measures["growth"]
     grown: Side | None = None if not abs(growth) >= MIN_GROWTH else "a" if growth > 0 else "b"
     toward = f"growth {growth:+.2f}, where +-0.5 is orthogonal"
-    if frozen and measures["rank"] <= MAX_RANK:
-        text = f"the difference lies in {measures['changed_matrices']:.0%} of the matrices and has {measures['rank']:.0%} of full rank"
+    zeroed = abs(measures["zeros_b"] - measures["zeros_a"]) >= MIN_ZEROS  # what is left between them has full rank
+    if frozen and (0 < measures["rank"] <= MAX_RANK or (zeroed and measures["changed_matrices"] <= MAX_ADAPTED)):
+        where = f"in {measures['changed_matrices']:.0%} of the matrices and nowhere else"
+        text = f"the difference lies {where}" + ("" if zeroed else f" and has {measures['rank']:.0%} of full rank")
         return Mark(kind="lora", text=f"{text}; {toward}", parent=grown)
     white = abs(measures["kurtosis_of_change"]) < MAX_KURTOSIS and measures["edge"] < MAX_EDGE
     if still and white and measures["change_spread"] < NOISE_SPREAD:
@@ -322,15 +332,20 @@ def _change(measures: Mapping[str, float]) -> Mark:
 
 
 def _trained_parent(measures: Mapping[str, float]) -> Side | None:
-    """The earlier side of a training: both signs significant and alike."""
-    decay, signs = measures["decay"], (measures["decay_t"], measures["kurtosis_t"])
-    if not (abs(decay) >= MIN_DECAY and all(abs(t) >= MIN_T for t in signs)):
+    """The earlier side of a training: that from which rows decay and kurtosis falls, unless the norms say the opposite."""
+    toward_a = _combined(measures)
+    if not abs(toward_a) >= MIN_Z or measures["growth"] * math.copysign(1, toward_a) >= MIN_GROWTH:
         return None
-    if signs[0] < 0 and signs[1] < 0:
-        return "a"
-    return "b" if signs[0] > 0 and signs[1] > 0 else None
+    return "a" if toward_a < 0 else "b"
+
+
+def _combined(measures: Mapping[str, float]) -> float:
+    """The two tests as one (Stouffer): their sum over the root of their number; negative where b is the later."""
+    known = [t for t in (measures["decay_t"], measures["kurtosis_t"]) if not math.isnan(t)]
+    return sum(known) / math.sqrt(len(known)) if known else 0.0
 
 
 def _signs(measures: Mapping[str, float]) -> str:
     return (f"from a to b the stillest rows of the embedding change by {measures['decay']:+.2%} in norm "
-            f"(t {measures['decay_t']:+.1f}), the kurtosis of the matrices with t {measures['kurtosis_t']:+.1f}")  # fmt: skip
+            f"(t {measures['decay_t']:+.1f}), the kurtosis of the matrices with t {measures['kurtosis_t']:+.1f}, together "
+            f"{_combined(measures):+.1f}, where {MIN_Z} decides; growth {measures['growth']:+.2f}")  # fmt: skip

@@ -175,19 +175,19 @@ def _scaled(
 ) -> dict[str, Floats] | None:
     """The first model's two factors with each group rescaled as in the second; None where no group was.
 
-    The factor of a group is <a, b> / <a, a>. Two are reciprocal where the product is near 1 and neither is; both may be
-    negative. Half the groups must be, since one that training happened to change so is no change of gauge.
+    The factor of a group is +-|b| / |a|, signed as <a, b>. Two are reciprocal where their logs differ by more than their sum;
+    both may be negative. Half the groups must be, since one that training happened to change so is no change of gauge.
     """
     blocks = {name: (_by_group(a[name], name, heads), _by_group(b[name], name, heads)) for name in (first, second)}
     factors, similar = {}, np.ones(heads.groups, dtype=bool)
     for name, (x, y) in blocks.items():
         xx, yy, xy = (x * x).sum(1), (y * y).sum(1), (x * y).sum(1)
         similar &= abs(xy) > MIN_COSINE * np.sqrt(xx * yy)
-        factors[name] = xy / np.maximum(xx, 1e-30)
+        factors[name] = np.sign(xy) * np.sqrt(yy / np.maximum(xx, 1e-30))
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = {name: np.log(abs(factor)) for name, factor in factors.items()}
         size = np.minimum(abs(logs[first]), abs(logs[second]))
-        reciprocal = (size > MIN_LOG_SCALE) & (abs(logs[first] + logs[second]) < 0.25 * size)
+        reciprocal = (size > MIN_LOG_SCALE) & (abs(logs[first] + logs[second]) < 0.5 * size)
         flipped = (factors[first] < 0) & (factors[second] < 0)
         moved = similar & (reciprocal | flipped)
         if moved.mean() < 0.5:

@@ -128,24 +128,6 @@ def _kurtosis(x: Floats) -> float:
     return _dot(squares, squares) * x.size / max(float(squares.sum()), 1e-30) ** 2
 
 
-def _zeros(x: Floats) -> float:
-    return 1 - int(np.count_nonzero(x)) / x.size
-
-
-def _dot(x: Floats, y: Floats) -> float:
-    return float(np.dot(x.reshape(-1), y.reshape(-1)))
-
-
-def _kurtosis(x: Floats) -> float:
-    squares = x * x
-    return _dot(squares, squares) * x.size / max(float(squares.sum()), 1e-30) ** 2
-
-
-def _step(count: int, limit: int = BLOCK) -> int:
-    """Distance of at most ``limit`` rows or columns that stand for all."""
-    return max(1, -(-count // limit))
-
-
 def _on_grid(x_RC: Floats, eps: float) -> bool:
     """Whether the rows are whole multiples of their maximum / 127, as far as the format can tell.
 

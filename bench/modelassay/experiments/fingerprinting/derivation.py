@@ -117,6 +117,11 @@ def derivation(a: Checkpoint, b: Checkpoint) -> Derivation:
             "little to say what was done; no order of heads or neurons, rotation or factor that was tried raises it"
         )
         return Derivation(kind="unknown", steps=(), parent=None, evidence=evidence, measures=measures)
+    if found.num_unpaired and found.experts[0] == found.experts[1]:
+        evidence = (
+            f"{found.num_unpaired} tensors of their layers have no counterpart of their shape: widths were changed"
+        )
+        return Derivation(kind="unknown", steps=(), parent=None, evidence=evidence, measures=measures)
     marks = [*_structure(found, a, b), *_gauges(found), *_residual(found, measures)]
     return _verdict(marks, found, measures)
 

@@ -41,7 +41,7 @@ class Difference:
     expert_cosine: float = 1.0
     """Median over dense feed-forward matrices of the largest cosine with one of the experts'."""
     num_unpaired: int = 0
-    """Tensors of corresponding layers that only one model has, or that differ in shape."""
+    """Matrices of corresponding layers that only one model has, or tensors that differ in shape."""
     narrowed: str = ""
     """``a`` or ``b`` where that one is stored in a coarser format and the other holds more than it."""
 
@@ -75,7 +75,7 @@ def compare(a: Weights, b: Weights) -> Difference:
     for i, j in found.layers:
         _compare_attention(a, b, i, j, found, probe=i in probes, turn_a=turn_a)
         names = a.by_layer.get(i, {}).keys() & b.by_layer.get(j, {}).keys()
-        found.num_unpaired += len(a.by_layer.get(i, {}).keys() ^ b.by_layer.get(j, {}).keys())
+        found.num_unpaired += _num_alone(a, i, names) + _num_alone(b, j, names)
         _compare_rest(a, b, i, j, sorted(names), found, probe=i in probes)
         if found.experts[0] != found.experts[1] and i in probes:
             dense, sparse = ((a, i), (b, j)) if found.experts[1] else ((b, j), (a, i))
@@ -85,6 +85,11 @@ def compare(a: Weights, b: Weights) -> Difference:
     if expert_cosines:
         found.expert_cosine = float(np.median(expert_cosines))
     return found
+
+
+def _num_alone(weights: Weights, layer: int, names: set[str]) -> int:
+    alone = weights.by_layer.get(layer, {}).keys() - names
+    return sum(len(weights.info(layer, name).shape) > 1 for name in alone)
 
 
 def _mass(weights: Weights) -> float:

@@ -102,7 +102,8 @@ def _assignment(cosines: Floats) -> NDArray[np.intp] | None:
 
 
 def _unit(rows: Floats) -> Floats:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    unit: Floats = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-30)
+    return unit
 
 
 def _reorder_heads(blocks: Mapping[str, Floats], order: NDArray[np.intp], heads: Heads) -> dict[str, Floats]:

@@ -87,7 +87,7 @@ def delta(x: Floats, y: Floats, layer: int, name: str, kind: Kind, eps: float, *
     if max(zeros) > 0:
         both = (x != 0) & (y != 0)
         x, y = x * both, y * both
-    grid, half_step, step = (False, False), (0.0, 0.0), eps * math.sqrt(_dot(x, x) / x.size)
+    grid, half_step, step = (False, False), (0.0, 0.0), eps * math.sqrt(max(_dot(x, x), _dot(y, y)) / x.size)
     if kind == "matrix":
         grid = (_on_grid(x, eps), _on_grid(y, eps))
         half_step = (

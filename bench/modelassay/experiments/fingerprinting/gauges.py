@@ -164,7 +164,9 @@ def _angles(a: Mapping[str, Floats], b: Mapping[str, Floats], heads: Heads) -> d
         unit_GP = sum(product / np.maximum(abs(product), 1e-30) for product in turned.values())
         unit_GP = unit_GP / np.maximum(abs(unit_GP), 1e-30)
         apart = np.median(abs(np.angle(turned["q"] * turned["k"].conj())))
-        if np.mean(abs(np.angle(unit_GP)) > MIN_ANGLE) < 0.25 or apart > MIN_ANGLE:
+        if apart > MIN_ANGLE:
+            continue
+        if np.mean(abs(np.angle(unit_GP)) > MIN_ANGLE) < 0.25:
             return None
         phase = unit_GP[:, None, :, None].astype(np.complex64)
         return {role: join((z[role, "a"] * phase).reshape(-1, heads.size // 2, a[role].shape[1])) for role in "qk"}

@@ -139,38 +139,63 @@ _LAYOUTS: tuple[tuple[Callable[..., Any], Callable[..., Any]], ...] = (
 )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Turn:
+    """How rotary pairs of one layout are turned from the first model to the second."""
+
+    unit_GP: NDArray[np.complexfloating]
+    """Of modulus 1: the turn that queries and keys share."""
+    apart: float
+    """Median angle between those of queries and keys."""
+    coherence: float
+    """Median of |sum conj(z_a) z_b| / (|z_a| |z_b|) over pairs, the smaller of queries' and keys': 1 for a pure turn."""
+
+    @property
+    def nowhere(self) -> bool:
+        """Whether under a quarter of the pairs is turned by more than training does."""
+        return bool(np.mean(abs(np.angle(self.unit_GP)) > MIN_ANGLE) < 0.25)
+
+
 def _angles(a: Mapping[str, Floats], b: Mapping[str, Floats], heads: Heads) -> dict[str, Floats] | None:
     """The first queries and keys with each rotary pair turned as in the second; None where no common angle turns them.
 
-    The angle of pair p in group g is that of sum conj(z_a) z_b over its rows, z = x_i + i x_j; it must be much the same for
-    queries and keys, and the two must be coherent, |sum| / (|z_a| |z_b|), after it.
+    Where the usual layout of pairs shows them turned or shows nothing, the layout that fits better decides.
     """
     if heads.size % 2 or all(np.array_equal(a[role], b[role]) for role in "qk"):
         return None
-    for cut, join in _LAYOUTS:
-        z = {
-            (role, side): cut(blocks[role], count, heads.size).reshape(heads.groups, -1, heads.size // 2, blocks[role].shape[1])
-            for role, count in (("q", heads.count), ("k", heads.groups))
-            for side, blocks in (("a", a), ("b", b))
-        }  # fmt: skip
-        turned, coherence = {}, {}
-        for role in "qk":
-            x, y = z[role, "a"], z[role, "b"]
-            turned[role] = (x.conj() * y).sum((1, 3))
-            size = np.sqrt((abs(x) ** 2).sum((1, 3)) * (abs(y) ** 2).sum((1, 3)))
-            coherence[role] = abs(turned[role]) / np.maximum(size, 1e-30)
-        if min(np.median(share) for share in coherence.values()) < MIN_COSINE:
-            continue
-        unit_GP = sum(product / np.maximum(abs(product), 1e-30) for product in turned.values())
-        unit_GP = unit_GP / np.maximum(abs(unit_GP), 1e-30)
-        apart = np.median(abs(np.angle(turned["q"] * turned["k"].conj())))
-        if apart > MIN_ANGLE:
-            continue
-        if np.mean(abs(np.angle(unit_GP)) > MIN_ANGLE) < 0.25:
-            return None
-        phase = unit_GP[:, None, :, None].astype(np.complex64)
-        return {role: join((z[role, "a"] * phase).reshape(-1, heads.size // 2, a[role].shape[1])) for role in "qk"}
-    return None
+    (cut, join), other = _LAYOUTS
+    turn = _turn(a, b, heads, cut)
+    if turn.coherence >= MIN_COSINE and turn.nowhere:
+        return None
+    second = _turn(a, b, heads, other[0])
+    if second.coherence > turn.coherence:
+        turn, (cut, join) = second, other
+    if turn.coherence < MIN_COSINE or turn.nowhere or turn.apart > MIN_ANGLE:
+        return None
+    phase = turn.unit_GP[:, None, :, None].astype(np.complex64)
+    return {role: join((_pairs(a[role], heads, cut) * phase).reshape(-1, *phase.shape[2:3], a[role].shape[1]))
+            for role in "qk"}  # fmt: skip
+
+
+def _pairs(x: Floats, heads: Heads, cut: Callable[..., Any]) -> NDArray[np.complex64]:
+    """Rotary pairs by group: [G, heads of the group, P, C]."""
+    z: NDArray[np.complex64] = cut(x, len(x) // heads.size, heads.size)
+    return z.reshape(heads.groups, -1, heads.size // 2, x.shape[1])
+
+
+def _turn(a: Mapping[str, Floats], b: Mapping[str, Floats], heads: Heads, cut: Callable[..., Any]) -> _Turn:
+    turned, coherence = {}, []
+    for role in "qk":
+        x, y = _pairs(a[role], heads, cut), _pairs(b[role], heads, cut)
+        turned[role] = (x.conj() * y).sum((1, 3))
+        size = np.sqrt((abs(x) ** 2).sum((1, 3)) * (abs(y) ** 2).sum((1, 3)))
+        coherence.append(float(np.median(abs(turned[role]) / np.maximum(size, 1e-30))))
+    shared = sum(product / np.maximum(abs(product), 1e-30) for product in turned.values())
+    return _Turn(
+        unit_GP=shared / np.maximum(abs(shared), 1e-30),
+        apart=float(np.median(abs(np.angle(turned["q"] * turned["k"].conj())))),
+        coherence=min(coherence),
+    )
 
 
 def _scaled(

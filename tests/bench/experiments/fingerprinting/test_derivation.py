@@ -171,7 +171,9 @@ def test_training_whose_signs_cancel_names_no_parent(tmp_path: Path) -> None:
     assert still.measures["kurtosis_t"] > 2
     assert still.parent != "a"
     shrunk = outcome(tmp_path / "shrunk", base(), trained(0.1, decay=0.02, tails=True)(base()))
-    assert shrunk.measures["decay"] == pytest.approx(-0.02, abs=0.002)
+    assert shrunk.measures["decay"] < -0.01
+    assert shrunk.measures["decay_t"] < -2
+    assert shrunk.measures["kurtosis_t"] == pytest.approx(still.measures["kurtosis_t"], rel=0.2)
 
 
 def test_rows_that_decay_say_which_is_later_even_where_all_norms_fall(tmp_path: Path) -> None:

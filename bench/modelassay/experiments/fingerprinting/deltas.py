@@ -131,7 +131,7 @@ def _kurtosis(x: Floats) -> float:
 def _on_grid(x_RC: Floats, eps: float) -> bool:
     """Whether the rows are whole multiples of their maximum / 127, as far as the format can tell.
 
-    Multiples small enough for the format's spacing to be under a twentieth of a step are asked (all in fp32, up to 12
+    Multiples small enough for the format's spacing to be under a twentieth of a step are asked (all in fp32, up to 6
     in bf16), zeros not, which any pruned matrix has.
     """
     rows_RC = x_RC[:: step_over(len(x_RC), GRID_ROWS)]

@@ -15,11 +15,24 @@ That the two are related is decided elsewhere; here one is taken to descend from
                               the matrices falls (MoTHer, arXiv 2405.18432, its specialisation). What is not decay must grow
 
 What cannot be told: the direction of a function-preserving change, or of a copy; that a model is the average of two others,
-which looks like training; siblings, where each side has marks of its own (no parent is named where the marks contradict each
-other, but siblings trained for different lengths look like parent and child); training without weight decay, or
-with frozen embeddings. Tuned and continued differ by size alone.
+which looks like training and often in the wrong direction; that two models are siblings, where each has marks of its own (no
+parent is named where the marks contradict each other, but the less trained of two siblings looks like the parent);
+the direction of training without weight decay or with frozen embeddings, but for the kurtosis. Tuned and continued
+differ by size alone.
 
-The thresholds were set on one family of the zoo (``base``) or follow from arithmetic; each states which.
+The thresholds were set on one family of the zoo (``base``) or follow from arithmetic; each states which. On the seven other
+families, parent and child in both orders:
+
+    copy-like changes  heads, neurons, rotated, scaled     98 of 98 named; no direction, as it must be
+    exact marks        int8, pruned, depth, moe           84 of 84 named, 84 directions right
+    additions          noise, lora                        56 of 56 named, 56 directions right
+    tuned              42 of 42 named; 28 directions right, 14 not told, none wrong
+    continued          32 of 34 named, 2 called tuned; 34 directions right
+    average of two     28 of 28 called tuned; 4 directions right, 18 not told, 6 wrong
+    siblings           a parent is named for 296 of 836 pairs without a function-preserving side
+
+That norms may contradict the two signs of training was added, and both signs added up, after those families were first seen,
+when each sign had to be significant alone; that told fewer directions of training and none wrongly either.
 """
 
 from __future__ import annotations
@@ -100,8 +113,9 @@ class Mark:
 def derivation(a: Checkpoint, b: Checkpoint) -> Derivation:
     """Say which of two related checkpoints is the parent and what was done to it.
 
-    Reads every tensor of both once (`differences.compare`); 30 to 50 ms for models of 8 layers x 64, linear beyond that. Swapping
-    the arguments swaps the parent and changes nothing else but the signs of some measures.
+    Reads every tensor of both once (`differences.compare`), of a Hub repository after fetching all of its weights; 15 to 35 ms of
+    processor time for models of 8 layers x 64, linear beyond that. Swapping the arguments swaps the parent and the signs
+    of what is measured from a to b.
 
     Raises:
         CheckpointError: a file was changed since it was opened, or cannot be read.

@@ -14,12 +14,13 @@ from modelassay.errors import UsageError
 from modelassay.experiments.fingerprinting.background import Background
 from modelassay.experiments.fingerprinting.curves import Curves
 from modelassay.experiments.fingerprinting.evidence import Evidence, gather, recorded_scores
-from modelassay.experiments.fingerprinting.evidence_figures import evidence_figures
+from modelassay.experiments.fingerprinting.evidence.derivations import derived_pairs, score_derivations
+from modelassay.experiments.fingerprinting.evidence.figures import evidence_figures
+from modelassay.experiments.fingerprinting.evidence.scoring import score_methods
 from modelassay.experiments.fingerprinting.figures import save_figure
 from modelassay.experiments.fingerprinting.judge import Verdict, adjust, judge
 from modelassay.experiments.fingerprinting.measure import curves_from, family_of, short_names, sizes_of
 from modelassay.experiments.fingerprinting.methods import Numbers
-from modelassay.experiments.fingerprinting.scoring import score_methods
 from modelassay.models.checkpoint import Stratum
 from modelassay.record import Tables
 
@@ -28,6 +29,9 @@ QUANTILES = (0.5, 0.95, 0.99, 1.0)
 
 MAX_JUDGED = 120
 """Pairs up to which all are judged and shown; 16 models make 120."""
+
+MAX_ROWS = 60
+"""Verdicts that are printed of a run that judged more than ``MAX_JUDGED``."""
 
 MAX_SHOWN = 16
 """Models up to which all curves are drawn."""
@@ -63,11 +67,12 @@ def analyse(tables: Tables) -> Findings:
                  for finding in _unrelated(name, [pair.scores[name] for pair in background.pairs])]  # fmt: skip
     shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, known)]
     scored, tables_of_methods, notes = score_methods(evidence)
+    derived, tables_of_derivations = score_derivations(derived_pairs(tables, evidence.made_by))
     shown = _worth_showing(verdicts, known)
     few = models if len(models) <= MAX_SHOWN else _an_example(models, verdicts, known)
     return Findings(
-        findings=[*findings, *shares, *scored],
-        tables=[verdict_table(shown, known=known), *tables_of_methods],
+        findings=[*findings, *shares, *scored, *derived],
+        tables=[verdict_table(shown, known=known), *tables_of_methods, *tables_of_derivations],
         figures={"curves": partial(save_figure, few, verdicts), **evidence_figures(evidence)},
         caveats=[*_broken(tables), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
                  *caveats(verdicts, background), *notes],
@@ -91,13 +96,16 @@ def _pairs_to_judge(models: Sequence[Curves], evidence: Evidence) -> list[tuple[
 
 
 def _worth_showing(verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]) -> list[Verdict]:
-    """Return all verdicts of a small run; of a large one those of unknown ancestry, and those that contradict what is known."""
+    """Return all verdicts of a small run; of a large one those of unknown ancestry, then those that contradict what is known."""
     if len(verdicts) <= MAX_JUDGED:
         return list(verdicts)
-    right = {"family": "related", "strangers": "not distinguishable from strangers"}
-    return [verdict for verdict in verdicts if right.get(known.get((verdict.a, verdict.b), "")) != verdict.word][
-        :MAX_JUDGED
-    ]
+    wrong = {"strangers": "related", "family": "not distinguishable from strangers"}
+    surprising: dict[str | None, list[Verdict]] = {None: [], "strangers": [], "family": []}
+    for verdict in verdicts:
+        ancestry = known.get((verdict.a, verdict.b))
+        if ancestry is None or verdict.word == wrong[ancestry]:
+            surprising[ancestry].append(verdict)
+    return [verdict for group in surprising.values() for verdict in group][:MAX_ROWS]
 
 
 def _an_example(

@@ -16,8 +16,8 @@ from modelassay.errors import CheckpointError
 from modelassay.experiments.fingerprinting.curves import BEYOND, ROLES, Curves
 from modelassay.experiments.fingerprinting.methods import Numbers
 from modelassay.experiments.fingerprinting.methods.configuration import Sizes
+from modelassay.experiments.fingerprinting.methods.peers import Peer, PeerFingerprint
 from modelassay.experiments.fingerprinting.methods.products import product_curves
-from modelassay.experiments.fingerprinting.peers import Peer, PeerFingerprint
 from modelassay.meter import Meter
 from modelassay.models import zoo
 from modelassay.models.checkpoint import Checkpoint, Stratum, open_checkpoint

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 from modelassay.errors import Diverged
+from modelassay.experiments.fingerprinting.derivation import derivation
+from modelassay.experiments.fingerprinting.evidence.derivations import swapped
 from modelassay.experiments.fingerprinting.measure import (
     attention_key,
+    family_of,
     fault_of,
     make_together,
     measure_layer,
@@ -16,9 +21,9 @@ from modelassay.experiments.fingerprinting.measure import (
     worth_comparing,
 )
 from modelassay.experiments.fingerprinting.methods import BY_WEIGHTS
+from modelassay.experiments.fingerprinting.methods.peers import PEERS
 from modelassay.experiments.fingerprinting.methods.weights import load_weights
 from modelassay.experiments.fingerprinting.params import Params
-from modelassay.experiments.fingerprinting.peers import PEERS
 from modelassay.meter import Meter
 from modelassay.models import zoo_build  # noqa: F401 - its transformers (4 s) is imported once, before cells are forked
 from modelassay.models.checkpoint import Checkpoint
@@ -79,12 +84,15 @@ def _compare(params: Params, checkpoint: Checkpoint, done: int, meter: Meter, st
     mine = load_weights(params.model, store=state.store)
     peers = [PEERS[name] for name in params.peers]
     prints = {peer.name: peer_fingerprint(peer, params.model, store=state.store) for peer in peers}
+    families = {cell.model: family_of(cell.model, cell.family) for cell in state.siblings}
     for number, other in enumerate(others[done:], start=done + 1):
         with meter.microbatch("compare", other=other):
             theirs = load_weights(other, store=state.store)
             scores = {name: method.score(mine, theirs) for name, method in BY_WEIGHTS.items()}
         for name, score in scores.items():
             _record(meter, name, other, score.value, score.reason)
+        if families.get(params.model) is not None and families.get(other) == families[params.model]:
+            _derive(params.model, checkpoint, other, meter, state)
         for peer in peers:
             with meter.microbatch("peer", other=other, peer=peer.name):
                 found = peer.score(prints[peer.name], peer_fingerprint(peer, other, store=state.store))
@@ -93,6 +101,16 @@ def _compare(params: Params, checkpoint: Checkpoint, done: int, meter: Meter, st
             _record(meter, peer.name, other, found.value, found.reason)
         if state.checkpoint_due():
             state.checkpoint({"layer": checkpoint.num_layers, "compared": number})
+
+
+def _derive(model: str, checkpoint: Checkpoint, other: str, meter: Meter, state: State) -> None:
+    """Record what the weights of two relatives tell of how the one was made: 1 if the other is called the parent."""
+    theirs = open_model(other, store=state.store)
+    swap = swapped(model, other)
+    with meter.microbatch("derive", other=other):
+        found = derivation(theirs, checkpoint) if swap else derivation(checkpoint, theirs)
+    parent = math.nan if found.parent is None else float((found.parent == "a") == swap)
+    meter.metric("derivation", parent, other=other, kind=found.kind, steps="+".join(found.steps))
 
 
 def _record(meter: Meter, method: str, other: str, value: float, reason: str | None) -> None:

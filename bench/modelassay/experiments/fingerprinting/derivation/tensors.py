@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelassay.experiments.fingerprinting.gauges import Floats, Heads
+from modelassay.experiments.fingerprinting.derivation.gauges import Floats, Heads
 from modelassay.models.architectures import Role, find_architecture
 from modelassay.models.checkpoint import Checkpoint
 from modelassay.models.hub import open_files
@@ -39,7 +39,7 @@ def step_over(count: int, limit: int = BLOCK) -> int:
     return max(1, -(-count // limit))
 
 
-class Weights:
+class Tensors:
     """Every tensor of a checkpoint by layer and name below it, attention by role."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -112,7 +112,7 @@ class Weights:
         return stored.reshape(groups, -1)[:, start : start + own].reshape(-1)
 
 
-def match_layers(a: Weights, b: Weights) -> tuple[list[tuple[int, int]], float, float]:
+def match_layers(a: Tensors, b: Tensors) -> tuple[list[tuple[int, int]], float, float]:
     """Return corresponding layers in order, their mean cosine, and how many of the rest repeat a layer of the shallower.
 
     Models of one depth correspond layer by layer. Otherwise the matching with increasing layers of both that has the
@@ -154,7 +154,7 @@ def _increasing(cosine_SD: Floats) -> list[tuple[int, int]]:
     return pairs[::-1]
 
 
-def _signatures(weights: Weights, role: Role) -> Floats:
+def _signatures(weights: Tensors, role: Role) -> Floats:
     """A block of each layer's matrix, of q of its Gram matrix, as a row of norm 1."""
     rows = []
     for layer in range(weights.checkpoint.num_layers):

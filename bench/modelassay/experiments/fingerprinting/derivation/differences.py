@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelassay.experiments.fingerprinting.deltas import Delta, Kind, delta
-from modelassay.experiments.fingerprinting.gauges import Floats, Gauge, undo_attention, undo_neurons
-from modelassay.experiments.fingerprinting.weights import OUTSIDE, Weights, match_layers
+from modelassay.experiments.fingerprinting.derivation.deltas import Delta, Kind, delta
+from modelassay.experiments.fingerprinting.derivation.gauges import Floats, Gauge, undo_attention, undo_neurons
+from modelassay.experiments.fingerprinting.derivation.tensors import OUTSIDE, Tensors, match_layers
 from modelassay.models.architectures import ROLES
 
 MIN_VOCABULARY = 128
@@ -62,7 +62,7 @@ def _as_pair(x: Tensor, y: Tensor, into: Difference) -> tuple[Floats, Floats, fl
     return x.float().numpy(), y.float().numpy(), torch.finfo(x.dtype).eps
 
 
-def compare(a: Weights, b: Weights) -> Difference:
+def compare(a: Tensors, b: Tensors) -> Difference:
     """Read two checkpoints and return what they differ in. Linear in their size, but for orders of neurons.
 
     Both must have one hidden size and one head layout; which layers correspond is found by `match_layers`.
@@ -87,23 +87,23 @@ def compare(a: Weights, b: Weights) -> Difference:
     return found
 
 
-def _num_alone(weights: Weights, layer: int, names: set[str]) -> int:
+def _num_alone(weights: Tensors, layer: int, names: set[str]) -> int:
     alone = weights.by_layer.get(layer, {}).keys() - names
     return sum(len(weights.info(layer, name).shape) > 1 for name in alone)
 
 
-def _mass(weights: Weights) -> float:
+def _mass(weights: Tensors) -> float:
     """What decides which of two models has its gauge changed: a number of the model's own, not of the arguments' order."""
     return sum(
         float(weights.checkpoint.read(weights.matrices[0, role]).abs().sum(dtype=torch.float64)) for role in ("q", "v")
     )
 
 
-def _has_experts(weights: Weights) -> bool:
+def _has_experts(weights: Tensors) -> bool:
     return any("experts." in name for names in weights.by_layer.values() for name in names)
 
 
-def _compare_attention(a: Weights, b: Weights, i: int, j: int, found: Difference, *, probe: bool, turn_a: bool) -> None:  # fmt: skip
+def _compare_attention(a: Tensors, b: Tensors, i: int, j: int, found: Difference, *, probe: bool, turn_a: bool) -> None:  # fmt: skip
     sides: tuple[dict[str, Floats], dict[str, Floats]] = ({}, {})
     eps, biased = 0.0, set()
     for role in ROLES:
@@ -126,7 +126,7 @@ def _compare_attention(a: Weights, b: Weights, i: int, j: int, found: Difference
         found.deltas.append(delta(x, y, i, role, "matrix", eps, gauged=bool(gauges), probe=probe))
 
 
-def _compare_rest(a: Weights, b: Weights, i: int, j: int, names: list[str], found: Difference, *, probe: bool) -> None:
+def _compare_rest(a: Tensors, b: Tensors, i: int, j: int, names: list[str], found: Difference, *, probe: bool) -> None:
     taken = {a.bias_name(i, role) for role in ("q", "k", "v")} if i != OUTSIDE else set()
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -136,7 +136,7 @@ def _compare_rest(a: Weights, b: Weights, i: int, j: int, names: list[str], foun
         _compare_group(a, b, i, j, group, found, probe=probe)
 
 
-def _compare_group(a: Weights, b: Weights, i: int, j: int, names: list[str], found: Difference, *, probe: bool) -> None:
+def _compare_group(a: Tensors, b: Tensors, i: int, j: int, names: list[str], found: Difference, *, probe: bool) -> None:
     sides: tuple[dict[str, Floats], dict[str, Floats]] = ({}, {})
     eps, turned = 0.0, i != OUTSIDE and a.matrices[i, "o"].inputs_first
     for name in names:
@@ -169,7 +169,7 @@ def _as_matrix(x: Floats, turned: bool) -> Floats:
     return x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
 
 
-def _expert_cosines(dense: Weights, i: int, sparse: Weights, j: int) -> Iterator[float]:
+def _expert_cosines(dense: Tensors, i: int, sparse: Tensors, j: int) -> Iterator[float]:
     """For each feed-forward matrix of a dense layer, the largest cosine with a matrix of that shape among the experts."""
     candidates = [
         block

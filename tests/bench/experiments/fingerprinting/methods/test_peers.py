@@ -16,8 +16,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from modelassay.errors import CheckpointError, HostError
-from modelassay.experiments.fingerprinting import peers
-from modelassay.experiments.fingerprinting.peers import (
+from modelassay.experiments.fingerprinting.methods import peers
+from modelassay.experiments.fingerprinting.methods.peers import (
     MODELDNA_PARTS,
     PEERS,
     PeerFingerprint,

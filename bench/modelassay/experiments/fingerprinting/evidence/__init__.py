@@ -77,6 +77,11 @@ class Evidence:
     roots: Sequence[str] = field(default=())
     """Names of the roots, whose places are the indices in `Scored`."""
 
+    @property
+    def made_by(self) -> Mapping[str, str]:
+        """What was done to the root of each suspect of a related pair, by the suspect's reference."""
+        return {pair.suspect.reference: pair.suspect.made_by for pair in self.pairs if pair.related}
+
     def scored(self, method: str, which: Which = lambda _pair: True) -> Scored:
         """Return the scores of one method over the pairs that ``which`` chooses."""
         chosen = np.array([which(pair) for pair in self.pairs], dtype=bool)

@@ -44,10 +44,10 @@ from typing import Literal
 
 import numpy as np
 
-from modelassay.experiments.fingerprinting.deltas import Delta
-from modelassay.experiments.fingerprinting.differences import Difference, compare
-from modelassay.experiments.fingerprinting.gauges import Floats
-from modelassay.experiments.fingerprinting.weights import Weights
+from modelassay.experiments.fingerprinting.derivation.deltas import Delta
+from modelassay.experiments.fingerprinting.derivation.differences import Difference, compare
+from modelassay.experiments.fingerprinting.derivation.gauges import Floats
+from modelassay.experiments.fingerprinting.derivation.tensors import Tensors
 from modelassay.models.checkpoint import Checkpoint
 
 Kind = Literal[
@@ -123,7 +123,7 @@ def derivation(a: Checkpoint, b: Checkpoint) -> Derivation:
     reason = _incomparable(a, b)
     if reason is not None:
         return Derivation(kind="unknown", steps=(), parent=None, evidence=reason, measures={})
-    found = compare(Weights(a), Weights(b))
+    found = compare(Tensors(a), Tensors(b))
     measures = measures_of(found)
     if found.match < MIN_COSINE or measures["cosine"] < MIN_COSINE:
         evidence = (

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.stats import kurtosis
 
-from modelassay.experiments.fingerprinting.deltas import delta
-from modelassay.experiments.fingerprinting.gauges import Floats
+from modelassay.experiments.fingerprinting.derivation.deltas import delta
+from modelassay.experiments.fingerprinting.derivation.gauges import Floats
 
 EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
 

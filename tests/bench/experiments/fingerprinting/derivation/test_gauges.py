@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from modelassay.experiments.fingerprinting.gauges import Floats, Heads, undo_attention, undo_neurons
+from modelassay.experiments.fingerprinting.derivation.gauges import Floats, Heads, undo_attention, undo_neurons
 
 HIDDEN = 20
 SHAPES = [

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from modelassay.experiments.fingerprinting.gauges import Floats
-from modelassay.experiments.fingerprinting.weights import step_over
+from modelassay.experiments.fingerprinting.derivation.gauges import Floats
+from modelassay.experiments.fingerprinting.derivation.tensors import step_over
 
 GRID_ROWS = 16
 """Rows that are tried for an int8 grid; an element off the grid passes in fp32 with a chance of 0.004."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modelassay.experiments.fingerprinting import weights as module
-from modelassay.experiments.fingerprinting.weights import OUTSIDE, Weights, match_layers
+from modelassay.experiments.fingerprinting.derivation.tensors import OUTSIDE, Tensors, match_layers
 from modelassay.models.architectures import ARCHITECTURES, REMOTE_CODE, ROLES
 from modelassay.models.checkpoint import open_checkpoint
 from tiny_models import NUM_LAYERS, make_model, save
@@ -18,8 +18,8 @@ from tiny_models import NUM_LAYERS, make_model, save
 MODEL_TYPES = [name for row in ARCHITECTURES for name in row.model_types if name not in REMOTE_CODE]
 
 
-def open_weights(folder: Path) -> Weights:
-    return Weights(open_checkpoint(folder))
+def open_weights(folder: Path) -> Tensors:
+    return Tensors(open_checkpoint(folder))
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)

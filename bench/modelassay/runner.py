@@ -15,7 +15,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -401,7 +401,7 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def counts(logs: Sequence[CellLog]) -> str:
+def counts(logs: Iterable[CellLog]) -> str:
     """Return how many cells ended how, as ``3 done, 1 failed``."""
     words = [log.outcome or ("cut off" if log.num_attempts else "not run") for log in logs]
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))

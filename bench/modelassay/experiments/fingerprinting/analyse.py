@@ -36,7 +36,18 @@ MAX_ROWS = 60
 MAX_SHOWN = 16
 """Models up to which all curves are drawn."""
 
-COLUMNS = ("pair", "paper-exact", "corrected", "layers redrawn", "rank p", "floor", "strangers", "phase p", "verdict")
+COLUMNS = (
+    "pair",
+    "paper-exact",
+    "corrected",
+    "layers redrawn",
+    "judged by",
+    "rank p",
+    "floor",
+    "strangers",
+    "phase p",
+    "verdict",
+)
 
 
 def analyse(tables: Tables) -> Findings:
@@ -58,7 +69,9 @@ def analyse(tables: Tables) -> Findings:
     background = Background.from_models(by_reference.values(), recorded)
     evidence = gather(by_reference, recorded, background, alpha=alpha)
     pairs = _pairs_to_judge(models, evidence)
-    verdicts = adjust([judge(a, b, background, alpha=alpha) for a, b in pairs])
+    verdicts = adjust([
+        judge(a, b, background, alpha=alpha, by_weights=recorded.get(frozenset((a.name, b.name)), {})) for a, b in pairs
+    ])  # fmt: skip
     known = {
         (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in pairs if a.family and b.family
     }
@@ -220,7 +233,7 @@ def verdict_table(verdicts: Sequence[Verdict], *, known: Mapping[tuple[str, str]
         row: tuple[str, ...] = (
             f"{verdict.a} · {verdict.b}", _number(verdict.paper_exact.value), _number(verdict.corrected.value),
             f"{verdict.interval.low:.2f} to {verdict.interval.high:.2f}" if verdict.interval else "undefined",
-            *_chances(verdict), verdict.word,
+            f"{verdict.primary} {_number(verdict.score)}", *_chances(verdict), verdict.word,
         )  # fmt: skip
         rows.append(row if known is None else (*row, known.get((verdict.a, verdict.b), "not known")))
     return Table(title="pairs", columns=COLUMNS if known is None else (*COLUMNS, "known as"), rows=rows)

@@ -1,0 +1,2 @@
+def available(): return False
+primal_=tangents_=None

@@ -5,7 +5,7 @@ Four functions that are each other's derivatives. With l the losses, g weights o
     losses            l(x)                  vjp k: gradient(k, x)            jvp v: losses_tangent(x, v)
     gradient          F = <g, l(x)>, dF/dx  vjp (k, c): k dF/dx + d2F c      jvp v: gradient_tangent(g, x, v)
     losses_tangent    dl/dx v               vjp k: gradient(k, x) for v, gradient_tangent(k, x, v) for x
-    gradient_tangent  dF/dx v, d2F v        none: third derivatives raise NotImplementedError
+    gradient_tangent  dF/dx v, d2F v        none: NotImplementedError
 
 The Hessian is symmetric, so forward over reverse, reverse over reverse and reverse over forward are one computation.
 Tangents have a leading dimension K: vmap over tangents is one call that shares all work at the point.
@@ -25,8 +25,8 @@ from modelassay_kernels.cross_entropy_chunks import Wanted
 from modelassay_kernels.cross_entropy_rows import Spec
 
 _THIRD = (
-    "linear_cross_entropy: {} is a third derivative (or a second one of forward mode alone), which is not implemented; "
-    "take Hessian-vector products by torch.func.jvp of torch.func.grad, or detach what needs no derivative"
+    "linear_cross_entropy: got {} over a tangent; third derivatives, forward over forward, and reverse over raw dual numbers "
+    "are not implemented; take Hessian-vector products by torch.func.jvp of torch.func.grad, and detach what needs no more"
 )
 
 
@@ -234,7 +234,7 @@ class LossesTangent(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:  # type: ignore[override]
-        raise NotImplementedError(_THIRD.format("torch.func.jvp of torch.func.jvp"))
+        raise NotImplementedError(_THIRD.format("forward mode"))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -272,11 +272,11 @@ class GradientTangent(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> Any:  # type: ignore[override]
-        raise NotImplementedError(_THIRD.format("what was asked of reverse mode"))
+        raise NotImplementedError(_THIRD.format("reverse mode"))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:  # type: ignore[override]
-        raise NotImplementedError(_THIRD.format("what was asked of forward mode"))
+        raise NotImplementedError(_THIRD.format("forward mode"))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:

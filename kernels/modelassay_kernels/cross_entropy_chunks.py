@@ -9,6 +9,7 @@ tangents of the gradient 3 + 4 K with the losses' tangents for free (1 + 6 K if 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,8 +25,9 @@ Point = tuple[Tensor, Tensor, Tensor | None]
 Tangents = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of a point, each with K in front; None stands for zero."""
 
-BUDGET_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-"""Logits of one chunk with their copies. On two cores 16 to 256 MiB time within noise of each other; not measured on a GPU."""
+BUDGET_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
+"""Logits of one chunk with their copies. On a CPU a chunk below 128 rows costs time (twice at 16 rows), above none is gained; not
+measured on a GPU."""
 UPCAST_BYTES = 16 << 20
 """Of the weight's rows that are widened at one time where the product of narrow types would be rounded to them."""
 
@@ -134,11 +136,26 @@ def _native(out: Tensor, a: Tensor, b: Tensor) -> bool:
 
 def _addmm_(out: Tensor, a: Tensor, b: Tensor, *, fresh: bool) -> None:
     """Compute out = a b, or out += a b, in out's type."""
-    beta = 0 if fresh else 1
-    if _native(out, a, b):
-        torch.addmm(out, a, b, out_dtype=torch.float32, beta=beta, out=out)
+    if not _native(out, a, b):
+        torch.addmm(out, a.to(out.dtype), b.to(out.dtype), beta=0 if fresh else 1, out=out)
+    elif fresh:
+        torch.mm(a, b, out_dtype=torch.float32, out=out)
+    elif _adds_to_wide(out.device):
+        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
     else:
-        torch.addmm(out, a.to(out.dtype), b.to(out.dtype), beta=beta, out=out)
+        out += torch.mm(a, b, out_dtype=torch.float32)
+
+
+@functools.cache
+def _adds_to_wide(device: torch.device) -> bool:
+    """Whether `addmm` can add a product of bfloat16 to fp32; it wanted a bfloat16 addend in earlier versions of PyTorch."""
+    narrow = torch.zeros(16, 16, dtype=torch.bfloat16, device=device)
+    wide = narrow.float()
+    try:
+        torch.addmm(wide, narrow, narrow, out_dtype=torch.float32, out=wide)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _blocks(out: Tensor, a: Tensor, w_VD: Tensor) -> list[slice]:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modelassay_kernels.cross_entropy_autograd import Gradient, Losses
+from modelassay_kernels.cross_entropy_autograd import apply_gradient, apply_losses
 from modelassay_kernels.cross_entropy_chunks import Wanted, accumulator
 from modelassay_kernels.cross_entropy_rows import Spec
 
@@ -57,7 +57,9 @@ def _linear_cross_entropy_reference(
     return losses_N.sum() if reduction == "sum" else losses_N.sum() / keep_N.sum()
 
 
-def minimum_work(num_rows: int, num_cols: int, hidden_size: int, *, itemsize: int, tangents: int = 0) -> tuple[int, int]:
+def minimum_work(
+    num_rows: int, num_cols: int, hidden_size: int, *, itemsize: int, tangents: int = 0
+) -> tuple[int, int]:
     """Return the bytes and flops that loss and gradient cannot avoid, with those of ``tangents`` Hessian-vector products.
 
     Bytes: hidden states, weight and their gradients once, and for each tangent its direction and its result. Flops: three
@@ -130,7 +132,7 @@ def linear_cross_entropy(
     )
     _check(hidden_ND, weight_VD, labels_N, bias, spec, reduction)
     if reduction == "none":
-        return Losses.apply(hidden_ND, weight_VD, bias, labels_N, spec)  # type: ignore[no-any-return]
+        return apply_losses(hidden_ND, weight_VD, bias, labels_N, spec)
     dtype = accumulator(hidden_ND, weight_VD, bias)
     keep_N = labels_N != ignore_index
     num_kept = keep_N.sum()
@@ -143,16 +145,14 @@ def linear_cross_entropy(
         bias=bias is not None and bias.requires_grad,
     )
     if torch.is_grad_enabled() and (wanted.hidden or wanted.weight or wanted.bias):
-        total = Gradient.apply(g_N, hidden_ND, weight_VD, bias, labels_N, spec, wanted)[0]
+        total = apply_gradient(g_N, hidden_ND, weight_VD, bias, labels_N, spec, wanted)[0]
     else:
-        losses_N = Losses.apply(hidden_ND, weight_VD, bias, labels_N, spec)
+        losses_N = apply_losses(hidden_ND, weight_VD, bias, labels_N, spec)
         total = (g_N.double() * losses_N.double()).sum().to(dtype)
     return torch.where(num_kept == 0, math.nan, total) if reduction == "mean" else total
 
 
-def _check(
-    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, spec: Spec, reduction: str
-) -> None:
+def _check(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, spec: Spec, reduction: str) -> None:
     where = "linear_cross_entropy"
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or weight.shape[0] == 0:
         raise ValueError(
@@ -160,14 +160,18 @@ def _check(
             "expected [N, D] and [V, D] with V > 0 (flatten batch and sequence first)"
         )
     if labels.shape != hidden.shape[:1]:
-        raise ValueError(f"{where}: labels of shape {tuple(labels.shape)} for {hidden.shape[0]} tokens; expected one each")
+        raise ValueError(
+            f"{where}: labels of shape {tuple(labels.shape)} for {hidden.shape[0]} tokens; expected one each"
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{where}: a bias of shape {tuple(bias.shape)} for {weight.shape[0]} rows of the weight")
     for name, tensor in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype not in _FLOATS:
             raise TypeError(f"{where}: {name} has dtype {tensor.dtype}; expected one of {[*_FLOATS]}")
         if tensor is not None and tensor.device != labels.device:
-            raise ValueError(f"{where}: {name} is on {tensor.device} and the labels on {labels.device}; move them together")
+            raise ValueError(
+                f"{where}: {name} is on {tensor.device} and the labels on {labels.device}; move them together"
+            )
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"{where}: labels have dtype {labels.dtype}; expected integers")
     if reduction not in {"mean", "sum", "none"}:

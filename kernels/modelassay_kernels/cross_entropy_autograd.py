@@ -15,6 +15,7 @@ Tangents have a leading dimension K: vmap over tangents is one call that shares 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,6 +51,10 @@ def _merge(tangent: Tensor | None, dim: int | None, batch_size: int) -> Tensor |
     return tangent.flatten(0, 1)
 
 
+def _unmerge(result: Tensor, batch_size: int) -> Tensor:
+    return result.reshape(batch_size, result.shape[0] // batch_size, *result.shape[1:])
+
+
 def _count(*tangents: Tensor | None) -> int:
     return next((tangent.shape[0] for tangent in tangents if tangent is not None), 0)
 
@@ -73,7 +78,7 @@ def _any(wanted: Wanted) -> bool:
     return wanted.hidden or wanted.weight or wanted.bias
 
 
-class Losses(torch.autograd.Function):
+class _Losses(torch.autograd.Function):
     """(hidden, weight, bias, labels, spec) -> losses [N]."""
 
     @staticmethod
@@ -88,26 +93,26 @@ class Losses(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, k: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, k: Tensor | None) -> Any:
         wanted = _needed(ctx, 0)
         if k is None or not _any(wanted):
             return (None,) * 5
         hidden, weight, bias, labels = ctx.saved_tensors
-        _, *gradients = Gradient.apply(k, hidden, weight, bias, labels, ctx.spec, wanted)
+        _, *gradients = apply_gradient(k, hidden, weight, bias, labels, ctx.spec, wanted)
         return *_given(tuple(gradients), wanted), None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: Any) -> Any:
         directions = [_front(tangent) for tangent in tangents[:3]]
         hidden, weight, bias, labels = ctx.saved_tensors
-        return LossesTangent.apply(hidden, weight, bias, *directions, labels, ctx.spec)[0]
+        return apply_losses_tangent(hidden, weight, bias, *directions, labels, ctx.spec)[0]
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _each(Losses, info.batch_size, in_dims, args)
+        return _each(_Losses, info.batch_size, in_dims, args)
 
 
-class Gradient(torch.autograd.Function):
+class _Gradient(torch.autograd.Function):
     """(g, hidden, weight, bias, labels, spec, wanted) -> F = sum(g * losses), and its gradients."""
 
     @staticmethod
@@ -130,7 +135,7 @@ class Gradient(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, k: Tensor | None, *cotangents: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, k: Tensor | None, *cotangents: Any) -> Any:
         g, hidden, weight, bias, labels, *saved = ctx.saved_tensors
         point = (hidden, weight, bias)
         cotangents = tuple(_given(cotangents, ctx.wanted))
@@ -141,28 +146,28 @@ class Gradient(torch.autograd.Function):
         if any(c is not None for c in cotangents):
             directions = [_front(c) for c in cotangents]
             if _any(needed):
-                _, *turned = GradientTangent.apply(g, *point, None, *directions, labels, ctx.spec, needed)
+                _, *turned = apply_gradient_tangent(g, *point, None, *directions, labels, ctx.spec, needed)
                 for i, part in enumerate(_given(tuple(turned), needed), start=1):
                     if part is not None:
                         so_far = results[i]
                         results[i] = part[0] if so_far is None else so_far + part[0]
             if ctx.needs_input_grad[0]:
-                results[0] = LossesTangent.apply(*point, *directions, labels, ctx.spec)[0].to(g.dtype)
+                results[0] = apply_losses_tangent(*point, *directions, labels, ctx.spec)[0].to(g.dtype)
         if k is not None and ctx.needs_input_grad[0]:
-            of_total = k * Losses.apply(*point, labels, ctx.spec)
+            of_total = k * apply_losses(*point, labels, ctx.spec)
             results[0] = of_total if results[0] is None else results[0] + of_total
         return *results, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: Any) -> Any:
         directions = [_front(tangent) for tangent in tangents[:4]]
         g, hidden, weight, bias, labels = ctx.saved_tensors[:5]
-        results = GradientTangent.apply(g, hidden, weight, bias, *directions, labels, ctx.spec, ctx.wanted)
+        results = apply_gradient_tangent(g, hidden, weight, bias, *directions, labels, ctx.spec, ctx.wanted)
         return tuple(result[0] for result in results)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-        return _each(Gradient, info.batch_size, in_dims, args)
+        return _each(_Gradient, info.batch_size, in_dims, args)
 
 
 def _scaled(
@@ -177,14 +182,16 @@ def _scaled(
     )
     late: list[Tensor | None] = [None] * 3
     if _any(missing):
-        _, *made = Gradient.apply(k * g, *point, labels, ctx.spec, missing)
+        _, *made = apply_gradient(k * g, *point, labels, ctx.spec, missing)
         late = _given(tuple(made), missing)
-    present = [None if gradient is None else gradient * k.to(gradient.dtype) for gradient in _given(tuple(saved), wanted)]
+    present = [
+        None if gradient is None else gradient * k.to(gradient.dtype) for gradient in _given(tuple(saved), wanted)
+    ]
     flags = (needed.hidden, needed.weight, needed.bias)
     return [(p if m is None else m) if flag else None for p, m, flag in zip(present, late, flags, strict=True)]
 
 
-class LossesTangent(torch.autograd.Function):
+class _LossesTangent(torch.autograd.Function):
     """(hidden, weight, bias, their tangents, labels, spec) -> tangents of the losses [K, N]."""
 
     @staticmethod
@@ -208,7 +215,7 @@ class LossesTangent(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, k_KN: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, k_KN: Tensor | None) -> Any:
         if k_KN is None:
             return (None,) * 8
         *inputs, labels = ctx.saved_tensors
@@ -219,13 +226,13 @@ class LossesTangent(torch.autograd.Function):
         for i in range(k_KN.shape[0]):
             if _any(needed):
                 directions = [None if t is None else t[i : i + 1] for t in tangents]
-                _, *turned = GradientTangent.apply(k_KN[i], *point, None, *directions, labels, ctx.spec, needed)
+                _, *turned = apply_gradient_tangent(k_KN[i], *point, None, *directions, labels, ctx.spec, needed)
                 for j, part in enumerate(_given(tuple(turned), needed)):
                     if part is not None:
                         so_far = of_point[j]
                         of_point[j] = part[0] if so_far is None else so_far + part[0]
             if _any(needed_t):
-                _, *made = Gradient.apply(k_KN[i], *point, labels, ctx.spec, needed_t)
+                _, *made = apply_gradient(k_KN[i], *point, labels, ctx.spec, needed_t)
                 for column, gradient in zip(of_tangents, made, strict=True):
                     column.append(gradient)
         flags = (needed_t.hidden, needed_t.weight, needed_t.bias)
@@ -233,20 +240,20 @@ class LossesTangent(torch.autograd.Function):
         return *of_point, *stacked, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: Any) -> Any:
         raise NotImplementedError(_THIRD.format("forward mode"))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         if any(dim is not None for dim in (*in_dims[:3], in_dims[6])):
-            return _each(LossesTangent, info.batch_size, in_dims, args)
+            return _each(_LossesTangent, info.batch_size, in_dims, args)
         merged = [_merge(t, dim, info.batch_size) for t, dim in zip(args[3:6], in_dims[3:6], strict=True)]
-        result = LossesTangent.apply(*args[:3], *merged, *args[6:])
-        return result.unflatten(0, (info.batch_size, -1)), 0
+        result = apply_losses_tangent(*args[:3], *merged, *args[6:])
+        return _unmerge(result, info.batch_size), 0
 
 
-class GradientTangent(torch.autograd.Function):
-    """(g, hidden, weight, bias, their tangents, labels, spec, wanted) -> tangents [K, ...] of `Gradient`'s results."""
+class _GradientTangent(torch.autograd.Function):
+    """(g, hidden, weight, bias, their tangents, labels, spec, wanted) -> tangents [K, ...] of `_Gradient`'s results."""
 
     @staticmethod
     def forward(
@@ -271,17 +278,24 @@ class GradientTangent(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *cotangents: Any) -> Any:
         raise NotImplementedError(_THIRD.format("reverse mode"))
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: Any) -> Any:
         raise NotImplementedError(_THIRD.format("forward mode"))
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         if any(dim is not None for dim in (*in_dims[:4], in_dims[8])):
-            return _each(GradientTangent, info.batch_size, in_dims, args)
+            return _each(_GradientTangent, info.batch_size, in_dims, args)
         merged = [_merge(t, dim, info.batch_size) for t, dim in zip(args[4:8], in_dims[4:8], strict=True)]
-        results = GradientTangent.apply(*args[:4], *merged, *args[8:])
-        return tuple(r.unflatten(0, (info.batch_size, -1)) for r in results), (0,) * len(results)
+        results = apply_gradient_tangent(*args[:4], *merged, *args[8:])
+        return tuple(_unmerge(result, info.batch_size) for result in results), (0,) * len(results)
+
+
+# What `Function.apply` is called by, here and elsewhere: it has no types of its own.
+apply_losses: Callable[..., Tensor] = _Losses.apply
+apply_gradient: Callable[..., tuple[Tensor, ...]] = _Gradient.apply
+apply_losses_tangent: Callable[..., Tensor] = _LossesTangent.apply
+apply_gradient_tangent: Callable[..., tuple[Tensor, ...]] = _GradientTangent.apply

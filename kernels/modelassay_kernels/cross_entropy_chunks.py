@@ -201,9 +201,7 @@ class _Gradient:
         if self.bias_V is not None:
             self.bias_V += dz_CV.sum(0)
 
-    def add_crossed(
-        self, dz_CV: Tensor, ht_CD: Tensor | None, wt_VD: Tensor | None, place: slice
-    ) -> None:
+    def add_crossed(self, dz_CV: Tensor, ht_CD: Tensor | None, wt_VD: Tensor | None, place: slice) -> None:
         """Add what the tangents of the other factor make of the gradient itself."""
         if self.wanted.hidden and wt_VD is not None:
             back(self.hidden_RD[place], _operand(dz_CV, wt_VD), wt_VD)

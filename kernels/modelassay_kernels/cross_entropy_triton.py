@@ -17,8 +17,9 @@ from torch import Tensor
 from modelassay_kernels._triton import HAS_TRITON, jit, tl
 from modelassay_kernels.cross_entropy_rows import Spec
 
-SPAN = 2048
-"""Columns of one program: 8 KB of loads in flight each, 4 warps. By reasoning, not measured."""
+SPAN = 1024
+"""Columns of one program of 4 warps: no more than 64 registers, so eight programs and more per multiprocessor, each with 4 KB
+of loads in flight. By reasoning, not measured."""
 _NUM_STATS = 3
 
 
@@ -47,9 +48,7 @@ def tangents_(
     num_tangents, splits = zt_KCV.shape[0], -(-num_cols // span)
     smoothing = spec.label_smoothing
     softcap = spec.softcap or 0.0
-    partials_CSP = torch.empty(
-        num_rows, splits, _NUM_STATS + 2 * num_tangents, dtype=torch.float32, device=z_CV.device
-    )
+    partials_CSP = torch.empty(num_rows, splits, _NUM_STATS + 2 * num_tangents, dtype=torch.float32, device=z_CV.device)
     shape = (num_rows, num_cols, splits, num_tangents)
     constants = {"SOFTCAP": spec.softcap is not None, "SPAN": span, "num_warps": 4}
     with torch.cuda.device(z_CV.device) if z_CV.is_cuda else contextlib.nullcontext():
@@ -75,9 +74,7 @@ def tangents_(
     return loss_C.float(), (a_C * lse_t_KC - target_t_KC).float()
 
 
-def _targets(
-    z_CV: Tensor, zt_KCV: Tensor, labels_C: Tensor, partials_CSP: Tensor, spec: Spec
-) -> tuple[Tensor, Tensor]:
+def _targets(z_CV: Tensor, zt_KCV: Tensor, labels_C: Tensor, partials_CSP: Tensor, spec: Spec) -> tuple[Tensor, Tensor]:
     """Return <target, s> [C] and <target, u> [K, C] in float64: the label's, smoothed."""
     num_tangents, num_cols = zt_KCV.shape[0], z_CV.shape[1]
     label_C1 = labels_C[:, None]
@@ -106,7 +103,7 @@ def statistics_kernel(
     """partial[row, split] = (m, l, sum(s), sum exp(s - m) u of each tangent, sum(u) of each); one program per split."""
     program = tl.program_id(0).to(tl.int64)
     row, split = program // splits, program % splits
-    cols = split * SPAN + tl.arange(0, SPAN)
+    cols = split.to(tl.int32) * SPAN + tl.arange(0, SPAN)  # a row has fewer than 2^31 columns; rows start at 64 bits
     inside = cols < num_cols
     s = tl.load(z_ptr + row * num_cols + cols, mask=inside, other=float("-inf"))
     slope = tl.full([SPAN], 1.0, tl.float32)
@@ -132,10 +129,10 @@ def result_kernel(
     num_rows: tl.tensor, num_cols: tl.tensor, splits: tl.tensor, num_tangents: tl.tensor, softcap: tl.tensor,
     smoothing: tl.tensor, SOFTCAP: tl.constexpr, SPAN: tl.constexpr,
 ) -> None:  # fmt: skip
-    """z becomes g c d, each zt its tangent; one program per split. Rows give (m, 1/sum, a, g), tangents (b, g.)."""
+    """Leave g c d in z, its tangents in zt; one program per split. Rows give (m, 1/sum, a, g), tangents (b, g.)."""
     program = tl.program_id(0).to(tl.int64)
     row, split = program // splits, program % splits
-    cols = split * SPAN + tl.arange(0, SPAN)
+    cols = split.to(tl.int32) * SPAN + tl.arange(0, SPAN)  # a row has fewer than 2^31 columns; rows start at 64 bits
     inside = cols < num_cols
     z_ptrs = z_ptr + row * num_cols + cols
     m, inverse = tl.load(row_ptr + row * 4), tl.load(row_ptr + row * 4 + 1)

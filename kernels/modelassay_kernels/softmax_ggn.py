@@ -10,10 +10,11 @@ This is (diag(p) - p p^T) u, the Hessian of logsumexp times u. The definition ev
 `softmax_ggn` is linear in u and symmetric, so it is its own derivative in u, of every order, in both modes.
 """
 
-# N = rows, V = vocabulary, B = a dimension that vmap maps over
+# N = rows, V = vocabulary
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,9 +49,7 @@ def _softmax_ggn_native(logits_NV: Tensor, u_NV: Tensor, instruction_set: str = 
     y_NV = torch.empty(logits_NV.shape, dtype=logits_NV.dtype)
     logits_NV, u_NV = (x if x.stride(1) == 1 else x.contiguous() for x in (logits_NV, u_NV))
     code = DTYPE_CODES[logits_NV.dtype]
-    _native.softmax_ggn(
-        logits_NV.detach(), u_NV.detach(), y_NV, code, torch.get_num_threads(), instruction_set
-    )
+    _native.softmax_ggn(logits_NV.detach(), u_NV.detach(), y_NV, code, torch.get_num_threads(), instruction_set)
     return y_NV
 
 
@@ -88,26 +87,28 @@ class _SoftmaxGgn(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor | None) -> Any:
         if cotangent is None:
             return None, None
         if ctx.needs_input_grad[0]:
             raise _no_third_derivative()
-        return None, _SoftmaxGgn.apply(ctx.saved_tensors[0], cotangent)
+        return None, _apply(ctx.saved_tensors[0], cotangent)
 
     @staticmethod
-    def jvp(ctx: Any, logits_tangent: Tensor | None, u_tangent: Tensor | None) -> Any:  # type: ignore[override]
+    def jvp(ctx: Any, logits_tangent: Tensor | None, u_tangent: Tensor | None) -> Any:
         if logits_tangent is not None:
             raise _no_third_derivative()
-        return _SoftmaxGgn.apply(ctx.saved_tensors[0], u_tangent)
+        return _apply(ctx.saved_tensors[0], u_tangent)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, logits: Tensor, u: Tensor) -> Any:
         rows = []
         for x_NV, dim in zip((logits, u), in_dims, strict=True):
-            x_BNV = x_NV.expand(info.batch_size, *x_NV.shape) if dim is None else x_NV.movedim(dim, 0)
-            rows.append(x_BNV.flatten(0, 1))
-        return _SoftmaxGgn.apply(*rows).unflatten(0, (info.batch_size, -1)), 0
+            rows.append(x_NV.expand(info.batch_size, *x_NV.shape) if dim is None else x_NV.movedim(dim, 0))
+        return _apply(rows[0].flatten(0, 1), rows[1].flatten(0, 1)).reshape(rows[0].shape), 0
+
+
+_apply: Callable[[Tensor, Tensor | None], Tensor] = _SoftmaxGgn.apply
 
 
 def _no_third_derivative() -> NotImplementedError:
@@ -151,4 +152,4 @@ def softmax_ggn(logits_NV: Tensor, u_NV: Tensor) -> Tensor:
             f"softmax_ggn: logits are {logits_NV.dtype} on {logits_NV.device}, u is {u_NV.dtype} on {u_NV.device}; "
             "convert or move one"
         )
-    return _SoftmaxGgn.apply(logits_NV, u_NV)  # type: ignore[no-any-return]
+    return _apply(logits_NV, u_NV)

@@ -36,12 +36,8 @@ class LaunchConfig:
     """Of one program."""
 
 
-CONFIGS = {
-    torch.bfloat16: LaunchConfig(span=8192, num_warps=8),
-    torch.float16: LaunchConfig(span=8192, num_warps=8),
-    torch.float32: LaunchConfig(span=4096, num_warps=8),
-}
-"""By reasoning, not measured: 32 KB of loads in flight per program, and two or more programs per multiprocessor."""
+DEFAULT = LaunchConfig(span=4096, num_warps=8)
+"""By reasoning, not measured: 16 to 32 KB of loads in flight per program, and by its registers three programs per multiprocessor."""
 L2_SHARE = 0.5
 """Of L2, for the logits and u of two groups; the rest is for what is written. By reasoning, not measured."""
 
@@ -54,7 +50,9 @@ def softmax_ggn_triton(logits_NV: Tensor, u_NV: Tensor, config: LaunchConfig | N
         ValueError: for tensors that are not on a CUDA device.
     """
     if not HAS_TRITON:
-        raise RuntimeError("softmax_ggn: needs Triton on CUDA tensors; install the `triton` package or move them to the CPU")
+        raise RuntimeError(
+            "softmax_ggn: needs Triton on CUDA tensors; install the `triton` package or move them to the CPU"
+        )
     device = logits_NV.device
     if device.type != "cuda" and not is_interpreted(softmax_ggn_kernel):
         raise ValueError(f"softmax_ggn_triton: tensors are on {device}; move them to a CUDA device or call softmax_ggn")
@@ -63,12 +61,14 @@ def softmax_ggn_triton(logits_NV: Tensor, u_NV: Tensor, config: LaunchConfig | N
     y_NV = torch.empty(num_rows, num_cols, dtype=logits_NV.dtype, device=device)
     if num_rows == 0 or num_cols == 0:
         return y_NV
-    config = config or CONFIGS[logits_NV.dtype]
+    config = config or DEFAULT
     splits = -(-num_cols // config.span)
     rows_per_group = min(num_rows, _rows_per_group(device, num_cols * logits_NV.element_size(), splits))
     num_stages = -(-num_rows // rows_per_group) + 1
     partials_NS3 = torch.empty(num_rows, splits, 3, dtype=torch.float32, device=device)
-    counters = torch.zeros(1 + num_rows, dtype=torch.int32, device=device)  # the next ticket; finished splits of each row
+    counters = torch.zeros(
+        1 + num_rows, dtype=torch.int32, device=device
+    )  # the next ticket; finished splits of each row
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         softmax_ggn_kernel[(num_stages * 2 * rows_per_group * splits,)](
             logits_NV, u_NV, y_NV, partials_NS3, counters, num_rows, num_cols, logits_NV.stride(0), u_NV.stride(0),
@@ -105,7 +105,9 @@ def softmax_ggn_kernel(
     row = (stage - second.to(tl.int64)) * rows_per_group + item % items // splits
     split = item % splits
     if (row >= 0) & (row < num_rows):
-        cols = split * SPAN + tl.arange(0, SPAN)
+        cols = split.to(tl.int32) * SPAN + tl.arange(
+            0, SPAN
+        )  # a row has fewer than 2^31 columns; rows start at 64 bits
         inside = cols < num_cols
         partial = partial_ptr + row * splits * 3
         ready_ptr = counter_ptr + 1 + row

@@ -10,7 +10,7 @@ This is (diag(p) - p p^T) u, the Hessian of logsumexp times u. The definition ev
 `softmax_ggn` is linear in u and symmetric, so it is its own derivative in u, of every order, in both modes.
 """
 
-# N = rows, V = vocabulary
+# N is rows, V is vocabulary
 
 from __future__ import annotations
 

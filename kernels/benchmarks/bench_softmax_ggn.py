@@ -64,7 +64,7 @@ def test_softmax_ggn(measure: Any, dtype: torch.dtype, provider: str) -> None:
 
     def check(got: Tensor) -> None:
         want = _softmax_ggn_reference(logits[:4], u[:4])
-        loose = 4 if provider.startswith("torch double") else 1  # logsumexp's own gradient is rounded before
+        loose = 16 if provider.startswith("torch double") else 1  # the gradient in between is rounded to the type
         assert bool(((got[:4].double() - want).norm(dim=1) <= loose * TOLERANCE[dtype] * want.norm(dim=1)).all())
 
     measure(

@@ -38,6 +38,34 @@ inline U32 round_to_bf16(F32 x) {  // in the upper 16 bits; the lower are not cl
   return x == x ? rounded : raw | 0x00400000u;
 }
 
+// Each writes what the format's `group` reads.
+
+inline void store_group(const F32 (&x)[4], std::byte* to, BF16) {
+  for (int i = 0; i < 2; ++i) {
+    const U32 pairs = (round_to_bf16(x[2 * i]) >> 16) | (round_to_bf16(x[2 * i + 1]) & 0xffff0000u);
+    __builtin_memcpy(to + i * kBytes, &pairs, kBytes);
+  }
+}
+
+#if defined(__AVX2__) || defined(__aarch64__)
+inline HalfU16 narrow_halves(F32 x) {
+#if defined(__aarch64__)
+  return bits<HalfU16>(vcvt_f16_f32(bits<float32x4_t>(x)));
+#elif defined(__AVX512F__)
+  constexpr __mmask16 kAll = 0xffff;  // see widen_half
+  return bits<HalfU16>(_mm512_maskz_cvtps_ph(kAll, x, _MM_FROUND_TO_NEAREST_INT));
+#else
+  return bits<HalfU16>(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#endif
+}
+
+inline void store_group(const F32 (&x)[4], std::byte* to, F16) {
+  for (int i = 0; i < 4; ++i) {
+    const HalfU16 halves = narrow_halves(x[i]);
+    __builtin_memcpy(to + i * kBytes / 2, &halves, sizeof halves);
+  }
+}
+#else
 inline std::uint16_t narrow_half(float x) {
   const std::uint32_t raw = bits<std::uint32_t>(x);
   const auto sign = static_cast<std::uint16_t>((raw >> 16) & 0x8000u);
@@ -52,40 +80,15 @@ inline std::uint16_t narrow_half(float x) {
   return static_cast<std::uint16_t>(sign | ((magnitude - (112u << 23)) >> 13));
 }
 
-// Each writes what the format's `group` reads.
-
-inline void store_group(const F32 (&x)[4], std::byte* to, BF16) {
-  for (int i = 0; i < 2; ++i) {
-    const U32 pairs = (round_to_bf16(x[2 * i]) >> 16) | (round_to_bf16(x[2 * i + 1]) & 0xffff0000u);
-    __builtin_memcpy(to + i * kBytes, &pairs, kBytes);
-  }
-}
-
 inline void store_group(const F32 (&x)[4], std::byte* to, F16) {
-  for (int i = 0; i < 4; ++i) {
-#if defined(__AVX512F__)
-    constexpr __mmask16 kAll = 0xffff;  // see widen_half
-    const auto half = bits<HalfU16>(_mm512_maskz_cvtps_ph(kAll, x[i], _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__AVX2__)
-    const auto half = bits<HalfU16>(_mm256_cvtps_ph(x[i], _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__aarch64__)
-    const auto half = bits<HalfU16>(vcvt_f16_f32(bits<float32x4_t>(x[i])));
-#else
-    continue;
-#endif
-#if defined(__AVX2__) || defined(__aarch64__)
-    __builtin_memcpy(to + i * kBytes / 2, &half, sizeof half);
-#endif
-  }
-#if !defined(__AVX2__) && !defined(__aarch64__)
   for (int i = 0; i < 2; ++i) {  // `group` puts even elements into one vector and odd ones into the next
     for (int lane = 0; lane < kLanes; ++lane) {
       const std::uint16_t pair[2] = {narrow_half(x[2 * i][lane]), narrow_half(x[2 * i + 1][lane])};
       __builtin_memcpy(to + i * kBytes + lane * 4, pair, 4);
     }
   }
-#endif
 }
+#endif
 
 inline void store_group(const F32 (&x)[4], std::byte* to, Single) {
   for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * kBytes, &x[i], kBytes);

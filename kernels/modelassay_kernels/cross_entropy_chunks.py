@@ -9,9 +9,11 @@ tangents of the gradient 3 + 4 K with the losses' tangents for free (1 + 6 K if 
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +26,9 @@ Point = tuple[Tensor, Tensor, Tensor | None]
 """hidden [N, D], weight [V, D], bias [V]."""
 Tangents = tuple[Tensor | None, Tensor | None, Tensor | None]
 """Of a point, each with K in front; None stands for zero."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 BUDGET_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
 """Logits of one chunk with their copies. On a CPU a chunk below 128 rows costs time (twice at 16 rows), above none is gained; not
@@ -193,7 +198,8 @@ class _Gradient:
         self.bias_V = chunks.zeros(chunks.num_cols) if wanted.bias and bias is not None else None
 
     def add(self, dz_CV: Tensor, h_CD: Tensor, w_VD: Tensor, place: slice) -> None:
-        dz_of_w, dz_of_h = _operand(dz_CV, w_VD), _operand(dz_CV, h_CD)
+        dz_of_w = _operand(dz_CV, w_VD)
+        dz_of_h = dz_of_w if h_CD.dtype == w_VD.dtype else _operand(dz_CV, h_CD)
         if self.wanted.hidden:
             back(self.hidden_RD[place], dz_of_w, w_VD)
         if self.weight_VD is not None:
@@ -219,6 +225,20 @@ class _Gradient:
         )
 
 
+def _without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Keep products in the types chosen here: autocast would round fp32 gradients of logits to its own type."""
+
+    @functools.wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with contextlib.ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*args, **kwargs)
+
+    return run
+
+
+@_without_autocast
 def losses(spec: Spec, labels_N: Tensor, point: Point) -> Tensor:
     """Return the loss of each row [N], 0 for the ignored."""
     chunks = _Chunks(spec, labels_N, point, num_buffers=1)
@@ -229,6 +249,7 @@ def losses(spec: Spec, labels_N: Tensor, point: Point) -> Tensor:
     return chunks.spread(losses_R, chunks.dtype)
 
 
+@_without_autocast
 def gradient(
     spec: Spec, labels_N: Tensor, g_N: Tensor, point: Point, wanted: Wanted
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -244,6 +265,7 @@ def gradient(
     return total.to(chunks.dtype), *sums.results()
 
 
+@_without_autocast
 def losses_tangent(spec: Spec, labels_N: Tensor, point: Point, tangents: Tangents, num_tangents: int) -> Tensor:
     """Return the tangents of the losses [K, N]."""
     chunks = _Chunks(spec, labels_N, point, num_buffers=num_tangents + 1)
@@ -255,6 +277,7 @@ def losses_tangent(spec: Spec, labels_N: Tensor, point: Point, tangents: Tangent
     return chunks.spread(losses_t_KR, chunks.dtype, 1)
 
 
+@_without_autocast
 def gradient_tangent(
     spec: Spec,
     labels_N: Tensor,

@@ -38,8 +38,8 @@ def _softmax_ggn_torch(logits_NV: Tensor, u_NV: Tensor) -> Tensor:
     wide = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
     p_NV = torch.softmax(logits_NV, 1, dtype=wide)
     u_NV = u_NV.to(wide)
-    mean_N11 = p_NV[:, None, :] @ u_NV[:, :, None]
-    return ((u_NV - mean_N11[:, 0]) * p_NV).to(logits_NV.dtype)
+    mean_N1 = (p_NV * u_NV).sum(1, keepdim=True)  # not a product of matrices: autocast would round it
+    return ((u_NV - mean_N1) * p_NV).to(logits_NV.dtype)
 
 
 def _softmax_ggn_native(logits_NV: Tensor, u_NV: Tensor, instruction_set: str = "") -> Tensor:

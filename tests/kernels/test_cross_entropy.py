@@ -80,6 +80,16 @@ def test_narrow_types(dtype: torch.dtype, rtol: float, settings: dict[str, Any])
     assert_close(jvp(grad(loss, ALL), point, direction)[1], double_backward(want, exact, exact_direction), rtol)
 
 
+def test_autocast_rounds_nothing() -> None:
+    point, direction = (tuple(p.float() for p in make_point(seed)) for seed in (0, 10))
+    loss = scalar_loss(linear_cross_entropy, make_labels(), softcap=4.0)
+    want = jvp(grad(loss, ALL), point, direction)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = jvp(grad(loss, ALL), point, direction)
+    for g, w in zip(got, want, strict=True):
+        assert_close(g, w, 0.0)
+
+
 def test_types_may_differ() -> None:
     hidden, weight, bias = make_point()
     point = (hidden.bfloat16(), weight.float(), bias.half())

@@ -35,14 +35,14 @@ def run(rows: Any, inputs: list[Tensor | None], spec: Spec, **options: int) -> l
 
 
 @quiet
-@pytest.mark.parametrize("num_cols", [1, 63, 64, 150])
+@pytest.mark.parametrize("num_cols", [1, 64, 150])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_rows_match_float64(settings: dict[str, Any], num_cols: int, kernel_device: torch.device) -> None:
     """With two tangents, and with and without the tangents of the rows' weights."""
     spec = Spec(**settings)
-    z, zt = normal(5, num_cols, seed=0) * 4, normal(2, 5, num_cols, seed=1)
-    labels = (torch.arange(5) * 31) % num_cols
-    g, gt = normal(5, seed=2), normal(2, 5, seed=3)
+    z, zt = normal(3, num_cols, seed=0) * 4, normal(2, 3, num_cols, seed=1)
+    labels = (torch.arange(3) * 31) % num_cols
+    g, gt = normal(3, seed=2), normal(2, 3, seed=3)
     for inputs in ([z, zt, labels, g, gt], [z, zt, labels, g, None], [z, zt, labels, None, None]):
         want = run(torch_rows, inputs, spec)
         narrow = [x if x is None else (x.float() if x.is_floating_point() else x).to(kernel_device) for x in inputs]

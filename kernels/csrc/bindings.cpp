@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "layer_std.hpp"
+#include "softmax_ggn.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -149,6 +150,42 @@ std::uint64_t read_bytes(const AnyBytes& data, int num_threads, std::string inst
   return modelassay::read_bytes(first, num_bytes, {0, num_threads, std::move(instruction_set)});
 }
 
+using WritableMatrix = nb::ndarray<nb::ndim<2>, nb::device::cpu>;
+
+// The distance between rows, in elements, of a matrix that must be like the logits.
+template <class Matrix>
+std::int64_t checked_stride(const Matrix& array, const Shape& shape, const nb::dlpack::dtype& dtype, const char* name) {
+  const bool same = static_cast<std::int64_t>(array.shape(0)) == shape.num_rows &&
+                    static_cast<std::int64_t>(array.shape(1)) == shape.num_cols && array.dtype() == dtype;
+  const bool neighbours = array.shape(1) <= 1 || array.stride(1) == 1;
+  if (!same || !neighbours || array.stride(0) < 0) {
+    throw std::invalid_argument(std::string("softmax_ggn: ") + name +
+                                " must have the type and shape of the logits, and rows of neighbouring elements");
+  }
+  return array.stride(0);
+}
+
+void softmax_ggn(const AnyMatrix& logits, const AnyMatrix& u, const WritableMatrix& y, const std::string& code,
+                 int num_threads, const std::string& instruction_set) {
+  const DType dtype = parse_dtype(code, 0);
+  if (!holds(logits, dtype)) throw std::invalid_argument("softmax_ggn: the logits do not hold " + code);
+  const Shape shape = {dtype, static_cast<std::int64_t>(logits.shape(0)), static_cast<std::int64_t>(logits.shape(1)), 0};
+  check_shape(shape, 0);
+  const std::int64_t y_stride = checked_stride(y, shape, logits.dtype(), "y");
+  if (shape.num_rows > 1 && y_stride < shape.num_cols) throw std::invalid_argument("softmax_ggn: rows of y overlap");
+  const modelassay::SoftmaxGgn task = {dtype,
+                                       shape.num_rows,
+                                       shape.num_cols,
+                                       static_cast<const std::byte*>(logits.data()),
+                                       checked_stride(logits, shape, logits.dtype(), "the logits"),
+                                       static_cast<const std::byte*>(u.data()),
+                                       checked_stride(u, shape, logits.dtype(), "u"),
+                                       static_cast<std::byte*>(y.data()),
+                                       y_stride};
+  const nb::gil_scoped_release release;
+  modelassay::softmax_ggn(task, num_threads, instruction_set);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -156,5 +193,6 @@ NB_MODULE(_native, m) {
   m.def("instruction_sets", &modelassay::instruction_sets);
   m.def("layer_std", &layer_std, "items"_a, "out"_a, "correction"_a, "num_threads"_a, "instruction_set"_a = "");
   m.def("layer_std_file", &layer_std_file, "items"_a, "out"_a, "correction"_a, "num_threads"_a, "instruction_set"_a = "");
+  m.def("softmax_ggn", &softmax_ggn, "logits"_a, "u"_a, "y"_a, "dtype"_a, "num_threads"_a, "instruction_set"_a = "");
   m.def("read_bytes", &read_bytes, "data"_a, "num_threads"_a, "instruction_set"_a = "");
 }

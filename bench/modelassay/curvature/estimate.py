@@ -74,7 +74,9 @@ def check_probes(name: str, num_probes: int, level: float) -> None:
         UsageError: fewer than two probes, or a level outside 0 .. 1.
     """
     if num_probes < 2:
-        raise UsageError(f"{name}: one probe has no spread and so no interval; give at least 2 probes, got {num_probes}")
+        raise UsageError(
+            f"{name}: one probe has no spread and so no interval; give at least 2 probes, got {num_probes}"
+        )
     if not 0 < level < 1:
         raise UsageError(f"{name}: level must lie between 0 and 1, got {level}")
 
@@ -86,4 +88,5 @@ def half_interval(samples: NDArray[np.float64], level: float) -> float:
     2.484
     """
     spread = float(np.std(samples, ddof=1)) / len(samples) ** 0.5
-    return float(student.ppf((1 + level) / 2, len(samples) - 1)) * spread
+    half: float = float(student.ppf((1 + level) / 2, len(samples) - 1)) * spread
+    return half

@@ -29,7 +29,7 @@ class JacobianOperator(CurvatureOperator):
         outputs = self._outputs(batch)
 
         def pushed(tangent: dict[str, Tensor]) -> Tensor:
-            output, change = torch.func.jvp(outputs, (self._selected,), (tangent,))
+            output, change = torch.func.jvp(outputs, (self._selected,), (tangent,))[:2]
             return self._weighed(output, change)
 
         changes_K = over_vectors(pushed, tangents)
@@ -100,7 +100,7 @@ class SampledFisher(JacobianOperator):
 
         def losses_SN(selected: dict[str, Tensor]) -> Tensor:
             logits_NV = model_logits(self._module, self._tensors(selected), batch)
-            return torch.stack([token_losses(logits_NV, labels_N) for labels_N in labels_SN]) * scale
+            return torch.stack([token_losses(logits_NV, labels_N) * scale for labels_N in labels_SN])
 
         return losses_SN
 
@@ -142,5 +142,5 @@ class EmpiricalFisher(JacobianOperator):
 def _draw(logits_NV: Tensor, uniform_NS: Tensor) -> Tensor:
     """Return for each uniform number the label at which the distribution function passes it, [N, S]."""
     drawn = [torch.searchsorted(torch.softmax(rows.double(), -1).cumsum(-1), uniform, right=True)
-             for rows, uniform in zip(logits_NV.split(_ROWS), uniform_NS.split(_ROWS), strict=True)]  # fmt: skip
+             for rows, uniform in zip(torch.split(logits_NV, _ROWS), torch.split(uniform_NS, _ROWS), strict=True)]  # fmt: skip
     return torch.cat(drawn).clamp_(max=logits_NV.shape[1] - 1)  # the last step may fall short of 1 by rounding

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Counted:
 
     def to(self, device: torch.device) -> Counted:
         """Return the same on ``device``."""
-        moved = {name: None if part is None else part.to(device) for name, part in vars(self).items()}
+        moved: dict[str, Any] = {name: None if part is None else part.to(device) for name, part in vars(self).items()}
         return Counted(**moved)
 
 
@@ -83,8 +84,8 @@ def microbatches(input_ids_BT: Tensor, *, size: int, labels_BT: Tensor | None = 
             raise UsageError(f"microbatches: {name} has shape {tuple(given.shape)}, input_ids_BT {tuple(input_ids_BT.shape)}; make them equal")  # fmt: skip
     if attention_mask_BT is not None:
         labels = labels.masked_fill(attention_mask_BT == 0, IGNORED)
-    masks = [None] * len(input_ids_BT) if attention_mask_BT is None else attention_mask_BT.split(size)
-    parts = zip(input_ids_BT.split(size), labels.split(size), masks, strict=False)
+    masks = [None] * len(input_ids_BT) if attention_mask_BT is None else torch.split(attention_mask_BT, size)
+    parts = zip(torch.split(input_ids_BT, size), torch.split(labels, size), masks, strict=False)
     return [Microbatch(input_ids_BT=ids, labels_BT=kept, attention_mask_BT=mask) for ids, kept, mask in parts]
 
 
@@ -113,7 +114,7 @@ def _count(index: int, batch: Microbatch, vocabulary: int) -> Counted:
     if ids.dim() != 2 or len(set(shapes)) > 1:
         raise UsageError(f"{where}: inputs, labels and mask must share one shape [B, T], got {shapes}")
     for name, part in (("input_ids_BT", ids), ("labels_BT", labels[labels != IGNORED])):
-        if part.numel() and not (0 <= int(part.min()) and int(part.max()) < vocabulary):
+        if part.numel() and not (int(part.min()) >= 0 and int(part.max()) < vocabulary):
             raise UsageError(f"{where}: {name} must lie in 0 .. {vocabulary - 1}, got {int(part.min())} .. {int(part.max())}; use the model's own tokenizer")  # fmt: skip
     following = F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
     positions = (following.reshape(-1) != IGNORED).nonzero().squeeze(1)
@@ -138,10 +139,10 @@ class CausalLoss(nn.Module):
         if self.model.config.model_type in PLAIN_HEADS:
             hidden_BTD = self.model.base_model(**given).last_hidden_state
             hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch.positions_N)
-            weight_VD: Tensor = self.model.get_output_embeddings().weight  # type: ignore[assignment, union-attr]
+            head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
             if output == "loss":
-                return linear_cross_entropy(hidden_ND, weight_VD, batch.targets_N)
-            logits_NV = F.linear(hidden_ND, weight_VD)
+                return linear_cross_entropy(hidden_ND, head.weight, batch.targets_N)
+            logits_NV = F.linear(hidden_ND, head.weight)
         else:
             logits_NV = self.model(**given).logits.flatten(0, 1).index_select(0, batch.positions_N)
         wide_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
@@ -201,7 +202,9 @@ def second_order(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
             model.set_attn_implementation(ATTENTION)
         for part in embeddings:
             part.padding_idx = None
-        with torch.no_grad(), mode:
+        with torch.no_grad(), mode, warnings.catch_warnings():
+            # PyTorch's own rules of forward differentiation are compiled by what PyTorch deprecates, at their first use.
+            warnings.filterwarnings("ignore", message=".*torch.jit.script.* is ", category=DeprecationWarning)
             yield
     finally:
         for part, index in zip(embeddings, padding, strict=True):
@@ -211,7 +214,7 @@ def second_order(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
 
 
 class _Float64Throughout(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.Tensor.float:
             return args[0].double()

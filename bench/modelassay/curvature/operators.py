@@ -54,7 +54,9 @@ class Operator(ABC):
             Diverged: a product that is not finite, although the vectors are.
         """
         if vectors_KP.dim() != 2 or vectors_KP.shape[1] != self.size:
-            raise UsageError(f"curvature: vectors must be rows of {self.size} entries, got shape {tuple(vectors_KP.shape)}")
+            raise UsageError(
+                f"curvature: vectors must be rows of {self.size} entries, got shape {tuple(vectors_KP.shape)}"
+            )
         vectors_KP = vectors_KP.to(self.device, self.dtype)
         result_KP = self._multiply(vectors_KP)
         self.products += len(vectors_KP)
@@ -221,7 +223,10 @@ class Hessian(CurvatureOperator):
 
     def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
         gradient = torch.func.grad(self._batch_loss(batch))
-        return over_vectors(lambda tangent: torch.func.jvp(gradient, (self._selected,), (tangent,))[1], tangents)
+        products: dict[str, Tensor] = over_vectors(
+            lambda tangent: torch.func.jvp(gradient, (self._selected,), (tangent,))[1], tangents
+        )
+        return products
 
 
 class FiniteDifferenceHessian(CurvatureOperator):
@@ -242,7 +247,9 @@ class FiniteDifferenceHessian(CurvatureOperator):
         """
         super().__init__(*args, **options)
         if self.precision == "bf16":
-            raise UsageError("FiniteDifferenceHessian: bf16 rounds the step away; give precision='fp32', or use Hessian")
+            raise UsageError(
+                "FiniteDifferenceHessian: bf16 rounds the step away; give precision='fp32', or use Hessian"
+            )
         if step is not None and not step > 0:
             raise UsageError(f"FiniteDifferenceHessian: step must be positive, got {step}")
         norm = float(sum(tensor.double().square().sum() for tensor in self._selected.values()) ** 0.5)

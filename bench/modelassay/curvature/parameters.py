@@ -35,17 +35,19 @@ class ParameterSubset:
 
     def unflatten(self, flat_KP: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return [K, P] as {name: [K, *shape]} in ``dtype``; views where the dtype is the same."""
-        parts = flat_KP.split(self.sizes, dim=1)
+        parts = torch.split(flat_KP, list(self.sizes), dim=1)
         return {name: part.reshape(len(flat_KP), *shape).to(dtype)
                 for name, shape, part in zip(self.names, self.shapes, parts, strict=True)}  # fmt: skip
 
     def add_flat(self, flat_KP: Tensor, tensors: dict[str, Tensor]) -> None:
         """Add {name: [K, *shape]} into [K, P], in the precision of the latter."""
-        for name, part in zip(self.names, flat_KP.split(self.sizes, dim=1), strict=True):
+        for name, part in zip(self.names, torch.split(flat_KP, list(self.sizes), dim=1), strict=True):
             part += tensors[name].reshape(len(flat_KP), -1)
 
 
-def select_parameters(model: nn.Module, include: Iterable[str] | None = None, *, embeddings: bool = True) -> ParameterSubset:
+def select_parameters(
+    model: nn.Module, include: Iterable[str] | None = None, *, embeddings: bool = True
+) -> ParameterSubset:
     """Select parameters by patterns over ``model.named_parameters()``, in the model's order.
 
     Tied weights are one parameter, under the name that ``named_parameters`` gives it. ``requires_grad`` plays no part: a

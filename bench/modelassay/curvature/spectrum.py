@@ -7,13 +7,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modelassay.curvature.estimate import LEVEL, Estimate, Spending, half_interval
+from modelassay.curvature.estimate import LEVEL, Cost, Estimate, Spending, half_interval
 from modelassay.curvature.estimators import Moments, deflated_moments
-from modelassay.curvature.lanczos import Krylov, extend, krylov, ritz_estimate
+from modelassay.curvature.lanczos import extend, krylov, ritz_estimate
 from modelassay.curvature.operators import Operator
 from modelassay.curvature.vectors import Budget
 from modelassay.errors import UsageError
@@ -86,7 +85,97 @@ def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PR
     return Spectrum(
         lambda_max=ends[0], lambda_min=ends[1], sigma_bulk=sigmas, centre=_estimate(chosen.centre, *chosen.centre_interval, level, cost),
         spread=_difference(ends[0], ends[1]), gap=_difference(ends[0], second),
-        outliers=_outliers(values, residuals, chosen), ratio=_ratio(ends[0], sigma),
+        outliers=_outliers(values, residuals, chosen, cost), ratio=_ratio(ends[0], sigma),
         vectors_KP=space.vectors(rows[:NUM_VECTORS]),
         trace=_estimate(moments.trace, moments.trace - half, moments.trace + half, level, cost),
     )  # fmt: skip
+
+
+def overlap(vectors_KP: Tensor, others_KP: Tensor) -> float:
+    """Return |U W^T|_F^2 / K for the orthonormal rows of U and W: 1 for one and the same space, K / P for unrelated ones.
+
+    With K = 1 it is the squared cosine of the two vectors. Gur-Ari, Roberts and Dyer 2018.
+
+    Raises:
+        UsageError: spaces of different shapes.
+
+    >>> import torch
+    >>> overlap(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, -1.0]]))
+    1.0
+    """
+    if vectors_KP.shape != others_KP.shape:
+        raise UsageError(
+            f"overlap: needs two [K, P] of one shape, got {tuple(vectors_KP.shape)} and {tuple(others_KP.shape)}"
+        )
+    inner_KK = vectors_KP @ others_KP.to(vectors_KP.device, vectors_KP.dtype).T
+    return float(inner_KK.double().square().sum()) / len(vectors_KP)
+
+
+@dataclass(frozen=True)
+class _Bulk:
+    sigma: float
+    sigma_low: float
+    sigma_high: float
+    centre: float
+    centre_interval: tuple[float, float]
+
+
+def _bulk(moments: Moments, values: Array, residuals: Array, count: int, level: float) -> _Bulk:
+    """Moments of what stays when the ``count`` Ritz values of largest magnitude are taken out (all, if there are fewer)."""
+    chosen = np.argsort(-np.abs(values))[:count]
+    removed, left = values[chosen], moments.size - len(chosen)
+    mean = (moments.trace - float(removed.sum())) / left
+    variance = max((moments.square - float(removed @ removed)) / left - mean**2, 0.0)
+    errors = _errors(values, residuals)[chosen]
+    # Delta method: variance is a function of two moments, and a probe moves both.
+    half = half_interval((moments.second_K - 2 * mean * moments.first_K) / left, level)
+    half += float(errors @ (2 * np.abs(removed - mean) + errors)) / left
+    half_centre = half_interval(moments.first_K, level) / left + float(errors.sum()) / left
+    return _Bulk(sigma=variance**0.5, sigma_low=max(variance - half, 0.0) ** 0.5, sigma_high=(variance + half) ** 0.5,
+                 centre=mean, centre_interval=(mean - half_centre, mean + half_centre))  # fmt: skip
+
+
+def _errors(values: Array, residuals: Array) -> Array:
+    """Return min(r, r^2 / gap) for each Ritz value, gap the distance to its nearest neighbour (values in order)."""
+    if len(values) < 2:
+        return residuals
+    steps = np.abs(np.diff(values))
+    gaps = np.minimum(np.append(np.inf, steps), np.append(steps, np.inf))
+    quadratic = np.divide(residuals**2, gaps, out=np.full_like(residuals, np.inf), where=gaps > 0)
+    smaller: Array = np.minimum(residuals, quadratic)
+    return smaller
+
+
+def _outliers(values: Array, residuals: Array, bulk: _Bulk, cost: Cost) -> Estimate:
+    threshold = bulk.centre + OUTLIER_SIGMAS * bulk.sigma
+    least = bulk.centre_interval[0] + OUTLIER_SIGMAS * bulk.sigma_low
+    most = bulk.centre_interval[1] + OUTLIER_SIGMAS * bulk.sigma_high
+    counts = [int(np.sum(part)) for part in (values > threshold, values - residuals > most, values + residuals > least)]
+    return Estimate(value=counts[0], low=min(counts[:2]), high=max(counts[0], counts[2]), level=None,
+                    method="Ritz values above the threshold, residual bounds", cost=cost)  # fmt: skip
+
+
+def _difference(larger: Estimate, smaller: Estimate) -> Estimate:
+    return Estimate(value=larger.value - smaller.value, low=larger.low - smaller.high, high=larger.high - smaller.low,
+                    level=None, method="difference of Ritz values, residual bounds", cost=larger.cost)  # fmt: skip
+
+
+def _ratio(top: Estimate, sigma: Estimate) -> Estimate:
+    if sigma.value == 0:
+        return Estimate(
+            value=np.nan,
+            low=np.nan,
+            high=np.nan,
+            level=sigma.level,
+            method="not defined: sigma_bulk is 0",
+            cost=top.cost,
+        )
+    corners = [end / width if width else np.inf for end in (top.low, top.high) for width in (sigma.low, sigma.high)]
+    return Estimate(value=top.value / sigma.value, low=min(corners), high=max(corners), level=sigma.level,
+                    method="ratio of the two intervals' ends", cost=top.cost)  # fmt: skip
+
+
+def _estimate(value: float, low: float, high: float, level: float, cost: Cost) -> Estimate:
+    return Estimate(
+        value=value, low=low, high=high, level=level, method="deflated Hutchinson, t over probes", cost=cost
+    )

@@ -87,7 +87,9 @@ class VectorStore:
 
     def project(self, vector_P: Tensor) -> Tensor:
         """Return Q v, [M] in fp64 on the host."""
-        parts = [(block.rows_RP[: block.used] @ vector_P.to(block.rows_RP.device)).cpu().double() for block in self._blocks]
+        parts = [
+            (block.rows_RP[: block.used] @ vector_P.to(block.rows_RP.device)).cpu().double() for block in self._blocks
+        ]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
     def subtract(self, vector_P: Tensor, coefficients_M: Tensor) -> None:
@@ -105,7 +107,7 @@ class VectorStore:
         return result_KP
 
     def _split(self, coefficients: Tensor) -> tuple[Tensor, ...]:
-        return coefficients.split([block.used for block in self._blocks], dim=-1)
+        return torch.split(coefficients, [block.used for block in self._blocks], dim=-1)
 
     def _reserve(self) -> _Block:
         limits = self._limits = self._limits or self._find_limits()
@@ -131,8 +133,14 @@ class VectorStore:
     def _find_limits(self) -> dict[Tier, int]:
         budget, device = self._budget, 0
         if self.device.type == "cuda":
-            device = torch.cuda.mem_get_info(self.device)[0] // 2 if budget.device_bytes is None else budget.device_bytes
-        host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 if budget.host_bytes is None else budget.host_bytes
+            device = (
+                torch.cuda.mem_get_info(self.device)[0] // 2 if budget.device_bytes is None else budget.device_bytes
+            )
+        host = (
+            os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+            if budget.host_bytes is None
+            else budget.host_bytes
+        )
         return {"device": device, "host": host, "disk": 2**62 if budget.disk_bytes is None else budget.disk_bytes}
 
 

@@ -137,7 +137,9 @@ def extreme_eigenvalues(operator: Operator, *, largest: int = 1, smallest: int =
     converged = False
     while not converged and space.steps < max_products and space.following_P is not None:
         extend(space, operator, 1)
-        converged = space.steps >= wanted and _converged(space, largest, smallest, tolerance)
+        converged = space.following_P is None or (
+            space.steps >= wanted and _converged(space, largest, smallest, tolerance)
+        )
     cost = spending.cost(space.basis)
     values, residuals, _ = space.ritz()
     ends = min(largest, space.steps), min(smallest, space.steps)
@@ -161,8 +163,6 @@ def ritz_estimate(
 
 def _converged(space: Krylov, largest: int, smallest: int, tolerance: float) -> bool:
     values, residuals, _ = space.ritz()
-    if space.following_P is None:
-        return True
     for i in [*range(largest), *range(len(values) - smallest, len(values))]:
         gap = np.min(np.delete(np.abs(values - values[i]) - residuals, i), initial=np.inf)
         error = min(residuals[i], residuals[i] ** 2 / gap) if 0 < gap < np.inf else residuals[i]

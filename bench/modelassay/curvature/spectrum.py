@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modelassay.curvature.estimate import LEVEL, Cost, Estimate, Spending, half_interval
+from modelassay.curvature.estimate import LEVEL, Cost, Estimate, Spending
 from modelassay.curvature.estimators import Moments, deflated_moments
 from modelassay.curvature.lanczos import extend, krylov, ritz_estimate
 from modelassay.curvature.operators import Operator
@@ -62,8 +62,8 @@ def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PR
     """Measure all of `Spectrum` from one Lanczos run of ``steps`` products and ``num_probes`` products more.
 
     The moments tr A and tr A^2 are exact on the Krylov space and unbiased off it (`deflated_moments`); the removed
-    eigenvalues are Ritz values. Intervals of sigma_bulk, centre and trace are Student's t over the probes, by the delta method
-    where the quantity is a function of two moments, widened by what the residuals of the removed Ritz values allow.
+    eigenvalues are Ritz values. Intervals of sigma_bulk, centre and trace are Student's t over the probes, widened by
+    what the residuals of the removed Ritz values allow.
 
     Raises:
         UsageError: an operator with no more eigenvalues than are to be removed, or fewer steps than that.
@@ -81,13 +81,13 @@ def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PR
     bulk = {name: _bulk(moments, values, residuals, count, level) for name, count in REMOVED.items()}
     sigmas = {name: _estimate(part.sigma, part.sigma_low, part.sigma_high, level, cost) for name, part in bulk.items()}
     chosen, sigma = bulk[PREREGISTERED], sigmas[PREREGISTERED]
-    half = half_interval(moments.first_K, level)
+    total, half = moments.trace(level)
     return Spectrum(
         lambda_max=ends[0], lambda_min=ends[1], sigma_bulk=sigmas, centre=_estimate(chosen.centre, *chosen.centre_interval, level, cost),
         spread=_difference(ends[0], ends[1]), gap=_difference(ends[0], second),
         outliers=_outliers(values, residuals, chosen, cost), ratio=_ratio(ends[0], sigma),
         vectors_KP=space.vectors(rows[:NUM_VECTORS]),
-        trace=_estimate(moments.trace, moments.trace - half, moments.trace + half, level, cost),
+        trace=_estimate(total, total - half, total + half, level, cost),
     )  # fmt: skip
 
 
@@ -124,13 +124,14 @@ def _bulk(moments: Moments, values: Array, residuals: Array, count: int, level: 
     """Moments of what stays when the ``count`` Ritz values of largest magnitude are taken out (all, if there are fewer)."""
     chosen = np.argsort(-np.abs(values))[:count]
     removed, left = values[chosen], moments.size - len(chosen)
-    mean = (moments.trace - float(removed.sum())) / left
-    variance = max((moments.square - float(removed @ removed)) / left - mean**2, 0.0)
+    trace, half_trace = moments.trace(level)
+    mean = (trace - float(removed.sum())) / left
+    # About the mean itself: to first order its own error then does not count.
+    square, half = moments.square_about(mean, level)
+    variance = max(square - float((removed - mean) @ (removed - mean)), 0.0) / left
     errors = _errors(values, residuals)[chosen]
-    # Delta method: variance is a function of two moments, and a probe moves both.
-    half = half_interval((moments.second_K - 2 * mean * moments.first_K) / left, level)
-    half += float(errors @ (2 * np.abs(removed - mean) + errors)) / left
-    half_centre = half_interval(moments.first_K, level) / left + float(errors.sum()) / left
+    half = (half + float(errors @ (2 * np.abs(removed - mean) + errors))) / left
+    half_centre = (half_trace + float(errors.sum())) / left
     return _Bulk(sigma=variance**0.5, sigma_low=max(variance - half, 0.0) ** 0.5, sigma_high=(variance + half) ** 0.5,
                  centre=mean, centre_interval=(mean - half_centre, mean + half_centre))  # fmt: skip
 

@@ -73,7 +73,9 @@ def _qwen2_loss(w: dict[str, Tensor], batch: Microbatch) -> Tensor:
     num_heads, dim = 2, 4
     x = w["model.embed_tokens.weight"][batch.input_ids_BT]
     length = x.shape[1]
-    angles = torch.arange(length)[:, None].double() * (10_000.0 ** (-torch.arange(0, dim, 2) / dim)).double()  # fp32, as loaded
+    angles = (
+        torch.arange(length)[:, None].double() * (10_000.0 ** (-torch.arange(0, dim, 2) / dim)).double()
+    )  # fp32, as loaded
     cos, sin = torch.cos(angles).repeat(1, 2), torch.sin(angles).repeat(1, 2)
 
     def norm(x: Tensor, name: str) -> Tensor:

@@ -192,7 +192,8 @@ class CurvatureOperator(Operator):
         result_1P = torch.zeros(1, self.size, dtype=self.dtype, device=self.device)
         with self._passes():
             for batch in self._batches:
-                self.parameters.add_flat(result_1P, torch.func.grad(self._batch_loss(batch))(selected))
+                with self._timed(batch, 1):
+                    self.parameters.add_flat(result_1P, torch.func.grad(self._batch_loss(batch))(selected))
         return result_1P[0].div_(self.num_tokens)
 
     def _batch_loss(self, batch: Counted) -> Callable[[dict[str, Tensor]], Tensor]:

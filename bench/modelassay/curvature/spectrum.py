@@ -52,13 +52,13 @@ class Spectrum:
     ratio: Estimate
     """lambda_1 / sigma_bulk (pre-registered), the seed's *spectral ratio*; the interval is sigma_bulk's."""
     vectors_KP: Tensor
-    """Unit Ritz vectors of the ten largest eigenvalues by value, largest first; for `overlap` with another model's."""
+    """Unit Ritz vectors of the largest eigenvalues by value (ten unless told), largest first; for `overlap` with another model's."""
     trace: Estimate
     """tr A."""
 
 
 def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PROBES, seed: int = 0, level: float = LEVEL,
-             budget: Budget | None = None) -> Spectrum:  # fmt: skip
+             num_vectors: int = NUM_VECTORS, budget: Budget | None = None) -> Spectrum:  # fmt: skip
     """Measure all of `Spectrum` from one Lanczos run of ``steps`` products and ``num_probes`` products more.
 
     The moments tr A and tr A^2 are exact on the Krylov space and unbiased off it (`deflated_moments`); the removed
@@ -86,7 +86,7 @@ def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PR
         lambda_max=ends[0], lambda_min=ends[1], sigma_bulk=sigmas, centre=_estimate(chosen.centre, *chosen.centre_interval, level, cost),
         spread=_difference(ends[0], ends[1]), gap=_difference(ends[0], second),
         outliers=_outliers(values, residuals, chosen, cost), ratio=_ratio(ends[0], sigma),
-        vectors_KP=space.vectors(rows[:NUM_VECTORS]),
+        vectors_KP=space.vectors(rows[:num_vectors]),
         trace=_estimate(total, total - half, total + half, level, cost),
     )  # fmt: skip
 

@@ -21,7 +21,7 @@ from modelassay.errors import UsageError
 
 Array = NDArray[np.float64]
 SEEDS = range(50)
-LEAST_COVERED = 43  # of 50 at a level of 95 %: fewer happen by chance once in 100 (binomial)
+LEAST_COVERED = 43  # of 50 at a level of 95 %: fewer happen by chance 3 times in 1,000 (binomial)
 
 
 @dataclass(frozen=True)

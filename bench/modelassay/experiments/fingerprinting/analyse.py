@@ -13,6 +13,8 @@ from modelassay.claims import Finding, Findings, Table
 from modelassay.errors import UsageError
 from modelassay.experiments.fingerprinting.background import Background
 from modelassay.experiments.fingerprinting.curves import Curves
+from modelassay.experiments.fingerprinting.downloads.analyse import analyse_families
+from modelassay.experiments.fingerprinting.downloads.families import asks_for_families
 from modelassay.experiments.fingerprinting.evidence import Evidence, gather, recorded_scores
 from modelassay.experiments.fingerprinting.evidence.derivations import derived_pairs, score_derivations
 from modelassay.experiments.fingerprinting.evidence.figures import evidence_figures
@@ -51,7 +53,7 @@ COLUMNS = (
 
 
 def analyse(tables: Tables) -> Findings:
-    """Judge every pair of the run's models against the run's own strangers.
+    """Judge every pair of the run's models against the run's own strangers; families on the Hub are `analyse_families`' matter.
 
     Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix; ``unrelated[method, quantile]`` over
     pairs of roots of different families; ``called-related[known=strangers]`` and ``called-related[known=family]``, the
@@ -63,6 +65,8 @@ def analyse(tables: Tables) -> Findings:
     alphas = tables.cells["alpha"].unique(maintain_order=True).to_list()
     if len(alphas) > 1:
         raise UsageError(f"fingerprinting: cells differ in alpha ({', '.join(map(str, alphas))}); a run has one level")
+    if asks_for_families(tables):
+        return analyse_families(tables)
     alpha, by_reference = float(alphas[0]), models_of(tables)
     models = [numbers.curves for numbers in by_reference.values()]
     recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in by_reference.items()})

@@ -9,6 +9,51 @@ from pydantic import BaseModel, ConfigDict, Field
 Peer = Literal["modeldna"]
 
 
+class Measured(BaseModel):
+    """CSV files of overlaps that others measured: columns for a model, its overlap and its downloads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    earlier: tuple[str, ...] = Field(min_length=1)
+    """Members of the family that were chosen whatever their downloads."""
+
+    popular: tuple[str, ...] = ()
+    """Members that were chosen for their downloads; of one that stands in both the first row counts."""
+
+    same_tokenizer: tuple[str, ...] = ()
+    """Models of other families with the base's tokenizer."""
+
+    other_tokenizer: tuple[str, ...] = ()
+    """Models of other families with another tokenizer."""
+
+
+class Members(BaseModel):
+    """The family of a base on the Hub, and which of its members are compared with the base."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    listing: str | None = None
+    """The ``listing.json`` among the artifacts of an earlier run; None: the Hub is asked, once, when the cell begins."""
+
+    earlier: int | None = Field(default=None, ge=1)
+    """How many loadable members are drawn whatever their downloads, the same for the same listing; None: all."""
+
+    popular: int = Field(default=50, ge=0)
+    """How many loadable members are taken for having the most downloads."""
+
+    more_than: int = Field(default=10, ge=0)
+    """Downloads that a member must exceed to pass the filter; 10 is the published one."""
+
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """Overlap from which a published rule calls a model this base's; None: there is no such rule."""
+
+    retries: int = Field(default=4, ge=0, le=8)
+    """How often a request that failed for a passing reason is sent again, after 1, 2, 4, ... seconds."""
+
+    measured: Measured | None = None
+    """Tables to analyse instead: the Hub is not asked and no model is loaded."""
+
+
 class Params(BaseModel):
     """One model, and the models whose weights it is compared with."""
 
@@ -34,3 +79,7 @@ class Params(BaseModel):
 
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Level at which a pair is called related, the same in all cells."""
+
+    members: Members | None = None
+    """Compare the members of this model's family on the Hub with it, and with the other models of the run, by bottom-k
+    overlap, and set that against their downloads; all cells of a run do, or none."""

@@ -6,6 +6,7 @@ import math
 
 from modelassay.errors import Diverged
 from modelassay.experiments.fingerprinting.derivation import derivation
+from modelassay.experiments.fingerprinting.downloads.family import run_family
 from modelassay.experiments.fingerprinting.evidence.derivations import swapped
 from modelassay.experiments.fingerprinting.measure import (
     attention_key,
@@ -34,11 +35,14 @@ from modelassay.state import State
 def run(params: Params, meter: Meter, state: State) -> None:
     """Record ``model`` once, ``sigma`` and ``product`` per role and layer, ``score`` per method and other model.
 
-    Goes on after the last checkpointed layer or comparison.
+    Goes on after the last checkpointed layer or comparison. A model whose family is asked for takes another path (`family`).
 
     Raises:
         Diverged: an attention matrix is not finite or is constant: a finding about the checkpoint.
     """
+    if params.members is not None:
+        run_family(params, params.members, meter, state)
+        return
     named = [name for cell in state.siblings for name in (cell.model, *cell.against)]
     make_together(named, params.model, store=state.store, meter=meter)
     checkpoint = open_model(params.model, store=state.store)

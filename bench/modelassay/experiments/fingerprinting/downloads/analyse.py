@@ -1,0 +1,214 @@
+"""Across families: cohorts, spread at few against many downloads, false negatives before and after the filter, strangers."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import combinations
+
+from modelassay.claims import Finding, Findings, Label, Table
+from modelassay.errors import UsageError
+from modelassay.experiments.fingerprinting.downloads.families import (
+    POOLS,
+    Compared,
+    Family,
+    families_of,
+    mixed,
+    overlaps_of,
+)
+from modelassay.experiments.fingerprinting.downloads.figures import save_overlaps
+from modelassay.experiments.fingerprinting.downloads.statistics import (
+    Floats,
+    Measure,
+    difference,
+    false_negatives,
+    filter_p,
+    mean,
+    rank_correlation,
+    separation,
+    spread_ratio,
+    threshold_at,
+    undefined,
+)
+from modelassay.record import Tables
+from modelassay.stats import holm
+
+METHODS = ("paper-exact", "corrected")
+
+
+def analyse_families(tables: Tables) -> Findings:
+    """Set the overlap of each base's family against its downloads.
+
+    Findings, all with intervals over members: ``overlap-mean`` and ``overlap-median`` per cohort; ``spread-ratio``, the
+    deviation of overlaps at few downloads over that at many; ``overlap-by-downloads``, Spearman's rho; ``fnr`` at the
+    published threshold and at the one that same-tokenizer strangers give, before and after the filter; ``threshold``; ``auroc``
+    and ``tpr-at-fpr`` against strangers; ``overlap-difference`` between families; ``members`` by status.
+
+    Raises:
+        UsageError: some cells compare a family and others do not.
+    """
+    if others := mixed(tables):
+        raise UsageError(f"fingerprinting: {others[0]} has no 'members', other cells have; give them to all cells or to none")
+    alpha = float(tables.cells["alpha"][0])
+    families = families_of(tables)
+    methods = [method for method in METHODS if any(family.counted(method) for family in families)]
+    findings: list[Finding] = []
+    for family in families:
+        findings += _standing(family)
+        for method in methods:
+            findings += [*_of_cohorts(family, method), *_by_downloads(family, method), *_missed(family, method, alpha),
+                         *_against_strangers(family, method)]  # fmt: skip
+    differences = list(_between(families, methods))
+    return Findings(
+        findings=[*findings, *differences],
+        tables=[_standing_table(families), _result_table(findings, differences), *_reason_tables(families)],
+        figures={"overlap-by-downloads": partial(save_overlaps, families, methods)} if methods else {},
+        caveats=list(_caveats(families, alpha)),
+    )
+
+
+def _finding(name: str, found: Measure, note: str = "", **labels: Label) -> Finding:
+    shown = "; ".join(part for part in (note, found.note, "" if found.p is None else f"p = {found.p:.2g}") if part)
+    return Finding(name=name, value=found.value, low=found.low, high=found.high, labels=labels, note=shown)
+
+
+def _standing(family: Family) -> Iterator[Finding]:
+    """How many members were measured, and how many were not, by why."""
+    counts = Counter("copy" if member.name in family.copies else member.status for member in family.members)
+    for status in ("measured", "copy", "excluded", "missing", "not drawn"):
+        yield Finding(name="members", value=counts[status], labels={"base": family.name, "status": status})
+    no_downloads = sum(member.downloads is None for member in family.members)
+    yield Finding(name="members", value=no_downloads, labels={"base": family.name, "status": "downloads not known"})
+
+
+def _of_cohorts(family: Family, method: str) -> Iterator[Finding]:
+    for cohort, members in family.cohorts(method).items():
+        values = overlaps_of(members, method)
+        labels: dict[str, Label] = {"base": family.name, "cohort": cohort, "method": method}
+        yield _finding("overlap-mean", mean(values), **labels)
+        if values.size:
+            spread = f", deviation {values.std(ddof=1):.4g}" if values.size > 1 else ""
+            middle = float(sorted(values)[len(values) // 2] + sorted(values)[(len(values) - 1) // 2]) / 2
+            yield Finding(name="overlap-median", value=middle, labels=labels, note=f"n = {values.size}{spread}")
+
+
+def _by_downloads(family: Family, method: str) -> Iterator[Finding]:
+    known = [member for member in family.counted(method) if member.downloads is not None]
+    low, high = ([member for member in known if side(member)] for side in (family.fails, family.passes))
+    labels: dict[str, Label] = {"base": family.name, "method": method}
+    yield _finding("spread-ratio", spread_ratio(overlaps_of(low, method), overlaps_of(high, method)), **labels)
+    downloads = overlaps_of(known, method) * 0.0 + [member.downloads or 0.0 for member in known]
+    yield _finding("overlap-by-downloads", rank_correlation(overlaps_of(known, method), downloads), **labels)
+
+
+def _missed(family: Family, method: str, alpha: float) -> Iterator[Finding]:
+    """False negatives at the published threshold, which is of the published method, and at that of the strangers."""
+    pool = family.strangers.get((method, POOLS[0]))
+    calibrated = None if pool is None else threshold_at(pool, alpha)
+    count = 0 if pool is None else pool.size
+    why = f"{count} strangers with the base's tokenizer; a rate of {alpha:g} takes {math.ceil(1 / alpha)}"
+    labels: dict[str, Label] = {"base": family.name, "method": method}
+    found = undefined(why) if calibrated is None else Measure(value=calibrated, note=f"{alpha:g} of {count} strangers reach it")
+    yield _finding("threshold", found, threshold=POOLS[0], **labels)
+    thresholds = {POOLS[0]: calibrated}
+    if method == METHODS[0] and family.threshold is not None:
+        thresholds["published"] = family.threshold
+    cohorts = family.cohorts(method)
+    removed = overlaps_of([member for member in cohorts["before"] if family.fails(member)], method)
+    for source, threshold in thresholds.items():
+        for moment in ("before", "after"):
+            values = overlaps_of(cohorts[moment], method)
+            rate = undefined(why) if threshold is None else false_negatives(values, threshold)
+            p = None if threshold is None or moment == "before" else filter_p(values, removed, threshold)
+            note = "" if p is None else f"kept against removed: p = {p:.2g}"
+            yield _finding("fnr", rate, note, threshold=source, filter=moment, **labels)
+
+
+def _against_strangers(family: Family, method: str) -> Iterator[Finding]:
+    related = overlaps_of(family.counted(method), method)
+    for pool in POOLS:
+        for metric in ("auroc", "tpr-at-fpr"):
+            strangers = family.strangers.get((method, pool))
+            found = undefined("no such strangers in this run") if strangers is None else separation(related, strangers, metric)
+            yield _finding(metric, found, base=family.name, method=method, strangers=pool)
+
+
+def _between(families: Sequence[Family], methods: Iterable[str]) -> Iterator[Finding]:
+    """Compare the families with each other, Holm over all comparisons of a method."""
+    for method in methods:
+        compared = [
+            (cohort, a, b, difference(_values(a, method, cohort), _values(b, method, cohort)))
+            for cohort in ("before", "popular") for a, b in combinations(families, 2)
+        ]  # fmt: skip
+        tested = [found.p for *_, found in compared if found.p is not None]
+        adjusted = iter(holm(tested).adjusted)
+        for cohort, a, b, found in compared:
+            note = "" if found.p is None else f"Holm over {len(tested)}: p = {next(adjusted):.2g}"
+            yield _finding("overlap-difference", found, note, a=a.name, b=b.name, cohort=cohort, method=method)
+
+
+def _values(family: Family, method: str, cohort: str) -> Floats:
+    return overlaps_of(family.cohorts(method)[cohort], method)
+
+
+def _standing_table(families: Sequence[Family]) -> Table:
+    columns = ("base", "listed", "excluded", "missing", "not drawn", "copies", "measured", "few downloads", "many",
+               "downloads not known")  # fmt: skip
+    rows = []
+    for family in families:
+        counts = Counter(member.status for member in family.members)
+        counted = [member for member in family.members if member.status == "measured" and member.name not in family.copies]
+        sides = [sum(map(side, counted)) for side in (family.fails, family.passes)]
+        cells = (len(family.members), *(counts[status] for status in ("excluded", "missing", "not drawn")), len(family.copies),
+                 len(counted), *sides, len(counted) - sum(sides))  # fmt: skip
+        rows.append((family.name, *map(str, cells)))
+    return Table(title="members", columns=columns, rows=rows)
+
+
+def _result_table(findings: Iterable[Finding], differences: Iterable[Finding]) -> Table:
+    rows = []
+    for finding in (*findings, *differences):
+        if finding.name != "members":
+            labels = ", ".join(f"{name} {value}" for name, value in finding.labels.items())
+            value = "undefined" if math.isnan(finding.value) else f"{finding.value:.4g}"
+            interval = "" if finding.low is None or finding.high is None else f"{finding.low:.4g} to {finding.high:.4g}"
+            rows.append((finding.name, labels, value, interval, finding.note))
+    return Table(title="overlap and downloads", columns=("what", "of", "value", "95 %", "note"), rows=rows)
+
+
+def _reason_tables(families: Sequence[Family]) -> Iterator[Table]:
+    """Why members do not count, with their number; and which are copies of what."""
+    rows = []
+    for family in families:
+        reasons = Counter((member.status, member.reason) for member in family.members
+                          if member.status in ("excluded", "missing"))  # fmt: skip
+        rows += [(family.name, status, reason, str(count)) for (status, reason), count in sorted(reasons.items())]
+    if rows:
+        yield Table(title="members that do not count", columns=("base", "status", "reason", "members"), rows=rows)
+    copies = [(family.name, name, of, _shown(_by_name(family, name).downloads))
+              for family in families for name, of in family.copies.items()]  # fmt: skip
+    if copies:
+        yield Table(title="re-uploads: the same weights again", columns=("base", "member", "of", "downloads"), rows=copies)
+
+
+def _by_name(family: Family, name: str) -> Compared:
+    return next(member for member in family.members if member.name == name)
+
+
+def _shown(downloads: float | None) -> str:
+    return "not known" if downloads is None else f"{downloads:,.0f}"
+
+
+def _caveats(families: Sequence[Family], alpha: float) -> Iterator[str]:
+    for family in families:
+        missing = sum(member.status == "missing" for member in family.members)
+        yield (f"{family.name}: {family.listing}; {missing} missing and {len(family.copies)} re-uploads are on neither side of the "
+               f"filter (more than {family.more_than} downloads)")  # fmt: skip
+        written = [member.answers for member in family.members if member.answers not in (None, "none")]
+        if (repeated := len(written) - len(set(written))) > 0:
+            yield f"{family.name}: {repeated} members have another one's overlap on every prompt; are they re-uploads?"
+    yield "downloads are those of the last 30 days before the listing was taken; they move, and a member's quality is not what they count"
+    yield "'before' holds all measured members, 'after' those that pass the filter: they share members, 'kept against removed' do not"
+    yield f"thresholds of same-tokenizer strangers are set so that at most {alpha:g} of these very strangers reach them"

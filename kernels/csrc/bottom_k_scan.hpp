@@ -1,0 +1,234 @@
+// Which of 64 neighbouring elements are in a KeySet, as the bits of one word; and what is made of such words.
+// Included by files compiled for one instruction set each (see simd.hpp).
+#pragma once
+
+#include "bottom_k_isa.hpp"
+#include "simd.hpp"
+
+namespace modelassay::MODELASSAY_ISA {
+namespace {
+
+constexpr std::int64_t kWord = 64;  // elements of one word
+
+#if defined(__AVX512F__)
+
+template <class Element>
+struct Matcher;
+
+template <>
+struct Matcher<std::uint32_t> {
+  __m512i first[2], width[2];
+  explicit Matcher(const KeySet& set) {
+    for (int i = 0; i < 2; ++i) {
+      first[i] = _mm512_set1_epi32(static_cast<int>(set.first[i]));
+      width[i] = _mm512_set1_epi32(static_cast<int>(set.width[i]));
+    }
+  }
+  std::uint64_t match(const std::byte* data) const {
+    std::uint64_t word = 0;
+    for (int i = 0; i < 4; ++i) {
+      const __m512i x = load<__m512i>(data + i * kBytes);
+      const auto low = static_cast<std::uint32_t>(_mm512_cmple_epu32_mask(_mm512_sub_epi32(x, first[0]), width[0]));
+      const auto high = static_cast<std::uint32_t>(_mm512_cmple_epu32_mask(_mm512_sub_epi32(x, first[1]), width[1]));
+      word |= std::uint64_t{low | high} << (16 * i);
+    }
+    return word;
+  }
+};
+
+template <>
+struct Matcher<std::uint16_t> {
+  __m512i first[2], width[2];
+  explicit Matcher(const KeySet& set) {
+    for (int i = 0; i < 2; ++i) {
+      first[i] = _mm512_set1_epi16(static_cast<short>(set.first[i]));
+      width[i] = _mm512_set1_epi16(static_cast<short>(set.width[i]));
+    }
+  }
+  std::uint64_t match(const std::byte* data) const {
+    std::uint64_t word = 0;
+    for (int i = 0; i < 2; ++i) {
+      const __m512i x = load<__m512i>(data + i * kBytes);
+      const __mmask32 low = _mm512_cmple_epu16_mask(_mm512_sub_epi16(x, first[0]), width[0]);
+      const __mmask32 high = _mm512_cmple_epu16_mask(_mm512_sub_epi16(x, first[1]), width[1]);
+      word |= std::uint64_t{low | high} << (32 * i);
+    }
+    return word;
+  }
+};
+
+#elif defined(__AVX2__)
+
+template <class Element>
+struct Matcher;
+
+template <>
+struct Matcher<std::uint32_t> {
+  __m256i first[2], width[2];
+  explicit Matcher(const KeySet& set) {
+    for (int i = 0; i < 2; ++i) {
+      first[i] = _mm256_set1_epi32(static_cast<int>(set.first[i]));
+      width[i] = _mm256_set1_epi32(static_cast<int>(set.width[i]));
+    }
+  }
+  std::uint64_t match(const std::byte* data) const {
+    std::uint64_t word = 0;
+    for (int i = 0; i < 8; ++i) {
+      const __m256i x = load<__m256i>(data + i * kBytes);
+      const __m256i low = _mm256_sub_epi32(x, first[0]);
+      const __m256i high = _mm256_sub_epi32(x, first[1]);
+      const __m256i in = _mm256_or_si256(_mm256_cmpeq_epi32(_mm256_min_epu32(low, width[0]), low),
+                                         _mm256_cmpeq_epi32(_mm256_min_epu32(high, width[1]), high));
+      word |= std::uint64_t{static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(in)))} << (8 * i);
+    }
+    return word;
+  }
+};
+
+template <>
+struct Matcher<std::uint16_t> {
+  __m256i first[2], width[2];
+  explicit Matcher(const KeySet& set) {
+    for (int i = 0; i < 2; ++i) {
+      first[i] = _mm256_set1_epi16(static_cast<short>(set.first[i]));
+      width[i] = _mm256_set1_epi16(static_cast<short>(set.width[i]));
+    }
+  }
+  __m256i in(const std::byte* data) const {
+    const __m256i x = load<__m256i>(data);
+    const __m256i low = _mm256_sub_epi16(x, first[0]);
+    const __m256i high = _mm256_sub_epi16(x, first[1]);
+    return _mm256_or_si256(_mm256_cmpeq_epi16(_mm256_min_epu16(low, width[0]), low),
+                           _mm256_cmpeq_epi16(_mm256_min_epu16(high, width[1]), high));
+  }
+  std::uint64_t match(const std::byte* data) const {
+    std::uint64_t word = 0;
+    for (int i = 0; i < 2; ++i) {
+      const __m256i packed = _mm256_packs_epi16(in(data + 2 * i * kBytes), in(data + (2 * i + 1) * kBytes));
+      const __m256i ordered = _mm256_permute4x64_epi64(packed, 0xd8);  // packs works within halves of the register
+      word |= std::uint64_t{static_cast<std::uint32_t>(_mm256_movemask_epi8(ordered))} << (32 * i);
+    }
+    return word;
+  }
+};
+
+#else
+
+// Byte i of the result has, at bit j, bit i of byte j (Hacker's Delight, 7-3).
+inline std::uint64_t transpose_bits(std::uint64_t x) {
+  std::uint64_t t = (x ^ (x >> 7)) & 0x00aa00aa00aa00aau;
+  x ^= t ^ (t << 7);
+  t = (x ^ (x >> 14)) & 0x0000cccc0000ccccu;
+  x ^= t ^ (t << 14);
+  t = (x ^ (x >> 28)) & 0x00000000f0f0f0f0u;
+  return x ^ t ^ (t << 28);
+}
+
+template <class Element>
+struct LanesOf;
+template <>
+struct LanesOf<std::uint16_t> {
+  using Type = U16;
+};
+template <>
+struct LanesOf<std::uint32_t> {
+  using Type = U32;
+};
+
+template <class Element>
+struct Matcher {
+  using Lanes = typename LanesOf<Element>::Type;
+  static_assert(kBytes == 16);
+  Lanes first[2], width[2];
+  explicit Matcher(const KeySet& set) {
+    for (int i = 0; i < 2; ++i) {
+      first[i] = Lanes{} + static_cast<Element>(set.first[i]);
+      width[i] = Lanes{} + static_cast<Element>(set.width[i]);
+    }
+  }
+  U32 in(const std::byte* data) const {
+    const Lanes x = load<Lanes>(data);
+    return bits<U32>(x - first[0] <= width[0]) | bits<U32>(x - first[1] <= width[1]);
+  }
+  U16 eight(const std::byte* data) const {
+    if constexpr (sizeof(Element) == 2) {
+      return bits<U16>(in(data));
+    } else {
+      const U16 low = bits<U16>(in(data));
+      const U16 high = bits<U16>(in(data + kBytes));
+      return __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14);
+    }
+  }
+  std::uint64_t match(const std::byte* data) const {
+    U16 columns{};  // lane i has, at bit j, element 8 j + i
+    for (int j = 0; j < 8; ++j) {
+      columns |= eight(data + j * 8 * static_cast<int>(sizeof(Element))) & static_cast<std::uint16_t>(1u << j);
+    }
+    std::uint64_t word = 0;
+    for (int i = 0; i < 8; ++i) word |= std::uint64_t{columns[i]} << (8 * i);
+    return transpose_bits(word);
+  }
+};
+
+#endif
+
+// Calls each(first element, word) for all elements; the last word has zeros where there are none.
+template <class Element, class Each>
+inline void for_each_word(const std::byte* data, std::int64_t count, const KeySet& set, Each each) {
+  const Matcher<Element> matcher(set);
+  std::int64_t at = 0;
+  for (; at + kWord <= count; at += kWord) each(at, matcher.match(data + at * static_cast<std::int64_t>(sizeof(Element))));
+  if (at == count) return;
+  Element last[kWord]{};
+  __builtin_memcpy(last, data + at * static_cast<std::int64_t>(sizeof(Element)),
+                   static_cast<std::size_t>(count - at) * sizeof(Element));
+  each(at, matcher.match(reinterpret_cast<const std::byte*>(last)) & ((std::uint64_t{1} << (count - at)) - 1));
+}
+
+template <class Element>
+std::int64_t count(const std::byte* data, std::int64_t num, const KeySet& set) {
+  std::int64_t total = 0;
+  for_each_word<Element>(data, num, set, [&](std::int64_t, std::uint64_t word) { total += __builtin_popcountll(word); });
+  return total;
+}
+
+#if defined(__AVX512F__)
+inline std::uint32_t* append(std::uint32_t* to, std::int64_t at, std::uint64_t word) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int i = 0; i < 4; ++i) {
+    const auto part = static_cast<__mmask16>(word >> (16 * i));
+    const __m512i position = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(at) + 16 * i), lane);
+    // Compressed in a register and stored whole: the form that compresses into memory is microcode on Zen 4.
+    const __m512i packed = _mm512_maskz_compress_epi32(part, position);
+    __builtin_memcpy(to, &packed, sizeof packed);
+    to += __builtin_popcount(part);
+  }
+  return to;
+}
+#else
+inline std::uint32_t* append(std::uint32_t* to, std::int64_t at, std::uint64_t word) {
+  for (; word != 0; word &= word - 1) *to++ = static_cast<std::uint32_t>(at + __builtin_ctzll(word));
+  return to;
+}
+#endif
+
+template <class Element>
+std::int64_t scan(const std::byte* data, std::int64_t num, const KeySet& set, const std::uint64_t* allowed,
+                  std::uint32_t* positions) {
+  std::uint32_t* to = positions;
+  if (allowed == nullptr) {
+    for_each_word<Element>(data, num, set, [&](std::int64_t at, std::uint64_t word) { to = append(to, at, word); });
+  } else {
+    for_each_word<Element>(data, num, set, [&](std::int64_t at, std::uint64_t word) {
+      to = append(to, at, word & allowed[at / kWord]);
+    });
+  }
+  return to - positions;
+}
+
+}  // namespace
+
+const KeyScan key_scan = {MODELASSAY_ISA_NAME, count<std::uint16_t>, count<std::uint32_t>, scan<std::uint16_t>,
+                          scan<std::uint32_t>};
+
+}  // namespace modelassay::MODELASSAY_ISA

@@ -16,9 +16,8 @@
 namespace modelassay {
 namespace {
 
-constexpr std::int64_t kBlock = 2048;        // elements between two looks at the buffer: they and their positions stay in L1
 constexpr std::int64_t kSmallBytes = 1 << 20;  // less is finished before a thread has started
-constexpr std::int64_t kSampleBytes = 16384;   // of a row, as cache lines spread evenly
+constexpr std::int64_t kSample = 4096;         // elements of a row, as cache lines spread evenly
 constexpr std::int64_t kLineBytes = 64;
 
 const KeyScan& find_key_scan(const std::string& name) {
@@ -91,29 +90,23 @@ class Chooser {
       const std::byte* block = data + col * size_;
       const std::int64_t num_cols = std::min(kBlock, rows_.num_cols - col);
       const auto scan = format_.wide ? scan_.scan32 : scan_.scan16;
-      const std::int64_t num = scan(block, num_cols, set, allowed_.from(col), positions_.data());
       std::uint64_t* to = buffer.entries + buffer.count;
-      if (format_.wide) {
-        append<std::uint32_t>(block, num, first_id + col, to);
-      } else {
-        append<std::uint16_t>(block, num, first_id + col, to);
-      }
-      buffer.count += num;
+      buffer.count += scan(block, num_cols, set, allowed_.from(col), format_, first_id + col, to);
     }
   }
 
   // Leaves the k smallest entries, and lets nothing in that ties with the largest of them: its id would be larger.
   void reduce(Buffer& buffer) {
     if (buffer.count <= k_) return;
-    const std::int64_t last_key = keep_smallest(buffer.entries, buffer.count, k_, scratch_.data());
+    const std::uint32_t last = format_.last();
+    const std::int64_t last_key = keep_smallest(buffer.entries, buffer.count, k_, format_.first_number(), last, scan_);
     buffer.count = k_;
     buffer.limit = std::min(buffer.limit, last_key - 1);
   }
 
   // A limit that about k_ elements of the row pass, and hardly ever fewer; of `rank` such elements in a sample.
   std::int64_t sampled_limit(const std::byte* data, double caution) {
-    const std::int64_t num_bytes = std::min(kSampleBytes, rows_.num_cols * size_ / 16 / kLineBytes * kLineBytes);
-    const std::int64_t num_lines = num_bytes / kLineBytes;
+    const std::int64_t num_lines = std::min(kSample, rows_.num_cols / 16) * size_ / kLineBytes;
     if (num_lines < 8) return format_.last();
     const std::int64_t num = take_sample(data, num_lines);
     const double expected = static_cast<double>(k_) / static_cast<double>(allowed_.count) * static_cast<double>(num);
@@ -134,16 +127,6 @@ class Chooser {
   const KeyFormat& format() const { return format_; }
 
  private:
-  template <class Element>
-  void append(const std::byte* block, std::int64_t num, std::int64_t first_id, std::uint64_t* to) {
-    for (std::int64_t i = 0; i < num; ++i) {
-      const std::uint32_t position = positions_[static_cast<std::size_t>(i)];
-      Element bits;
-      std::memcpy(&bits, block + position * sizeof bits, sizeof bits);
-      to[i] = std::uint64_t{format_.key(bits)} << 32 | (static_cast<std::uint64_t>(first_id) + position);
-    }
-  }
-
   // Copies lines of the row to sample_ and returns the number of elements that may be chosen; the others become NaN.
   std::int64_t take_sample(const std::byte* data, std::int64_t num_lines) {
     const std::int64_t per_line = kLineBytes / size_;
@@ -178,9 +161,22 @@ class Chooser {
   std::int64_t sample_elements_ = 0;
   std::vector<std::uint64_t> scratch_;
   std::vector<std::byte> copy_;
-  std::array<std::uint32_t, kBlock + 64> positions_;
-  alignas(kLineBytes) std::array<std::byte, kSampleBytes> sample_;
+  alignas(kLineBytes) std::array<std::byte, kSample * 4> sample_;
 };
+
+// The ids of entries, and the very elements they stand for: looked up only where the key does not tell their bits.
+template <class Element>
+void give(const std::uint64_t* entries, std::int64_t k, const KeyFormat& format, const std::byte* data, std::int64_t* ids,
+          std::byte* values) {
+  for (std::int64_t i = 0; i < k; ++i) {
+    const std::uint64_t id = entries[i] & 0xffffffffu;
+    const std::uint32_t key = key_of(entries[i]);
+    auto bits = static_cast<Element>(format.bits(key));
+    if (key == format.sign || key == format.last()) std::memcpy(&bits, data + id * sizeof bits, sizeof bits);
+    ids[i] = static_cast<std::int64_t>(id);
+    std::memcpy(values + i * static_cast<std::int64_t>(sizeof bits), &bits, sizeof bits);
+  }
+}
 
 }  // namespace
 
@@ -207,10 +203,12 @@ void bottom_k(const Rows& rows, const BottomKOptions& options, std::byte* values
       const std::uint64_t* chosen = buffer.entries;
       if (!options.sort || buffer.count > 2 * options.k) chooser->reduce(buffer);
       if (options.sort) chosen = chooser->sorted(buffer);
-      for (std::int64_t i = 0; i < options.k; ++i) {
-        const auto id = static_cast<std::int64_t>(chosen[i] & 0xffffffffu);
-        ids[row * options.k + i] = id;
-        std::memcpy(values + (row * options.k + i) * size, data + id * size, static_cast<std::size_t>(size));
+      std::int64_t* row_ids = ids + row * options.k;
+      std::byte* row_values = values + row * options.k * size;
+      if (size == 2) {
+        give<std::uint16_t>(chosen, options.k, chooser->format(), data, row_ids, row_values);
+      } else {
+        give<std::uint32_t>(chosen, options.k, chooser->format(), data, row_ids, row_values);
       }
     };
   });

@@ -14,17 +14,28 @@ struct KeySet {
   std::uint32_t width[2];
 };
 
+// How elements become keys (see KeyFormat).
+struct KeyOrder {
+  std::uint32_t sign;      // the sign bit
+  std::uint32_t infinity;  // the bits of +inf
+  std::uint32_t flip;      // the sign bit where the largest come first, else 0
+};
+
+constexpr std::int64_t kBlock = 2048;  // elements looked at in one go: they and their positions stay in the first cache
+
 struct KeyScan {
   const char* name;
   // How many of `count` elements are in the set.
   std::int64_t (*count16)(const std::byte* data, std::int64_t count, const KeySet& set);
   std::int64_t (*count32)(const std::byte* data, std::int64_t count, const KeySet& set);
-  // Writes the positions of the elements that are in the set and whose bit is set in `allowed` (null: all), in rising order,
-  // and returns their number. Room for count + 64 positions is needed.
+  // Writes the entries of those of `count` <= kBlock elements that are in the set and whose bit is set in `allowed` (null:
+  // all), by rising ids, and returns their number.
   std::int64_t (*scan16)(const std::byte* data, std::int64_t count, const KeySet& set, const std::uint64_t* allowed,
-                         std::uint32_t* positions);
+                         const KeyOrder& order, std::int64_t first_id, std::uint64_t* entries);
   std::int64_t (*scan32)(const std::byte* data, std::int64_t count, const KeySet& set, const std::uint64_t* allowed,
-                         std::uint32_t* positions);
+                         const KeyOrder& order, std::int64_t first_id, std::uint64_t* entries);
+  // How many of `count` entries are not above `last`.
+  std::int64_t (*count_entries)(const std::uint64_t* entries, std::int64_t count, std::uint64_t last);
 };
 
 namespace portable {

@@ -1,4 +1,5 @@
-// Which of 64 neighbouring elements are in a KeySet, as the bits of one word; and what is made of such words.
+// Which of 64 neighbouring elements are in a KeySet, as the bits of one word; and what is made of such words. kTwo: its
+// intervals differ, which they do not where the limit has the sign that comes first, as it mostly has.
 // Included by files compiled for one instruction set each (see simd.hpp).
 #pragma once
 
@@ -12,11 +13,11 @@ constexpr std::int64_t kWord = 64;  // elements of one word
 
 #if defined(__AVX512F__)
 
-template <class Element>
+template <class Element, bool kTwo>
 struct Matcher;
 
-template <>
-struct Matcher<std::uint32_t> {
+template <bool kTwo>
+struct Matcher<std::uint32_t, kTwo> {
   __m512i first[2], width[2];
   explicit Matcher(const KeySet& set) {
     for (int i = 0; i < 2; ++i) {
@@ -28,16 +29,16 @@ struct Matcher<std::uint32_t> {
     std::uint64_t word = 0;
     for (int i = 0; i < 4; ++i) {
       const __m512i x = load<__m512i>(data + i * kBytes);
-      const auto low = static_cast<std::uint32_t>(_mm512_cmple_epu32_mask(_mm512_sub_epi32(x, first[0]), width[0]));
-      const auto high = static_cast<std::uint32_t>(_mm512_cmple_epu32_mask(_mm512_sub_epi32(x, first[1]), width[1]));
-      word |= std::uint64_t{low | high} << (16 * i);
+      std::uint32_t in = _mm512_cmple_epu32_mask(_mm512_sub_epi32(x, first[0]), width[0]);
+      if constexpr (kTwo) in |= _mm512_cmple_epu32_mask(_mm512_sub_epi32(x, first[1]), width[1]);
+      word |= std::uint64_t{in} << (16 * i);
     }
     return word;
   }
 };
 
-template <>
-struct Matcher<std::uint16_t> {
+template <bool kTwo>
+struct Matcher<std::uint16_t, kTwo> {
   __m512i first[2], width[2];
   explicit Matcher(const KeySet& set) {
     for (int i = 0; i < 2; ++i) {
@@ -49,9 +50,9 @@ struct Matcher<std::uint16_t> {
     std::uint64_t word = 0;
     for (int i = 0; i < 2; ++i) {
       const __m512i x = load<__m512i>(data + i * kBytes);
-      const __mmask32 low = _mm512_cmple_epu16_mask(_mm512_sub_epi16(x, first[0]), width[0]);
-      const __mmask32 high = _mm512_cmple_epu16_mask(_mm512_sub_epi16(x, first[1]), width[1]);
-      word |= std::uint64_t{low | high} << (32 * i);
+      std::uint32_t in = _mm512_cmple_epu16_mask(_mm512_sub_epi16(x, first[0]), width[0]);
+      if constexpr (kTwo) in |= _mm512_cmple_epu16_mask(_mm512_sub_epi16(x, first[1]), width[1]);
+      word |= std::uint64_t{in} << (32 * i);
     }
     return word;
   }
@@ -59,11 +60,11 @@ struct Matcher<std::uint16_t> {
 
 #elif defined(__AVX2__)
 
-template <class Element>
+template <class Element, bool kTwo>
 struct Matcher;
 
-template <>
-struct Matcher<std::uint32_t> {
+template <bool kTwo>
+struct Matcher<std::uint32_t, kTwo> {
   __m256i first[2], width[2];
   explicit Matcher(const KeySet& set) {
     for (int i = 0; i < 2; ++i) {
@@ -76,17 +77,19 @@ struct Matcher<std::uint32_t> {
     for (int i = 0; i < 8; ++i) {
       const __m256i x = load<__m256i>(data + i * kBytes);
       const __m256i low = _mm256_sub_epi32(x, first[0]);
-      const __m256i high = _mm256_sub_epi32(x, first[1]);
-      const __m256i in = _mm256_or_si256(_mm256_cmpeq_epi32(_mm256_min_epu32(low, width[0]), low),
-                                         _mm256_cmpeq_epi32(_mm256_min_epu32(high, width[1]), high));
+      __m256i in = _mm256_cmpeq_epi32(_mm256_min_epu32(low, width[0]), low);
+      if constexpr (kTwo) {
+        const __m256i high = _mm256_sub_epi32(x, first[1]);
+        in = _mm256_or_si256(in, _mm256_cmpeq_epi32(_mm256_min_epu32(high, width[1]), high));
+      }
       word |= std::uint64_t{static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(in)))} << (8 * i);
     }
     return word;
   }
 };
 
-template <>
-struct Matcher<std::uint16_t> {
+template <bool kTwo>
+struct Matcher<std::uint16_t, kTwo> {
   __m256i first[2], width[2];
   explicit Matcher(const KeySet& set) {
     for (int i = 0; i < 2; ++i) {
@@ -97,9 +100,10 @@ struct Matcher<std::uint16_t> {
   __m256i in(const std::byte* data) const {
     const __m256i x = load<__m256i>(data);
     const __m256i low = _mm256_sub_epi16(x, first[0]);
+    const __m256i in_low = _mm256_cmpeq_epi16(_mm256_min_epu16(low, width[0]), low);
+    if constexpr (!kTwo) return in_low;
     const __m256i high = _mm256_sub_epi16(x, first[1]);
-    return _mm256_or_si256(_mm256_cmpeq_epi16(_mm256_min_epu16(low, width[0]), low),
-                           _mm256_cmpeq_epi16(_mm256_min_epu16(high, width[1]), high));
+    return _mm256_or_si256(in_low, _mm256_cmpeq_epi16(_mm256_min_epu16(high, width[1]), high));
   }
   std::uint64_t match(const std::byte* data) const {
     std::uint64_t word = 0;
@@ -135,7 +139,7 @@ struct LanesOf<std::uint32_t> {
   using Type = U32;
 };
 
-template <class Element>
+template <class Element, bool kTwo>
 struct Matcher {
   using Lanes = typename LanesOf<Element>::Type;
   static_assert(kBytes == 16);
@@ -148,7 +152,9 @@ struct Matcher {
   }
   U32 in(const std::byte* data) const {
     const Lanes x = load<Lanes>(data);
-    return bits<U32>(x - first[0] <= width[0]) | bits<U32>(x - first[1] <= width[1]);
+    const U32 in_low = bits<U32>(x - first[0] <= width[0]);
+    if constexpr (!kTwo) return in_low;
+    return in_low | bits<U32>(x - first[1] <= width[1]);
   }
   U16 eight(const std::byte* data) const {
     if constexpr (sizeof(Element) == 2) {
@@ -172,10 +178,9 @@ struct Matcher {
 
 #endif
 
-// Calls each(first element, word) for all elements; the last word has zeros where there are none.
-template <class Element, class Each>
-inline void for_each_word(const std::byte* data, std::int64_t count, const KeySet& set, Each each) {
-  const Matcher<Element> matcher(set);
+template <class Element, bool kTwo, class Each>
+inline void match_words(const std::byte* data, std::int64_t count, const KeySet& set, Each each) {
+  const Matcher<Element, kTwo> matcher(set);
   std::int64_t at = 0;
   for (; at + kWord <= count; at += kWord) each(at, matcher.match(data + at * static_cast<std::int64_t>(sizeof(Element))));
   if (at == count) return;
@@ -185,6 +190,16 @@ inline void for_each_word(const std::byte* data, std::int64_t count, const KeySe
   each(at, matcher.match(reinterpret_cast<const std::byte*>(last)) & ((std::uint64_t{1} << (count - at)) - 1));
 }
 
+// Calls each(first element, word) for all elements; the last word has zeros where there are none.
+template <class Element, class Each>
+inline void for_each_word(const std::byte* data, std::int64_t count, const KeySet& set, Each each) {
+  if (set.first[0] == set.first[1]) {
+    match_words<Element, false>(data, count, set, each);
+  } else {
+    match_words<Element, true>(data, count, set, each);
+  }
+}
+
 template <class Element>
 std::int64_t count(const std::byte* data, std::int64_t num, const KeySet& set) {
   std::int64_t total = 0;
@@ -192,29 +207,49 @@ std::int64_t count(const std::byte* data, std::int64_t num, const KeySet& set) {
   return total;
 }
 
+// The position of the lowest bit, which is cleared; 63 of zero.
+inline std::uint64_t take_lowest(std::uint64_t& word) {
+  const int position = __builtin_ctzll(word | std::uint64_t{1} << 63);
+  word &= word - 1;
+  return static_cast<std::uint64_t>(position);
+}
+
+constexpr int kFirst = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 0 : 1;  // of two, the one in the lower half of a word
+
+// Four positions are written whatever the word holds: at one or two per word, a loop over its bits would spend its time on
+// mispredicted ends.
+inline std::uint32_t* append(std::uint32_t* to, std::int64_t at, std::uint64_t word) {
+  const int num = __builtin_popcountll(word);
 #if defined(__AVX512F__)
-inline std::uint32_t* append(std::uint32_t* to, std::int64_t at, std::uint64_t word) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  for (int i = 0; i < 4; ++i) {
-    const auto part = static_cast<__mmask16>(word >> (16 * i));
-    const __m512i position = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(at) + 16 * i), lane);
-    // Compressed in a register and stored whole: the form that compresses into memory is microcode on Zen 4.
-    const __m512i packed = _mm512_maskz_compress_epi32(part, position);
-    __builtin_memcpy(to, &packed, sizeof packed);
-    to += __builtin_popcount(part);
+  if (num > 4) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int i = 0; i < 4; ++i) {
+      const auto part = static_cast<__mmask16>(word >> (16 * i));
+      const __m512i position = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(at) + 16 * i), lane);
+      // Compressed in a register and stored whole: the form that compresses into memory is microcode on Zen 4.
+      const __m512i packed = _mm512_maskz_compress_epi32(part, position);
+      __builtin_memcpy(to, &packed, sizeof packed);
+      to += __builtin_popcount(part);
+    }
+    return to;
   }
-  return to;
-}
-#else
-inline std::uint32_t* append(std::uint32_t* to, std::int64_t at, std::uint64_t word) {
-  for (; word != 0; word &= word - 1) *to++ = static_cast<std::uint32_t>(at + __builtin_ctzll(word));
-  return to;
-}
 #endif
+  for (int i = 0; i == 0 || i < num; i += 4) {
+    for (int j = 0; j < 4; j += 2) {
+      const std::uint64_t first = take_lowest(word);
+      const std::uint64_t pair[2] = {first, take_lowest(word)};
+      const std::uint64_t both = (pair[kFirst] | pair[1 - kFirst] << 32) + static_cast<std::uint64_t>(at) * 0x100000001u;
+      __builtin_memcpy(to + i + j, &both, sizeof both);
+    }
+  }
+  return to + num;
+}
 
 template <class Element>
 std::int64_t scan(const std::byte* data, std::int64_t num, const KeySet& set, const std::uint64_t* allowed,
-                  std::uint32_t* positions) {
+                  const KeyOrder& order, std::int64_t first_id, std::uint64_t* entries) {
+  std::uint32_t positions[kBlock + kWord];
+  std::uint32_t found[kBlock];
   std::uint32_t* to = positions;
   if (allowed == nullptr) {
     for_each_word<Element>(data, num, set, [&](std::int64_t at, std::uint64_t word) { to = append(to, at, word); });
@@ -223,12 +258,29 @@ std::int64_t scan(const std::byte* data, std::int64_t num, const KeySet& set, co
       to = append(to, at, word & allowed[at / kWord]);
     });
   }
-  return to - positions;
+  const std::int64_t num_found = to - positions;
+  for (std::int64_t i = 0; i < num_found; ++i) found[i] = load<Element>(data + positions[i] * sizeof(Element));
+  const std::uint32_t last = order.sign | (order.sign - 1);
+  const std::uint64_t first = static_cast<std::uint64_t>(first_id);
+  for (std::int64_t i = 0; i < num_found; ++i) {  // KeyFormat::key, in a form that becomes vectors
+    const std::uint32_t x = found[i] ^ order.flip;
+    const std::uint32_t ordered = (x & order.sign) != 0 ? x ^ last : x | order.sign;
+    const std::uint32_t merged = ordered == order.sign - 1 ? order.sign : ordered;
+    const std::uint32_t key = (x & (order.sign - 1)) > order.infinity ? last : merged;
+    entries[i] = std::uint64_t{key} << 32 | (first + positions[i]);
+  }
+  return num_found;
+}
+
+std::int64_t count_entries(const std::uint64_t* entries, std::int64_t num, std::uint64_t last) {
+  std::int64_t total = 0;
+  for (std::int64_t i = 0; i < num; ++i) total += entries[i] <= last ? 1 : 0;
+  return total;
 }
 
 }  // namespace
 
 const KeyScan key_scan = {MODELASSAY_ISA_NAME, count<std::uint16_t>, count<std::uint32_t>, scan<std::uint16_t>,
-                          scan<std::uint32_t>};
+                          scan<std::uint32_t>, count_entries};
 
 }  // namespace modelassay::MODELASSAY_ISA

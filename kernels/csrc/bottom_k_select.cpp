@@ -14,8 +14,13 @@ struct KeyRange {
 };
 
 KeyRange range_of(const std::uint64_t* entries, std::int64_t count) {
-  const auto [lowest, highest] = std::minmax_element(entries, entries + count);
-  return {key_of(*lowest), key_of(*highest)};
+  std::uint64_t lowest = entries[0];
+  std::uint64_t highest = entries[0];
+  for (std::int64_t i = 1; i < count; ++i) {
+    lowest = std::min(lowest, entries[i]);
+    highest = std::max(highest, entries[i]);
+  }
+  return {key_of(lowest), key_of(highest)};
 }
 
 }  // namespace
@@ -23,20 +28,14 @@ KeyRange range_of(const std::uint64_t* entries, std::int64_t count) {
 KeyFormat key_format(DType dtype, bool largest) {
   switch (dtype) {
     case DType::kBF16:
-      return {0x8000u, 0x7f80u, largest ? 0x8000u : 0u, false};
+      return {{0x8000u, 0x7f80u, largest ? 0x8000u : 0u}, false};
     case DType::kF16:
-      return {0x8000u, 0x7c00u, largest ? 0x8000u : 0u, false};
+      return {{0x8000u, 0x7c00u, largest ? 0x8000u : 0u}, false};
     case DType::kF32:
-      return {0x80000000u, 0x7f800000u, largest ? 0x80000000u : 0u, true};
+      return {{0x80000000u, 0x7f800000u, largest ? 0x80000000u : 0u}, true};
     default:
       throw std::invalid_argument("bottom_k: only BF16, F16 and F32 are supported");
   }
-}
-
-std::uint32_t KeyFormat::bits(std::uint32_t key) const {
-  if (key == last()) return infinity | (infinity >> 1);  // a quiet NaN
-  if (key == sign) return 0;
-  return ((key & sign) != 0 ? key ^ sign : key ^ last()) ^ flip;
 }
 
 KeySet KeyFormat::not_above(std::uint32_t limit) const {
@@ -50,38 +49,33 @@ KeySet KeyFormat::not_above(std::uint32_t limit) const {
   return {{sign ^ flip, flip}, {infinity, std::min(limit - sign, infinity)}};
 }
 
-std::uint32_t keep_smallest(std::uint64_t* entries, std::int64_t count, std::int64_t k, std::uint64_t* scratch) {
-  constexpr int kDigit = 11;
-  std::uint32_t counts[1 << kDigit];
-  const std::uint64_t* left = entries;
-  std::int64_t num_left = count;
-  std::int64_t rank = k;  // of the k-th entry among those left
-  KeyRange range = range_of(entries, count);
-  while (range.lowest != range.highest) {
-    const int width = std::bit_width(range.highest - range.lowest);
-    const int shift = std::max(0, width - kDigit);
-    std::fill(counts, counts + (std::size_t{1} << std::min(width, kDigit)), 0u);
-    for (std::int64_t i = 0; i < num_left; ++i) ++counts[(key_of(left[i]) - range.lowest) >> shift];
-    std::uint32_t digit = 0;
-    for (; rank > counts[digit]; ++digit) rank -= counts[digit];
-    std::int64_t num = 0;
-    for (std::int64_t i = 0; i < num_left; ++i) {
-      const std::uint64_t entry = left[i];
-      scratch[num] = entry;
-      num += (key_of(entry) - range.lowest) >> shift == digit ? 1 : 0;
-    }
-    left = scratch;
-    num_left = num;
-    range = range_of(left, num_left);
+std::uint32_t keep_smallest(std::uint64_t* entries, std::int64_t count, std::int64_t k, std::uint32_t lowest,
+                            std::uint32_t highest, const KeyScan& scan) {
+  std::int64_t low = std::int64_t{lowest} - 1;  // num_low < k entries are not above it,
+  std::int64_t high = highest;                  // num_high >= k not above this
+  std::int64_t num_low = 0;
+  std::int64_t num_high = count;
+  for (bool halve = false; high - low > 1 && num_high != k; halve = !halve) {
+    // Where the k-th would be if keys were spread evenly, and the middle, in turns: few steps, and never many.
+    const double share = halve ? 0.5 : static_cast<double>(k - num_low) / static_cast<double>(num_high - num_low);
+    const auto step = static_cast<std::int64_t>(static_cast<double>(high - low) * share);
+    const std::int64_t middle = low + std::clamp<std::int64_t>(step, 1, high - low - 1);
+    const std::int64_t num = scan.count_entries(entries, count, static_cast<std::uint64_t>(middle) << 32 | 0xffffffffu);
+    (num < k ? low : high) = middle;
+    (num < k ? num_low : num_high) = num;
   }
-  const std::uint64_t last = left[rank - 1];  // all that are left have one key: in the order of their ids
+  const auto last = static_cast<std::uint32_t>(high);
+  std::int64_t num_ties = num_high == k ? count : k - num_low;  // of key `last` that are kept: the first ones
   std::int64_t num = 0;
   for (std::int64_t i = 0; i < count; ++i) {
     const std::uint64_t entry = entries[i];
+    const std::uint32_t key = key_of(entry);
+    const bool tie = key == last;
     entries[num] = entry;
-    num += entry <= last ? 1 : 0;
+    num += static_cast<std::int64_t>(key < last) | static_cast<std::int64_t>(tie && num_ties > 0);
+    num_ties -= static_cast<std::int64_t>(tie);
   }
-  return key_of(last);
+  return last;
 }
 
 std::uint64_t* sort_entries(std::uint64_t* entries, std::int64_t count, std::uint64_t* scratch) {

@@ -9,24 +9,19 @@
 
 namespace modelassay {
 
-// How the elements of one type are ordered; 16-bit types have 16-bit keys.
-struct KeyFormat {
-  std::uint32_t sign;      // the sign bit
-  std::uint32_t infinity;  // the bits of +inf
-  std::uint32_t flip;      // the sign bit where the largest come first, else 0
-  bool wide;               // 32 bits
+// How the elements of one type are ordered; 16-bit types have 16-bit keys. With x = bits ^ flip the key is ~x for negative
+// x, x | sign for positive x and for both zeros, and all ones for NaN.
+struct KeyFormat : KeyOrder {
+  bool wide;  // 32 bits
 
   std::uint32_t last() const { return sign | (sign - 1); }                    // NaN's key
   std::uint32_t last_number() const { return sign | infinity; }               // the key of the infinity that comes last
   std::uint32_t first_number() const { return last() ^ (sign | infinity); }  // and of the one that comes first
 
-  std::uint32_t key(std::uint32_t bits) const {
-    const std::uint32_t x = bits ^ flip;
-    const std::uint32_t ordered = (x & sign) != 0 ? x ^ last() : x | sign;
-    const std::uint32_t merged = ordered + (ordered == sign - 1 ? 1 : 0);  // -0.0 is +0.0
-    return (x & (sign - 1)) > infinity ? last() : merged;
+  std::uint32_t bits(std::uint32_t key) const {  // of an element that has this key; of zeros +0.0, of NaN a quiet one
+    if (key == sign || key == last()) return key == sign ? 0 : infinity | (infinity >> 1);
+    return ((key & sign) != 0 ? key ^ sign : key ^ last()) ^ flip;
   }
-  std::uint32_t bits(std::uint32_t key) const;  // of an element that has this key; +0.0 of the two zeros
   KeySet not_above(std::uint32_t limit) const;  // limit >= first_number()
 };
 
@@ -35,9 +30,10 @@ KeyFormat key_format(DType dtype, bool largest);
 
 inline std::uint32_t key_of(std::uint64_t entry) { return static_cast<std::uint32_t>(entry >> 32); }
 
-// Keeps the k smallest of count > k entries, in their order (which must be that of their ids), and returns the largest key
-// kept. `scratch` has room for count entries.
-std::uint32_t keep_smallest(std::uint64_t* entries, std::int64_t count, std::int64_t k, std::uint64_t* scratch);
+// Keeps the k smallest of count > k entries, in their order, which must be that of their ids. No entry's key is below
+// `lowest` or above `highest`. Returns a key of which, or below which, all that were kept are.
+std::uint32_t keep_smallest(std::uint64_t* entries, std::int64_t count, std::int64_t k, std::uint32_t lowest,
+                            std::uint32_t highest, const KeyScan& scan);
 
 // Sorts entries that are in the order of their ids. The result is in `entries` or in `scratch`: returns which.
 std::uint64_t* sort_entries(std::uint64_t* entries, std::int64_t count, std::uint64_t* scratch);

@@ -19,6 +19,7 @@ namespace {
 constexpr std::int64_t kSmallBytes = 1 << 20;  // less is finished before a thread has started
 constexpr std::int64_t kSample = 4096;         // elements of a row, as cache lines spread evenly
 constexpr std::int64_t kLineBytes = 64;
+constexpr std::int64_t kRowGroup = 4;  // neighbours given to one thread
 
 const KeyScan& find_key_scan(const std::string& name) {
   const std::string found = find_instruction_set(name).name;
@@ -81,6 +82,15 @@ class Chooser {
     return copy_.data();
   }
 
+  // Asks for what sampled_limit reads, so that it comes while the row before is finished.
+  void prefetch_sample(std::int64_t row) const {
+    const std::byte* data = rows_.data + row * rows_.row_stride * size_;
+    if (rows_.col_stride != 1) return;
+    for (std::int64_t line = 0; line < num_sample_lines(); ++line) {
+      __builtin_prefetch(data + sample_col(line) * size_);
+    }
+  }
+
   // Entries of all elements that can be among the k, in the order of their ids, given those of the columns before.
   void fold(const std::byte* data, std::int64_t first_id, Buffer& buffer) {
     for (std::int64_t col = 0; col < rows_.num_cols; col += kBlock) {
@@ -98,17 +108,16 @@ class Chooser {
   // Leaves the k smallest entries, and lets nothing in that ties with the largest of them: its id would be larger.
   void reduce(Buffer& buffer) {
     if (buffer.count <= k_) return;
-    const std::uint32_t last = format_.last();
-    const std::int64_t last_key = keep_smallest(buffer.entries, buffer.count, k_, format_.first_number(), last, scan_);
+    const auto highest = static_cast<std::uint32_t>(std::min<std::int64_t>(format_.last(), buffer.limit));
+    const std::int64_t last_key = keep_smallest(buffer.entries, buffer.count, k_, highest, format_, scan_);
     buffer.count = k_;
     buffer.limit = std::min(buffer.limit, last_key - 1);
   }
 
   // A limit that about k_ elements of the row pass, and hardly ever fewer; of `rank` such elements in a sample.
   std::int64_t sampled_limit(const std::byte* data, double caution) {
-    const std::int64_t num_lines = std::min(kSample, rows_.num_cols / 16) * size_ / kLineBytes;
-    if (num_lines < 8) return format_.last();
-    const std::int64_t num = take_sample(data, num_lines);
+    if (num_sample_lines() < 8) return format_.last();
+    const std::int64_t num = take_sample(data);
     const double expected = static_cast<double>(k_) / static_cast<double>(allowed_.count) * static_cast<double>(num);
     const auto rank = static_cast<std::int64_t>(expected + caution * std::sqrt(expected + 1) + caution);
     std::uint32_t low = format_.first_number() - 1;  // fewer than `rank` are not above it
@@ -127,13 +136,19 @@ class Chooser {
   const KeyFormat& format() const { return format_; }
 
  private:
+  std::int64_t num_sample_lines() const { return std::min(kSample, rows_.num_cols / 16) * size_ / kLineBytes; }
+  std::int64_t sample_col(std::int64_t line) const {  // two lines or more
+    return line * (rows_.num_cols - kLineBytes / size_) / (num_sample_lines() - 1);
+  }
+
   // Copies lines of the row to sample_ and returns the number of elements that may be chosen; the others become NaN.
-  std::int64_t take_sample(const std::byte* data, std::int64_t num_lines) {
+  std::int64_t take_sample(const std::byte* data) {
+    const std::int64_t num_lines = num_sample_lines();
     const std::int64_t per_line = kLineBytes / size_;
     std::int64_t num = num_lines * per_line;
     const std::uint32_t nan = format_.infinity | (format_.infinity >> 1);
     for (std::int64_t line = 0; line < num_lines; ++line) {
-      const std::int64_t col = line * (rows_.num_cols - per_line) / (num_lines - 1);
+      const std::int64_t col = sample_col(line);
       std::byte* to = sample_.data() + line * kLineBytes;
       std::memcpy(to, data + col * size_, kLineBytes);
       if (allowed_.words.empty()) continue;
@@ -166,8 +181,10 @@ class Chooser {
 
 // The ids of entries, and the very elements they stand for: looked up only where the key does not tell their bits.
 template <class Element>
-void give(const std::uint64_t* entries, std::int64_t k, const KeyFormat& format, const std::byte* data, std::int64_t* ids,
-          std::byte* values) {
+void give(const std::uint64_t* entries, std::int64_t row, std::int64_t k, const KeyFormat& format, const std::byte* data,
+          std::byte* values, std::int64_t* ids) {
+  ids += row * k;
+  values += row * k * static_cast<std::int64_t>(sizeof(Element));
   for (std::int64_t i = 0; i < k; ++i) {
     const std::uint64_t id = entries[i] & 0xffffffffu;
     const std::uint32_t key = key_of(entries[i]);
@@ -175,6 +192,24 @@ void give(const std::uint64_t* entries, std::int64_t k, const KeyFormat& format,
     if (key == format.sign || key == format.last()) std::memcpy(&bits, data + id * sizeof bits, sizeof bits);
     ids[i] = static_cast<std::int64_t>(id);
     std::memcpy(values + i * static_cast<std::int64_t>(sizeof bits), &bits, sizeof bits);
+  }
+}
+
+void choose_row(Chooser& chooser, const BottomKOptions& options, std::int64_t row, bool has_next, Buffer& buffer,
+                std::byte* values, std::int64_t* ids) {
+  const std::byte* data = chooser.elements(row);
+  for (double caution = 3; buffer.count < options.k; caution *= 8) {
+    buffer.count = 0;
+    buffer.limit = caution < 256 ? chooser.sampled_limit(data, caution) : chooser.format().last();
+    chooser.fold(data, 0, buffer);
+  }
+  if (has_next) chooser.prefetch_sample(row + 1);
+  if (!options.sort || buffer.count > 2 * options.k) chooser.reduce(buffer);
+  const std::uint64_t* chosen = options.sort ? chooser.sorted(buffer) : buffer.entries;
+  if (chooser.format().wide) {
+    give<std::uint32_t>(chosen, row, options.k, chooser.format(), data, values, ids);
+  } else {
+    give<std::uint16_t>(chosen, row, options.k, chooser.format(), data, values, ids);
   }
 }
 
@@ -186,29 +221,18 @@ void bottom_k(const Rows& rows, const BottomKOptions& options, std::byte* values
   const Allowed allowed(options.valid, rows.num_cols);
   if (options.k < 0 || options.k > allowed.count) throw std::invalid_argument("bottom_k: k is not in 0 ... columns that may be chosen");
   if (options.k == 0 || rows.num_rows == 0) return;
-  const std::int64_t size = element_size(rows.dtype);
-  const int num_threads = rows.num_rows * rows.num_cols * size < kSmallBytes ? 1 : options.num_threads;
+  const int num_threads =
+      rows.num_rows * rows.num_cols * element_size(rows.dtype) < kSmallBytes ? 1 : options.num_threads;
   const std::int64_t capacity = running_capacity(options.k);
-  for_each_item(rows.num_rows, num_threads, [&]() -> Worker {
+  const std::int64_t group = std::clamp<std::int64_t>(rows.num_rows / (8 * num_threads), 1, kRowGroup);
+  for_each_item((rows.num_rows + group - 1) / group, num_threads, [&]() -> Worker {
     const auto chooser = std::make_shared<Chooser>(rows, options, allowed, capacity);
     const auto memory = std::make_shared<std::vector<std::uint64_t>>(static_cast<std::size_t>(capacity));
-    return [&, chooser, memory, size](std::int64_t row) {
-      const std::byte* data = chooser->elements(row);
-      Buffer buffer = {memory->data(), static_cast<std::int64_t>(memory->size()), 0, 0};
-      for (double caution = 4; buffer.count < options.k; caution *= 8) {
-        buffer.count = 0;
-        buffer.limit = caution < 256 ? chooser->sampled_limit(data, caution) : chooser->format().last();
-        chooser->fold(data, 0, buffer);
-      }
-      const std::uint64_t* chosen = buffer.entries;
-      if (!options.sort || buffer.count > 2 * options.k) chooser->reduce(buffer);
-      if (options.sort) chosen = chooser->sorted(buffer);
-      std::int64_t* row_ids = ids + row * options.k;
-      std::byte* row_values = values + row * options.k * size;
-      if (size == 2) {
-        give<std::uint16_t>(chosen, options.k, chooser->format(), data, row_ids, row_values);
-      } else {
-        give<std::uint32_t>(chosen, options.k, chooser->format(), data, row_ids, row_values);
+    return [&, chooser, memory, group](std::int64_t item) {
+      const std::int64_t end = std::min(rows.num_rows, (item + 1) * group);
+      for (std::int64_t row = item * group; row < end; ++row) {
+        Buffer buffer = {memory->data(), static_cast<std::int64_t>(memory->size()), 0, 0};
+        choose_row(*chooser, options, row, row + 1 < end, buffer, values, ids);
       }
     };
   });

@@ -36,6 +36,8 @@ struct KeyScan {
                          const KeyOrder& order, std::int64_t first_id, std::uint64_t* entries);
   // How many of `count` entries are not above `last`.
   std::int64_t (*count_entries)(const std::uint64_t* entries, std::int64_t count, std::uint64_t last);
+  // Moves them to the front, in their order.
+  void (*keep_entries)(std::uint64_t* entries, std::int64_t count, std::uint64_t last);
 };
 
 namespace portable {

@@ -278,9 +278,29 @@ std::int64_t count_entries(const std::uint64_t* entries, std::int64_t num, std::
   return total;
 }
 
+void keep_entries(std::uint64_t* entries, std::int64_t num, std::uint64_t last) {
+  std::int64_t kept = 0;
+  std::int64_t i = 0;
+#if defined(__AVX512F__)
+  const __m512i highest = _mm512_set1_epi64(static_cast<long long>(last));
+  for (; i + 8 <= num; i += 8) {
+    const __m512i eight = load<__m512i>(entries + i);
+    const __mmask8 keep = _mm512_cmple_epu64_mask(eight, highest);
+    const __m512i packed = _mm512_maskz_compress_epi64(keep, eight);
+    __builtin_memcpy(entries + kept, &packed, sizeof packed);  // not beyond what was read
+    kept += __builtin_popcount(keep);
+  }
+#endif
+  for (; i < num; ++i) {
+    const std::uint64_t entry = entries[i];
+    entries[kept] = entry;
+    kept += entry <= last ? 1 : 0;
+  }
+}
+
 }  // namespace
 
 const KeyScan key_scan = {MODELASSAY_ISA_NAME, count<std::uint16_t>, count<std::uint32_t>, scan<std::uint16_t>,
-                          scan<std::uint32_t>, count_entries};
+                          scan<std::uint32_t>, count_entries, keep_entries};
 
 }  // namespace modelassay::MODELASSAY_ISA

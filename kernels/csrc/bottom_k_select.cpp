@@ -23,6 +23,34 @@ KeyRange range_of(const std::uint64_t* entries, std::int64_t count) {
   return {key_of(lowest), key_of(highest)};
 }
 
+// For a place in (low, high] that has k of the sorted entries before or at it: low has num_low < k, high num_high >= k.
+struct Search {
+  std::int64_t low;
+  std::int64_t high;
+  std::int64_t num_low;
+  std::int64_t num_high;
+  std::int64_t k;
+
+  bool found(std::int64_t place, std::int64_t num) {
+    const bool enough = num >= k;
+    (enough ? high : low) = place;
+    (enough ? num_high : num_low) = num;
+    return enough;
+  }
+
+  // Ends at the first such place, or at any that has exactly k.
+  template <class Count>
+  void run(Count count) {
+    for (bool halve = false; high - low > 1 && num_high != k; halve = !halve) {
+      // Where the k-th would be if all were spread evenly, and the middle, in turns: few steps, and never many.
+      const double share = halve ? 0.5 : static_cast<double>(k - num_low) / static_cast<double>(num_high - num_low);
+      const auto step = static_cast<std::int64_t>(static_cast<double>(high - low) * share);
+      const std::int64_t place = low + std::clamp<std::int64_t>(step, 1, high - low - 1);
+      found(place, count(place));
+    }
+  }
+};
+
 }  // namespace
 
 KeyFormat key_format(DType dtype, bool largest) {
@@ -49,33 +77,30 @@ KeySet KeyFormat::not_above(std::uint32_t limit) const {
   return {{sign ^ flip, flip}, {infinity, std::min(limit - sign, infinity)}};
 }
 
-std::uint32_t keep_smallest(std::uint64_t* entries, std::int64_t count, std::int64_t k, std::uint32_t lowest,
-                            std::uint32_t highest, const KeyScan& scan) {
-  std::int64_t low = std::int64_t{lowest} - 1;  // num_low < k entries are not above it,
-  std::int64_t high = highest;                  // num_high >= k not above this
-  std::int64_t num_low = 0;
-  std::int64_t num_high = count;
-  for (bool halve = false; high - low > 1 && num_high != k; halve = !halve) {
-    // Where the k-th would be if keys were spread evenly, and the middle, in turns: few steps, and never many.
-    const double share = halve ? 0.5 : static_cast<double>(k - num_low) / static_cast<double>(num_high - num_low);
-    const auto step = static_cast<std::int64_t>(static_cast<double>(high - low) * share);
-    const std::int64_t middle = low + std::clamp<std::int64_t>(step, 1, high - low - 1);
-    const std::int64_t num = scan.count_entries(entries, count, static_cast<std::uint64_t>(middle) << 32 | 0xffffffffu);
-    (num < k ? low : high) = middle;
-    (num < k ? num_low : num_high) = num;
+std::uint32_t keep_smallest(std::uint64_t* entries, std::int64_t count, std::int64_t k, std::uint32_t highest,
+                            const KeyFormat& format, const KeyScan& scan) {
+  Search keys = {-1, highest, 0, count, k};
+  const auto count_keys = [&](std::int64_t key) {
+    return scan.count_entries(entries, count, static_cast<std::uint64_t>(key) << 32 | 0xffffffffu);
+  };
+  // The limit lies a little above the k-th key when it comes from a sample: from there down, in growing steps.
+  for (std::int64_t step = format.wide ? 1 << 16 : 1; keys.high - step > keys.low; step *= 4) {
+    const std::int64_t key = keys.high - step;
+    if (!keys.found(key, count_keys(key))) break;
   }
-  const auto last = static_cast<std::uint32_t>(high);
-  std::int64_t num_ties = num_high == k ? count : k - num_low;  // of key `last` that are kept: the first ones
-  std::int64_t num = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    const std::uint64_t entry = entries[i];
-    const std::uint32_t key = key_of(entry);
-    const bool tie = key == last;
-    entries[num] = entry;
-    num += static_cast<std::int64_t>(key < last) | static_cast<std::int64_t>(tie && num_ties > 0);
-    num_ties -= static_cast<std::int64_t>(tie);
+  keys.run(count_keys);
+  const auto last_key = static_cast<std::uint64_t>(keys.high);
+  std::uint64_t last = last_key << 32 | 0xffffffffu;
+  if (keys.num_high != k) {  // several have the last key: the smallest ids of them stay
+    const auto id_of = [](std::uint64_t entry) { return static_cast<std::int64_t>(entry & 0xffffffffu); };
+    Search ids = {id_of(entries[0]) - 1, id_of(entries[count - 1]), keys.num_low, keys.num_high, k};
+    ids.run([&](std::int64_t id) {
+      return scan.count_entries(entries, count, last_key << 32 | static_cast<std::uint64_t>(id));
+    });
+    last = last_key << 32 | static_cast<std::uint64_t>(ids.high);
   }
-  return last;
+  scan.keep_entries(entries, count, last);
+  return static_cast<std::uint32_t>(last_key);
 }
 
 std::uint64_t* sort_entries(std::uint64_t* entries, std::int64_t count, std::uint64_t* scratch) {

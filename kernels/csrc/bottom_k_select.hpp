@@ -30,10 +30,10 @@ KeyFormat key_format(DType dtype, bool largest);
 
 inline std::uint32_t key_of(std::uint64_t entry) { return static_cast<std::uint32_t>(entry >> 32); }
 
-// Keeps the k smallest of count > k entries, in their order, which must be that of their ids. No entry's key is below
-// `lowest` or above `highest`. Returns a key of which, or below which, all that were kept are.
-std::uint32_t keep_smallest(std::uint64_t* entries, std::int64_t count, std::int64_t k, std::uint32_t lowest,
-                            std::uint32_t highest, const KeyScan& scan);
+// Keeps the k smallest of count > k > 0 entries, in their order, which must be that of their ids. No key is above `highest`.
+// Returns a key that no entry kept is above.
+std::uint32_t keep_smallest(std::uint64_t* entries, std::int64_t count, std::int64_t k, std::uint32_t highest,
+                            const KeyFormat& format, const KeyScan& scan);
 
 // Sorts entries that are in the order of their ids. The result is in `entries` or in `scratch`: returns which.
 std::uint64_t* sort_entries(std::uint64_t* entries, std::int64_t count, std::uint64_t* scratch);

@@ -56,7 +56,7 @@ struct Buffer {
   std::uint64_t* entries;
   std::int64_t capacity;
   std::int64_t count;
-  std::int64_t limit;  // keys not above it become entries; below all keys: none does any more
+  std::int64_t limit;  // keys not above it become entries; those that are have at most the key after it
 };
 
 // What one thread needs to choose from rows of one type.
@@ -108,7 +108,7 @@ class Chooser {
   // Leaves the k smallest entries, and lets nothing in that ties with the largest of them: its id would be larger.
   void reduce(Buffer& buffer) {
     if (buffer.count <= k_) return;
-    const auto highest = static_cast<std::uint32_t>(std::min<std::int64_t>(format_.last(), buffer.limit));
+    const auto highest = static_cast<std::uint32_t>(std::min<std::int64_t>(format_.last(), buffer.limit + 1));
     const std::int64_t last_key = keep_smallest(buffer.entries, buffer.count, k_, highest, format_, scan_);
     buffer.count = k_;
     buffer.limit = std::min(buffer.limit, last_key - 1);

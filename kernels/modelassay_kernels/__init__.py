@@ -3,8 +3,19 @@
 Imports without a GPU, without Triton and without the compiled extension; each is a clear error only when it is needed.
 """
 
+from modelassay_kernels.bottom_k import bottom_k
 from modelassay_kernels.layer_std import layer_std
 from modelassay_kernels.layer_std_file import FileSpan, layer_std_file
+from modelassay_kernels.linear_bottom_k import linear_bottom_k
 from modelassay_kernels.native import native_available, read_bandwidth, require_native
 
-__all__ = ["FileSpan", "layer_std", "layer_std_file", "native_available", "read_bandwidth", "require_native"]
+__all__ = [
+    "FileSpan",
+    "bottom_k",
+    "layer_std",
+    "layer_std_file",
+    "linear_bottom_k",
+    "native_available",
+    "read_bandwidth",
+    "require_native",
+]

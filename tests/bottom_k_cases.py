@@ -28,7 +28,20 @@ def cluster_at_the_threshold(num_cols: int) -> Tensor:
 
 def specials(num_cols: int) -> Tensor:
     """Both zeros, both infinities, NaN of both signs, the smallest and largest numbers, in an order by chance."""
-    values = torch.tensor([0.0, -0.0, math.inf, -math.inf, math.nan, -math.nan, 1e-41, -1e-41, 6e-8, -6e-8, 3e38, -3e38])
+    values = torch.tensor([
+        0.0,
+        -0.0,
+        math.inf,
+        -math.inf,
+        math.nan,
+        -math.nan,
+        1e-41,
+        -1e-41,
+        6e-8,
+        -6e-8,
+        3e38,
+        -3e38,
+    ])
     return values[(uniform(num_cols, seed=4) * len(values)).long()]
 
 
@@ -67,7 +80,13 @@ def expected_ids(x_NV: Tensor, k: int, valid: Tensor | None = None, largest: boo
 
 
 def assert_is_bottom_k(
-    got: tuple[Tensor, Tensor], x_NV: Tensor, k: int, valid: Tensor | None = None, *, largest: bool = False, sort: bool = True
+    got: tuple[Tensor, Tensor],
+    x_NV: Tensor,
+    k: int,
+    valid: Tensor | None = None,
+    *,
+    largest: bool = False,
+    sort: bool = True,
 ) -> None:
     """Demand the ids of a float64 sort, and the elements themselves to the bit."""
     values_NK, ids_NK = (part.cpu() for part in got)

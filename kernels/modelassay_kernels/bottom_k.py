@@ -5,7 +5,7 @@ tie); NaN after every number. With ``largest`` the largest come first, NaN still
 chosen: padded vocabulary rows are exactly the extremes.
 """
 
-# N = rows, V = vocabulary, K = kept
+# N = rows, V = size of the vocabulary, K = kept of each row
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def _check(logits_NV: Tensor, k: int, valid: Tensor | None) -> None:
             f"bottom_k: logits must be [rows, vocabulary], got shape {[*logits_NV.shape]}; flatten the leading dimensions"
         )
     if logits_NV.dtype not in DTYPE_CODES and logits_NV.dtype != torch.float64:
-        raise TypeError(f"bottom_k: logits have dtype {logits_NV.dtype}; expected one of {[*DTYPE_CODES, torch.float64]}")
+        raise TypeError(
+            f"bottom_k: logits have dtype {logits_NV.dtype}; expected one of {[*DTYPE_CODES, torch.float64]}"
+        )
     check_request("bottom_k", logits_NV.shape[1], logits_NV.device, k, valid)
 
 

@@ -10,7 +10,6 @@ A logit is its *key*, a signed int32 in the order of the result: -0.0 and +0.0 s
   holds) it does the same over the row itself, which is then read three to five times more.
 
 `torch.sort` on the keys of the k, stable, then gives the order. No atomics in device memory: equal inputs give equal bits.
-`TritonRunning` does the same for columns that come in chunks: the limit is then the k-th key so far.
 """
 
 # N = rows, V = vocabulary, K = kept, S = segments of one row, C = capacity of a buffer, B = elements of one tile, H = bins
@@ -30,7 +29,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 NUM_PASSES = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
 """Histograms of 8 bits until the key is known: widened to fp32, a bf16 keeps 16 bits and an fp16 19."""
 
-MAX_COLS = 2**31 - 1
+MAX_COLS = 2**31 - 2**16  # so that a tile that begins within them ends within int32
 PROGRAMS = 1024  # enough to fill any present card: 132 to 160 multiprocessors of about eight programs
 RUN = constexpr(32)  # neighbours of a sample: one or two 64-byte sectors
 LAST = constexpr(0x7FFFFFFF)  # NaN
@@ -77,15 +76,17 @@ class Plan:
         """Aim for 3 deviations over the k expected: about one row in a thousand is then read again.
 
         >>> Plan.make(8192, 151936, 2000, DEFAULT)
-        Plan(num_segments=1, capacity=5120, rank=79)
+        Plan(num_segments=1, capacity=5024, rank=79)
         >>> Plan.make(1, 151936, 2000, DEFAULT).num_segments
-        9
+        18
         """
         expected = k * config.sample / max(num_cols, 1)
         rank = int(expected + 3 * math.sqrt(expected + 1) + 3)
         if num_cols < 4 * config.sample or rank > config.sample // 2:
             return Plan(num_segments=1, capacity=0, rank=0)
-        longest = max(1, num_cols // (4 * config.block))  # four tiles or more each, or the sample costs more than it saves
+        longest = max(
+            1, num_cols // (4 * config.block)
+        )  # four tiles or more each, or the sample costs more than it saves
         num_segments = max(1, min(PROGRAMS // max(num_rows, 1), longest))
         return Plan(num_segments=num_segments, capacity=-(-(2 * k + 1024) // 16) * 16, rank=rank)
 
@@ -106,20 +107,20 @@ def _keys(x_B: tl.tensor, LARGEST: tl.constexpr) -> tl.tensor:
 
 
 @jit()
-def _numbers(key_B: tl.tensor, LARGEST: tl.constexpr, DTYPE: tl.constexpr) -> tl.tensor:
+def _numbers(key_B: tl.tensor, LARGEST: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
     """Return numbers that have these keys."""
     bits_B = key_B ^ ((key_B >> 31) & 0x7FFFFFFF)
     if LARGEST:
         bits_B = tl.where((key_B == 0) | (key_B == LAST), bits_B, bits_B ^ -2147483648)
-    if DTYPE == tl.bfloat16:
+    if dtype == tl.bfloat16:
         x_B = (bits_B >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
     else:
-        x_B = bits_B.to(tl.float32, bitcast=True).to(DTYPE)
+        x_B = bits_B.to(tl.float32, bitcast=True).to(dtype)
     return x_B
 
 
 @jit()
-def _load_row(row_ptr: tl.tensor, valid_ptr: tl.tensor, o_B: tl.tensor, inside_B: tl.tensor, col_stride: tl.tensor,
+def load_row(row_ptr: tl.tensor, valid_ptr: tl.tensor, o_B: tl.tensor, inside_B: tl.tensor, col_stride: tl.tensor,
               LARGEST: tl.constexpr, HAS_VALID: tl.constexpr) -> tl.tensor:  # fmt: skip
     """Return the keys of columns o, and which of them may be chosen."""
     x_B = tl.load(row_ptr + o_B.to(tl.int64) * col_stride, mask=inside_B, other=0.0)
@@ -129,7 +130,7 @@ def _load_row(row_ptr: tl.tensor, valid_ptr: tl.tensor, o_B: tl.tensor, inside_B
 
 
 @jit()
-def _append(entries_ptr: tl.tensor, count: tl.tensor, key_B: tl.tensor, id_B: tl.tensor, keep_B: tl.tensor,
+def append(entries_ptr: tl.tensor, count: tl.tensor, key_B: tl.tensor, id_B: tl.tensor, keep_B: tl.tensor,
             capacity: tl.tensor) -> tl.tensor:  # fmt: skip
     """Write key << 32 | id of what is kept behind `count` entries, in order, where there is room; return how many were kept."""
     one_B = keep_B.to(tl.int32)
@@ -145,7 +146,7 @@ def _sampled_limit(row_ptr: tl.tensor, valid_ptr: tl.tensor, num_cols: tl.tensor
     """Return a key that `rank` or a few more of the sample are not above; NaN's where there are fewer numbers."""
     i_B = tl.arange(0, SAMPLE)
     o_B = i_B // RUN * (num_cols // (SAMPLE // RUN)) + i_B % RUN
-    key_B, inside_B = _load_row(row_ptr, valid_ptr, o_B, i_B >= 0, col_stride, LARGEST, HAS_VALID)
+    key_B, inside_B = load_row(row_ptr, valid_ptr, o_B, i_B >= 0, col_stride, LARGEST, HAS_VALID)
     low = tl.full([], BEFORE_NUMBERS, tl.int32)
     high = tl.full([], LAST_NUMBER, tl.int32)
     for _ in range(HALVINGS):
@@ -186,11 +187,11 @@ def filter_kernel(x_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor
         keep_B = key_B <= limit
         if HAS_VALID:
             keep_B = keep_B & (tl.load(valid_ptr + o_B) != 0)
-        count = _append(entries_ptr, count, key_B, o_B, keep_B, capacity)
+        count = append(entries_ptr, count, key_B, o_B, keep_B, capacity)
     for tile in range(whole, end):  # the last one, ragged
         o_B = tile * BLOCK + tl.arange(0, BLOCK)
-        key_B, keep_B = _load_row(row_ptr, valid_ptr, o_B, o_B < num_cols, col_stride, LARGEST, HAS_VALID)
-        count = _append(entries_ptr, count, key_B, o_B, keep_B & (key_B <= limit), capacity)
+        key_B, keep_B = load_row(row_ptr, valid_ptr, o_B, o_B < num_cols, col_stride, LARGEST, HAS_VALID)
+        count = append(entries_ptr, count, key_B, o_B, keep_B & (key_B <= limit), capacity)
     tl.store(counts_ptr + buffer, count)
 
 
@@ -202,26 +203,26 @@ def _load_source(row_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tenso
     inside_B = o_B < num
     if HAS_ROW:
         if from_row:
-            key_B, keep_B = _load_row(row_ptr, valid_ptr, o_B, inside_B, col_stride, LARGEST, HAS_VALID)
+            key_B, keep_B = load_row(row_ptr, valid_ptr, o_B, inside_B, col_stride, LARGEST, HAS_VALID)
             id_B = o_B
         else:
-            key_B, id_B = _load_entries(entries_ptr + o_B, inside_B)
+            key_B, id_B = load_entries(entries_ptr + o_B, inside_B)
             keep_B = inside_B
     else:
-        key_B, id_B = _load_entries(entries_ptr + o_B, inside_B)
+        key_B, id_B = load_entries(entries_ptr + o_B, inside_B)
         keep_B = inside_B
     return key_B, id_B, keep_B
 
 
 @jit()
-def _load_entries(ptr_B: tl.tensor, inside_B: tl.tensor) -> tl.tensor:
+def load_entries(ptr_B: tl.tensor, inside_B: tl.tensor) -> tl.tensor:
     """Return keys and ids."""
     entry_B = tl.load(ptr_B, mask=inside_B, other=0)
     return (entry_B >> 32).to(tl.int32), entry_B.to(tl.int32)
 
 
 @jit()
-def _kth(row_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor, counts_ptr: tl.tensor, num_cols: tl.tensor,
+def kth_key(row_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor, counts_ptr: tl.tensor, num_cols: tl.tensor,
          col_stride: tl.tensor, k: tl.tensor, capacity: tl.tensor, from_row: tl.tensor, num_sources: tl.tensor,
          HAS_ROW: tl.constexpr, PASSES: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr,
          HAS_VALID: tl.constexpr) -> tl.tensor:  # fmt: skip
@@ -232,12 +233,14 @@ def _kth(row_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor, count
     for p in tl.static_range(PASSES):
         num_H = tl.zeros([BINS], tl.int32)
         for source in range(num_sources):
-            num = num_cols
+            num = tl.full([], 0, tl.int32) + num_cols  # not a constant where it is 1
             if not from_row:
                 num = tl.load(counts_ptr + source)
             for start in range(0, num, BLOCK):
                 o_B = start + tl.arange(0, BLOCK)
-                source_ptr = entries_ptr + (tl.full([], 0, tl.int64) + source) * capacity  # a plain int in the interpreter
+                source_ptr = (
+                    entries_ptr + (tl.full([], 0, tl.int64) + source) * capacity
+                )  # a plain int in the interpreter
                 key_B, _, match_B = _load_source(
                     row_ptr, valid_ptr, source_ptr, o_B, num, col_stride, from_row, HAS_ROW, LARGEST, HAS_VALID
                 )
@@ -251,15 +254,12 @@ def _kth(row_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor, count
         here_H = (up_to_H - num_H < rank) & (up_to_H >= rank)
         digit = tl.sum(tl.where(here_H, bin_H, 0))
         rank -= tl.sum(tl.where(here_H, up_to_H - num_H, 0))
-        if p == 0:
-            prefix = digit - 128
-        else:
-            prefix = prefix * 256 + digit
+        prefix = digit - 128 if p == 0 else prefix * 256 + digit
     return prefix, rank
 
 
 @jit()
-def _kept(key_B: tl.tensor, inside_B: tl.tensor, prefix: tl.tensor, rank: tl.tensor, num_ties: tl.tensor,
+def kept(key_B: tl.tensor, inside_B: tl.tensor, prefix: tl.tensor, rank: tl.tensor, num_ties: tl.tensor,
           PASSES: tl.constexpr) -> tl.tensor:  # fmt: skip
     """Return which of a tile are among the k: all before the k-th, and the first `rank` of those that tie with it."""
     upper_B = key_B >> (32 - 8 * PASSES)
@@ -289,14 +289,14 @@ def finish_kernel(x_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor
             longest = tl.maximum(longest, count)
     from_row = (total < k) | (longest > capacity)
     num_sources = tl.where(from_row, 1, num_segments)
-    prefix, rank = _kth(
+    prefix, rank = kth_key(
         row_ptr, valid_ptr, entries_ptr, counts_ptr, num_cols, col_stride, k, capacity, from_row, num_sources,
         HAS_ROW, PASSES, BLOCK, LARGEST, HAS_VALID,
     )  # fmt: skip
     num_kept = tl.full([], 0, tl.int32)
     num_ties = tl.full([], 0, tl.int32)
     for source in range(num_sources):
-        num = num_cols
+        num = tl.full([], 0, tl.int32) + num_cols  # not a constant where it is 1
         if not from_row:
             num = tl.load(counts_ptr + source)
         for start in range(0, num, BLOCK):
@@ -305,7 +305,7 @@ def finish_kernel(x_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor
             key_B, id_B, inside_B = _load_source(
                 row_ptr, valid_ptr, source_ptr, o_B, num, col_stride, from_row, HAS_ROW, LARGEST, HAS_VALID
             )
-            keep_B, num_ties = _kept(key_B, inside_B, prefix, rank, num_ties, PASSES)
+            keep_B, num_ties = kept(key_B, inside_B, prefix, rank, num_ties, PASSES)
             x_B = _numbers(key_B, LARGEST, out_values_ptr.dtype.element_ty)
             if HAS_ROW:
                 several_B = keep_B & ((key_B == 0) | (key_B == LAST))  # zeros and NaN share a key: the element itself
@@ -319,53 +319,25 @@ def finish_kernel(x_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor
             num_kept += tl.sum(one_B)
 
 
-@jit(do_not_specialize=("first_id", "k", "capacity"))
-def fold_kernel(x_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor, counts_ptr: tl.tensor,
-                limits_ptr: tl.tensor, num_cols: tl.tensor, row_stride: tl.tensor, first_id: tl.tensor, k: tl.tensor,
-                capacity: tl.tensor, max_cols: tl.tensor, BLOCK: tl.constexpr, LARGEST: tl.constexpr,
-                HAS_VALID: tl.constexpr) -> None:  # fmt: skip
-    """Take the columns of one row of a chunk into its buffer; leave room for a chunk more by keeping only the k."""
-    row = tl.program_id(0).to(tl.int64)
-    row_ptr = x_ptr + row * row_stride
-    entries_ptr += row * capacity
-    limit = tl.load(limits_ptr + row)
-    count = tl.load(counts_ptr + row)
-    for start in range(0, num_cols, BLOCK):
-        o_B = start + tl.arange(0, BLOCK)
-        key_B, keep_B = _load_row(row_ptr, valid_ptr, o_B, o_B < num_cols, 1, LARGEST, HAS_VALID)
-        count = _append(entries_ptr, count, key_B, first_id + o_B, keep_B & (key_B <= limit), capacity)
-    tl.store(counts_ptr + row, count)
-    if count > capacity - max_cols:
-        tl.debug_barrier()  # what other threads appended, and the count, are there
-        prefix, rank = _kth(
-            row_ptr, valid_ptr, entries_ptr, counts_ptr + row, num_cols, 1, k, capacity, False, 1,
-            False, 4, BLOCK, LARGEST, HAS_VALID,
-        )  # fmt: skip
-        num_kept = tl.full([], 0, tl.int32)
-        num_ties = tl.full([], 0, tl.int32)
-        for start in range(0, count, BLOCK):
-            o_B = start + tl.arange(0, BLOCK)
-            inside_B = o_B < count
-            key_B, id_B = _load_entries(entries_ptr + o_B, inside_B)
-            keep_B, num_ties = _kept(key_B, inside_B, prefix, rank, num_ties, 4)
-            tl.debug_barrier()  # all of the tile has been read before any of it is overwritten
-            num_kept = _append(entries_ptr, num_kept, key_B, id_B, keep_B, capacity)
-        tl.store(counts_ptr + row, num_kept)
-        tl.store(limits_ptr + row, prefix - 1)  # a tie with the k-th that comes later has a larger id
+def check_device(tensor: Tensor) -> None:
+    """Check that kernels can take ``tensor``.
 
-
-def _check_device(tensor: Tensor) -> None:
+    Raises:
+        RuntimeError: Triton is not installed.
+        ValueError: the tensor is not on a CUDA device, nor are kernels interpreted.
+    """
     if not HAS_TRITON:
         raise RuntimeError("bottom_k_triton: Triton is not installed; install the `triton` package or call bottom_k")
     if not tensor.is_cuda and not is_interpreted(filter_kernel):
         raise ValueError(f"bottom_k_triton: logits are on {tensor.device}; move them to a CUDA device or call bottom_k")
 
 
-def _on(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Launch on this device, whichever is the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-def _sorted(keys_NK: Tensor, values_NK: Tensor, ids_NK: Tensor) -> tuple[Tensor, Tensor]:
+def by_key(keys_NK: Tensor, values_NK: Tensor, ids_NK: Tensor) -> tuple[Tensor, Tensor]:
     """Order by key; entries come by rising ids and the sort is stable, so ties stay so."""
     if values_NK.dtype == torch.bfloat16:
         keys_NK = (keys_NK >> 16).to(torch.int16)  # all there is of a bf16's key, and half the sort
@@ -384,9 +356,9 @@ def bottom_k_triton(
 
     Raises:
         RuntimeError: where Triton is not installed.
-        ValueError: logits that are not on a CUDA device, or more than 2^31 - 1 columns.
+        ValueError: logits that are not on a CUDA device, or more than MAX_COLS columns.
     """
-    _check_device(logits_NV)
+    check_device(logits_NV)
     (num_rows, num_cols), device = logits_NV.shape, logits_NV.device
     if num_cols > MAX_COLS:
         raise ValueError(f"bottom_k_triton: {num_cols} columns are more than {MAX_COLS}; split the vocabulary")
@@ -402,7 +374,7 @@ def bottom_k_triton(
     strides = logits_NV.stride()
     aligned = strides[1] == 1 and (logits_NV.data_ptr() | strides[0] * logits_NV.itemsize) % 16 == 0
     common = {"LARGEST": largest, "HAS_VALID": valid is not None}
-    with _on(device):
+    with on_device(device):
         if plan.rank:
             filter_kernel[(num_rows, plan.num_segments)](
                 logits_NV, mask, entries, counts, num_cols, *strides, plan.rank, plan.capacity,
@@ -414,45 +386,4 @@ def bottom_k_triton(
             plan.num_segments, FILTERED=plan.rank > 0, HAS_ROW=True, PASSES=NUM_PASSES[logits_NV.dtype],
             BLOCK=config.finish_block, num_warps=config.num_warps, **common,
         )  # fmt: skip
-    return _sorted(out_keys_NK, values_NK, ids_NK) if sort else (values_NK, ids_NK)
-
-
-class TritonRunning:
-    """The k smallest of each row of fp32 columns that come in chunks of at most ``max_cols``, by rising ids.
-
-    Holds 8 bytes times 2 k + 2 max_cols for each row. `fold` is one launch: after about every second chunk at first, and
-    seldom later, rows find their k-th key again.
-    """
-
-    def __init__(
-        self, num_rows: int, k: int, max_cols: int, largest: bool, device: torch.device, config: LaunchConfig = DEFAULT
-    ) -> None:
-        self._k, self._max_cols, self._largest, self._config = k, max_cols, largest, config
-        self._capacity = 2 * k + 2 * max_cols
-        self._entries = torch.empty(num_rows, self._capacity, dtype=torch.int64, device=device)
-        self._counts = torch.zeros(num_rows, dtype=torch.int32, device=device)
-        self._limits = torch.full((num_rows,), int(LAST), dtype=torch.int32, device=device)
-
-    def fold(self, logits_RC: Tensor, first_id: int, valid_C: Tensor | None) -> None:
-        """Take in the next columns."""
-        _check_device(logits_RC)
-        mask = logits_RC if valid_C is None else valid_C.contiguous().view(torch.uint8)
-        with _on(logits_RC.device):
-            fold_kernel[(logits_RC.shape[0],)](
-                logits_RC, mask, self._entries, self._counts, self._limits, logits_RC.shape[1],
-                logits_RC.stride(0), first_id, self._k, self._capacity, self._max_cols, BLOCK=self._config.finish_block,
-                LARGEST=self._largest, HAS_VALID=valid_C is not None, num_warps=self._config.num_warps,
-            )  # fmt: skip
-
-    def finish(self, values_RK: Tensor, ids_RK: Tensor) -> None:
-        """Write what is kept, sorted."""
-        keys_RK = torch.empty_like(values_RK, dtype=torch.int32)
-        with _on(values_RK.device):
-            finish_kernel[(values_RK.shape[0],)](
-                values_RK, values_RK, self._entries, self._counts, keys_RK, values_RK, ids_RK, 0, 0, 1, self._k,
-                self._capacity, 1, FILTERED=True, HAS_ROW=False, PASSES=4, BLOCK=self._config.finish_block,
-                LARGEST=self._largest, HAS_VALID=False, num_warps=self._config.num_warps,
-            )  # fmt: skip
-        values, ids = _sorted(keys_RK, values_RK, ids_RK)
-        values_RK.copy_(values)
-        ids_RK.copy_(ids)
+    return by_key(out_keys_NK, values_NK, ids_NK) if sort else (values_NK, ids_NK)

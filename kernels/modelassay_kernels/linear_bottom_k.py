@@ -5,7 +5,7 @@ type, then `bottom_k`. They are made chunk by chunk, small enough for a cache, a
 k smallest so far is kept. (A running limit cannot skip products: at k = 2000 of 152k every tile holds a candidate.)
 """
 
-# N = rows, D = hidden, V = vocabulary, K = kept, R = rows and C = columns of one chunk
+# N = rows, D = hidden size, V = size of the vocabulary, K = kept of each row, R = rows and C = columns of one chunk
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class _PlainRunning:
 def _make_running(hidden_RD: Tensor, k: int, largest: bool, num_cols: int) -> Running:
     if hidden_RD.dtype != torch.float64:
         if hidden_RD.is_cuda:
-            triton_half = importlib.import_module("modelassay_kernels.bottom_k_triton")
+            triton_half = importlib.import_module("modelassay_kernels.linear_bottom_k_triton")
             running: Running = triton_half.TritonRunning(hidden_RD.shape[0], k, num_cols, largest, hidden_RD.device)
             return running
         if hidden_RD.device.type == "cpu" and native_available():
@@ -141,7 +141,9 @@ def _spans(length: int, step: int) -> Iterator[slice]:
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
-def _check(hidden_ND: Tensor, weight_VD: Tensor, k: int, valid: Tensor | None, bias: Tensor | None, softcap: float | None) -> None:
+def _check(
+    hidden_ND: Tensor, weight_VD: Tensor, k: int, valid: Tensor | None, bias: Tensor | None, softcap: float | None
+) -> None:
     if hidden_ND.ndim != 2 or weight_VD.ndim != 2 or hidden_ND.shape[1] != weight_VD.shape[1]:
         raise ValueError(
             f"linear_bottom_k: expected hidden [rows, D] and weight [vocabulary, D], got {[*hidden_ND.shape]} and "

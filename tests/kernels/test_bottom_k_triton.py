@@ -9,7 +9,7 @@ import torch
 
 from bottom_k_cases import DTYPES, assert_is_bottom_k, expected_ids, hard_rows, normal, uniform
 from modelassay_kernels import bottom_k_triton as op
-from modelassay_kernels.bottom_k_triton import LaunchConfig, Plan, TritonRunning, bottom_k_triton
+from modelassay_kernels.bottom_k_triton import LaunchConfig, Plan, bottom_k_triton
 from triton_checks import compile_ahead, run_interpreted
 
 SMALL = LaunchConfig(block=256, finish_block=128, sample=64, num_warps=4)  # so that a few hundred columns are filtered
@@ -56,8 +56,8 @@ def test_a_sample_that_misleads_costs_only_time(kernel_device: torch.device) -> 
     for start in (0, 500):  # the two runs of 32 a sample of 64 consists of
         x_NV[0, start : start + 32] -= 50  # the limit lets too few pass
         x_NV[1, start : start + 32] += 50  # and here all but those, more than the buffer has room for
-    few = LaunchConfig(block=256, finish_block=128, sample=64, num_warps=4)
-    assert_is_bottom_k(bottom_k_triton(x_NV.to(kernel_device), 70, config=few), x_NV, 70)
+    assert Plan.make(3, 1000, 70, SMALL).rank > 0
+    assert_is_bottom_k(bottom_k_triton(x_NV.to(kernel_device), 70, config=SMALL), x_NV, 70)
 
 
 def test_more_than_a_buffer_holds(kernel_device: torch.device) -> None:
@@ -87,21 +87,6 @@ def test_addresses_beyond_two_to_the_31(kernel_device: torch.device, tmp_path: P
         file.truncate(3 * stride * 2)
     sparse = torch.from_file(str(path), shared=True, size=3 * stride, dtype=torch.bfloat16).view(3, stride)[:, :600]
     assert_is_bottom_k(bottom_k_triton(sparse, 5, config=SMALL), values_NV, 5)
-
-
-@pytest.mark.parametrize("largest", [False, True])
-def test_columns_that_come_in_chunks(largest: bool, kernel_device: torch.device) -> None:
-    x_NV = torch.stack([row for name, row in hard_rows(900).items() if name not in {"specials", "zeros of both signs"}])
-    valid = uniform(900, seed=10) < 0.8
-    k = 40
-    running = TritonRunning(len(x_NV), k, 128, largest, kernel_device, SMALL)
-    for start in range(0, 900, 128):
-        chunk, mask = x_NV[:, start : start + 128].to(kernel_device), valid[start : start + 128].to(kernel_device)
-        running.fold(chunk, start, mask)
-    values_NK = torch.empty(len(x_NV), k, device=kernel_device)
-    ids_NK = torch.empty(len(x_NV), k, dtype=torch.int64, device=kernel_device)
-    running.finish(values_NK, ids_NK)
-    assert_is_bottom_k((values_NK, ids_NK), x_NV, k, valid, largest=largest)
 
 
 @pytest.mark.gpu
@@ -142,7 +127,7 @@ def test_filter_reads_16_bytes_and_spills_nothing(capability: int, dtype: torch.
     words = config.block * dtype.itemsize // (16 * 32 * config.num_warps)  # of 16 bytes, per thread and tile
     assert compiled.count(r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 0x10") == words * config.num_stages
     assert compiled.spilled_bytes == 0
-    assert compiled.registers <= 85  # 768 threads per multiprocessor
+    assert compiled.registers <= (85 if capability < 100 else 128)  # 768 or 512 threads per multiprocessor
     assert compiled.count(r"\batom\.global|\bred\.global") == 0
 
 
@@ -165,19 +150,6 @@ def test_finish_compiles(capability: int, has_row: bool, tmp_path: Path) -> None
     assert compiled.count(r"\batom\.global|\bred\.global") == 0
 
 
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_fold_compiles(capability: int, tmp_path: Path) -> None:
-    buffers = {"entries_ptr": "*i64", "counts_ptr": "*i32", "limits_ptr": "*i32"}
-    sizes = {"num_cols": "i32", "row_stride": "i32", "first_id": "i32", "k": "i32", "capacity": "i32", "max_cols": "i32"}
-    constants = {"BLOCK": op.DEFAULT.finish_block, "LARGEST": True, "HAS_VALID": True}
-    compiled = compile_ahead(
-        op.fold_kernel, signature={"x_ptr": "*fp32", "valid_ptr": "*u8", **buffers, **sizes}, constants=constants,
-        capability=capability, cache=tmp_path, num_warps=op.DEFAULT.num_warps,
-    )  # fmt: skip
-    assert compiled.spilled_bytes == 0
-    assert compiled.count(r"\batom\.global|\bred\.global") == 0
-
-
 def test_cpu_tensors_are_turned_away() -> None:
     with pytest.raises(ValueError, match="logits are on cpu; move them to a CUDA device"):
         bottom_k_triton(torch.ones(2, 3), 1)
@@ -185,7 +157,7 @@ def test_cpu_tensors_are_turned_away() -> None:
 
 def test_too_many_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(op, "is_interpreted", lambda kernel: True)
-    with pytest.raises(ValueError, match="2147483648 columns are more than 2147483647; split"):
+    with pytest.raises(ValueError, match="2147483648 columns are more than 2147418112; split"):
         bottom_k_triton(torch.ones(1, 1).expand(1, 2**31), 1)
 
 

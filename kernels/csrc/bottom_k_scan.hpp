@@ -167,9 +167,8 @@ struct Matcher {
   }
   std::uint64_t match(const std::byte* data) const {
     U16 columns{};  // lane i has, at bit j, element 8 j + i
-    for (int j = 0; j < 8; ++j) {
-      columns |= eight(data + j * 8 * static_cast<int>(sizeof(Element))) & static_cast<std::uint16_t>(1u << j);
-    }
+    U16 bit = U16{} + std::uint16_t{1};
+    for (int j = 0; j < 8; ++j, bit += bit) columns |= eight(data + j * 8 * static_cast<int>(sizeof(Element))) & bit;
     std::uint64_t word = 0;
     for (int i = 0; i < 8; ++i) word |= std::uint64_t{columns[i]} << (8 * i);
     return transpose_bits(word);

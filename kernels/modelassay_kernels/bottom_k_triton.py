@@ -50,8 +50,11 @@ class LaunchConfig:
     num_stages: int = 4
     """Tiles in flight, 4 KB each in bf16: three resident programs hold 36 KB, where an H200 needs 25 to hide its latency."""
 
-    finish_block: int = 2048
-    """Elements of one tile of a buffer."""
+    finish_block: int = 1024
+    """Elements of one tile of a buffer, of which a row at k = 2000 fills three."""
+
+    finish_warps: int = 4
+    """Few, so that many rows are resident: what a row waits for is barriers, not memory."""
 
     sample: int = 4096
     """Elements the limit comes from: at k = 2000 of 152k, 54 of them are expected among the k, give or take 7."""
@@ -384,6 +387,6 @@ def bottom_k_triton(
         finish_kernel[(num_rows,)](
             logits_NV, mask, entries, counts, out_keys_NK, values_NK, ids_NK, num_cols, *strides, k, plan.capacity,
             plan.num_segments, FILTERED=plan.rank > 0, HAS_ROW=True, PASSES=NUM_PASSES[logits_NV.dtype],
-            BLOCK=config.finish_block, num_warps=config.num_warps, **common,
+            BLOCK=config.finish_block, num_warps=config.finish_warps, **common,
         )  # fmt: skip
     return by_key(out_keys_NK, values_NK, ids_NK) if sort else (values_NK, ids_NK)

@@ -83,7 +83,7 @@ class TritonRunning:
             fold_kernel[(logits_RC.shape[0],)](
                 logits_RC, mask, self._entries, self._counts, self._limits, logits_RC.shape[1],
                 logits_RC.stride(0), first_id, self._k, self._capacity, self._max_cols, BLOCK=self._config.finish_block,
-                LARGEST=self._largest, HAS_VALID=valid_C is not None, num_warps=self._config.num_warps,
+                LARGEST=self._largest, HAS_VALID=valid_C is not None, num_warps=self._config.finish_warps,
             )  # fmt: skip
 
     def finish(self, values_RK: Tensor, ids_RK: Tensor) -> None:
@@ -93,7 +93,7 @@ class TritonRunning:
             finish_kernel[(values_RK.shape[0],)](
                 values_RK, values_RK, self._entries, self._counts, keys_RK, values_RK, ids_RK, 0, 0, 1, self._k,
                 self._capacity, 1, FILTERED=True, HAS_ROW=False, PASSES=4, BLOCK=self._config.finish_block,
-                LARGEST=self._largest, HAS_VALID=False, num_warps=self._config.num_warps,
+                LARGEST=self._largest, HAS_VALID=False, num_warps=self._config.finish_warps,
             )  # fmt: skip
         values, ids = by_key(keys_RK, values_RK, ids_RK)
         values_RK.copy_(values)

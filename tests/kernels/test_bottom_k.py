@@ -54,6 +54,12 @@ def test_a_vocabulary(engine: Engine, dtype: torch.dtype) -> None:
         assert_is_bottom_k(engine(x_NV, k, sort=False), x_NV, k, sort=False)
 
 
+@pytest.mark.parametrize("num_cols", [0, 1, 300, 700, 2500])
+def test_many_rows(engine: Engine, num_cols: int) -> None:
+    x_NV = normal(70, num_cols, seed=num_cols)
+    assert_is_bottom_k(engine(x_NV, num_cols // 9), x_NV, num_cols // 9)
+
+
 def test_rows_that_fall_all_along_refill_the_buffer(engine: Engine) -> None:
     x_NV = torch.stack([torch.arange(30_000, 0, -1.0), torch.arange(30_000, 0, -1.0).div(7).floor()])
     x_NV[:, ::470] += 60_000  # lines a sample would be taken from say nothing of the rest

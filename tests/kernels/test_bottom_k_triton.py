@@ -144,7 +144,7 @@ def test_finish_compiles(capability: int, has_row: bool, tmp_path: Path) -> None
     signature = {"x_ptr": outputs["out_values_ptr"], "valid_ptr": "*u8", **buffers, **outputs, **sizes}
     compiled = compile_ahead(
         op.finish_kernel, signature=signature, constants=constants, capability=capability, cache=tmp_path,
-        num_warps=op.DEFAULT.num_warps,
+        num_warps=op.DEFAULT.finish_warps,
     )  # fmt: skip
     assert compiled.spilled_bytes == 0
     assert compiled.count(r"\batom\.global|\bred\.global") == 0

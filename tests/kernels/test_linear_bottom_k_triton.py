@@ -11,7 +11,7 @@ from modelassay_kernels.bottom_k_triton import DEFAULT, LaunchConfig
 from modelassay_kernels.linear_bottom_k_triton import TritonRunning
 from triton_checks import compile_ahead, run_interpreted
 
-SMALL = LaunchConfig(finish_block=128, num_warps=4)
+SMALL = LaunchConfig(finish_block=128)
 
 
 def test_in_the_interpreter() -> None:
@@ -47,7 +47,7 @@ def test_fold_compiles(capability: int, tmp_path: Path) -> None:
     constants = {"BLOCK": DEFAULT.finish_block, "LARGEST": True, "HAS_VALID": True}
     compiled = compile_ahead(
         op.fold_kernel, signature={"x_ptr": "*fp32", "valid_ptr": "*u8", **buffers, **sizes}, constants=constants,
-        capability=capability, cache=tmp_path, num_warps=DEFAULT.num_warps,
+        capability=capability, cache=tmp_path, num_warps=DEFAULT.finish_warps,
     )  # fmt: skip
     assert compiled.spilled_bytes == 0
     assert compiled.count(r"\batom\.global|\bred\.global") == 0

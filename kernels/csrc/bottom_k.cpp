@@ -229,7 +229,9 @@ std::int64_t running_capacity(std::int64_t k) { return 2 * k + 2 * kBlock; }
 
 void bottom_k(const Rows& rows, const BottomKOptions& options, std::byte* values, std::int64_t* ids) {
   const Allowed allowed(options.valid, rows.num_cols);
-  if (options.k < 0 || options.k > allowed.count) throw std::invalid_argument("bottom_k: k is not in 0 ... columns that may be chosen");
+  if (options.k < 0 || options.k > allowed.count) {
+    throw std::invalid_argument("bottom_k: k is not in 0 ... columns that may be chosen");
+  }
   if (options.k == 0 || rows.num_rows == 0) return;
   const int num_threads =
       rows.num_rows * rows.num_cols * element_size(rows.dtype) < kSmallBytes ? 1 : options.num_threads;

@@ -180,7 +180,7 @@ def linear_bottom_k(
     last bits depend on the matrix product the machine chooses. The sign of a zero is not kept.
 
     Costs `linear_bottom_k_work`, the weight being read once per 512 (CPU) or 4096 (GPU) rows. Memory beside the result: one
-    chunk of 4 or 32 MiB and 24 to 48 bytes per kept element of that many rows, whatever N. On a CPU, 16-bit inputs are
+    chunk of 4 or 32 MiB, and for each of that many rows 16 bytes per kept element and 32 KiB, whatever N. On a CPU, 16-bit inputs are
     widened chunk by chunk.
 
     >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])

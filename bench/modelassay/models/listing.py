@@ -27,6 +27,8 @@ RELATIONS: Final = ("adapter", "quantized", "merge", "finetune")
 _EXPAND: Final = ("config", "createdAt", "disabled", "downloads", "downloadsAllTime", "gated", "library_name", "pipeline_tag",
                   "private", "sha", "siblings", "tags")  # fmt: skip
 
+_WAITS_S: Final = (1.0, 4.0)
+
 T = TypeVar("T")
 
 
@@ -91,13 +93,13 @@ class Listing:
         aside.rename(path)
 
 
-def take_listing(base: str, *, retries: int) -> Listing:
+def take_listing(base: str) -> Listing:
     """Ask the Hub for every model that names ``base`` (``hf:ORG/NAME``, with or without a commit) as its base, page by page.
 
     One request per page of up to 1,000 models; HF_ENDPOINT and HF_TOKEN are honoured.
 
     Raises:
-        HostError: offline, or the Hub cannot be reached or does not answer after ``retries`` more tries.
+        HostError: offline, or the Hub cannot be reached or still does not serve the list at the third try.
         CheckpointError: not a name of the Hub's, or nothing names it as its base.
     """
     from huggingface_hub import HfApi, constants, is_offline_mode
@@ -113,7 +115,7 @@ def take_listing(base: str, *, retries: int) -> Listing:
         with hub_errors(base, "the list of its family"):
             return list(HfApi().list_models(filter=f"base_model:{repository}", expand=list(_EXPAND)))  # type: ignore[arg-type]
 
-    found = {info.id: _member(info, repository) for info in patiently(ask, retries=retries) if info.id != repository}
+    found = {info.id: _member(info, repository) for info in _patiently(ask) if info.id != repository}
     if not found:
         raise CheckpointError(f"{base}: the Hub lists no model that names {repository} as its base; check the spelling")
     return Listing(base=repository, taken=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), endpoint=constants.ENDPOINT,
@@ -143,17 +145,13 @@ def read_listing(path: Path) -> Listing:
         ) from error
 
 
-def patiently(call: Callable[[], T], *, retries: int) -> T:
-    """Return ``call()``, tried again up to ``retries`` times after 1, 2, 4, ... seconds while the Hub is unavailable.
-
-    Raises:
-        HubUnavailable: it still was at the last try.
-    """
-    for attempt in range(retries):
+def _patiently(call: Callable[[], T]) -> T:
+    """Return ``call()``, tried again while the Hub is unavailable: huggingface_hub does so for files and all pages but the first."""
+    for wait_s in _WAITS_S:
         try:
             return call()
         except HubUnavailable:
-            time.sleep(2**attempt)
+            time.sleep(wait_s)
     return call()
 
 

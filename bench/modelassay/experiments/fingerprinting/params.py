@@ -47,9 +47,6 @@ class Members(BaseModel):
     threshold: float | None = Field(default=None, ge=0, le=1)
     """Overlap from which a published rule calls a model this base's; None: there is no such rule."""
 
-    retries: int = Field(default=4, ge=0, le=8)
-    """How often a request that failed for a passing reason is sent again, after 1, 2, 4, ... seconds."""
-
     measured: Measured | None = None
     """Tables to analyse instead: the Hub is not asked and no model is loaded."""
 

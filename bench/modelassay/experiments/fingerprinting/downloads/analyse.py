@@ -8,17 +8,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import combinations
 
-from modelassay.claims import Finding, Findings, Label, Table
+from modelassay.claims import Finding, Findings, Label
 from modelassay.errors import UsageError
 from modelassay.experiments.fingerprinting.downloads.families import (
     POOLS,
-    Compared,
     Family,
     families_of,
     mixed,
     overlaps_of,
 )
 from modelassay.experiments.fingerprinting.downloads.figures import save_overlaps
+from modelassay.experiments.fingerprinting.downloads.printed import result_tables, standing_tables
 from modelassay.experiments.fingerprinting.downloads.statistics import (
     Floats,
     Measure,
@@ -63,7 +63,7 @@ def analyse_families(tables: Tables) -> Findings:
     differences = list(_between(families, methods))
     return Findings(
         findings=[*findings, *differences],
-        tables=[_standing_table(families), _result_table(findings, differences), *_reason_tables(families)],
+        tables=[*result_tables([*findings, *differences]), *standing_tables(families)],
         figures={"overlap-by-downloads": partial(save_overlaps, families, methods)} if methods else {},
         caveats=list(_caveats(families, alpha)),
     )
@@ -151,54 +151,6 @@ def _between(families: Sequence[Family], methods: Iterable[str]) -> Iterator[Fin
 
 def _values(family: Family, method: str, cohort: str) -> Floats:
     return overlaps_of(family.cohorts(method)[cohort], method)
-
-
-def _standing_table(families: Sequence[Family]) -> Table:
-    columns = ("base", "listed", "excluded", "missing", "not drawn", "copies", "measured", "few downloads", "many",
-               "downloads not known")  # fmt: skip
-    rows = []
-    for family in families:
-        counts = Counter(member.status for member in family.members)
-        counted = [member for member in family.members if member.status == "measured" and member.name not in family.copies]
-        sides = [sum(map(side, counted)) for side in (family.fails, family.passes)]
-        cells = (len(family.members), *(counts[status] for status in ("excluded", "missing", "not drawn")), len(family.copies),
-                 len(counted), *sides, len(counted) - sum(sides))  # fmt: skip
-        rows.append((family.name, *map(str, cells)))
-    return Table(title="members", columns=columns, rows=rows)
-
-
-def _result_table(findings: Iterable[Finding], differences: Iterable[Finding]) -> Table:
-    rows = []
-    for finding in (*findings, *differences):
-        if finding.name != "members":
-            labels = ", ".join(f"{name} {value}" for name, value in finding.labels.items())
-            value = "undefined" if math.isnan(finding.value) else f"{finding.value:.4g}"
-            interval = "" if finding.low is None or finding.high is None else f"{finding.low:.4g} to {finding.high:.4g}"
-            rows.append((finding.name, labels, value, interval, finding.note))
-    return Table(title="overlap and downloads", columns=("what", "of", "value", "95 %", "note"), rows=rows)
-
-
-def _reason_tables(families: Sequence[Family]) -> Iterator[Table]:
-    """Why members do not count, with their number; and which are copies of what."""
-    rows = []
-    for family in families:
-        reasons = Counter((member.status, member.reason) for member in family.members
-                          if member.status in ("excluded", "missing"))  # fmt: skip
-        rows += [(family.name, status, reason, str(count)) for (status, reason), count in sorted(reasons.items())]
-    if rows:
-        yield Table(title="members that do not count", columns=("base", "status", "reason", "members"), rows=rows)
-    copies = [(family.name, name, of, _shown(_by_name(family, name).downloads))
-              for family in families for name, of in family.copies.items()]  # fmt: skip
-    if copies:
-        yield Table(title="re-uploads: the same weights again", columns=("base", "member", "of", "downloads"), rows=copies)
-
-
-def _by_name(family: Family, name: str) -> Compared:
-    return next(member for member in family.members if member.name == name)
-
-
-def _shown(downloads: float | None) -> str:
-    return "not known" if downloads is None else f"{downloads:,.0f}"
 
 
 def _caveats(families: Sequence[Family], alpha: float) -> Iterator[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from modelassay.errors import CheckpointError, UsageError
@@ -15,7 +14,7 @@ from modelassay.experiments.fingerprinting.downloads.tables import Row, read_ove
 from modelassay.experiments.fingerprinting.params import Measured, Members, Params
 from modelassay.meter import Meter
 from modelassay.models.hub import HubUnavailable
-from modelassay.models.listing import Listing, Member, patiently, read_listing, take_listing
+from modelassay.models.listing import Listing, Member, read_listing, take_listing
 from modelassay.state import State, content_key
 
 LISTING = "listing.json"
@@ -48,7 +47,7 @@ def run_family(params: Params, members: Members, meter: Meter, state: State) -> 
     listing = _listing(params.model, members, state)
     excluded = {member.name: why_excluded(member) for member in listing.members}
     loadable = [member for member in listing.members if excluded[member.name] is None]
-    chosen = choose(loadable, members, seed=listing.digest)
+    chosen = choose(loadable, members, seed=listing.base)
     questions = Questions([cell.model for cell in state.siblings], store=state.store, meter=meter)
     saved = state.restore()
     if saved is None:
@@ -64,7 +63,7 @@ def run_family(params: Params, members: Members, meter: Meter, state: State) -> 
     waiting = [member for member in loadable if member.name in chosen.earlier | chosen.popular]
     for number, member in enumerate(waiting[done:], start=done + 1):
         print(f"member {number} of {len(waiting)}: {member.name}", flush=True)
-        _compare(member, chosen, questions, members.retries, meter)
+        _compare(member, chosen, questions, meter)
         state.checkpoint({"done": number})
 
 
@@ -74,7 +73,7 @@ def _listing(base: str, members: Members, state: State) -> Listing:
     if saved.is_file():
         return read_listing(saved)
     if members.listing is None:
-        listing = take_listing(base, retries=members.retries)
+        listing = take_listing(base)
     else:
         listing = read_listing(Path(members.listing))
         if base.startswith("hf:") and base.removeprefix("hf:").partition("@")[0] != listing.base:
@@ -84,7 +83,7 @@ def _listing(base: str, members: Members, state: State) -> Listing:
 
 
 def choose(loadable: Sequence[Member], members: Members, *, seed: str) -> Cohorts:
-    """Draw the cohorts; the same listing, hence ``seed``, gives the same ones.
+    """Draw the cohorts by ``seed``; the same members give the same ones.
 
     A member whose downloads are not known may be drawn, but is never among the popular, nor above or below the filter.
     """
@@ -97,29 +96,28 @@ def choose(loadable: Sequence[Member], members: Members, *, seed: str) -> Cohort
     return Cohorts(earlier=frozenset(drawn), popular=frozenset(member.name for member in ranked[: members.popular]))
 
 
-def _compare(member: Member, chosen: Cohorts, questions: Questions, retries: int, meter: Meter) -> None:
+def _compare(member: Member, chosen: Cohorts, questions: Questions, meter: Meter) -> None:
     """Fetch a member, ask it what was asked of the bases, and record its overlap with each; or why that cannot be."""
     cohorts = {"earlier": int(member.name in chosen.earlier), "popular": int(member.name in chosen.popular)}
     try:
         with meter.microbatch("fetch", member=member.name):
-            refused = patiently(partial(why_refused, member), retries=retries)
-            folder = None if refused else patiently(partial(fetch, member), retries=retries)
-    except (CheckpointError, HubUnavailable) as error:
-        tries = f", {retries + 1} times" if isinstance(error, HubUnavailable) else ""
-        _record(meter, member, "missing", _short(error, member) + tries, **cohorts)
+            refused = why_refused(member)
+            folder = None if refused else fetch(member)
+    except (CheckpointError, HubUnavailable) as error:  # huggingface_hub tried again five times where that can help
+        _record(meter, member, "missing", _short(error, member), **cohorts)
         return
     if folder is None:
         _record(meter, member, "excluded", str(refused), **cohorts)
         return
     try:
-        answers = questions.ask(member.reference, folder)
+        answers = questions.ask(member.name, folder)
     except CheckpointError as error:
         print(error, flush=True)
         _record(meter, member, "excluded", "would not load", **cohorts)
         return
-    for answer in answers.overlaps:
-        meter.metric("overlap", answer.value, method=answer.method, base=answer.base, member=member.name,
-                     **({"reason": answer.reason} if answer.reason else {}))  # fmt: skip
+    for (method, base), overlap in answers.overlaps.items():
+        meter.metric("overlap", overlap.value, method=method, base=base, member=member.name,
+                     **({"reason": overlap.reason} if overlap.reason else {}))  # fmt: skip
     _record(meter, member, "measured", "", weights=answers.weights, tokenizer=answers.tokenizer, **cohorts)
 
 

@@ -1,73 +1,119 @@
-"""What the members of a family are asked, and how much of their answers they share with the bases."""
+"""What the members of a family are asked, and how much of their answers they share with the bases of the run."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 import torch
+from safetensors import safe_open
 
 from modelassay.errors import CheckpointError
-from modelassay.experiments.fingerprinting.measure import open_model
+from modelassay.experiments.fingerprinting.methods.behaviour import (
+    Overlap,
+    Responses,
+    Speaker,
+    overlap_corrected,
+    overlap_exact,
+)
 from modelassay.meter import Meter
-from modelassay.models.checkpoint import tokenizer_key
-from modelassay.models.hub import LocalFiles
-from modelassay.models.load import load_model
 from modelassay.state import Store
 
-
-@dataclass(frozen=True, kw_only=True)
-class Overlap:
-    method: str
-    base: str
-    value: float
-    reason: str | None = None
+METHODS: Final[Mapping[str, Callable[[Responses, Responses], Overlap]]] = MappingProxyType(
+    {"paper-exact": overlap_exact, "corrected": overlap_corrected}
+)
+"""By the names that metrics carry."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    overlaps: tuple[Overlap, ...]
+    """What one member said."""
+
+    overlaps: Mapping[tuple[str, str], Overlap]
+    """With each base, by method and base."""
     weights: str
+    """See `weights_key`."""
     tokenizer: str
+    """Key of its vocabulary; ``none`` without one."""
 
 
 class Questions:
-    def __init__(self, bases: Sequence[str], *, store: Store, meter: Meter) -> None:
-        self._bases = {base: open_model(base, store=store).folder for base in dict.fromkeys(bases)}
-        self._meter = meter
-        gen = torch.Generator().manual_seed(0)
-        self._prompts = torch.randint(3, 100, (5, 16), generator=gen)
-        self._own = {base: self._bottom(load_model(folder)) for base, folder in self._bases.items()}
+    """The prompts that the run's bases grew, and what the bases answer to their own."""
 
-    def _bottom(self, model):
-        with torch.inference_mode():
-            logits = model(input_ids=self._prompts).logits[:, -1]
-        return [set(row.tolist()) for row in logits.topk(12, largest=False).indices]
+    def __init__(self, bases: Sequence[str], *, store: Store, meter: Meter) -> None:
+        """Name the bases; they are loaded, grow their prompts and answer when a member is first asked."""
+        self._bases = {base: Speaker(base, store=store) for base in dict.fromkeys(bases)}
+        self._store, self._meter = store, meter
+        self._own: dict[str, Responses] = {}
 
     def weights_of(self, base: str) -> str:
-        return weights_key(load_model(self._bases[base]))
+        """Return the key of a base's weights."""
+        return weights_key(self._bases[base].folder)
 
     def tokenizer_of(self, base: str) -> str:
-        return tokenizer_key(LocalFiles(str(self._bases[base]))) or "none"
+        """Return the key of a base's vocabulary.
 
-    def ask(self, reference: str, folder: Path) -> Answers:
-        with self._meter.microbatch("load", member=reference):
-            model = load_model(folder)
-        mine = self._bottom(model)
-        found = []
-        for base, theirs in self._own.items():
-            value = sum(len(a & b) / len(a) for a, b in zip(theirs, mine)) / len(mine)
-            found += [Overlap(method=m, base=base, value=value) for m in ("paper-exact", "corrected")]
-        return Answers(overlaps=tuple(found), weights=weights_key(model), tokenizer=tokenizer_key(LocalFiles(str(folder))) or "none")
+        Raises:
+            CheckpointError: it brings none, so it can ask nothing.
+        """
+        vocabulary = self._bases[base].vocabulary
+        if vocabulary is None:
+            raise CheckpointError(f"{base}: brings no tokenizer, so it can grow no prompts; name a base that has one")
+        return vocabulary.key or "none"
+
+    def ask(self, name: str, folder: Path) -> Answers:
+        """Return a member's overlap with each base on that base's prompts, all of which it answers at once.
+
+        Raises:
+            CheckpointError: it cannot be loaded, or its head does not fit its tokenizer.
+        """
+        self._prepare()
+        member = Speaker(str(folder), store=self._store)
+        with self._meter.microbatch("answer", member=name):
+            try:
+                member.listen([own.prompts for own in self._own.values()])
+            except (IndexError, RuntimeError) as error:
+                if "memory" in str(error):
+                    raise
+                raise CheckpointError(f"{name}: cannot be asked: {type(error).__name__}: {error}") from error
+        with self._meter.microbatch("overlap", member=name):
+            overlaps = {(method, base): _named(measure(member.responses(own.prompts), own), folder, name)
+                        for base, own in self._own.items() for method, measure in METHODS.items()}  # fmt: skip
+        tokenizer = None if member.vocabulary is None else member.vocabulary.key
+        return Answers(overlaps=overlaps, weights=weights_key(folder), tokenizer=tokenizer or "none")
+
+    def _prepare(self) -> None:
+        for base, speaker in self._bases.items():
+            if base not in self._own:
+                with self._meter.microbatch("grow", base=base):
+                    self._own[base] = speaker.responses(speaker.prompts)
 
 
-def weights_key(model: torch.nn.Module) -> str:
-    """Return 16 hex digits of BLAKE2b over a loaded model's parameters as float32, by name: one model in other shards or, where
-    nothing is lost by it, in another dtype keeps its key."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().float().contiguous().cpu().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _named(overlap: Overlap, folder: Path, name: str) -> Overlap:
+    """Call a model in a reason what the Hub calls it, not where its files lie here."""
+    return replace(overlap, reason=overlap.reason and overlap.reason.replace(str(folder), name))
+
+
+def weights_key(folder: Path) -> str:
+    """Return 16 hex digits of BLAKE2b over the set of a checkpoint's tensors: shapes and values as float32.
+
+    Two uploads of one model share it whatever their tensors are called, however they are cut into files, whether or not tied
+    weights are written twice, and in another dtype where nothing was lost by it (bf16 to fp32). Costs one read of the weights.
+    """
+    tensors = set()
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            for name in file.keys():  # noqa: SIM118 - no mapping
+                if not name.endswith("inv_freq"):  # older Llamas saved what follows from their configuration
+                    tensors.add(_tensor_key(file.get_tensor(name)))
+    return hashlib.blake2b(b"".join(sorted(tensors)), digest_size=8).hexdigest()
+
+
+def _tensor_key(tensor: torch.Tensor) -> bytes:
+    digest = hashlib.blake2b(str(tuple(tensor.shape)).encode(), digest_size=8)
+    digest.update(tensor.float().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -23,11 +23,11 @@ from modelassay.experiments.fingerprinting.downloads.statistics import (
     Floats,
     Measure,
     difference,
-    false_negatives,
     filter_p,
     mean,
     rank_correlation,
     separation,
+    share,
     spread_ratio,
     threshold_at,
     undefined,
@@ -43,8 +43,9 @@ def analyse_families(tables: Tables) -> Findings:
 
     Findings, all with intervals over members: ``overlap-mean`` and ``overlap-median`` per cohort; ``spread-ratio``, the
     deviation of overlaps at few downloads over that at many; ``overlap-by-downloads``, Spearman's rho; ``fnr`` at the
-    published threshold and at the one that same-tokenizer strangers give, before and after the filter; ``threshold``; ``auroc``
-    and ``tpr-at-fpr`` against strangers; ``overlap-difference`` between families; ``members`` by status.
+    published threshold and at the one that same-tokenizer strangers give, before and after the filter; ``threshold``; ``auroc``,
+    ``tpr-at-fpr`` and at the published threshold ``fpr`` against strangers; ``overlap-difference`` between families;
+    ``members`` by status.
 
     Raises:
         UsageError: some cells compare a family and others do not.
@@ -120,19 +121,23 @@ def _missed(family: Family, method: str, alpha: float) -> Iterator[Finding]:
     for source, threshold in thresholds.items():
         for moment in ("before", "after"):
             values = overlaps_of(cohorts[moment], method)
-            rate = undefined(why) if threshold is None else false_negatives(values, threshold)
+            rate = undefined(why) if threshold is None else share(values < threshold)
             p = None if threshold is None or moment == "before" else filter_p(values, removed, threshold)
             note = "" if p is None else f"kept against removed: p = {p:.2g}"
-            yield _finding("fnr", rate, note, threshold=source, filter=moment, **labels)
+            yield _finding("fnr", rate, note, **labels, threshold=source, filter=moment)
 
 
 def _against_strangers(family: Family, method: str) -> Iterator[Finding]:
-    related = overlaps_of(family.counted(method), method)
+    """Set the members drawn whatever their downloads against strangers: those chosen for downloads are no sample of a family."""
+    related = overlaps_of(family.cohorts(method)["earlier"], method)
     for pool in POOLS:
+        strangers = family.strangers.get((method, pool))
+        labels: dict[str, Label] = {"base": family.name, "method": method, "strangers": pool}
         for metric in ("auroc", "tpr-at-fpr"):
-            strangers = family.strangers.get((method, pool))
             found = undefined("no such strangers in this run") if strangers is None else separation(related, strangers, metric)
-            yield _finding(metric, found, base=family.name, method=method, strangers=pool)
+            yield _finding(metric, found, **labels)
+        if strangers is not None and method == METHODS[0] and family.threshold is not None:
+            yield _finding("fpr", share(strangers >= family.threshold), **labels, threshold="published")
 
 
 def _between(families: Sequence[Family], methods: Iterable[str]) -> Iterator[Finding]:
@@ -158,6 +163,10 @@ def _caveats(families: Sequence[Family], alpha: float) -> Iterator[str]:
         missing = sum(member.status == "missing" for member in family.members)
         yield (f"{family.name}: {family.listing}; {missing} missing and {len(family.copies)} re-uploads are on neither side of the "
                f"filter (more than {family.more_than} downloads)")  # fmt: skip
+        zeros = sum(member.zero for member in family.members)
+        if zeros:
+            yield (f"{family.name}: {zeros} members have 0 downloads in the tables, which also stood for repositories that were gone: "
+                   "they are taken as not known")  # fmt: skip
         written = [member.answers for member in family.members if member.answers not in (None, "none")]
         if (repeated := len(written) - len(set(written))) > 0:
             yield f"{family.name}: {repeated} members have another one's overlap on every prompt; are they re-uploads?"

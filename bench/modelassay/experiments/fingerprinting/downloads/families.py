@@ -34,6 +34,8 @@ class Compared:
     weights: str | None
     """Key of its weights; None where they are not known."""
     tokenizer: str | None
+    zero: bool
+    """Whether a table gives it 0 downloads, which may mean that it was gone; they are then not known."""
     answers: str | None
     """Key of its overlaps per prompt, of a table that has them."""
     overlaps: Mapping[str, float]
@@ -141,7 +143,7 @@ def _members(base: str, rows: Sequence[Mapping[str, Any]]) -> list[Compared]:
             name=row["member"], downloads=None if math.isnan(row["value"]) else row["value"], status=row["status"],
             reason=row["reason"], relation=row["relation"], created=row["created"], earlier=row.get("earlier") == 1,
             popular=row.get("popular") == 1, weights=row.get("weights"), tokenizer=row.get("tokenizer"),
-            answers=row.get("answers"), overlaps=overlaps.get(row["member"], {}),
+            zero=row.get("zero") == 1, answers=row.get("answers"), overlaps=overlaps.get(row["member"], {}),
         )
         for row in rows if row["name"] == "member"
     ]  # fmt: skip

@@ -152,7 +152,7 @@ def _record_row(row: Row, meter: Meter, *, earlier: int, popular: int) -> None:
     meter.metric(
         "member", float("nan") if row.downloads is None else row.downloads, member=row.name, earlier=earlier, popular=popular,
         status="measured" if measured else "missing", reason="none" if measured else "no overlap in the table",
-        relation="unknown", created="unknown", revision="none", answers=content_key(row.by_prompt) if row.by_prompt else "none",
+        relation="unknown", created="unknown", revision="none", zero=int(row.zero), answers=content_key(row.by_prompt) if row.by_prompt else "none",
     )  # fmt: skip
     if row.overlap is not None:
         meter.metric("overlap", row.overlap, method="paper-exact", member=row.name)

@@ -58,7 +58,7 @@ def result_tables(findings: Sequence[Finding]) -> Iterator[Table]:
          shelf.cell("overlap-by-downloads", of), shelf.note("overlap-by-downloads", of))
         for of in shelf.labels("spread-ratio")
     ])  # fmt: skip
-    yield Table(title="false negatives", columns=("threshold of", "base", "method", "before", "of", "after", "of"), rows=[
+    yield Table(title="false negatives", columns=("base", "method", "threshold of", "before", "of", "after", "of"), rows=[
         (*_words(of), *(text for moment in ("before", "after")
                         for text in (shelf.cell("fnr", of | {"filter": moment}), shelf.note("fnr", of | {"filter": moment}))))
         for of in shelf.labels("fnr", "filter")
@@ -66,6 +66,9 @@ def result_tables(findings: Sequence[Finding]) -> Iterator[Table]:
     yield Table(title="told from strangers", columns=("base", "method", "measure", *POOLS), rows=[
         (*_words(of), measure, *(shelf.cell(measure, of | {"strangers": pool}) for pool in POOLS))
         for of in shelf.labels("auroc", "strangers") for measure in ("auroc", "tpr-at-fpr")
+    ] + [
+        (*_words(of)[:2], f"fpr, {of['threshold']} threshold", *(shelf.cell("fpr", of | {"strangers": pool}) for pool in POOLS))
+        for of in shelf.labels("fpr", "strangers")
     ])  # fmt: skip
     compared = shelf.labels("overlap-difference")
     if compared:

@@ -125,25 +125,24 @@ def _bootstrapped(value: float, samples: list[Floats], statistic: Callable[..., 
     return Measure(value=value, low=found.low, high=found.high, p=p, note=note)
 
 
-def false_negatives(overlaps: Floats, threshold: float) -> Measure:
-    """Return the share of family members whose overlap is below ``threshold``, Wilson's interval.
+def share(holds: NDArray[np.bool_]) -> Measure:
+    """Return how many of some models something holds for, as a share with Wilson's interval.
 
-    The rule is the published one: a member is called the base's where overlap >= threshold.
-
-    >>> found = false_negatives(np.array([0.1, 0.2, 0.3, 0.4]), 0.2)
+    >>> found = share(np.array([0.1, 0.2, 0.3, 0.4]) < 0.2)             # false negatives of a threshold of 0.2
     >>> found.value, found.note
     (0.25, '1 of 4')
     """
-    if not overlaps.size:
-        return undefined("no member was measured")
-    missed = int((overlaps < threshold).sum())
-    low, high = proportion_confint(missed, overlaps.size, alpha=LEVEL, method="wilson")
-    return Measure(value=missed / overlaps.size, low=float(low), high=float(high), note=f"{missed} of {overlaps.size}")
+    if not holds.size:
+        return undefined("no model was measured")
+    count = int(holds.sum())
+    low, high = proportion_confint(count, holds.size, alpha=LEVEL, method="wilson")
+    return Measure(value=count / holds.size, low=float(low), high=float(high), note=f"{count} of {holds.size}")
 
 
 def filter_p(kept: Floats, removed: Floats, threshold: float) -> float | None:
     """Return Fisher's two-sided p that the filter takes members of another false-negative rate than it keeps.
 
+    The published rule calls a member the base's where overlap >= threshold.
     The two groups share no member, as before and after do. None where one is empty.
     """
     if not kept.size or not removed.size:

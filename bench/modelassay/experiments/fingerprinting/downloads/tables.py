@@ -28,6 +28,8 @@ class Row:
     """None where it was not measured: an empty cell, or a negative number."""
     downloads: float | None
     """None where they are not known: an empty cell, or 0, which that collection also wrote for repositories that were gone."""
+    zero: bool
+    """Whether it is that 0."""
     by_prompt: str | None
     """The overlaps per prompt as they are written: equal ones in two rows suggest one model twice."""
 
@@ -66,7 +68,7 @@ def _read(file: Path) -> dict[str, Row]:
         if overlap is not None and overlap > 1:
             raise UsageError(f"{file}:{line}: an overlap of {overlap:g}; it is a share, at most 1")
         found[text["name"]] = Row(name=text["name"], overlap=None if overlap is None or overlap < 0 else overlap,
-                                  downloads=downloads or None, by_prompt=text["prompts"].strip("[] ") or None)  # fmt: skip
+                                  downloads=downloads or None, zero=downloads == 0, by_prompt=text["prompts"].strip("[] ") or None)  # fmt: skip
     return found
 
 

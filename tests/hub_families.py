@@ -40,7 +40,7 @@ class Families:
         relation = said.pop("relation", "finetune")
         tags = [f"base_model:{base}", f"base_model:{relation}:{base}", *said.pop("more_tags", [])]
         commit = None if folder is None else self.hub.add(name, folder)
-        config = {} if folder is None else json.loads((folder / "config.json").read_text())
+        config = {} if folder is None or "config" in said else json.loads((folder / "config.json").read_text())
         files = said.pop("files", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
         order = len(self.hub.listed)
         self.hub.listed[name] = {
@@ -54,7 +54,7 @@ class Families:
 
 
 def put_families(hub: HubServer, root: Path) -> Families:
-    """Serve and list 3 bases with 56 members, of which 37 can be measured and are no copies."""
+    """Serve and list 3 bases with 59 members, of which 14 cannot be measured or are copies."""
     found = Families(hub, root)
     for number, (base, (kind, words)) in enumerate(BASES.items()):
         folder = _base(root / base, kind, words, seed=10 + number)
@@ -72,7 +72,9 @@ def _put_oddities(found: Families) -> None:
     again = root / "again" / "alpha-8"
     shutil.copytree(root / f"{base}-8", again)
     weights = load_file(again / "model.safetensors")
-    save_file({name: weights[name] for name in reversed(weights)}, again / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: weights[name] for name in reversed(weights)}, again / "model.safetensors", metadata={"format": "pt"}
+    )
     found.add(base, "else/alpha-8-again", again, downloads=55)
     found.add(base, "else/alpha-mirror", root / base, downloads=4_000)
     found.add(base, "else/alpha-shy", _child(root / base, root / "else/alpha-shy", 0.1, seed=90), downloads=None)
@@ -80,15 +82,34 @@ def _put_oddities(found: Families) -> None:
     found.add(base, "else/alpha-gamma", _child(root / base, root / "else/alpha-gamma", 0.1, seed=92), downloads=70,
               relation="merge", more_tags=["base_model:lab/gamma", "base_model:merge:lab/gamma"])  # fmt: skip
     damaged = _child(root / base, root / "else/alpha-damaged", 0.1, seed=93)
-    (damaged / "config.json").write_text((damaged / "config.json").read_text().replace('"hidden_size": 16', '"hidden_size": 24'))
+    (damaged / "config.json").write_text(
+        (damaged / "config.json").read_text().replace('"hidden_size": 16', '"hidden_size": 24')
+    )
     found.add(base, "else/alpha-damaged", damaged, downloads=12)
+    silent = _child(
+        root / base, root / "else/alpha-silent", 0.1, seed=94
+    )  # its head has fewer rows than its tokenizer has tokens
+    small = load_file(silent / "model.safetensors")
+    save_file({name: value[:80].clone() if value.shape[0] == ROWS else value for name, value in small.items()},
+              silent / "model.safetensors", metadata={"format": "pt"})  # fmt: skip
+    (silent / "config.json").write_text(
+        (silent / "config.json").read_text().replace(f'"vocab_size": {ROWS}', '"vocab_size": 80')
+    )
+    found.add(base, "else/alpha-silent", silent, downloads=14)
+    torn = _child(root / base, root / "else/alpha-torn", 0.1, seed=95)
+    (torn / "config.json").write_text("{")
+    found.add(base, "else/alpha-torn", torn, downloads=15, config={"architectures": ["Qwen2ForCausalLM"]})
     found.add(base, "else/alpha-lora", None, downloads=300, relation="adapter",
               files=["adapter_config.json", "adapter_model.safetensors"], config=None)  # fmt: skip
-    found.add(base, "else/alpha-gguf", None, downloads=9_000, relation="quantized", files=["alpha.Q4.gguf"], config=None)
+    found.add(
+        base, "else/alpha-gguf", None, downloads=9_000, relation="quantized", files=["alpha.Q4.gguf"], config=None
+    )
     found.add(base, "else/alpha-awq", None, downloads=80, relation="quantized",
               config={"architectures": ["Qwen2ForCausalLM"], "quantization_config": {"quant_method": "awq"}})  # fmt: skip
     found.add(base, "else/alpha-sees", None, downloads=25, pipeline_tag="image-classification")
-    found.add(base, "else/alpha-pickled", None, downloads=3, files=["config.json", "pytorch_model.bin", "tokenizer.json"])
+    found.add(
+        base, "else/alpha-pickled", None, downloads=3, files=["config.json", "pytorch_model.bin", "tokenizer.json"]
+    )
     found.add(base, "else/alpha-judge", None, downloads=8, config={"architectures": ["Qwen2ForSequenceClassification"]})
     found.add(base, "else/alpha-gone", None, downloads=0)
     for name, code in (("gated", (403, "GatedRepo")), ("down", (520, "Unknown"))):
@@ -106,7 +127,9 @@ def _base(folder: Path, kind: str, words: int, *, seed: int) -> Path:
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     save(model, folder)
     _tokenizer(words).save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>"})
+    )
     return folder
 
 
@@ -119,7 +142,9 @@ def _tokenizer(seed: int) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=620, special_tokens=["<end>"], initial_alphabet=sorted(alphabet), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=620, special_tokens=["<end>"], initial_alphabet=sorted(alphabet), show_progress=False
+    )
     tokenizer.train_from_iterator(text, trainer)
     return tokenizer
 
@@ -139,6 +164,6 @@ def suite_text(listings: dict[str, Path] | None = None) -> str:
     rows = [f"    - {{model: hf:{base}, members.listing: {path}}}" for base, path in (listings or {}).items()]
     return "\n".join([
         "suite: fingerprinting", "question: noise?", "profiles:",
-        "  mine: {members: {earlier: 26, popular: 8, threshold: 0.05}}",
+        "  mine: {members: {earlier: 28, popular: 8, threshold: 0.05}}",
         "matrix:", f"  model: [{', '.join(f'hf:{base}' for base in BASES)}]", *(["  include:", *rows] if rows else []), "",
     ])  # fmt: skip

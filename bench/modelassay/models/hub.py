@@ -17,11 +17,10 @@ from modelassay.errors import CheckpointError, HostError
 
 _REFERENCE = re.compile(r"hf:(?P<repo>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))?")
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_PASSING = {408, 425, 429}
 
 
 class HubUnavailable(HostError):
-    """The Hub was reached and did not serve a request, for a reason that may pass: 5xx, too many requests, a timeout."""
+    """The Hub was reached and did not serve one request: a refusal with a status, or a timeout. The next may be served."""
 
 
 class Files(Protocol):
@@ -149,7 +148,7 @@ def hub_errors(reference: str, name: str) -> Iterator[None]:
 
     Raises:
         CheckpointError: no such repository or revision, no access to it, or offline and not in the cache.
-        HubUnavailable: the Hub did not serve it; trying again may help.
+        HubUnavailable: the Hub did not serve it.
         HostError: the Hub cannot be reached, or the cache cannot be written.
     """
     import httpx
@@ -206,8 +205,7 @@ def _refused(reference: str, name: str, status: int) -> CheckpointError | HostEr
         return CheckpointError(
             f"{reference}: the Hub refused {name} ({status}); `hf auth login` with an account that may read it"
         )
-    kind = HubUnavailable if status >= 500 or status in _PASSING else HostError
-    return kind(f"{reference}: the Hub answered {status} for {name}; try again later")
+    return HubUnavailable(f"{reference}: the Hub answered {status} for {name}; try again later")
 
 
 def _kind_of(error: BaseException) -> type[HostError]:

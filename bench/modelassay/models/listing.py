@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -105,7 +105,9 @@ def take_listing(base: str) -> Listing:
     from huggingface_hub import HfApi, constants, is_offline_mode
 
     if not base.startswith("hf:"):
-        raise CheckpointError(f"{base}: only the Hub knows a family; name the base hf:ORG/NAME, or give members.listing")
+        raise CheckpointError(
+            f"{base}: only the Hub knows a family; name the base hf:ORG/NAME, or give members.listing"
+        )
     if is_offline_mode():
         raise HostError(f"{base}: HF_HUB_OFFLINE is set, so its family cannot be listed; unset it, or give members.listing the "
                         "listing.json among the artifacts of an earlier run")  # fmt: skip
@@ -113,7 +115,7 @@ def take_listing(base: str) -> Listing:
 
     def ask() -> list[Any]:
         with hub_errors(base, "the list of its family"):
-            return list(HfApi().list_models(filter=f"base_model:{repository}", expand=list(_EXPAND)))  # type: ignore[arg-type]
+            return list(HfApi().list_models(filter=f"base_model:{repository}", expand=list(_EXPAND)))
 
     found = {info.id: _member(info, repository) for info in _patiently(ask) if info.id != repository}
     if not found:
@@ -128,21 +130,22 @@ def read_listing(path: Path) -> Listing:
     Raises:
         UsageError: no such file, or not a listing of this version.
     """
+    from pydantic import TypeAdapter
+
     try:
         data = json.loads(path.read_text())
         if data["schema"] != SCHEMA:
-            raise UsageError(f"{path}: a listing of schema {data['schema']!r}, this modelassay reads {SCHEMA}; take it anew")
-        members = tuple(Member(**{key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()})
-                        for entry in data["members"])  # fmt: skip
-        return Listing(members=members, **{key.name: data[key.name] for key in fields(Listing) if key.name != "members"})
+            raise UsageError(
+                f"{path}: a listing of schema {data['schema']!r}, this modelassay reads {SCHEMA}; take it anew"
+            )
+        return TypeAdapter(Listing).validate_python(data)
     except OSError as error:
         raise UsageError(
             f"{path}: cannot be read: {error.strerror}; members.listing names the listing.json that a run saved"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"{path}: not a saved listing ({type(error).__name__}: {error}); name the listing.json that a run saved"
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())[:120]
+        raise UsageError(f"{path}: not a saved listing ({said}); name the listing.json that a run saved") from error
 
 
 def _patiently(call: Callable[[], T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 
@@ -51,7 +51,9 @@ def analyse_families(tables: Tables) -> Findings:
         UsageError: some cells compare a family and others do not.
     """
     if others := mixed(tables):
-        raise UsageError(f"fingerprinting: {others[0]} has no 'members', other cells have; give them to all cells or to none")
+        raise UsageError(
+            f"fingerprinting: {others[0]} has no 'members', other cells have; give them to all cells or to none"
+        )
     alpha = float(tables.cells["alpha"][0])
     families = families_of(tables)
     methods = [method for method in METHODS if any(family.counted(method) for family in families)]
@@ -70,7 +72,7 @@ def analyse_families(tables: Tables) -> Findings:
     )
 
 
-def _finding(name: str, found: Measure, note: str = "", **labels: Label) -> Finding:
+def _finding(name: str, found: Measure, labels: Mapping[str, Label], note: str = "") -> Finding:
     shown = "; ".join(part for part in (note, found.note, "" if found.p is None else f"p = {found.p:.2g}") if part)
     return Finding(name=name, value=found.value, low=found.low, high=found.high, labels=labels, note=shown)
 
@@ -88,7 +90,7 @@ def _of_cohorts(family: Family, method: str) -> Iterator[Finding]:
     for cohort, members in family.cohorts(method).items():
         values = overlaps_of(members, method)
         labels: dict[str, Label] = {"base": family.name, "cohort": cohort, "method": method}
-        yield _finding("overlap-mean", mean(values), **labels)
+        yield _finding("overlap-mean", mean(values), labels)
         if values.size:
             spread = f", deviation {values.std(ddof=1):.4g}" if values.size > 1 else ""
             middle = float(sorted(values)[len(values) // 2] + sorted(values)[(len(values) - 1) // 2]) / 2
@@ -99,9 +101,9 @@ def _by_downloads(family: Family, method: str) -> Iterator[Finding]:
     known = [member for member in family.counted(method) if member.downloads is not None]
     low, high = ([member for member in known if side(member)] for side in (family.fails, family.passes))
     labels: dict[str, Label] = {"base": family.name, "method": method}
-    yield _finding("spread-ratio", spread_ratio(overlaps_of(low, method), overlaps_of(high, method)), **labels)
+    yield _finding("spread-ratio", spread_ratio(overlaps_of(low, method), overlaps_of(high, method)), labels)
     downloads = overlaps_of(known, method) * 0.0 + [member.downloads or 0.0 for member in known]
-    yield _finding("overlap-by-downloads", rank_correlation(overlaps_of(known, method), downloads), **labels)
+    yield _finding("overlap-by-downloads", rank_correlation(overlaps_of(known, method), downloads), labels)
 
 
 def _missed(family: Family, method: str, alpha: float) -> Iterator[Finding]:
@@ -111,8 +113,12 @@ def _missed(family: Family, method: str, alpha: float) -> Iterator[Finding]:
     count = 0 if pool is None else pool.size
     why = f"{count} strangers with the base's tokenizer; a rate of {alpha:g} takes {math.ceil(1 / alpha)}"
     labels: dict[str, Label] = {"base": family.name, "method": method}
-    found = undefined(why) if calibrated is None else Measure(value=calibrated, note=f"{alpha:g} of {count} strangers reach it")
-    yield _finding("threshold", found, threshold=POOLS[0], **labels)
+    found = (
+        undefined(why)
+        if calibrated is None
+        else Measure(value=calibrated, note=f"{alpha:g} of {count} strangers reach it")
+    )
+    yield _finding("threshold", found, {**labels, "threshold": POOLS[0]})
     thresholds = {POOLS[0]: calibrated}
     if method == METHODS[0] and family.threshold is not None:
         thresholds["published"] = family.threshold
@@ -124,7 +130,7 @@ def _missed(family: Family, method: str, alpha: float) -> Iterator[Finding]:
             rate = undefined(why) if threshold is None else share(values < threshold)
             p = None if threshold is None or moment == "before" else filter_p(values, removed, threshold)
             note = "" if p is None else f"kept against removed: p = {p:.2g}"
-            yield _finding("fnr", rate, note, **labels, threshold=source, filter=moment)
+            yield _finding("fnr", rate, {**labels, "threshold": source, "filter": moment}, note)
 
 
 def _against_strangers(family: Family, method: str) -> Iterator[Finding]:
@@ -134,10 +140,14 @@ def _against_strangers(family: Family, method: str) -> Iterator[Finding]:
         strangers = family.strangers.get((method, pool))
         labels: dict[str, Label] = {"base": family.name, "method": method, "strangers": pool}
         for metric in ("auroc", "tpr-at-fpr"):
-            found = undefined("no such strangers in this run") if strangers is None else separation(related, strangers, metric)
-            yield _finding(metric, found, **labels)
+            found = (
+                undefined("no such strangers in this run")
+                if strangers is None
+                else separation(related, strangers, metric)
+            )
+            yield _finding(metric, found, labels)
         if strangers is not None and method == METHODS[0] and family.threshold is not None:
-            yield _finding("fpr", share(strangers >= family.threshold), **labels, threshold="published")
+            yield _finding("fpr", share(strangers >= family.threshold), {**labels, "threshold": "published"})
 
 
 def _between(families: Sequence[Family], methods: Iterable[str]) -> Iterator[Finding]:
@@ -151,7 +161,9 @@ def _between(families: Sequence[Family], methods: Iterable[str]) -> Iterator[Fin
         adjusted = iter(holm(tested).adjusted)
         for cohort, a, b, found in compared:
             note = "" if found.p is None else f"Holm over {len(tested)}: p = {next(adjusted):.2g}"
-            yield _finding("overlap-difference", found, note, a=a.name, b=b.name, cohort=cohort, method=method)
+            yield _finding(
+                "overlap-difference", found, {"a": a.name, "b": b.name, "cohort": cohort, "method": method}, note
+            )
 
 
 def _values(family: Family, method: str, cohort: str) -> Floats:

@@ -109,7 +109,9 @@ def families_of(tables: Tables) -> list[Family]:
     for name, row in zip(names, cells, strict=True):
         cell, about = row["cell"], _about(by_cell[row["cell"]])
         kin = [other for other in by_cell if roots[other] == roots[cell]]
-        ours = {known for other in kin for member in recorded[other] for known in (member.name, member.weights) if known}
+        ours = {
+            known for other in kin for member in recorded[other] for known in (member.name, member.weights) if known
+        }
         theirs = [(entry, other) for other in by_cell if other not in kin for entry in recorded[other]
                   if entry.name not in copies[other] and not ours.intersection((entry.name, entry.weights))]  # fmt: skip
         elsewhere = {(str(entry["method"]), entry["cell"], entry["member"]): float(entry["value"])

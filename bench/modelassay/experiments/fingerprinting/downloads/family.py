@@ -77,7 +77,9 @@ def _listing(base: str, members: Members, state: State) -> Listing:
     else:
         listing = read_listing(Path(members.listing))
         if base.startswith("hf:") and base.removeprefix("hf:").partition("@")[0] != listing.base:
-            raise UsageError(f"{members.listing}: lists the family of {listing.base}, not of {base}; give each base its own")
+            raise UsageError(
+                f"{members.listing}: lists the family of {listing.base}, not of {base}; give each base its own"
+            )
     listing.save(saved)
     return listing
 
@@ -113,7 +115,8 @@ def _compare(member: Member, chosen: Cohorts, questions: Questions, meter: Meter
         answers = questions.ask(member.name, folder)
     except CheckpointError as error:
         print(error, flush=True)
-        _record(meter, member, "excluded", "would not load", **cohorts)
+        unable = str(error).removeprefix(f"{member.name}: ").partition(";")[0]
+        _record(meter, member, "excluded", unable if unable.startswith("would not") else "would not load", **cohorts)
         return
     for (method, base), overlap in answers.overlaps.items():
         meter.metric("overlap", overlap.value, method=method, base=base, member=member.name,

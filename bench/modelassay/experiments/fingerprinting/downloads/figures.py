@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -40,22 +41,37 @@ def save_overlaps(families: Sequence[Family], methods: Sequence[str], path: Path
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="0.93", linewidth=0.6)
         axis.set_axisbelow(True)
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for axis in axes.flat:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=4, frameon=False, fontsize="small")
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside upper center", ncols=4, frameon=False, fontsize="small"
+    )
     figure.supxlabel("downloads in the 30 days before the listing", fontsize="medium")
     figure.supylabel("overlap with the base", fontsize="medium")
     figure.savefig(path, dpi=160)
 
 
 def _draw(axis: Axes, family: Family, method: str, colour: str) -> None:
-    axis.axvline(family.more_than + 0.5, color="0.45", linewidth=0.9, linestyle=":", label=f"filter: more than {family.more_than}")
+    axis.axvline(
+        family.more_than + 0.5,
+        color="0.45",
+        linewidth=0.9,
+        linestyle=":",
+        label=f"filter: more than {family.more_than}",
+    )
     for pool, shade in zip(POOLS[:2], ("0.55", "0.8"), strict=True):
         strangers = family.strangers.get((method, pool))
         if strangers is not None and strangers.size:
             low, high = np.quantile(strangers, (0.05, 0.95))
-            axis.axhspan(low, max(high, low + 0.004), color=shade, alpha=0.5, linewidth=0, label=f"strangers, {pool.replace('-', ' ')}")
+            axis.axhspan(
+                low,
+                max(high, low + 0.004),
+                color=shade,
+                alpha=0.5,
+                linewidth=0,
+                label=f"strangers, {pool.replace('-', ' ')}",
+            )
     if family.threshold is not None and method == "paper-exact":
         axis.axhline(family.threshold, color="0.2", linewidth=0.9, linestyle="--", label="published threshold")
     drawn = [member for member in family.members if np.isfinite(member.overlaps.get(method, np.nan))]
@@ -64,11 +80,11 @@ def _draw(axis: Axes, family: Family, method: str, colour: str) -> None:
         COPY: [member for member in drawn if member.name in family.copies and member.downloads is not None],
         UNKNOWN: [member for member in drawn if member.downloads is None],
     }
-    styles = {"member": {"marker": "o", "mfc": colour}, COPY: {"marker": "o", "mfc": "none"}, UNKNOWN: {"marker": "x", "mfc": colour}}
     for kind, members in kinds.items():
         if members:
             axis.plot([_place(member) for member in members], [member.overlaps[method] for member in members], linestyle="",
-                      markersize=5, mec=colour, alpha=0.8, label=kind, **styles[kind])  # fmt: skip
+                      marker="x" if kind == UNKNOWN else "o", markersize=5, markeredgecolor=colour, alpha=0.8, label=kind,
+                      markerfacecolor="none" if kind == COPY else colour)  # fmt: skip
 
 
 def _place(member: Compared) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final
 
+from modelassay.errors import CheckpointError
 from modelassay.models.hub import Files, hub_errors, open_files
 from modelassay.models.listing import Member
+from modelassay.models.safetensors_index import read_json
 
 VISION_TASKS: Final = frozenset({
     "any-to-any", "depth-estimation", "document-question-answering", "image-classification", "image-feature-extraction",
@@ -68,7 +69,11 @@ def why_refused(member: Member) -> str | None:
     from huggingface_hub import HfApi, is_offline_mode
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-    config = json.loads(_required(open_files(member.reference), "config.json").read_text())
+    path = _required(open_files(member.reference), "config.json")
+    try:
+        config = read_json(path)
+    except CheckpointError:
+        return "damaged config.json"
     if config.get("quantization_config") is not None:
         return "packed by a quantiser"
     if is_offline_mode():
@@ -76,7 +81,7 @@ def why_refused(member: Member) -> str | None:
     try:
         with hub_errors(member.reference, "its safetensors headers"):
             dtypes = set(HfApi().get_safetensors_metadata(member.name, revision=member.revision).parameter_count)
-    except (NotASafetensorsRepoError, SafetensorsParsingError):
+    except (NotASafetensorsRepoError, SafetensorsParsingError, ValueError, KeyError):  # the last two: a damaged index
         return "damaged safetensors header"
     return f"weights stored as {', '.join(sorted(dtypes - _FLOATS))}" if dtypes - _FLOATS else None
 
@@ -95,15 +100,15 @@ def fetch(member: Member) -> Path:
     if WEIGHTS[0] in member.files:
         _required(files, WEIGHTS[0])
     else:
-        index = json.loads(_required(files, WEIGHTS[1]).read_text())
-        for name in sorted(set(index["weight_map"].values())):
+        shards = read_json(_required(files, WEIGHTS[1])).get("weight_map")
+        if not isinstance(shards, dict):
+            raise CheckpointError(f"{member.reference}: {WEIGHTS[1]} maps no tensors to files; the upload is broken")
+        for name in sorted(set(shards.values())):
             _required(files, name)
     return files.folder
 
 
 def _required(files: Files, name: str) -> Path:
-    from modelassay.errors import CheckpointError
-
     path = files.get(name, required=True)
     if path is None:
         raise CheckpointError(f"{files.reference}: the repository has no {name}; it is incomplete")

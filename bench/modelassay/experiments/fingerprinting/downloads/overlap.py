@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from safetensors import safe_open
 
-from modelassay.errors import CheckpointError
+from modelassay.errors import AssayError, CheckpointError
 from modelassay.experiments.fingerprinting.methods.behaviour import (
     Overlap,
     Responses,
@@ -23,9 +23,10 @@ from modelassay.experiments.fingerprinting.methods.behaviour import (
 from modelassay.meter import Meter
 from modelassay.state import Store
 
-METHODS: Final[Mapping[str, Callable[[Responses, Responses], Overlap]]] = MappingProxyType(
-    {"paper-exact": overlap_exact, "corrected": overlap_corrected}
-)
+METHODS: Final[Mapping[str, Callable[[Responses, Responses], Overlap]]] = MappingProxyType({
+    "paper-exact": overlap_exact,
+    "corrected": overlap_corrected,
+})
 """By the names that metrics carry."""
 
 
@@ -69,20 +70,22 @@ class Questions:
         """Return a member's overlap with each base on that base's prompts, all of which it answers at once.
 
         Raises:
-            CheckpointError: it cannot be loaded, or its head does not fit its tokenizer.
+            CheckpointError: it cannot be loaded, or it or its tokenizer fails.
         """
         self._prepare()
         member = Speaker(str(folder), store=self._store)
-        with self._meter.microbatch("answer", member=name):
-            try:
+        try:
+            with self._meter.microbatch("answer", member=name):
                 member.listen([own.prompts for own in self._own.values()])
-            except (IndexError, RuntimeError) as error:
-                if "memory" in str(error):
-                    raise
-                raise CheckpointError(f"{name}: cannot be asked: {type(error).__name__}: {error}") from error
-        with self._meter.microbatch("overlap", member=name):
-            overlaps = {(method, base): _named(measure(member.responses(own.prompts), own), folder, name)
-                        for base, own in self._own.items() for method, measure in METHODS.items()}  # fmt: skip
+            with self._meter.microbatch("overlap", member=name):
+                overlaps = {(method, base): _named(measure(member.responses(own.prompts), own), folder, name)
+                            for base, own in self._own.items() for method, measure in METHODS.items()}  # fmt: skip
+        except (AssayError, MemoryError):
+            raise
+        except Exception as error:  # whatever stranger's files make libraries raise: it must not end the other members
+            if "memory" in str(error):
+                raise
+            raise CheckpointError(f"{name}: would not answer ({type(error).__name__}); {error}") from error
         tokenizer = None if member.vocabulary is None else member.vocabulary.key
         return Answers(overlaps=overlaps, weights=weights_key(folder), tokenizer=tokenizer or "none")
 
@@ -106,7 +109,7 @@ def weights_key(folder: Path) -> str:
     """
     tensors = set()
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 if not name.endswith("inv_freq"):  # older Llamas saved what follows from their configuration
                     tensors.add(_tensor_key(file.get_tensor(name)))

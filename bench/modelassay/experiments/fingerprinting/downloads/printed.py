@@ -91,7 +91,9 @@ def standing_tables(families: Sequence[Family]) -> Iterator[Table]:
     rows = []
     for family in families:
         counts = Counter(member.status for member in family.members)
-        counted = [member for member in family.members if member.status == "measured" and member.name not in family.copies]
+        counted = [
+            member for member in family.members if member.status == "measured" and member.name not in family.copies
+        ]
         sides = [sum(map(side, counted)) for side in (family.fails, family.passes)]
         cells = (len(family.members), *(counts[status] for status in ("excluded", "missing", "not drawn")), len(family.copies),
                  len(counted), *sides, len(counted) - sum(sides))  # fmt: skip
@@ -107,11 +109,15 @@ def standing_tables(families: Sequence[Family]) -> Iterator[Table]:
     copies = [(family.name, name, of, _number(downloads[family.name, name]))
               for family in families for name, of in family.copies.items()]  # fmt: skip
     if copies:
-        yield Table(title="re-uploads: the same weights again", columns=("base", "member", "of", "downloads"), rows=copies)
+        yield Table(
+            title="re-uploads: the same weights again", columns=("base", "member", "of", "downloads"), rows=copies
+        )
 
 
 def _reasons(family: Family) -> Counter[tuple[str, str]]:
-    return Counter((member.status, member.reason) for member in family.members if member.status in ("excluded", "missing"))
+    return Counter(
+        (member.status, member.reason) for member in family.members if member.status in ("excluded", "missing")
+    )
 
 
 def _number(downloads: float | None) -> str:

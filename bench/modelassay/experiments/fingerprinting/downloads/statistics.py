@@ -16,7 +16,7 @@ from modelassay.accuracy import METRICS
 from modelassay.accuracy_bootstrap import Ranked, Scored, Steps, percentile_interval
 from modelassay.stats import bootstrap_interval
 
-# D = resamples, P = pairs
+# D = resamples, P = pairs of a member or stranger with the one base
 
 Floats = NDArray[np.float64]
 
@@ -75,7 +75,9 @@ def spread_ratio(low: Floats, high: Floats) -> Measure:
         return undefined("the members with many downloads do not vary")
     value = float(low.std(ddof=1) / high.std(ddof=1))
     p = float(levene(low, high, center="median").pvalue)
-    return _bootstrapped(value, [low, high], _sd_ratio, f"{low.size} members with few downloads, {high.size} with many", p=p)
+    return _bootstrapped(
+        value, [low, high], _sd_ratio, f"{low.size} members with few downloads, {high.size} with many", p=p
+    )
 
 
 def _sd_ratio(low: Floats, high: Floats, axis: int = -1) -> Any:
@@ -169,15 +171,17 @@ def separation(related: Floats, strangers: Floats, metric: str) -> Measure:
     `accuracy` redraws roots, because pairs of many roots share models. Here one base is held fixed and each member stands
     in one pair, so members are redrawn; it says nothing of other bases.
 
-    >>> separation(np.array([0.3, 0.4, 0.5]), np.array([0.1, 0.2, 0.3]), "auroc").value
-    0.9444444444444444
+    >>> separation(np.array([0.3, 0.4]), np.array([0.1, 0.3]), "auroc").note
+    '2 members and 2 strangers; it takes 3 of each'
     """
     if min(related.size, strangers.size) < FEWEST:
         return undefined(f"{related.size} members and {strangers.size} strangers; it takes {FEWEST} of each")
     if metric == "tpr-at-fpr" and strangers.size < 100:
         return undefined(f"{strangers.size} strangers cannot show a false-positive rate of 0.01; it takes 100")
     kinds = np.repeat((0, 1), (related.size, strangers.size))
-    scored = Scored(score=np.concatenate((related, strangers)), related=kinds == 0, root_a=np.zeros_like(kinds), root_b=kinds)
+    scored = Scored(
+        score=np.concatenate((related, strangers)), related=kinds == 0, root_a=np.zeros_like(kinds), root_b=kinds
+    )
     ranked, rng = Ranked(scored), np.random.default_rng(0)
     weights_DP = np.concatenate([rng.multinomial(size, np.full(size, 1 / size), size=DRAWS).astype(np.float64)
                                  for size in (related.size, strangers.size)], axis=1)  # fmt: skip

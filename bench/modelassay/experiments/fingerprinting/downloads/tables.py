@@ -51,18 +51,26 @@ def _read(file: Path) -> dict[str, Row]:
     rows = csv_rows(file, decode(file, read_bytes(file)))
     line, header = rows[0]
     titles = [title.lower() for title in header]
-    places = {kind: next((titles.index(name) for name in names if name in titles), None) for kind, names in _COLUMNS.items()}
+    places = {
+        kind: next((titles.index(name) for name in names if name in titles), None) for kind, names in _COLUMNS.items()
+    }
     for kind in ("name", "overlap"):
         if places[kind] is None:
             hint = did_you_mean(_COLUMNS[kind][0], titles)
-            raise UsageError(f"{file}:{line}: no column {' or '.join(_COLUMNS[kind])} among {', '.join(map(shown, titles[:6]))}{hint}")
+            raise UsageError(
+                f"{file}:{line}: no column {' or '.join(_COLUMNS[kind])} among {', '.join(map(shown, titles[:6]))}{hint}"
+            )
     found: dict[str, Row] = {}
     for line, cells in rows[1:]:
         if len(cells) != len(header):
             raise UsageError(f"{file}:{line}: {len(cells)} cells, the first line has {len(header)}")
         text = {kind: "" if place is None else cells[place] for kind, place in places.items()}
         if not text["name"] or text["name"] in found:
-            wrong = f"{shown(text['name'])} stands twice; keep one row of each model" if text["name"] else "a model without a name"
+            wrong = (
+                f"{shown(text['name'])} stands twice; keep one row of each model"
+                if text["name"]
+                else "a model without a name"
+            )
             raise UsageError(f"{file}:{line}: {wrong}")
         overlap, downloads = (_number(file, line, kind, text[kind]) for kind in ("overlap", "downloads"))
         if overlap is not None and overlap > 1:
@@ -80,5 +88,7 @@ def _number(file: Path, line: int, kind: str, text: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise UsageError(f"{file}:{line}: {kind} is {shown(text)}, not a finite number; leave the cell empty where it is not known")
+        raise UsageError(
+            f"{file}:{line}: {kind} is {shown(text)}, not a finite number; leave the cell empty where it is not known"
+        )
     return value

@@ -29,6 +29,10 @@ class Params(BaseModel):
     """Models that this one's weights are compared with, where a method needs both at hand; of two models of this list the
     later is compared with the earlier."""
 
+    behaviour: bool = False
+    """Ask this model and each of ``against`` which tokens they find least likely, with prompts that the latter grow; loads whole
+    models, and of a repository on the Hub fetches all of them."""
+
     peers: tuple[Peer, ...] = ()
     """Other tools that score the same pairs; they must be installed (`ci/peers`)."""
 

@@ -18,7 +18,7 @@ from modelassay.accuracy import Scored
 from modelassay.calibration import RankPs, rank_p_values
 from modelassay.experiments.fingerprinting.background import Background, Recorded
 from modelassay.experiments.fingerprinting.curves import Array
-from modelassay.experiments.fingerprinting.methods import BY_NUMBERS, BY_WEIGHTS, Numbers
+from modelassay.experiments.fingerprinting.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS, Numbers
 from modelassay.models import zoo
 from modelassay.record import Tables
 
@@ -201,9 +201,10 @@ def gather(models: Mapping[str, Numbers], recorded: Recorded, background: Backgr
         earlier = roots[: roots.index(name)] if name in roots else roots
         pairs += [_pair(suspect, suspects[root]) for root in earlier
                   if name not in excluded and (not recorded or frozenset((name, root)) in recorded)]  # fmt: skip
-    known = [name for name in (*BY_NUMBERS, *BY_WEIGHTS) if name in BY_NUMBERS or recorded]
-    peers = dict.fromkeys(name for scores in recorded.values() for name in scores if name not in known)
-    scores = {name: np.full(len(pairs), np.nan) for name in (*known, *peers)}
+    asked = dict.fromkeys(name for scores in recorded.values() for name in scores)
+    known = [name for name in (*BY_NUMBERS, *BY_WEIGHTS, *BY_BEHAVIOUR)
+             if name in BY_NUMBERS or name in asked or (name in BY_WEIGHTS and recorded)]  # fmt: skip
+    scores = {name: np.full(len(pairs), np.nan) for name in dict.fromkeys([*known, *asked])}
     for index, pair in enumerate(pairs):
         mine, theirs = numbers_of[pair.suspect.name], numbers_of[pair.root.name]
         found = {name: method.score(mine, theirs).value for name, method in BY_NUMBERS.items()}

@@ -26,7 +26,8 @@ FEWER = 299
 TRAINING = {"none": 0.0, "up to half": 0.5, "up to twice": 2.0}
 """Classes of training since the root, as a share of the root's own tokens, each up to its limit."""
 COMPARED = (("corrected", "paper-exact"), ("corrected", "config-only"), ("corrected", "modeldna"), ("extended", "corrected"),
-            ("invariant", "corrected"), ("aligned", "modeldna"))  # fmt: skip
+            ("invariant", "corrected"), ("aligned", "modeldna"), ("bottom-k corrected", "bottom-k exact"),
+            ("bottom-k rbo", "bottom-k corrected"), ("bottom-k corrected", "aligned"))  # fmt: skip
 """Pairs of methods whose difference is given, fixed before the run."""
 
 

@@ -154,8 +154,11 @@ def _places(a: Subject, b: Subject, strangers: Background) -> Places:
             scores |= {f"{name}, {grower.curves.name} grows": (name, method.score(asked.speaker, grower.speaker))
                        for name, method in BY_BEHAVIOUR.items()}  # fmt: skip
     known = strangers.against(a.curves, b.curves)
-    return {shown: (score, rank(score.value, (pair.scores.get(name, np.nan) for pair in known)))
-            for shown, (name, score) in scores.items()}  # fmt: skip
+    alike = known or strangers.of_tokenizer(a.curves, b.curves)
+    return {
+        shown: (score, rank(score.value, (pair.scores.get(name, np.nan) for pair in (alike if name in BY_BEHAVIOUR else known))))
+        for shown, (name, score) in scores.items()
+    }  # fmt: skip
 
 
 def _derive(a: Subject, b: Subject) -> Derivation:

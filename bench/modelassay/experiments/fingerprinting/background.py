@@ -10,6 +10,7 @@ import numpy as np
 
 from modelassay.experiments.fingerprinting.curves import Curves
 from modelassay.experiments.fingerprinting.methods import BY_NUMBERS, Numbers
+from modelassay.models.checkpoint import Stratum
 from modelassay.stats import rank_p
 
 Recorded = Mapping[frozenset[str], Mapping[str, float]]
@@ -95,12 +96,25 @@ class Background:
         strata = frozenset((stratum_a, stratum_b))
         return tuple(pair for pair in self.pairs if pair.strata == strata)
 
+    def of_tokenizer(self, a: Curves, b: Curves) -> tuple[StrangerPair, ...]:
+        """Return the strangers of any shape whose tokenizer both models have, for scores of behaviour where `against` has none.
+
+        Tokens that were hardly trained are ranked last by every model of a tokenizer, whatever its shape.
+        """
+        keys = {stratum.tokenizer_key if isinstance(stratum, Stratum) else None for stratum in (a.stratum, b.stratum)}
+        if None in keys or len(keys) > 1:
+            return ()
+        return tuple(pair for pair in self.pairs if not _is_of(pair, a, b) and {
+            stratum.tokenizer_key if isinstance(stratum, Stratum) else None for stratum in pair.strata} == keys)  # fmt: skip
+
     def against(self, a: Curves, b: Curves) -> tuple[StrangerPair, ...]:
         """Return the strangers that may judge ``a`` against ``b``: never that pair itself, nor that of their families."""
-        own_families = frozenset((a.family, b.family))
-        own_names = frozenset((a.name, b.name))
-        return tuple(pair for pair in self.of(a.stratum, b.stratum)
-                     if pair.names != own_names and pair.families != own_families)  # fmt: skip
+        return tuple(pair for pair in self.of(a.stratum, b.stratum) if not _is_of(pair, a, b))
+
+
+def _is_of(pair: StrangerPair, a: Curves, b: Curves) -> bool:
+    """Whether a pair is that of two models, or of their families."""
+    return pair.names == {a.name, b.name} or pair.families == {a.family, b.family}
 
 
 def _scored(a: Numbers, b: Numbers, recorded: Recorded) -> StrangerPair:

@@ -27,7 +27,7 @@ from modelassay.experiments.fingerprinting.methods.behaviour.overlaps import (
     rank_biased_overlap,
 )
 from modelassay.experiments.fingerprinting.methods.behaviour.prompts import Growth, Mute, Prompt, Prompts
-from modelassay.experiments.fingerprinting.methods.behaviour.responses import (
+from modelassay.experiments.fingerprinting.methods.behaviour.speaker import (
     Responses,
     Speaker,
     model_folder,

@@ -310,22 +310,31 @@ def execute(run: Run, *, report: Report) -> None:
 def _report_progress(cell_dir: Path, place: str, report: Report) -> None:
     """Say where a cell stands: the last line it printed, else its last timed unit."""
     number = max(segments(cell_dir), default=0)
-    printed = _last_line(cell_dir / f"attempt-{number}.out")
-    if not printed:
-        unit = json.loads(_last_line(cell_dir / f"attempt-{number}.jsonl") or "{}")
-        printed = f"{unit['stage']} {unit['index'] + 1}" if unit.get("kind") == "microbatch" else ""
-    report(f"{place}: {printed or 'at work'}")
+    printed = _last_lines(cell_dir / f"attempt-{number}.out")
+    said = printed[-1][:200] if printed else _last_unit(_last_lines(cell_dir / f"attempt-{number}.jsonl"))
+    report(f"{place}: {said or 'at work'}")
 
 
-def _last_line(path: Path) -> str:
-    """Return the last whole line of a file that another process writes, of its last 4 kB; empty where there is none."""
+def _last_unit(lines: Sequence[str]) -> str:
+    for line in reversed(lines):
+        try:
+            unit = json.loads(line)
+        except ValueError:  # the first of the lines, which may be the end of a longer one
+            break
+        if isinstance(unit, dict) and unit.get("kind") == "microbatch":
+            return f"{unit['stage']} {unit['index'] + 1}"
+    return ""
+
+
+def _last_lines(path: Path) -> list[str]:
+    """Return the whole lines in the last 16 kB of a file that another process writes, blank ones left out."""
     try:
         with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().rpartition(b"\n")[0].splitlines()
+            file.seek(max(0, path.stat().st_size - 16_384))
+            lines = file.read().rpartition(b"\n")[0].decode(errors="replace").split("\n")
     except OSError:
-        return ""
-    return lines[-1].decode(errors="replace")[:200] if lines else ""
+        return []
+    return [line for line in lines if line.strip()]
 
 
 def _run_in_process(

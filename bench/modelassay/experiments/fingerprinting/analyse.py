@@ -170,9 +170,9 @@ def models_of(tables: Tables) -> dict[str, Numbers]:
     for name, row in zip(names, whole, strict=True):
         described = about[row["cell"]]
         stratum = _stratum(described)
-        curves = curves_from(values[row["cell"]], name=name, stratum=stratum, weights_key=str(described["weights"]),
+        curves = curves_from(values[row["cell"]], name=name, stratum=stratum, weights_key=described.get("weights"),
                              family=family_of(row["model"], row["family"]))  # fmt: skip
-        inner = described["intermediate_size"]
+        inner = described.get("intermediate_size")
         sizes = sizes_of(stratum, None if inner in (None, "none") else int(float(str(inner))))
         models[row["model"]] = Numbers(curves=curves, sizes=sizes)
     return models

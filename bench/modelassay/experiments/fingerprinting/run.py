@@ -38,7 +38,10 @@ def run(params: Params, meter: Meter, state: State) -> None:
 
     Raises:
         Diverged: an attention matrix is not finite or is constant: a finding about the checkpoint.
+        HostError: a peer is not installed; told before anything is made or measured.
     """
+    for peer in params.peers:
+        PEERS[peer].installed_version()
     named = [name for cell in state.siblings for name in (cell.model, *cell.against)]
     make_together(named, params.model, store=state.store, meter=meter)
     checkpoint = open_model(params.model, store=state.store)

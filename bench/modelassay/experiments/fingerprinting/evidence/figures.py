@@ -99,7 +99,7 @@ def save_survival(path: Path, evidence: Evidence) -> None:
     for row, name in enumerate(made):
         for column, method in enumerate(methods):
             ranks = evidence.ranks(method, evidence.decidable(name))
-            if ranks.p.size:
+            if np.isfinite(ranks.p).any():  # else it cannot compare them, which is not the same as never
                 share_TM[row, column] = np.mean(ranks.p <= evidence.alpha + 1e-12)
     figure = Figure(figsize=(2.8 + 0.85 * len(methods), 1.6 + 0.27 * len(made)), layout="constrained")
     axis = figure.subplots()

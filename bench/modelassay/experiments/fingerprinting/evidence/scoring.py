@@ -31,7 +31,7 @@ class Group:
     """Some of the pairs, by what they have in common."""
 
     name: str
-    """As the label ``group`` of findings: ``all``, ``hardness: other text``, ``made by: lora``."""
+    """As the label ``group`` of findings: ``all``, ``strangers: other text``, ``made by: lora``."""
     which: Which
 
 
@@ -120,11 +120,12 @@ def _calibrated(evidence: Evidence) -> Iterator[tuple[str, CallRate, dict[str, U
     strata = dict.fromkeys((pair.suspect.size, pair.suspect.stratum) for pair in evidence.pairs if pair.suspect.is_root)
     for method in evidence.scores:
         unrelated = evidence.ranks(method, lambda pair: not pair.related and pair.suspect.stratum == pair.root.stratum)
-        by_size = {}
+        by_size: dict[str, Uniformity] = {}
         for size, stratum in strata:
             ranks = evidence.stranger_ranks(method, stratum)
-            if np.isfinite(ranks.p).any():
-                by_size[size] = uniformity(ranks)
+            found = uniformity(ranks) if np.isfinite(ranks.p).any() else None
+            if found and (size not in by_size or found.n > by_size[size].n):  # strata may differ in tokenizers alone
+                by_size[size] = found
         yield method, false_positive_rate(unrelated, alpha=evidence.alpha), by_size
 
 
@@ -139,7 +140,8 @@ def _rate(name: str, rate: CallRate, **labels: str) -> Finding | None:
     if rate.share is None:
         return None
     low, high = (rate.share.low, rate.share.high) if rate.interval is None else (rate.interval.low, rate.interval.high)
-    return Finding(name=name, value=rate.share.value, low=min(low, rate.share.low), high=max(high, rate.share.high),
+    return Finding(name=name, value=rate.share.value, low=float(np.fmin(low, rate.share.low)),
+                   high=float(np.fmax(high, rate.share.high)),
                    labels={**labels}, note=f"{rate.share.count} of {rate.share.total} at alpha = {rate.alpha:g}; the wider "
                    f"of Wilson's interval and one over roots; {rate.note}".rstrip("; "))  # fmt: skip
 
@@ -215,7 +217,7 @@ def _calibration_table(evidence: Evidence, calibrated: Sequence[tuple[str, CallR
         if rate.share is None:
             shown = rate.note
         else:
-            interval = "" if rate.interval is None else f" [{rate.interval.low:.3f}, {rate.interval.high:.3f}]"
+            interval = "" if rate.interval is None or np.isnan(rate.interval.low) else f" [{rate.interval.low:.3f}, {rate.interval.high:.3f}]"
             shown = f"{rate.share.value:.3f}{interval}, {rate.share.count} of {rate.share.total}"
         rows.append((method, shown, *(_uniform(by_size.get(size)) for size in sizes)))
     columns = (

@@ -217,7 +217,11 @@ def _calibration_table(evidence: Evidence, calibrated: Sequence[tuple[str, CallR
         if rate.share is None:
             shown = rate.note
         else:
-            interval = "" if rate.interval is None or np.isnan(rate.interval.low) else f" [{rate.interval.low:.3f}, {rate.interval.high:.3f}]"
+            interval = (
+                ""
+                if rate.interval is None or np.isnan(rate.interval.low)
+                else f" [{rate.interval.low:.3f}, {rate.interval.high:.3f}]"
+            )
             shown = f"{rate.share.value:.3f}{interval}, {rate.share.count} of {rate.share.total}"
         rows.append((method, shown, *(_uniform(by_size.get(size)) for size in sizes)))
     columns = (

@@ -32,7 +32,7 @@ def numbers(reference: str, name: str, *, family: str | None = None, parent: Num
         rng = np.random.default_rng([seed, *reference.encode()])
         curves = curves_of(name, process(rng, 1, num_layers, 0.8)[0], family, stratum)
     else:
-        moved = child(parent.curves, name, noise=0.02, seed=len(reference))
+        moved = child(parent.curves, name, noise=0.005, seed=len(reference))
         kept = {role: moved.sigma[role][:num_layers] for role in ROLES}
         curves = Curves(name=name, sigma=kept, stratum=stratum, family=family)
     sizes = Sizes(num_layers=num_layers, hidden_size=width, num_heads=4, num_kv_heads=2, intermediate_size=3 * width,

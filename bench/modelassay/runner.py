@@ -11,6 +11,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import secrets
 import signal
 import socket
@@ -311,7 +312,11 @@ def _report_progress(cell_dir: Path, place: str, report: Report) -> None:
     """Say where a cell stands: the last line it printed, else its last timed unit."""
     number = max(segments(cell_dir), default=0)
     printed = _last_lines(cell_dir / f"attempt-{number}.out")
-    said = printed[-1][:200] if printed else _last_unit(_last_lines(cell_dir / f"attempt-{number}.jsonl"))
+    said = (
+        "".join(filter(str.isprintable, printed[-1]))[:200]
+        if printed
+        else _last_unit(_last_lines(cell_dir / f"attempt-{number}.jsonl"))
+    )
     report(f"{place}: {said or 'at work'}")
 
 
@@ -327,11 +332,14 @@ def _last_unit(lines: Sequence[str]) -> str:
 
 
 def _last_lines(path: Path) -> list[str]:
-    """Return the whole lines in the last 16 kB of a file that another process writes, blank ones left out."""
+    """Return the whole lines in the last 16 kB of a file that another process writes, blank ones left out.
+
+    A carriage return ends a line too: a progress bar draws over itself.
+    """
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 16_384))
-            lines = file.read().rpartition(b"\n")[0].decode(errors="replace").split("\n")
+            lines = re.split(r"[\r\n]+", file.read().rpartition(b"\n")[0].decode(errors="replace"))
     except OSError:
         return []
     return [line for line in lines if line.strip()]

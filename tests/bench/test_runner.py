@@ -329,7 +329,8 @@ METRIC = json.dumps({"seq": 9, "kind": "metric", "name": "sigma", "value": 0.5, 
         ("", unit(4, labels={"other": "x" * 20_000}) + "\n", "at work"),
         ("made zoo:base\nmade zoo:mini-1\nmade zo", f"{unit(4)}\n", "made zoo:mini-1"),
         ("made zoo:base\n\n", f"{unit(4)}\n", "made zoo:base"),
-        ("\x00\udcff" + "x" * 500 + "\n", "", "\x00\ufffd\ufffd\ufffd" + "x" * 196),
+        ("\x1b[1m\udcff" + "x" * 500 + "\n", "", "[1m\ufffd\ufffd\ufffd" + "x" * 194),
+        ("writing:   0%\rwriting: 100%\r\n", "", "writing: 100%"),
     ],
 )
 def test_progress_of_a_long_cell_is_its_last_line_or_unit(tmp_path: Path, out: str, log: str, says: str) -> None:

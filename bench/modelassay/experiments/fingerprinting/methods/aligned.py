@@ -36,13 +36,16 @@ def aligned(a: Weights, b: Weights) -> Score:
     The signs that ``a`` has are kept, and centring depends on them: exchanging the arguments leaves copies as they are and
     moves the score of others by chance, relatives' in the third digit.
 
-    Undefined where the tokenizers differ, or an embedding is not found. Costs O(D^3) for the matching (0.2 ms at 64, some
+    Undefined where the tokenizers differ, or an embedding is not found or not finite. Costs O(D^3) for the matching (0.2 ms at 64, some
     seconds at 4096) and L products of [D, D].
     """
     if a.tokenizer_key is None or a.tokenizer_key != b.tokenizer_key:
         return _undefined("the tokenizers differ, so no shared tokens match the hidden dimensions")
     if a.embedding is None or b.embedding is None:
         return _undefined(f"{(a if a.embedding is None else b).name}: its word embedding was not found")
+    for name, embedding in ((a.name, a.embedding), (b.name, b.embedding)):
+        if not np.isfinite(embedding).all():
+            return _undefined(f"{name}: its word embedding holds NaN or infinite weights")
     tokens = min(len(a.embedding), len(b.embedding))
     if tokens < MIN_TOKENS:
         return _undefined(f"{tokens} shared tokens are too few to match hidden dimensions, {MIN_TOKENS} are needed")

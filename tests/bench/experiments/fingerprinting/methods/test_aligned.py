@@ -193,6 +193,17 @@ def test_a_dead_dimension_does_not_keep_the_others_from_being_matched() -> None:
     assert aligned(a, model(layers, dead)).value == pytest.approx(1, abs=1e-10)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_embedding_that_is_not_finite_matches_nothing(bad: float) -> None:
+    a, layers, embedding = make(0)
+    broken = embedding.copy()
+    broken[70, 3] = bad
+    for pair in ((a, model(layers, broken, name="bad")), (model(layers, broken, name="bad"), a)):
+        score = aligned(*pair)
+        assert np.isnan(score.value)
+        assert score.reason == "bad: its word embedding holds NaN or infinite weights"
+
+
 def test_what_cannot_be_compared_says_why() -> None:
     a, layers, embedding = make(0)
     for other in (make(1, tokenizer="u")[0], make(1, tokenizer=None)[0]):

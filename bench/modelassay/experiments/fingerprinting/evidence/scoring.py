@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,12 +87,20 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
         _group_table(evidence, measured, chosen, "size"), _group_table(evidence, measured, chosen, "made by"),
         _survival_table(evidence, detected), _difference_table(differences), _calibration_table(evidence, calibrated),
     ]  # fmt: skip
-    notes = dict.fromkeys(note for (_, group), found in measured.items() if group == "all" for note in found.notes)
     return (
         [finding for finding in findings if finding is not None],
         [table for table in tables if table.rows],
-        list(notes),
+        _notes({method: measured[method, "all"].notes for method in evidence.scores}),
     )
+
+
+def _notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return each note once, behind the methods it is about unless that is all."""
+    about: dict[str, list[str]] = {}
+    for method, mine in notes.items():
+        for note in mine:
+            about.setdefault(note, []).append(method)
+    return [note if len(methods) == len(notes) else f"{', '.join(methods)}: {note}" for note, methods in about.items()]
 
 
 def _enough(evidence: Evidence, group: Group) -> bool:

@@ -144,11 +144,19 @@ def test_tables_say_what_the_findings_say(world: Evidence, scored: Scored) -> No
     assert survival["sft-en"][list(tables[4].columns).index("invariant")] == "cannot compare"
 
 
-def test_caveats_name_the_few_roots(scored: Scored) -> None:
+def test_caveats_name_the_few_roots_and_whom_they_are_about(world: Evidence, scored: Scored) -> None:
     notes = scored[2]
     assert len(notes) == len(set(notes))
     assert "related pairs come from 3 roots: intervals over so few cover too little" in notes
-    assert any("cannot be compared and count as below every score" in note for note in notes)
+    lacking = {method: int(np.isnan(score).sum()) for method, score in world.scores.items() if np.isnan(score).any()}
+    assert len(set(lacking.values())) > 1
+    for number in set(lacking.values()):
+        methods = ", ".join(method for method, count in lacking.items() if count == number)
+        assert (
+            f"{methods}: {number} of {len(world.pairs)} pairs cannot be compared and count as below every score"
+            in notes
+        )
+    assert len(notes) == 1 + len(set(lacking.values()))
 
 
 def test_a_method_that_compares_nothing_is_chance_and_not_an_error(world: Evidence, scored: Scored) -> None:
@@ -191,11 +199,15 @@ def test_two_strata_of_one_size_have_one_calibration_of_the_larger() -> None:
 
 
 def test_intervals_that_the_roots_cannot_give_leave_wilsons() -> None:
-    """Descendants of one root alone: many resamples lack them, and no bootstrap interval is left."""
-    world = evidence_of(models([*MINIS, "zoo:mini-1+sft-en", "zoo:mini-1+cpt-25", "zoo:mini-1+cpt-100"]))
-    for finding in score_methods(world)[0]:
-        if finding.name in ("detected", "false-positives"):
-            assert finding.low is not None
-            assert finding.high is not None
-            assert not math.isnan(finding.low + finding.high)
-            assert finding.low <= finding.value <= finding.high
+    """Unrelated suspects of two roots alone: half of the resamples lack one, and no bootstrap interval is left."""
+    children = [f"zoo:mini-1+{step}" for step in ("sft-en", "cpt-25", "cpt-100")]
+    found = models([*MINIS, *children])
+    pairs = {frozenset((child.removeprefix("zoo:"), root)) for child in children for root in ("mini-1", "mini-2")}
+    world = evidence_of(found, {names: {"aligned": 0.5} for names in pairs})
+    findings, tables, _ = score_methods(world)
+    finding = values(findings, "false-positives")["corrected",]
+    share = wilson(round(3 * finding.value), 3)
+    assert (finding.low, finding.high) == (share.low, share.high)
+    assert f"{share.count} of 3 at alpha = 0.05" in finding.note
+    assert not any("nan" in cell for table in tables for row in table.rows for cell in row)
+    assert all(f.low is not None and not math.isnan(f.low) for f in findings if f.name == "detected")

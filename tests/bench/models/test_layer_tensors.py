@@ -191,3 +191,14 @@ def test_layer_ten_is_not_layer_one(tmp_path: Path) -> None:
         (span,) = layer["up"]
         assert torch.equal(read_span(span)[0], own.reshape(-1))
     assert NUM_HEADS * HEAD_DIM != HIDDEN  # sizes that would let a wrong cut pass
+
+
+def test_layers_of_multi_token_prediction_are_left_out(tmp_path: Path) -> None:
+    folder = save(make_model("llama"), tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    tensors = load_file(folder / "model.safetensors")
+    extra = {name.replace(".2.", ".3."): tensor.clone() for name, tensor in tensors.items() if ".2." in name}
+    save_file(tensors | extra, folder / "model.safetensors")
+    layers = layer_spans(open_checkpoint(folder))
+    assert [len(layer["up"]) for layer in layers] == [1] * NUM_LAYERS

@@ -75,7 +75,7 @@ class Evidence:
     background: Background
     alpha: float
     roots: Sequence[str] = field(default=())
-    """Names of the roots, whose places are the indices in `Scored`."""
+    """The families, by what their roots are called; their places are the indices in `Scored`."""
 
     @property
     def made_by(self) -> Mapping[tuple[str, str], str]:

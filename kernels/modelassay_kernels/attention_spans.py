@@ -10,8 +10,6 @@ output is zero and no gradient comes from it.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
@@ -37,23 +35,14 @@ def make_spans(
     >>> make_spans(4, 4, causal=True, window=2).tolist()
     [[[0, 0, 1, 2], [1, 2, 3, 4]]]
     """
-    spans_12S = _spans_without_lengths(num_queries, num_keys, causal, window, device or torch.device("cpu"))
-    if lengths_B is None:
-        return spans_12S
-    return spans_12S.minimum(lengths_B.to(torch.int32)[:, None, None])
-
-
-@functools.lru_cache(maxsize=64)
-def _spans_without_lengths(
-    num_queries: int, num_keys: int, causal: bool, window: int | None, device: torch.device
-) -> Tensor:
     position_S = torch.arange(num_queries, dtype=torch.int32, device=device) + (num_keys - num_queries)
     end_S = position_S + 1 if causal else torch.full_like(position_S, num_keys)
     first_S = torch.zeros_like(position_S)
     if window is not None:
         first_S = position_S - (window - 1)
         end_S = end_S.minimum(position_S + window)
-    return torch.stack([first_S, end_S])[None].clamp(0, num_keys)
+    spans_12S = torch.stack([first_S, end_S])[None].clamp(0, num_keys)
+    return spans_12S if lengths_B is None else spans_12S.minimum(lengths_B.to(torch.int32)[:, None, None])
 
 
 def visible(spans_B2S: Tensor, first_key: int, end_key: int) -> Tensor:

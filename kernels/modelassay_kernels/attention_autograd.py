@@ -23,8 +23,8 @@ NUM_ROW_INPUTS = 3
 """q, k and v: the first inputs of every function."""
 
 
-def _kernels(device: torch.device) -> Any:
-    name = "attention_triton" if device.type == "cuda" else "attention_cpu"
+def _kernels(q: Tensor) -> Any:
+    name = "attention_triton" if q.is_cuda and q.dtype != torch.float64 else "attention_tiled"
     return importlib.import_module(f"modelassay_kernels.{name}")
 
 
@@ -85,7 +85,7 @@ class Attention(_Vmapped):
 
     @staticmethod
     def forward(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, scale: float, softcap: float | None) -> Any:
-        return _kernels(q.device).forward(q, k, v, spans, scale, softcap)
+        return _kernels(q).forward(q, k, v, spans, scale, softcap)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -118,7 +118,7 @@ class AttentionBackward(_Vmapped):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        return _kernels(args[0].device).backward(*args)
+        return _kernels(args[0]).backward(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -156,7 +156,7 @@ class AttentionTangent(_Vmapped):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        return _kernels(args[0].device).tangent(*args)
+        return _kernels(args[0]).tangent(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -196,7 +196,7 @@ class AttentionBackwardTangent(_Vmapped):
 
     @staticmethod
     def forward(*args: Any) -> Any:
-        return _kernels(args[0].device).backward_tangent(*args)
+        return _kernels(args[0]).backward_tangent(*args)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:

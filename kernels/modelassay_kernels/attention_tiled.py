@@ -1,4 +1,4 @@
-"""Attention and its derivatives in tiles of PyTorch: what CPU tensors take, and devices without a kernel.
+"""Attention and its derivatives in tiles of PyTorch: what CPU tensors and float64 take.
 
 Vendor matrix products over tiles that stay in the cache; no S x S tensor exists. Everything is computed in fp32 (fp64
 for fp64) and returned in the inputs' type. Formulas: see `attention`; x' is the tangent of x.
@@ -29,6 +29,10 @@ TILE_ELEMENTS = 1 << 18
 """Scores in one tile: 1 MiB in fp32. These four were the best of six sets on S = 128 ... 1024, D = 32 and 64."""
 
 
+Place = tuple[torch.dtype, torch.device]
+"""Where and as what the masks are kept."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tile:
     """The scores of some rows with some keys, and which of them are masked."""
@@ -47,33 +51,33 @@ class RowTile:
     tiles: tuple[Tile, ...]
 
 
-def _row_tiles(spans_B2S: Tensor, num_pairs: int, heads: int, ratio: int, dtype: torch.dtype) -> Iterable[RowTile]:
+def _row_tiles(spans_B2S: Tensor, num_pairs: int, heads: int, ratio: int, place: Place) -> Iterable[RowTile]:
     """Give all rows that see a key, with the keys they see; pairs share a tile where they share their spans."""
     spans_B2S = spans_B2S.cpu()
     if spans_B2S.shape[0] > 1 and bool((spans_B2S == spans_B2S[:1]).all()):
         spans_B2S = spans_B2S[:1]
     if spans_B2S.shape[0] == 1:
-        return _shared_row_tiles(tuple(map(tuple, spans_B2S[0].tolist())), num_pairs, ratio, dtype)
+        return _shared_row_tiles(tuple(map(tuple, spans_B2S[0].tolist())), num_pairs, ratio, place)
     return itertools.chain.from_iterable(
-        _generate(spans_2S, range(b * heads, (b + 1) * heads), ratio, dtype) for b, spans_2S in enumerate(spans_B2S)
+        _generate(spans_2S, range(b * heads, (b + 1) * heads), ratio, place) for b, spans_2S in enumerate(spans_B2S)
     )
 
 
 @functools.lru_cache(maxsize=4)
 def _shared_row_tiles(
-    spans: tuple[tuple[int, ...], ...], num_pairs: int, ratio: int, dtype: torch.dtype
+    spans: tuple[tuple[int, ...], ...], num_pairs: int, ratio: int, place: Place
 ) -> Sequence[RowTile]:
     """Keep the tiles of the last few spans: the passes of all layers ask for the same ones."""
     spans_2S = torch.tensor(spans, dtype=torch.int32).reshape(2, -1)
-    return tuple(_generate(spans_2S, range(num_pairs), ratio, dtype))
+    return tuple(_generate(spans_2S, range(num_pairs), ratio, place))
 
 
-def _generate(spans_2S: Tensor, pairs: range, ratio: int, dtype: torch.dtype) -> Iterator[RowTile]:
+def _generate(spans_2S: Tensor, pairs: range, ratio: int, place: Place) -> Iterator[RowTile]:
     num_queries = spans_2S.shape[1]
     step = max(1, min(MAX_ROWS, max(MIN_ROWS, num_queries * ratio // ROW_TILES)) // ratio)
     for start in range(0, num_queries, step):
         part_2S = spans_2S[:, start : start + step]
-        tiles = tuple(_key_tiles(part_2S, ratio, dtype))
+        tiles = tuple(_key_tiles(part_2S, ratio, place))
         if not tiles:
             continue
         rows = slice(start * ratio, (start + part_2S.shape[1]) * ratio)
@@ -83,7 +87,8 @@ def _generate(spans_2S: Tensor, pairs: range, ratio: int, dtype: torch.dtype) ->
             yield RowTile(pairs=slice(pair, min(pair + at_once, pairs.stop)), rows=rows, tiles=tiles)
 
 
-def _key_tiles(spans_2S: Tensor, ratio: int, dtype: torch.dtype) -> Iterator[Tile]:
+def _key_tiles(spans_2S: Tensor, ratio: int, place: Place) -> Iterator[Tile]:
+    dtype, device = place
     seen_2S = spans_2S[:, spans_2S[FIRST] < spans_2S[END]]
     if not seen_2S.numel():
         return
@@ -99,6 +104,7 @@ def _key_tiles(spans_2S: Tensor, ratio: int, dtype: torch.dtype) -> Iterator[Til
             if low < high:
                 seen_1SM = visible(spans_2S[None], low, high).repeat_interleave(ratio, dim=1)
                 bias_1NM = torch.zeros(seen_1SM.shape, dtype=dtype).masked_fill_(~seen_1SM, -torch.inf)
+                bias_1NM = bias_1NM.to(device)
                 masks.append((slice(low - start, high - start), bias_1NM))
         yield Tile(keys=slice(start, stop), masks=tuple(masks))
 
@@ -139,7 +145,7 @@ class _Problem:
         self.q, self.k, self.v = self.scaled(q_BHSD), self.key_rows.take(k_BKJD), self.key_rows.take(v_BKJD)
         heads = k_BKJD.shape[1]
         self._q_log2 = self.q * LOG2_E
-        self.row_tiles = _row_tiles(spans_B2S, q_BHSD.shape[0] * heads, heads, ratio, self.q.dtype)
+        self.row_tiles = _row_tiles(spans_B2S, q_BHSD.shape[0] * heads, heads, ratio, (self.q.dtype, self.q.device))
 
     def scaled(self, q: Tensor) -> Tensor:
         """Rows of queries or of their tangents, times the scale."""

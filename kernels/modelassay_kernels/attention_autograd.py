@@ -53,7 +53,7 @@ def _fold_spans(spans: Tensor, dim: int | None, size: int, batch: int) -> Tensor
 
 
 def _unfold(outputs: tuple[Tensor, ...], size: int, at: int) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    return tuple(x.unflatten(at, (size, -1)) for x in outputs), (at,) * len(outputs)
+    return tuple(x.unflatten(at, (size, x.shape[at] // size)) for x in outputs), (at,) * len(outputs)
 
 
 class _Vmapped(torch.autograd.Function):

@@ -122,14 +122,14 @@ class _Rows:
     def take(self, x: Tensor) -> Tensor:
         lead = x.shape[: x.ndim - len(self.shape)]
         batch, heads, queries = self.shape[:3]
-        pairs = heads // self.ratio
-        split = x.to(self.compute_dtype).reshape(*lead, batch, pairs, self.ratio, queries, -1).transpose(-2, -3)
-        return split.reshape(*lead, batch * pairs, queries * self.ratio, -1)
+        pairs, dim = heads // self.ratio, x.shape[-1]
+        split = x.to(self.compute_dtype).reshape(*lead, batch, pairs, self.ratio, queries, dim).transpose(-2, -3)
+        return split.reshape(*lead, batch * pairs, queries * self.ratio, dim)
 
     def give(self, rows: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         lead = rows.shape[:-3]
         batch, heads, queries = self.shape[:3]
-        split = rows.view(*lead, batch, heads // self.ratio, queries, self.ratio, -1).transpose(-2, -3)
+        split = rows.view(*lead, batch, heads // self.ratio, queries, self.ratio, rows.shape[-1]).transpose(-2, -3)
         return split.reshape(*lead, batch, heads, queries, rows.shape[-1]).to(dtype or self.dtype)
 
 

@@ -21,8 +21,14 @@ RUNTIME = ("num_queries", "num_keys", "span_stride", "bound_stride", "batch_head
 @jit()
 def _load_tile(ptr, slab, rows, num_rows, D: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
     """Rows of the slab-th matrix [num_rows, D], zero outside it."""
+    return _load_part(ptr, slab, rows, num_rows, 0, num_rows, D, BLOCK_D, UPCAST)
+
+
+@jit()
+def _load_part(ptr, slab, rows, num_rows, low, high, D: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """As `_load_tile`, zero also outside rows [low, high): zero probabilities would not hide a NaN."""
     cols = tl.arange(0, BLOCK_D)
-    inside = (rows[:, None] < num_rows) & (cols[None, :] < D)
+    inside = ((rows >= low) & (rows < high))[:, None] & (cols[None, :] < D)
     offsets = (slab * num_rows + rows.to(tl.int64))[:, None] * D + cols[None, :]
     tile = tl.load(ptr + offsets, mask=inside, other=0.0)
     if UPCAST:  # the interpreter computes on bfloat16's bits
@@ -88,10 +94,11 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     m_N = tl.full([N], float("-inf"), tl.float32)
     l_N = tl.zeros([N], tl.float32)
     a_ND = tl.zeros([N, BLOCK_D], tl.float32)
-    for start in range(tl.min(first_N) // M * M, tl.max(end_N), M):
+    low, high = tl.min(first_N), tl.max(end_N)
+    for start in range(low // M * M, high, M):
         keys = start + tl.arange(0, M)
-        k_MD = _load_tile(k_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
-        v_MD = _load_tile(v_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
+        k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         s_NM, _ = _cap(_dot(q_ND, tl.trans(k_MD), PRECISION), scale, softcap, CAPPED)
         seen_NM = (keys[None, :] >= first_N[:, None]) & (keys[None, :] < end_N[:, None])
         s_NM = tl.where(seen_NM, s_NM, float("-inf"))
@@ -128,10 +135,11 @@ def tangent_kernel(  # type: ignore[no-untyped-def]
     dot_q_ND = _load_tile(dot_q_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
     mu_N = tl.zeros([N], tl.float32)
     a_ND = tl.zeros([N, BLOCK_D], tl.float32)
-    for start in range(tl.min(first_N) // M * M, tl.max(end_N), M):
+    low, high = tl.min(first_N), tl.max(end_N)
+    for start in range(low // M * M, high, M):
         keys = start + tl.arange(0, M)
-        k_MD = _load_tile(k_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
-        dot_k_MD = _load_tile(dot_k_ptr, dot_kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
+        k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        dot_k_MD = _load_part(dot_k_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         p_NM, tanh_NM = _probabilities(
             q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION
         )
@@ -140,8 +148,8 @@ def tangent_kernel(  # type: ignore[no-untyped-def]
         if CAPPED:
             ps_NM *= 1.0 - tanh_NM * tanh_NM
         mu_N += tl.sum(ps_NM, 1)
-        v_MD = _load_tile(v_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
-        dot_v_MD = _load_tile(dot_v_ptr, dot_kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
+        v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        dot_v_MD = _load_part(dot_v_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         a_ND += _dot(ps_NM.to(v_MD.dtype), v_MD, PRECISION) + _dot(p_NM.to(v_MD.dtype), dot_v_MD, PRECISION)
     o_ND = _load_tile(o_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST).to(tl.float32)
     _store_tile(dot_o_ptr, dot_slab, rows, num_queries, a_ND - mu_N[:, None] * o_ND, D, BLOCK_D)
@@ -166,10 +174,11 @@ def backward_q_kernel(  # type: ignore[no-untyped-def]
     q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
     g_ND = _load_tile(g_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
     dq_ND = tl.zeros([N, BLOCK_D], tl.float32)
-    for start in range(tl.min(first_N) // M * M, tl.max(end_N), M):
+    low, high = tl.min(first_N), tl.max(end_N)
+    for start in range(low // M * M, high, M):
         keys = start + tl.arange(0, M)
-        k_MD = _load_tile(k_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
-        v_MD = _load_tile(v_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
+        k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         p_NM, tanh_NM = _probabilities(
             q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION
         )
@@ -268,12 +277,13 @@ def backward_tangent_q_kernel(  # type: ignore[no-untyped-def]
     dot_q_ND = _load_tile(dot_q_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
     dot_g_ND = _load_tile(dot_g_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
     dq_ND = tl.zeros([N, BLOCK_D], tl.float32)
-    for start in range(tl.min(first_N) // M * M, tl.max(end_N), M):
+    low, high = tl.min(first_N), tl.max(end_N)
+    for start in range(low // M * M, high, M):
         keys = start + tl.arange(0, M)
-        k_MD = _load_tile(k_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
-        v_MD = _load_tile(v_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
-        dot_k_MD = _load_tile(dot_k_ptr, dot_kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
-        dot_v_MD = _load_tile(dot_v_ptr, dot_kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
+        k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        dot_k_MD = _load_part(dot_k_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        dot_v_MD = _load_part(dot_v_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         _, _, ds_NM, dot_ds_NM = _second_order(
             q_ND, g_ND, dot_q_ND, dot_g_ND, k_MD, v_MD, dot_k_MD, dot_v_MD,
             lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION,

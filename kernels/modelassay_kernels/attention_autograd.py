@@ -21,11 +21,18 @@ from torch import Tensor
 
 NUM_ROW_INPUTS = 3
 """q, k and v: the first inputs of every function."""
+WIDEST_FP32 = 128
+"""The widest head in fp32 whose second-order kernel fits 99 KiB of shared memory."""
+
+
+def _module_for(device: str, dtype: torch.dtype, head_dim: int) -> str:
+    """Triton for CUDA; but its fp32 tiles of wide heads exceed shared memory, and float64 is for the reference."""
+    on_triton = device == "cuda" and dtype != torch.float64 and (dtype != torch.float32 or head_dim <= WIDEST_FP32)
+    return "attention_triton" if on_triton else "attention_tiled"
 
 
 def _kernels(q: Tensor) -> Any:
-    name = "attention_triton" if q.is_cuda and q.dtype != torch.float64 else "attention_tiled"
-    return importlib.import_module(f"modelassay_kernels.{name}")
+    return importlib.import_module(f"modelassay_kernels.{_module_for(q.device.type, q.dtype, q.shape[-1])}")
 
 
 def _third_derivative(name: str) -> NoReturn:

@@ -40,14 +40,15 @@ def _tiling(rows: int, keys: int, num_warps: int, num_stages: int) -> Tiling:
 HEAD_BLOCKS = (16, 32, 64, 128, 256)
 """Head dimensions are padded with zeros to the next of these."""
 
-_SMALL, _WIDE = _tiling(64, 64, 4, 2), _tiling(32, 32, 4, 1)
+_BIG, _HALF, _MID, _LITTLE = _tiling(64, 64, 8, 2), _tiling(64, 32, 8, 1), _tiling(32, 32, 8, 1), _tiling(16, 16, 4, 1)
 TILINGS: dict[str, dict[int, tuple[Tiling, ...]]] = {
-    "forward": {2: (_SMALL,) * 5, 4: (_SMALL,) * 3 + (_WIDE,) * 2},
-    "tangent": {2: (_SMALL,) * 3 + (_WIDE,) * 2, 4: (_SMALL,) * 2 + (_WIDE,) * 3},
-    "backward": {2: (_SMALL,) * 3 + (_WIDE,) * 2, 4: (_SMALL,) * 2 + (_WIDE,) * 3},
-    "backward_tangent": {2: (_SMALL,) * 2 + (_WIDE,) * 3, 4: (_WIDE,) * 5},
+    "forward": {2: (_BIG, _BIG, _BIG, _HALF, _HALF), 4: (_MID,) * 4},
+    "backward": {2: (_BIG, _BIG, _BIG, _MID, _MID), 4: (_MID, _MID, _MID, _LITTLE)},
+    "tangent": {2: (_HALF, _HALF, _HALF, _MID, _MID), 4: (_MID, _MID, _LITTLE, _LITTLE)},
+    "backward_tangent": {2: (_HALF, _HALF, _HALF, _MID, _LITTLE), 4: (_LITTLE,) * 4},
 }
-"""By kernel and bytes of an element, one per padded head dimension; all fit the least shared memory when compiled."""
+"""By kernel and bytes of an element, one per padded head dimension: of those that fit 99 KiB of shared memory on every
+architecture, the largest that spill few registers when compiled. Not tuned by time: no GPU has run them."""
 
 
 def tiling(kernel: str, itemsize: int, head_dim: int) -> tuple[Tiling, int]:
@@ -75,7 +76,7 @@ class _Launch:
         self.numbers = (scale, 1.0 if softcap is None else softcap)
         self.constants = {
             "H": self.heads, "K": self.kv_heads, "D": head_dim, "BLOCK_D": block_dim, "N": self.tile.rows,
-            "M": self.tile.keys, "CAPPED": softcap is not None, "PRECISION": "tf32x3",
+            "M": self.tile.keys, "CAPPED": softcap is not None, "PRECISION": PRECISION,
             "UPCAST": q_BHSD.dtype == torch.bfloat16 and is_interpreted(kernels.forward_kernel),
         }  # fmt: skip
 
@@ -117,6 +118,8 @@ class _Launch:
         return torch.stack([low, high], dim=-1).to(torch.int32).contiguous()
 
 
+PRECISION = "tf32x3"
+"""How fp32 is multiplied: split in three products of tf32."""
 MAX_GRID = 65535
 """CUDA's limit on the second and third dimension of a grid."""
 

@@ -53,7 +53,9 @@ CASES = [
     Case(name="window across tiles", shape=(1, 2, 2, 300, 300, 4), options={"window": 21}),
     Case(name="window both ways", shape=(1, 2, 2, 40, 40, 4), options={"causal": False, "window": 3}),
     Case(name="padding", shape=(3, 2, 1, 23, 23, 6), options={"lengths": torch.tensor([23, 0, 9])}),
-    Case(name="padding and window", shape=(2, 2, 2, 23, 23, 6), options={"lengths": torch.tensor([23, 5]), "window": 4}),
+    Case(
+        name="padding and window", shape=(2, 2, 2, 23, 23, 6), options={"lengths": torch.tensor([23, 5]), "window": 4}
+    ),
     Case(name="fewer queries than keys", shape=(2, 2, 1, 5, 31, 6)),
     Case(name="length one", shape=(2, 4, 2, 1, 1, 8), options={"softcap": 30.0}),
 ]

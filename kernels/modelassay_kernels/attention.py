@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from modelassay_kernels.attention_autograd import Attention
+from modelassay_kernels.attention_autograd import attend
 from modelassay_kernels.attention_spans import make_spans, visible
 
 MAX_HEAD_DIM = 256
@@ -131,9 +131,7 @@ def attention(
         fits = tuple(lengths.shape) == (batch,) and not lengths.is_floating_point()
         _require(fits, f"lengths must be {batch} integers, got {lengths.dtype} of shape {tuple(lengths.shape)}")
         lengths = lengths.to(q_BHSD.device)
-    spans_B2S = make_spans(
-        num_queries, num_keys, causal=causal, window=window, lengths_B=lengths, device=q_BHSD.device
-    )
+    spans_B2S = make_spans(num_queries, num_keys, causal=causal, window=window, lengths_B=lengths, device=q_BHSD.device)
     return attention_over_spans(q_BHSD, k_BKJD, v_BKJD, spans_B2S, scale=scale, softcap=softcap)
 
 
@@ -160,10 +158,11 @@ def attention_over_spans(
         raise TypeError(f"attention: spans must be int32, got {spans_B2S.dtype}")
     fits = spans_B2S.ndim == 3 and tuple(spans_B2S.shape[1:]) == (2, num_queries) and spans_B2S.shape[0] in {1, batch}
     _require(fits, f"spans must be [1 or {batch}, 2, {num_queries}], got {tuple(spans_B2S.shape)}")
-    _require(spans_B2S.device == q_BHSD.device, f"spans are on {spans_B2S.device}, queries on {q_BHSD.device}; move them")
+    _require(
+        spans_B2S.device == q_BHSD.device, f"spans are on {spans_B2S.device}, queries on {q_BHSD.device}; move them"
+    )
     scale = head_dim**-0.5 if scale is None else scale
-    output: Tensor = Attention.apply(q_BHSD, k_BKJD, v_BKJD, spans_B2S, scale, softcap)[0]
-    return output
+    return attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, scale, softcap)
 
 
 def _require(fits: bool, problem: str) -> None:
@@ -186,5 +185,7 @@ def _check(q_BHSD: Tensor, k_BKJD: Tensor, v_BKJD: Tensor, softcap: float | None
     whole = kv_heads > 0 and heads > 0 and heads % kv_heads == 0
     _require(whole, f"query heads must be a multiple of key-value heads, got {heads} and {kv_heads}")
     _require(1 <= head_dim <= MAX_HEAD_DIM, f"the head dimension must be 1 to {MAX_HEAD_DIM}, got {head_dim}")
-    _require(all(x.device == q_BHSD.device for x in inputs), f"q, k, v are on {[str(x.device) for x in inputs]}; move them")
+    _require(
+        all(x.device == q_BHSD.device for x in inputs), f"q, k, v are on {[str(x.device) for x in inputs]}; move them"
+    )
     _require(softcap is None or softcap > 0, f"softcap must be above 0, got {softcap}; None means no cap")

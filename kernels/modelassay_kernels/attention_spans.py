@@ -6,7 +6,7 @@ of size one in the spans serves every sequence of the inputs' batch. A query wit
 output is zero and no gradient comes from it.
 """
 
-# B = batch, S = queries, J = keys
+# B = batch, S = queries, J = keys, P = a range of keys
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def make_spans(
 
 def visible(spans_B2S: Tensor, first_key: int, end_key: int) -> Tensor:
     """Whether each query sees each of the keys [first_key, end_key): bool [B, S, end_key - first_key]."""
-    key_J = torch.arange(first_key, end_key, dtype=torch.int32, device=spans_B2S.device)
-    return (key_J >= spans_B2S[:, FIRST, :, None]) & (key_J < spans_B2S[:, END, :, None])
+    key_P = torch.arange(first_key, end_key, dtype=torch.int32, device=spans_B2S.device)
+    return (key_P >= spans_B2S[:, FIRST, :, None]) & (key_P < spans_B2S[:, END, :, None])
 
 
 def num_visible(spans_B2S: Tensor) -> Tensor:

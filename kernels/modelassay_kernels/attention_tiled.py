@@ -189,21 +189,19 @@ def forward(
     o, lse = torch.zeros_like(x.q), x.q.new_full((*x.q.shape[:2], 1), torch.inf)
     lowest = torch.finfo(x.q.dtype).min
     for at in x.row_tiles:
-        m_CN1 = l_CN1 = a_CND = None
-        for tile in at.tiles:
+        rows = (at.pairs, at.rows)
+        m_CN1 = torch.full_like(lse[rows], lowest)
+        l_CN1, a_CND = torch.zeros_like(m_CN1), o[rows]
+        for i, tile in enumerate(at.tiles):
             s_CNM, _ = x.scores(at, tile)
-            top_CN1 = s_CNM.amax(-1, keepdim=True).clamp_(min=lowest)  # a row may see nothing of this tile
-            new_CN1 = top_CN1 if m_CN1 is None else torch.maximum(m_CN1, top_CN1)
-            p_CNM = s_CNM.sub_(new_CN1).exp2_()
-            sum_CN1, part_CND = p_CNM.sum(-1, keepdim=True), torch.bmm(p_CNM, x.v[at.pairs, tile.keys])
-            if m_CN1 is not None and l_CN1 is not None and a_CND is not None:
-                shrink_CN1 = (m_CN1 - new_CN1).exp2_()
-                sum_CN1.addcmul_(l_CN1, shrink_CN1)
-                part_CND.addcmul_(a_CND, shrink_CN1)
-            m_CN1, l_CN1, a_CND = new_CN1, sum_CN1, part_CND
-        assert m_CN1 is not None and l_CN1 is not None and a_CND is not None  # every row tile has a tile of keys
-        o[at.pairs, at.rows] = a_CND.div_(l_CN1)
-        lse[at.pairs, at.rows] = l_CN1.log2_().add_(m_CN1).div_(LOG2_E)
+            old_CN1, m_CN1 = m_CN1, torch.maximum(m_CN1, s_CNM.amax(-1, keepdim=True))  # a row may see nothing here
+            p_CNM = s_CNM.sub_(m_CN1).exp2_()
+            shrink_CN1 = old_CN1.sub_(m_CN1).exp2_()
+            l_CN1 = l_CN1.mul_(shrink_CN1).add_(p_CNM.sum(-1, keepdim=True))
+            part_CND = torch.bmm(p_CNM, x.v[at.pairs, tile.keys])
+            a_CND = part_CND.addcmul_(a_CND, shrink_CN1) if i else part_CND
+        o[rows] = a_CND.div_(l_CN1)
+        lse[rows] = l_CN1.log2_().add_(m_CN1).div_(LOG2_E)
     blind_BS = spans_B2S[:, FIRST] >= spans_B2S[:, END]
     o_BHSD, lse_BHS = x.query_rows.give(o), x.query_rows.give(lse, lse.dtype).squeeze(-1)
     if blind_BS.any():

@@ -72,7 +72,8 @@ def spans_mask(
     real_BJ = None
     if attention_mask is not None and not bool(attention_mask.all()):
         real_BJ = _real_keys(attention_mask.to(device=device, dtype=torch.bool), key_J)
-    if mask_function is None or mask_function is causal_mask_function:
+    plain: object = causal_mask_function
+    if mask_function is None or mask_function is plain:
         if real_BJ is None and not isinstance(q_offset, Tensor) and q_offset + q_length == kv_offset + kv_length:
             return make_spans(q_length, kv_length, causal=True, device=torch.device(device))
         ends_S = (query_S - kv_offset + 1).clamp(0, kv_length)
@@ -84,7 +85,7 @@ def spans_mask(
     head = torch.zeros(1, 1, 1, 1, dtype=torch.long, device=device)
     rows = max(1, BLOCK_ELEMENTS // max(1, batch_size * kv_length))
     parts = []
-    for query_P in query_S.split(rows):
+    for query_P in torch.split(query_S, rows):
         seen = mask_function(index_B, head, query_P.view(1, 1, -1, 1), key_J.view(1, 1, 1, -1))
         seen_BPJ = seen.expand(-1, -1, query_P.numel(), kv_length)[:, 0]
         parts.append(_interval(seen_BPJ if real_BJ is None else seen_BPJ & real_BJ[:, None]))
@@ -140,7 +141,9 @@ def attention_forward(
     if attention_mask is None:
         causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
         _refuse(
-            causal and num_queries not in {1, num_keys}, f"{num_queries} queries, {num_keys} keys and no mask", "pass a mask"
+            causal and num_queries not in {1, num_keys},
+            f"{num_queries} queries, {num_keys} keys and no mask",
+            "pass a mask",
         )
         attention_mask = make_spans(num_queries, num_keys, causal=causal, window=sliding_window, device=query.device)
     _refuse(

@@ -99,10 +99,10 @@ class _Launch:
             return
         for limited, what in ((grid[1], "batch * heads"), (grid[2], "tangents")):
             if limited > MAX_GRID:
-                raise ValueError(f"attention: {what} = {limited} is above CUDA's grid limit {MAX_GRID}; split the batch")
-        kernel[grid](
-            *arguments, **self.constants, num_warps=self.tile.num_warps, num_stages=self.tile.num_stages
-        )
+                raise ValueError(
+                    f"attention: {what} = {limited} is above CUDA's grid limit {MAX_GRID}; split the batch"
+                )
+        kernel[grid](*arguments, **self.constants, num_warps=self.tile.num_warps, num_stages=self.tile.num_stages)
 
     def query_bounds(self) -> Tensor:
         """The rows [low, high) that see any key of each tile of keys: int32 [1 or B, tiles, 2]."""

@@ -71,7 +71,9 @@ def _cap(s_NM, scale, softcap, CAPPED: tl.constexpr):  # type: ignore[no-untyped
 
 
 @jit()
-def _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+def _probabilities(  # type: ignore[no-untyped-def]
+    q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """P = exp(S - lse), zero where a key is not seen, and the cap's tanh."""
     s_NM, tanh_NM = _cap(_dot(q_ND, tl.trans(k_MD), PRECISION), scale, softcap, CAPPED)
     seen_NM = (keys[None, :] >= first_N[:, None]) & (keys[None, :] < end_N[:, None])
@@ -140,9 +142,7 @@ def tangent_kernel(  # type: ignore[no-untyped-def]
         keys = start + tl.arange(0, M)
         k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         dot_k_MD = _load_part(dot_k_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
-        p_NM, tanh_NM = _probabilities(
-            q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION
-        )
+        p_NM, tanh_NM = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION)
         ps_NM = _dot(dot_q_ND, tl.trans(k_MD), PRECISION) + _dot(q_ND, tl.trans(dot_k_MD), PRECISION)
         ps_NM *= p_NM * scale
         if CAPPED:
@@ -163,7 +163,7 @@ def backward_q_kernel(  # type: ignore[no-untyped-def]
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ = scale dS K of one tile of rows, with dS = P * (G V^T - D)."""
+    """Give dQ = scale dS K of one tile of rows, with dS = P * (G V^T - D)."""
     slab = tl.program_id(1).to(tl.int64)
     batch, kv_slab = slab // H, slab // H * K + slab % H // (H // K)
     rows = tl.program_id(0) * N + tl.arange(0, N)
@@ -179,9 +179,7 @@ def backward_q_kernel(  # type: ignore[no-untyped-def]
         keys = start + tl.arange(0, M)
         k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
-        p_NM, tanh_NM = _probabilities(
-            q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION
-        )
+        p_NM, tanh_NM = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION)
         ds_NM = p_NM * (_dot(g_ND, tl.trans(v_MD), PRECISION) - d_N[:, None])
         if CAPPED:
             ds_NM *= 1.0 - tanh_NM * tanh_NM
@@ -196,7 +194,7 @@ def backward_kv_kernel(  # type: ignore[no-untyped-def]
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dK = scale dS^T Q and dV = P^T G of one tile of keys, over the queries of all heads that share them."""
+    """Give dK = scale dS^T Q and dV = P^T G of one tile of keys, over the queries of all heads that share them."""
     kv_slab = tl.program_id(1).to(tl.int64)
     batch = kv_slab // K
     keys = tl.program_id(0) * M + tl.arange(0, M)
@@ -216,9 +214,7 @@ def backward_kv_kernel(  # type: ignore[no-untyped-def]
             d_N = tl.load(d_ptr + slab * num_queries + rows, mask=row_ok, other=0.0)
             q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
             g_ND = _load_tile(g_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
-            p_NM, tanh_NM = _probabilities(
-                q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION
-            )
+            p_NM, tanh_NM = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION)
             ds_NM = p_NM * (_dot(g_ND, tl.trans(v_MD), PRECISION) - d_N[:, None])
             if CAPPED:
                 ds_NM *= 1.0 - tanh_NM * tanh_NM
@@ -260,7 +256,7 @@ def backward_tangent_q_kernel(  # type: ignore[no-untyped-def]
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ' = scale (dS' K + dS K') of one tile of rows, along one tangent."""
+    """Give dQ' = scale (dS' K + dS K') of one tile of rows, along one tangent."""
     slab = tl.program_id(1).to(tl.int64)
     t = tl.program_id(2).to(tl.int64)
     batch, kv_slab = slab // H, slab // H * K + slab % H // (H // K)
@@ -301,7 +297,7 @@ def backward_tangent_kv_kernel(  # type: ignore[no-untyped-def]
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dK' = scale (dS'^T Q + dS^T Q') and dV' = P'^T G + P^T G' of one tile of keys, along one tangent."""
+    """Give dK' = scale (dS'^T Q + dS^T Q') and dV' = P'^T G + P^T G' of one tile of keys, along one tangent."""
     kv_slab = tl.program_id(1).to(tl.int64)
     t = tl.program_id(2).to(tl.int64)
     batch, dot_kv_slab = kv_slab // K, t * (batch_heads // H * K) + kv_slab

@@ -35,7 +35,14 @@ TOKENS = 11
 
 
 def dense_attention(
-    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float, softcap: float | None = None, **_: Any
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    scaling: float,
+    softcap: float | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
     ratio = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(ratio, dim=1) for x in (k, v))

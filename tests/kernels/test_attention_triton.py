@@ -63,10 +63,15 @@ def test_all_four_passes(
     qkv = case.inputs(dtype)
     (g,) = directions(qkv[:1], seed=1)
     dots = tuple(torch.stack(pair) for pair in zip(*(directions((*qkv, g), seed=i) for i in (2, 3)), strict=True))
-    expected = four_passes(tiled, *([tuple(x.double() for x in qkv), g.double(), tuple(x.double() for x in dots)]), case)
+    expected = four_passes(
+        tiled, *([tuple(x.double() for x in qkv), g.double(), tuple(x.double() for x in dots)]), case
+    )
     got = four_passes(op, on(kernel_device, qkv), g.to(kernel_device), on(kernel_device, dots), case)
-    for name, a, b in zip("o lse dq dk dv o' lse' dq' dk' dv'".split(), got, expected, strict=True):
-        assert relative_error([a.cpu()], [b]) < TOLERANCE[dtype], name
+    for name, a, b in zip(
+        ["o", "lse", "dq", "dk", "dv", "o'", "lse'", "dq'", "dk'", "dv'"], got, expected, strict=True
+    ):
+        error = float((a.cpu().double() - b).norm())
+        assert error < TOLERANCE[dtype] * (1 + float(b.norm())), name  # the gradient of a lone key's query is zero
 
 
 def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +161,9 @@ def compiled_kernels(which: str, element: str, dim: int, capability: int, cache:
         signature = {}
         for name in names:
             pointed = "fp32" if name in FP32_POINTERS else "i32" if name in INT32_POINTERS else element
-            signature[name] = f"*{pointed}" if name.endswith("_ptr") else "fp32" if name in {"scale", "softcap"} else "i32"
+            signature[name] = (
+                f"*{pointed}" if name.endswith("_ptr") else "fp32" if name in {"scale", "softcap"} else "i32"
+            )
         compiled = compile_ahead(
             kernel, signature=signature, constants=constants, capability=capability, cache=cache,
             num_warps=tile.num_warps, num_stages=tile.num_stages,

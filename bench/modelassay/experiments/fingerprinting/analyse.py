@@ -86,7 +86,7 @@ def analyse(tables: Tables) -> Findings:
     return Findings(
         findings=[*findings, *shares, *scored, *derived],
         tables=[verdict_table(shown, known=known), *tables_of_methods, *tables_of_derivations],
-        figures={"curves": partial(save_figure, few, verdicts), **evidence_figures(evidence)},
+        figures=({"curves": partial(save_figure, few, verdicts)} if few else {}) | dict(evidence_figures(evidence)),
         caveats=[*_broken(tables), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
                  *caveats(verdicts, background), *notes],
     )  # fmt: skip

@@ -288,6 +288,8 @@ def execute(run: Run, *, report: Report) -> None:
             report(f"{run.folder}: all {len(run.suite.cells)} cells are complete, nothing to run")
             return
         refuse_changes(run)
+        # NumPy's products in cells are small, and two threads for each take seven times as long; torch keeps its own number.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["modelassay.cell", f"{run.suite.experiment.package}.run"])
         failures = []

@@ -63,8 +63,8 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
     """Return the findings, tables and caveats of a run's evidence; nothing where there are too few pairs of known ancestry.
 
     Findings: ``accuracy[method, metric, group]``, ``accuracy-difference[method, than, metric]``,
-    ``detected[method, made_by]`` (share of related pairs whose rank p is at most alpha), ``false-positives[method]`` and
-    ``calibration[method, size]``.
+    ``detected[method, made_by]`` (share of related pairs whose rank p is at most alpha), ``related-score[method, made_by]``
+    (their median score), ``false-positives[method]`` and ``calibration[method, size]``.
     """
     if not _enough(evidence, groups(evidence)[0]):
         return [], [], []
@@ -78,6 +78,7 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
     }
     differences = list(_differences(evidence))
     detected = list(_detected(evidence))
+    spread = list(_related_scores(evidence))
     calibrated = list(_calibrated(evidence))
     findings = [
         *(_finding("accuracy", found.metrics[metric], method=method, metric=metric, group=group)
@@ -85,6 +86,7 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
         *(_finding("accuracy-difference", estimate, method=method, than=than, metric="auroc")
           for method, than, estimate in differences),
         *(_rate("detected", rate, method=method, made_by=made_by) for method, made_by, rate in detected),
+        *spread,
         *(_rate("false-positives", rate, method=method) for method, rate, _ in calibrated),
         *(Finding(name="calibration", value=found.ks, labels={"method": method, "size": size},
                   note=f"{found.n} stranger pairs, p = {'none' if found.p_value is None else f'{found.p_value:.3f}'}; {found.note}")
@@ -132,6 +134,19 @@ def _detected(evidence: Evidence) -> Iterator[tuple[str, str, CallRate]]:
             ranks = evidence.ranks(method, evidence.decidable(made_by))
             if ranks.p.size:
                 yield method, str(made_by), true_positive_rate(ranks, alpha=evidence.alpha, draws=FEWER)
+
+
+def _related_scores(evidence: Evidence) -> Iterator[Finding]:
+    """Yield the median score of related pairs by what was done to the suspect, with the lowest and the highest as its ends."""
+    for made_by in evidence.groups(lambda pair: pair.suspect.made_by if pair.related else None):
+        chosen = np.array([pair.related and pair.suspect.made_by == made_by for pair in evidence.pairs])
+        for method, scores in evidence.scores.items():
+            mine = scores[chosen]
+            mine = mine[np.isfinite(mine)]
+            if mine.size:
+                yield Finding(name="related-score", value=float(np.median(mine)), low=float(mine.min()), high=float(mine.max()),
+                              labels={"method": method, "made_by": str(made_by)},
+                              note=f"median of {mine.size} pairs, from the lowest to the highest")  # fmt: skip
 
 
 def _calibrated(evidence: Evidence) -> Iterator[tuple[str, CallRate, dict[str, Uniformity]]]:

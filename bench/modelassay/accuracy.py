@@ -6,7 +6,7 @@ The unit that was sampled is the root, not the pair: 18 roots make 153 pairs of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -70,7 +70,7 @@ class Accuracy:
     compared: float
     """Share of pairs the method could compare."""
     metrics: Mapping[str, Estimate]
-    """By the names in `METRICS`."""
+    """Those asked for, by the names in `METRICS`."""
     notes: tuple[str, ...]
     """What must be known of all the metrics."""
 
@@ -248,8 +248,8 @@ def _too_few(scored: Scored, level: float) -> str:
     return f"{num_unrelated} unrelated pairs cannot show a false-positive rate of {level:g}; it takes {1 / level:.0f}"
 
 
-def accuracy(scored: Scored, *, draws: int = DRAWS, seed: int = 0) -> Accuracy:
-    """Return every metric of `METRICS` with a 95 % interval from ``draws`` resamples of the roots.
+def accuracy(scored: Scored, *, metrics: Sequence[str] = tuple(METRICS), draws: int = DRAWS, seed: int = 0) -> Accuracy:
+    """Return ``metrics``, all of `METRICS` if not said, with a 95 % interval from ``draws`` resamples of the roots.
 
     A percentile bootstrap of whole families (`pair_weights`); resamples without related or without unrelated pairs are
     undefined, counted, and above 5 % of them there is no interval. Costs O(draws x P).
@@ -266,15 +266,15 @@ def accuracy(scored: Scored, *, draws: int = DRAWS, seed: int = 0) -> Accuracy:
     (1.0, '2 unrelated pairs cannot show a false-positive rate of 0.01; it takes 100')
     """
     counts_DR, roots = root_counts(scored.roots.size, draws=draws, seed=seed), scored.roots
-    whole = {name: metric for name, metric in METRICS.items() if not _why_none(name, scored)}
+    whole = {name: METRICS[name] for name in metrics if not _why_none(name, scored)}
     chunks = (
         [[metric(steps) for metric in whole.values()] for steps in resampled(scored, counts_DR, roots)] if whole else []
     )
     values = dict(zip(whole, (np.concatenate(parts) for parts in zip(*chunks, strict=True)), strict=True))
-    metrics = {name: _estimate(name, scored, values.get(name)) for name in METRICS}
+    estimates = {name: _estimate(name, scored, values.get(name)) for name in metrics}
     return Accuracy(
         num_related=int(scored.related.sum()), num_unrelated=int((~scored.related).sum()), num_roots=roots.size,
-        num_related_roots=scored.related_roots.size, compared=scored.compared, metrics=MappingProxyType(metrics),
+        num_related_roots=scored.related_roots.size, compared=scored.compared, metrics=MappingProxyType(estimates),
         notes=tuple(_notes(scored)),
     )  # fmt: skip
 

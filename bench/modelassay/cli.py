@@ -85,7 +85,7 @@ def run(
         runner.execute(found, report=_progress)
     finally:
         _progress(f"run directory: {found.folder}")
-    show.emit(show.run_view(found), as_json=as_json)
+    show.emit(show.run_view(found, figures=found.folder / "figures"), as_json=as_json)
 
 
 @cli.command()
@@ -93,9 +93,12 @@ def run(
 @click.option("--profile", help="Which profile of the suite to resolve.")
 @click.option("--claims", is_flag=True, help="The ledger: every published number and what our runs say of it.")
 @click.option("--schema", is_flag=True, help="The JSON Schema of suite files, for editors.")
+@click.option("--figures", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
+              help="Draw the figures of RUN into this folder; `run` draws them into the run's own.")  # fmt: skip
 @_runs
 @_json
-def show(target: str | None, profile: str | None, claims: bool, schema: bool, runs: Path, as_json: bool) -> None:
+def show(target: str | None, profile: str | None, claims: bool, schema: bool, figures: Path | None, runs: Path,
+         as_json: bool) -> None:  # fmt: skip
     """List suites and runs; resolve SUITE; show the status and results of RUN."""
     from modelassay import runner
     from modelassay import show as views
@@ -108,7 +111,7 @@ def show(target: str | None, profile: str | None, claims: bool, schema: bool, ru
     elif target is None:
         views.emit(views.everything(runs), as_json=as_json)
     elif (folder := runner.find_run(target, runs)) is not None:
-        views.emit(views.run_view(runner.open_run(folder)), as_json=as_json)
+        views.emit(views.run_view(runner.open_run(folder), figures=figures), as_json=as_json)
     else:
         views.emit(views.suite_view(load_suite(target, profile=profile)), as_json=as_json)
 
@@ -134,16 +137,21 @@ def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
 )
 @click.option("--alpha", default=0.05, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Level at which a pair is called related.")  # fmt: skip
+@click.option("--attention-only", is_flag=True,
+              help="Read, and of hf: models fetch, nothing but the attention matrices; other methods are left out.")  # fmt: skip
 @_runs
 @_json
-def fingerprint(models: tuple[str, ...], against: str | None, figure: Path | None, alpha: float, runs: Path,
-                as_json: bool) -> None:  # fmt: skip
+def fingerprint(models: tuple[str, ...], against: str | None, figure: Path | None, alpha: float, attention_only: bool,
+                runs: Path, as_json: bool) -> None:  # fmt: skip
     """Say of each pair of MODELs whether one derives from the other: folders, hf:ORG/NAME@COMMIT or zoo:NAME."""
     from modelassay import runner, show
     from modelassay.fingerprint import fingerprint as judged
 
     background = None if against is None else runner.require_run(against, runs)
-    show.emit(judged(models, background=background, figure=figure, alpha=alpha, report=_progress), as_json=as_json)
+    found = judged(
+        models, background=background, figure=figure, alpha=alpha, attention_only=attention_only, report=_progress
+    )
+    show.emit(found, as_json=as_json)
 
 
 @cli.command()

@@ -16,7 +16,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -289,6 +289,8 @@ def execute(run: Run, *, report: Report) -> None:
             report(f"{run.folder}: all {len(run.suite.cells)} cells are complete, nothing to run")
             return
         refuse_changes(run)
+        # NumPy's products in cells are small, and two threads for each take seven times as long; torch keeps its own number.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["modelassay.cell", f"{run.suite.experiment.package}.run"])
         failures = []
@@ -418,7 +420,7 @@ def sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def counts(logs: Sequence[CellLog]) -> str:
+def counts(logs: Iterable[CellLog]) -> str:
     """Return how many cells ended how, as ``3 done, 1 failed``."""
     words = [log.outcome or ("cut off" if log.num_attempts else "not run") for log in logs]
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))

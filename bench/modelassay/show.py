@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from modelassay.claims import MEANINGLESS, ClaimVerdict, Findings, Table, assess
-from modelassay.errors import AssayError
+from modelassay.errors import AssayError, HostError
 from modelassay.ledger import Entry, enter, ledger_lines, ledger_table
 from modelassay.published.numbers import Shelf
 from modelassay.record import encode_value, read_cell
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from modelassay.images import Image
 
 Read = TypeVar("Read")
+
+MAX_CELLS_SHOWN = 40
+"""Cells up to which a run's table lists them all; beyond, those that are not done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,10 +170,11 @@ def plan_view(planned: Sequence[Planned]) -> View:
     )  # fmt: skip
 
 
-def run_view(run: Run) -> View:
+def run_view(run: Run, *, figures: Path | None = None) -> View:
     """Show a run's cells and, once all are complete, what its analysis found and says of the claims.
 
-    An analysis that fails is the view's failure: the cells are shown all the same.
+    Its figures are drawn into the folder ``figures`` if one is given. An analysis that fails is the view's failure: the
+    cells are shown all the same.
     """
     logs = {cell.id: read_cell(run.cell_dir(cell)) for cell in run.suite.cells}
     cells = [(cell.label, logs[cell.id].outcome or ("cut off" if logs[cell.id].num_attempts else "not run"),
@@ -184,6 +188,12 @@ def run_view(run: Run) -> View:
         failure = error
     verdicts = assess(run.suite.claims, findings, profile=run.suite.profile,
                       why_none="the analysis failed" if failure else "cells of the run are not complete")  # fmt: skip
+    drawn: list[Path] = []
+    if findings is not None and figures is not None:
+        try:
+            drawn = draw(findings, figures)
+        except HostError as error:
+            failure = error
     entries = enter(run.suite.name, verdicts, Shelf(_tables_of(run.suite)), run.folder)
     here = [entry for entry in entries if entry.claim.profile == run.suite.profile]
     caveats = list(findings.caveats) if findings else []
@@ -195,16 +205,40 @@ def run_view(run: Run) -> View:
             "cells": [{"cell": cell.id, "label": label, "outcome": outcome, "attempts": int(attempts), "reason": reason}
                       for cell, (label, outcome, attempts, reason) in zip(run.suite.cells, cells, strict=True)],
             "findings": None if findings is None else _findings_json(findings),
-            "claims": [entry.to_json() for entry in entries], "caveats": caveats,
+            "claims": [entry.to_json() for entry in entries], "caveats": caveats, "figures": [str(path) for path in drawn],
         },
         tables=[
-            Table(title=f"{run.suite.name} ({run.suite.profile})", columns=("cell", "outcome", "attempts", "reason"), rows=cells),
+            Table(title=f"{run.suite.name} ({run.suite.profile}), {counts(logs.values())}",
+                  columns=("cell", "outcome", "attempts", "reason"),
+                  rows=cells if len(cells) <= MAX_CELLS_SHOWN else [cell for cell in cells if cell[1] != "done"]),
             *(findings.tables if findings else ()),
             *([ledger_table(here)] if here else []),
         ],
-        lines=[*ledger_lines(here), *(f"note: {caveat}" for caveat in caveats), *_elsewhere(verdicts, run), f"run directory: {run.folder}"],
+        lines=[*ledger_lines(here), *(f"note: {caveat}" for caveat in caveats), *_elsewhere(verdicts, run),
+               *([f"figures: {', '.join(str(path) for path in drawn)}"] if drawn else []), f"run directory: {run.folder}"],
         failure=failure,
     )  # fmt: skip
+
+
+def draw(findings: Findings, folder: Path) -> list[Path]:
+    """Draw the figures of an analysis as PNG into ``folder`` and return their files.
+
+    Raises:
+        HostError: the folder cannot be written.
+    """
+    paths = []
+    for name, save in findings.figures.items():
+        path, aside = folder / f"{name}.png", folder / f".{name}.new.png"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            save(aside)
+            aside.replace(path)
+        except OSError as error:
+            raise HostError(f"{path}: the figure cannot be written: {error.strerror or error}") from error
+        finally:
+            aside.unlink(missing_ok=True)
+        paths.append(path)
+    return paths
 
 
 def _tables_of(suite: Suite) -> Path:

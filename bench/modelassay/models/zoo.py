@@ -50,6 +50,7 @@ from modelassay.models.zoo_kinship import (
     relation,
     steps_between,
     tokens_between,
+    tokens_of,
     transformations,
 )
 from modelassay.models.zoo_members import (
@@ -69,7 +70,7 @@ from modelassay.state import Store, content_key
 __all__ = [
     "EMBEDDED", "HELD_OUT_SEED", "MEMBERS", "NUM_THREADS", "PREFIX", "PRESERVING", "SMOKE", "Made", "Member", "Relation", "Shape", "Text", "Timer", "Training",
     "ensure", "ensure_many", "family", "held_out_loss", "is_made", "is_zoo", "member", "parent", "parents", "recipe", "related", "relation",
-    "steps_between", "tokens_between", "transformations", "utility",
+    "steps_between", "tokens_between", "tokens_of", "transformations", "utility",
 ]  # fmt: skip
 
 RECIPE_VERSION = 1

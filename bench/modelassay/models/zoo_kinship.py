@@ -158,6 +158,15 @@ def tokens_between(name: str, other: str) -> int | None:
     return _between(name, other, 1)
 
 
+def tokens_of(name: str) -> int:
+    """Return the tokens that a member was trained on since its parent, of a root all it had; 0 where nothing was trained.
+
+    >>> tokens_of("base"), tokens_of("base+cpt-100"), tokens_of("base+int8")
+    (133120, 133120, 0)
+    """
+    return _tokens(member(name))
+
+
 def _between(name: str, other: str, unit: int) -> int | None:
     mine, theirs = _distances(name), _distances(other)
     common = mine.keys() & theirs.keys()

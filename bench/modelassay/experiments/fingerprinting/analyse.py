@@ -36,7 +36,18 @@ MAX_ROWS = 60
 MAX_SHOWN = 16
 """Models up to which all curves are drawn."""
 
-COLUMNS = ("pair", "paper-exact", "corrected", "layers redrawn", "rank p", "floor", "strangers", "phase p", "verdict")
+COLUMNS = (
+    "pair",
+    "paper-exact",
+    "corrected",
+    "layers redrawn",
+    "judged by",
+    "rank p",
+    "floor",
+    "strangers",
+    "phase p",
+    "verdict",
+)
 
 
 def analyse(tables: Tables) -> Findings:
@@ -58,13 +69,15 @@ def analyse(tables: Tables) -> Findings:
     background = Background.from_models(by_reference.values(), recorded)
     evidence = gather(by_reference, recorded, background, alpha=alpha)
     pairs = _pairs_to_judge(models, evidence)
-    verdicts = adjust([judge(a, b, background, alpha=alpha) for a, b in pairs])
+    verdicts = adjust([
+        judge(a, b, background, alpha=alpha, by_weights=recorded.get(frozenset((a.name, b.name)), {})) for a, b in pairs
+    ])  # fmt: skip
     known = {
         (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in pairs if a.family and b.family
     }
     findings = [finding for verdict in verdicts for finding in _similarity(verdict)]
-    findings += [finding for name in ("paper-exact", "corrected")
-                 for finding in _unrelated(name, [pair.scores[name] for pair in background.pairs])]  # fmt: skip
+    findings += [finding for name in evidence.scores
+                 for finding in _unrelated(name, [pair.scores.get(name, np.nan) for pair in background.pairs])]  # fmt: skip
     shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, known)]
     scored, tables_of_methods, notes = score_methods(evidence)
     derived, tables_of_derivations = score_derivations(derived_pairs(tables, evidence.made_by))
@@ -73,7 +86,7 @@ def analyse(tables: Tables) -> Findings:
     return Findings(
         findings=[*findings, *shares, *scored, *derived],
         tables=[verdict_table(shown, known=known), *tables_of_methods, *tables_of_derivations],
-        figures={"curves": partial(save_figure, few, verdicts), **evidence_figures(evidence)},
+        figures=({"curves": partial(save_figure, few, verdicts)} if few else {}) | dict(evidence_figures(evidence)),
         caveats=[*_broken(tables), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
                  *caveats(verdicts, background), *notes],
     )  # fmt: skip
@@ -111,17 +124,22 @@ def _worth_showing(verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], 
 def _an_example(
     models: Sequence[Curves], verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]
 ) -> list[Curves]:
-    """Return a root, its least similar descendant that was called related, and the stranger that comes closest to it."""
-    related = [
-        verdict for verdict in verdicts if known.get((verdict.a, verdict.b)) == "family" and verdict.word == "related"
-    ]
-    if not related:
+    """Return a root, a descendant with the median score, and the stranger that comes closest to that root."""
+    ranked = sorted(
+        (
+            verdict
+            for verdict in verdicts
+            if known.get((verdict.a, verdict.b)) == "family" and not verdict.corrected.reason
+        ),
+        key=lambda verdict: verdict.corrected.value,
+    )
+    if not ranked:
         return list(models[:3])
-    first = min(related, key=lambda verdict: verdict.corrected.value)
+    middle = ranked[len(ranked) // 2]
     strangers = [verdict for verdict in verdicts if known.get((verdict.a, verdict.b)) == "strangers"
-                 and first.a in (verdict.a, verdict.b)]  # fmt: skip
-    closest = max(strangers, key=lambda verdict: verdict.paper_exact.value, default=first)
-    names = {first.a, first.b, closest.a, closest.b}
+                 and middle.a in (verdict.a, verdict.b)]  # fmt: skip
+    closest = max(strangers, key=lambda verdict: verdict.paper_exact.value, default=middle)
+    names = {middle.a, middle.b, closest.a, closest.b}
     return [model for model in models if model.name in names]
 
 
@@ -220,7 +238,7 @@ def verdict_table(verdicts: Sequence[Verdict], *, known: Mapping[tuple[str, str]
         row: tuple[str, ...] = (
             f"{verdict.a} · {verdict.b}", _number(verdict.paper_exact.value), _number(verdict.corrected.value),
             f"{verdict.interval.low:.2f} to {verdict.interval.high:.2f}" if verdict.interval else "undefined",
-            *_chances(verdict), verdict.word,
+            f"{verdict.primary} {_number(verdict.score)}", *_chances(verdict), verdict.word,
         )  # fmt: skip
         rows.append(row if known is None else (*row, known.get((verdict.a, verdict.b), "not known")))
     return Table(title="pairs", columns=COLUMNS if known is None else (*COLUMNS, "known as"), rows=rows)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +20,7 @@ feed-forward network, and its matrices (of all experts together)."""
 PRODUCTS = ("qk-norm", "qk-top", "qk-rank", "vo-norm", "vo-top", "vo-rank")
 """Summaries of the products of query with key and of value with output; see `products`."""
 MIN_LAYERS = 4  # after a mean and a slope are fitted, three layers leave one number, whose correlation is always +-1
+KEPT = 4096  # prepared curves: a run compares each of its models with dozens of others
 CONSTANT = 1e-10  # a curve whose variation is below this share of its size is rounding noise, not a curve
 
 
@@ -136,11 +138,13 @@ def paper_exact(a: Curves, b: Curves) -> Score:
     """
     num_layers = max(a.num_layers, b.num_layers)
     alignment = "same depth" if a.num_layers == b.num_layers else f"interpolated to {num_layers} layers"
-    z_a, z_b = (_centred_unit(resample(model.sigma_RL, num_layers)) for model in (a, b))
+    z_a, z_b = (_z_scores(model, num_layers) for model in (a, b))
     return _mean_of_roles(ROLES, (z_a * z_b).sum(-1), alignment, [(a, z_a), (b, z_b)], "constant over depth")
 
 
-def _centred_unit(x_RL: Array) -> Array:
+@lru_cache(maxsize=KEPT)
+def _z_scores(model: Curves, num_layers: int) -> Array:
+    x_RL = resample(model.sigma_RL, num_layers)
     return unit(x_RL - x_RL.mean(-1, keepdims=True), np.sqrt((x_RL * x_RL).sum(-1, keepdims=True)))
 
 
@@ -198,14 +202,20 @@ def comparable(a: Curves, b: Curves, roles: Sequence[str] = ROLES) -> Comparison
     num_layers = shallow.num_layers
     if num_layers < MIN_LAYERS:
         return None
-    deep_RL = np.log(deep.rows(roles))
-    if deep.num_layers == num_layers:
-        raw = {"same depth": deep_RL}
+    return Comparison(shallow=shallow, deep=deep, shallow_RL=_readings(shallow, num_layers, tuple(roles))["same depth"],
+                      readings=_readings(deep, num_layers, tuple(roles)))  # fmt: skip
+
+
+@lru_cache(maxsize=KEPT)
+def _readings(model: Curves, num_layers: int, roles: tuple[str, ...]) -> Mapping[str, Array]:
+    """Return the residuals of a model's curves read at a depth no larger than its own."""
+    log_RL = np.log(model.rows(roles))
+    if model.num_layers == num_layers:
+        raw = {"same depth": log_RL}
     else:
-        raw = {"proportional": resample(deep_RL, num_layers), "head": deep_RL[:, :num_layers],
-               "tail": deep_RL[:, -num_layers:]}  # fmt: skip
-    return Comparison(shallow=shallow, deep=deep, shallow_RL=residuals(np.log(shallow.rows(roles))),
-                      readings={name: residuals(x_RL) for name, x_RL in raw.items()})  # fmt: skip
+        raw = {"proportional": resample(log_RL, num_layers), "head": log_RL[:, :num_layers],
+               "tail": log_RL[:, -num_layers:]}  # fmt: skip
+    return {name: residuals(x_RL) for name, x_RL in raw.items()}
 
 
 def corrected(a: Curves, b: Curves) -> Score:
@@ -232,6 +242,8 @@ def extended(a: Curves, b: Curves) -> Score:
     Their curves pass the same logarithm and the same straight line, so that the two scores can be compared.
     """
     shared = tuple(role for role in BEYOND if role in a.extra and role in b.extra)
+    if not shared:
+        return _undefined("beyond the four attention matrices nothing was measured of both models", "none")
     return _without_trend(a, b, (*ROLES, *shared))
 
 

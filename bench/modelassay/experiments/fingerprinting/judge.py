@@ -1,9 +1,10 @@
-"""Verdicts: the corrected score of a pair, judged against unrelated pairs of the same stratum."""
+"""Verdicts: a pair's score by the best method at hand, judged against unrelated pairs of the same stratum."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,11 @@ from modelassay.experiments.fingerprinting.null import PhaseTest, pair_seed, pha
 from modelassay.stats import Interval, bootstrap_interval, holm
 
 Word = Literal["related", "not distinguishable from strangers", "inconclusive", "uncalibrated"]
+
+PRIMARY = ("aligned", "corrected")
+"""Methods a verdict may stand on, the first one that can compare the pair and its strangers. Which one that is hangs on what
+was measured, never on the scores, so that no choice is made after looking. `aligned` comes first because in the evidence of
+suite `fingerprinting` it kept relatives and strangers apart under every transformation of the zoo, where `corrected` did not."""
 
 LAYER_DRAWS = 1_999  # the interval is read to two digits; its 2.5 % tail then has an error of 0.35 percentage points
 
@@ -32,10 +38,14 @@ class Verdict:
     interval: Interval | None
     """How far the corrected score moves when layers are drawn anew; None where it is not defined. A measure of how
     much the score hangs on single layers: layers follow one another, so it is no interval for other trainings."""
+    primary: str
+    """The method the verdict stands on, one of `PRIMARY`."""
+    score: float
+    """The score by that method; NaN where it is not defined."""
     phase: PhaseTest | None
-    """None where uncalibrated (no p-value is shown without a background) or where the score is not defined."""
+    """Of the corrected score. None where uncalibrated (no p-value is shown without a background) or where it is not defined."""
     background: Rank | None
-    """The corrected score among strangers; None where uncalibrated or not defined."""
+    """The score by the primary method among strangers; None where uncalibrated or not defined."""
     paper_background: Rank | None
     """The same for the paper-exact score: what its number is worth in this stratum."""
     stratum: str
@@ -47,23 +57,24 @@ class Verdict:
     """What the table as a whole can claim, set by `adjust`."""
 
 
-def judge(a: Curves, b: Curves, background: Background, *, alpha: float = 0.05) -> Verdict:
-    """Judge whether ``a`` and ``b`` share an ancestor.
+def judge(a: Curves, b: Curves, background: Background, *, alpha: float = 0.05,
+          by_weights: Mapping[str, float] = MappingProxyType({})) -> Verdict:  # fmt: skip
+    """Judge whether ``a`` and ``b`` share an ancestor; ``by_weights`` are the scores of methods that need both weights.
 
-    The rule, fixed before any pair is looked at. The primary test is the rank of the corrected score among strangers:
+    The rule, fixed before any pair is looked at. The primary test is the rank of one score (`PRIMARY`) among strangers:
     the only null that knows which shapes all networks of a stratum share, and valid without a model of the curves if
-    the pair's models are drawn like the strangers. The phase test cannot carry a verdict, since a curved trend common
-    to strangers raises its size (see `phase_test`); it only guards:
+    the pair's models are drawn like the strangers. Where that score is of curves, the phase test guards it; it cannot
+    carry a verdict, since a curved trend common to strangers raises its size (see `phase_test`):
 
     - ``uncalibrated``: no strangers of the pair's stratum. No p-value of any kind is given.
-    - ``inconclusive``: a score is not defined; or the floor of the rank p is above ``alpha``; or the rank p is at most
-      ``alpha`` while the phase p, though a copy would reach ``alpha``, does not: few strangers scored as high, but
-      curves this smooth do so by chance.
+    - ``inconclusive``: the score is not defined; or the floor of the rank p is above ``alpha``; or, of curves, the rank p
+      is at most ``alpha`` while the phase p, though a copy would reach ``alpha``, does not: few strangers scored as high,
+      but curves this smooth do so by chance.
     - ``related``: rank p at most ``alpha``, and not guarded against. Where curves are so smooth that even a copy
       could not reach ``alpha``, the phase test has nothing to say and is left out.
     - ``not distinguishable from strangers``: the rest. It is no proof of independence.
 
-    In simulation (8 roots, random walks of 8 or 28 layers) children at a corrected score of 0.96 were all called related,
+    Of the corrected score, in simulation (8 roots, random walks of 8 or 28 layers) children at a corrected score of 0.96 were all called related,
     strangers in 1 to 3 %; where all models share a parabola as large as their own curves, strangers in 1 to 5 %, children
     at 0.997 always, at 0.96 in 84 % (8 layers) and 98 % (28), at 0.85 in 4 %: there only the background knows that 0.85 is
     nothing.
@@ -72,11 +83,13 @@ def judge(a: Curves, b: Curves, background: Background, *, alpha: float = 0.05) 
     pair; `adjust` adds what holds for a table.
     """
     exact, score = paper_exact(a, b), corrected(a, b)
-    strangers = [pair.scores for pair in background.against(a, b) if np.isfinite(pair.scores["corrected"])]
-    place = rank(score.value, (scores["corrected"] for scores in strangers))
+    known = [pair.scores for pair in background.against(a, b)]
+    primary, value = _primary(score.value, by_weights, known)
+    strangers = [scores for scores in known if np.isfinite(scores.get(primary, np.nan))]
+    place = rank(value, (scores[primary] for scores in strangers))
     verdict = Verdict(
         a=a.name, b=b.name, word="uncalibrated", sentence="", paper_exact=exact, corrected=score,
-        interval=_layer_interval(a, b, score), phase=phase_test(a, b) if strangers else None, background=place,
+        interval=_layer_interval(a, b, score), primary=primary, score=value, phase=phase_test(a, b) if strangers else None, background=place,
         paper_background=rank(exact.value, (scores["paper-exact"] for scores in strangers)),
         stratum=_stratum_reason(a, b, len(strangers)), alpha=alpha,
     )  # fmt: skip
@@ -84,12 +97,25 @@ def judge(a: Curves, b: Curves, background: Background, *, alpha: float = 0.05) 
     return replace(verdict, word=word, sentence=" ".join((f"{a.name} and {b.name}: {word}{why}.", *_evidence(verdict))))
 
 
+def _primary(
+    corrected_score: float, by_weights: Mapping[str, float], strangers: Sequence[Mapping[str, float]]
+) -> tuple[str, float]:
+    """Return the method that a verdict stands on and the pair's score by it."""
+    for name in PRIMARY:
+        if np.isfinite(by_weights.get(name, np.nan)) and any(
+            np.isfinite(known.get(name, np.nan)) for known in strangers
+        ):
+            return name, by_weights[name]
+    return "corrected", corrected_score
+
+
 def _decide(verdict: Verdict) -> tuple[Word, str]:
     """Apply the rule of `judge` and say which part of it decided."""
     place, phase, alpha = verdict.background, verdict.phase, verdict.alpha
-    if verdict.corrected.reason:
+    of_curves = verdict.primary == "corrected"
+    if of_curves and verdict.corrected.reason:
         return "inconclusive", f"; {verdict.corrected.reason}"
-    if place is None or phase is None:
+    if place is None or (of_curves and phase is None):
         return "uncalibrated", f"; {verdict.stratum}, so the scores have nothing to be judged against"
     if place.floor > alpha:
         return (
@@ -98,7 +124,7 @@ def _decide(verdict: Verdict) -> tuple[Word, str]:
         )
     if place.p > alpha:
         return "not distinguishable from strangers", ""
-    if phase.copy_p <= alpha < phase.p:
+    if of_curves and phase is not None and phase.copy_p <= alpha < phase.p:
         return "inconclusive", "; few strangers score as high, but curves as smooth as these do by chance"
     return "related", ""
 
@@ -108,18 +134,19 @@ def _evidence(verdict: Verdict) -> Iterator[str]:
     if not score.reason:
         layers = f" (alignment: {score.alignment})" if score.alignment != "same depth" else ""
         spread = f", {interval.low:.2f} to {interval.high:.2f} when layers are drawn anew" if interval else ""
-        yield f"Corrected score {score.value:.4f}{layers}{spread}; paper-exact {exact.value:.4f}."
+        first = "" if verdict.primary == "corrected" else f"{verdict.primary.capitalize()} score {verdict.score:.4f}; "
+        yield f"{first}{'corrected' if first else 'Corrected'} score {score.value:.4f}{layers}{spread}; paper-exact {exact.value:.4f}."
     elif not exact.reason:
         yield f"Paper-exact score {exact.value:.4f}."
     if place := verdict.background:
         lowest = "the lowest they allow" if place.p == place.floor else f"they allow {place.floor:.2g}"
         yield (
-            f"Among {place.n} unrelated pairs ({verdict.stratum}) the corrected score has median {place.median:.2f}, "
+            f"Among {place.n} unrelated pairs ({verdict.stratum}) the {verdict.primary} score has median {place.median:.2f}, "
             f"95 % {place.q95:.2f}, maximum {place.max:.2f}: rank p = {place.p:.2g}, {lowest}."
         )
     if paper := verdict.paper_background:
         yield f"Strangers reach {paper.max:.2f} in the paper-exact score."
-    if phase := verdict.phase:
+    if (phase := verdict.phase) and verdict.primary == "corrected":
         yield (
             f"Phase-randomised p = {phase.p:.2g} ({phase.free_phases} free phases; {phase.draws} draws allow "
             f"{phase.floor:.2g}, a copy would get {phase.copy_p:.2g})."

@@ -175,14 +175,14 @@ def curves_from(values: Iterable[tuple[str, str, int, float]], *, name: str, str
     return Curves(name=name, sigma=sigma, stratum=stratum, family=family, extra=whole, weights_key=weights_key)
 
 
-def numbers_of(reference: str, *, name: str, family: str | None, store: Store) -> Numbers:
-    """Return what a run would record of a model, all of it at once.
+def numbers_of(reference: str, *, name: str, family: str | None, store: Store, whole: bool = True) -> Numbers:
+    """Return what a run would record of a model, all of it at once; ``whole`` as in `Params`.
 
     Raises:
         CheckpointError: it cannot be read, or an attention matrix is not finite or is constant.
     """
     checkpoint = open_model(reference, store=store)
-    extras = layer_spans(checkpoint)
+    extras = layer_spans(checkpoint) if whole else [{} for _ in range(checkpoint.num_layers)]
     values = []
     for layer in range(checkpoint.num_layers):
         spans = spans_of(checkpoint, layer)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from modelassay.errors import Diverged
 from modelassay.experiments.fingerprinting.derivation import derivation
 from modelassay.experiments.fingerprinting.evidence.derivations import swapped
@@ -25,10 +27,18 @@ from modelassay.experiments.fingerprinting.methods.peers import PEERS
 from modelassay.experiments.fingerprinting.methods.weights import load_weights
 from modelassay.experiments.fingerprinting.params import Params
 from modelassay.meter import Meter
-from modelassay.models import zoo_build  # noqa: F401 - its transformers (4 s) is imported once, before cells are forked
+from modelassay.models import (
+    zoo,
+    zoo_build,  # noqa: F401 - its transformers (4 s) is imported once, before cells are forked
+)
 from modelassay.models.checkpoint import Checkpoint
 from modelassay.models.layer_tensors import layer_spans
 from modelassay.state import State
+
+zoo.recipe("base")  # finds what all recipes have in common, 0.2 s, once before cells are forked
+
+WIDE = 1024
+"""Hidden size from which matrices are large enough that several threads share the work of one faster than one alone."""
 
 
 def run(params: Params, meter: Meter, state: State) -> None:
@@ -45,6 +55,8 @@ def run(params: Params, meter: Meter, state: State) -> None:
     named = [name for cell in state.siblings for name in (cell.model, *cell.against)]
     make_together(named, params.model, store=state.store, meter=meter)
     checkpoint = open_model(params.model, store=state.store)
+    if checkpoint.hidden_size < WIDE:
+        torch.set_num_threads(1)
     saved = state.restore()
     payload = {"layer": 0, "compared": 0} if saved is None else saved.payload
     if saved is None:

@@ -75,7 +75,9 @@ def test_runs_older_than_the_hash_of_weights_still_make_a_background(tmp_path: P
     assert {model.sizes.intermediate_size for model in read.values()} == {None}
     found = analyse(tables)
     assert not any("same attention weights" in caveat for caveat in found.caveats)
-    assert sum(f.name == "unrelated" for f in found.findings) == 8
+    assert (
+        sum(f.name == "unrelated" for f in found.findings) == 3 * 4
+    )  # methods that the curves and the configuration allow
 
 
 def test_a_copy_is_told(tmp_path: Path) -> None:
@@ -123,8 +125,10 @@ def test_of_a_large_run_surprises_are_shown_and_an_example_is_drawn(monkeypatch:
     assert len(_worth_showing(verdicts, known)) == 1
     assert _worth_showing(verdicts[:50], known) == verdicts[:50]
     example = [model.name for model in _an_example(curves, verdicts, known)]
-    related = [v for v in verdicts if known[v.a, v.b] == "family" and v.word == "related"]
-    least = min(related, key=lambda v: v.corrected.value)
-    assert {least.a, least.b} <= set(example)
+    related = sorted(
+        (v.corrected.value, v.a, v.b) for v in verdicts if known[v.a, v.b] == "family" and not v.corrected.reason
+    )
+    middle = related[len(related) // 2]
+    assert set(middle[1:]) <= set(example)
     assert len(example) in (2, 3)
     assert [model.name for model in _an_example(curves, [], known)] == [model.name for model in curves[:3]]

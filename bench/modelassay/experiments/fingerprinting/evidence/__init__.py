@@ -43,8 +43,8 @@ class Suspect:
     """Layers x width of its root."""
     made_by: str
     """What was done to its root, in order; ``root`` where nothing was, ``not known`` of models that are not the zoo's."""
-    tokens: int | None
-    """Training tokens since the root; None where not known."""
+    training: float | None
+    """Training tokens since the root over those the root had; None where not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,16 +228,16 @@ def _suspect(reference: str, numbers: Numbers) -> Suspect:
     if zoo.is_zoo(reference) and family == zoo.family(reference):
         return Suspect(**known, is_root=zoo.parent(reference) is None, size=zoo.member(family).size,
                        made_by="+".join(zoo.transformations(reference)) or "root",
-                       tokens=zoo.tokens_between(reference, family))  # fmt: skip
+                       training=(zoo.tokens_between(reference, family) or 0) / zoo.tokens_of(family))  # fmt: skip
     is_root = family in (curves.name, reference)
     return Suspect(**known, is_root=is_root, size=f"{numbers.sizes.num_layers}x{numbers.sizes.hidden_size}",
-                   made_by="root" if is_root else "not known", tokens=None)  # fmt: skip
+                   made_by="root" if is_root else "not known", training=None)  # fmt: skip
 
 
 def _pair(suspect: Suspect, root: Suspect) -> Pair:
     if suspect.family == root.family:
         hardness = None
-    elif suspect.tokens is not None and root.tokens is not None:
+    elif suspect.training is not None and root.training is not None:
         hardness = HARDNESS[zoo.relation(suspect.reference, root.reference)]
     else:
         hardness = HARDNESS["same stratum" if suspect.stratum == root.stratum else "other stratum"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modelassay.accuracy import METRICS, Accuracy, Estimate, accuracy, difference
+from modelassay.accuracy import DRAWS, METRICS, Accuracy, Estimate, accuracy, difference
 from modelassay.calibration import CallRate, Uniformity, false_positive_rate, true_positive_rate, uniformity
 from modelassay.claims import Finding, Table
 from modelassay.experiments.fingerprinting.evidence import Evidence, Pair, Which
@@ -21,6 +21,10 @@ SHOWN = {
     "ks": "KS",
     "mahalanobis": "Mahalanobis",
 }
+FEWER = 299
+"""Resamples for parts of the pairs, whose intervals are printed to two digits."""
+TRAINING = {"none": 0.0, "up to half": 0.5, "up to twice": 2.0}
+"""Classes of training since the root, as a share of the root's own tokens, each up to its limit."""
 COMPARED = (("corrected", "paper-exact"), ("corrected", "config-only"), ("corrected", "modeldna"), ("extended", "corrected"),
             ("invariant", "corrected"), ("aligned", "modeldna"))  # fmt: skip
 """Pairs of methods whose difference is given, fixed before the run."""
@@ -49,6 +53,8 @@ def groups(evidence: Evidence) -> list[Group]:
     by("strangers", lambda pair: pair.hardness, lambda value: lambda pair: pair.hardness in (None, value))
     by("made by", lambda pair: None if pair.suspect.is_root else pair.suspect.made_by,
        lambda value: lambda pair: pair.suspect.made_by == value)  # fmt: skip
+    by("training", lambda pair: None if pair.suspect.is_root else training(pair.suspect.training),
+       lambda value: lambda pair: not pair.suspect.is_root and training(pair.suspect.training) == value)  # fmt: skip
     by("size", lambda pair: pair.suspect.size, lambda value: lambda pair: pair.suspect.size == value)
     return found
 
@@ -57,19 +63,22 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
     """Return the findings, tables and caveats of a run's evidence; nothing where there are too few pairs of known ancestry.
 
     Findings: ``accuracy[method, metric, group]``, ``accuracy-difference[method, than, metric]``,
-    ``detected[method, made_by]`` (share of related pairs whose rank p is at most alpha), ``false-positives[method]`` and
-    ``calibration[method, size]``.
+    ``detected[method, made_by]`` (share of related pairs whose rank p is at most alpha), ``related-score[method, made_by]``
+    (their median score), ``false-positives[method]`` and ``calibration[method, size]``.
     """
     if not _enough(evidence, groups(evidence)[0]):
         return [], [], []
     chosen = [group for group in groups(evidence) if _enough(evidence, group)]
     measured = {
-        (method, group.name): accuracy(evidence.scored(method, group.which))
+        (method, group.name): accuracy(
+            evidence.scored(method, group.which), draws=DRAWS if group.name == "all" else FEWER
+        )
         for method in evidence.scores
         for group in chosen
     }
     differences = list(_differences(evidence))
     detected = list(_detected(evidence))
+    spread = list(_related_scores(evidence))
     calibrated = list(_calibrated(evidence))
     findings = [
         *(_finding("accuracy", found.metrics[metric], method=method, metric=metric, group=group)
@@ -77,6 +86,7 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
         *(_finding("accuracy-difference", estimate, method=method, than=than, metric="auroc")
           for method, than, estimate in differences),
         *(_rate("detected", rate, method=method, made_by=made_by) for method, made_by, rate in detected),
+        *spread,
         *(_rate("false-positives", rate, method=method) for method, rate, _ in calibrated),
         *(Finding(name="calibration", value=found.ks, labels={"method": method, "size": size},
                   note=f"{found.n} stranger pairs, p = {'none' if found.p_value is None else f'{found.p_value:.3f}'}; {found.note}")
@@ -84,7 +94,7 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
     ]  # fmt: skip
     tables = [
         _overall_table(evidence, measured), _group_table(evidence, measured, chosen, "strangers"),
-        _group_table(evidence, measured, chosen, "size"), _group_table(evidence, measured, chosen, "made by"),
+        _group_table(evidence, measured, chosen, "size"), _group_table(evidence, measured, chosen, "training"), _group_table(evidence, measured, chosen, "made by"),
         _survival_table(evidence, detected), _difference_table(differences), _calibration_table(evidence, calibrated),
     ]  # fmt: skip
     return (
@@ -101,6 +111,17 @@ def _notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
         for note in mine:
             about.setdefault(note, []).append(method)
     return [note if len(methods) == len(notes) else f"{', '.join(methods)}: {note}" for note, methods in about.items()]
+
+
+def training(share: float | None) -> str | None:
+    """Return the class of a training distance, the tokens since the root over the root's own.
+
+    >>> training(0), training(0.3), training(4.0), training(None)
+    ('none', 'up to half', 'over twice', None)
+    """
+    if share is None:
+        return None
+    return next((name for name, limit in TRAINING.items() if share <= limit), "over twice")
 
 
 def _enough(evidence: Evidence, group: Group) -> bool:
@@ -120,7 +141,20 @@ def _detected(evidence: Evidence) -> Iterator[tuple[str, str, CallRate]]:
         for made_by in made:
             ranks = evidence.ranks(method, evidence.decidable(made_by))
             if ranks.p.size:
-                yield method, str(made_by), true_positive_rate(ranks, alpha=evidence.alpha)
+                yield method, str(made_by), true_positive_rate(ranks, alpha=evidence.alpha, draws=FEWER)
+
+
+def _related_scores(evidence: Evidence) -> Iterator[Finding]:
+    """Yield the median score of related pairs by what was done to the suspect, with the lowest and the highest as its ends."""
+    for made_by in evidence.groups(lambda pair: pair.suspect.made_by if pair.related else None):
+        chosen = np.array([pair.related and pair.suspect.made_by == made_by for pair in evidence.pairs])
+        for method, scores in evidence.scores.items():
+            mine = scores[chosen]
+            mine = mine[np.isfinite(mine)]
+            if mine.size:
+                yield Finding(name="related-score", value=float(np.median(mine)), low=float(mine.min()), high=float(mine.max()),
+                              labels={"method": method, "made_by": str(made_by)},
+                              note=f"median of {mine.size} pairs, from the lowest to the highest")  # fmt: skip
 
 
 def _calibrated(evidence: Evidence) -> Iterator[tuple[str, CallRate, dict[str, Uniformity]]]:
@@ -193,6 +227,7 @@ def _group_table(
             rows.append((group.name.removeprefix(f"{label}: "), f"{counted.num_related} / {counted.num_unrelated}",
                          *(_brief(measured[method, group.name].metrics["auroc"]) for method in evidence.scores)))  # fmt: skip
     title = {"strangers": "AUROC by what strangers differ in", "size": "AUROC by size (layers x width)",
+             "training": "AUROC by training since the root, as a share of the root's own tokens",
              "made by": "AUROC by what was done to the suspect"}[label]  # fmt: skip
     return Table(title=title, columns=(label, "pairs", *evidence.scores), rows=rows)
 

@@ -41,7 +41,7 @@ def test_what_is_known_of_a_zoo_model_is_what_its_table_says(world: Evidence) ->
         assert suspect.is_root == (zoo.parent(suspect.reference) is None)
         assert suspect.made_by == ("+".join(zoo.transformations(suspect.reference)) or "root")
         assert suspect.size == zoo.member(above).size
-        assert suspect.tokens == zoo.tokens_between(suspect.reference, above)
+        assert suspect.training == (zoo.tokens_between(suspect.reference, above) or 0) / zoo.tokens_of(above)
         assert root.is_root
         if pair.related:
             assert pair.hardness is None
@@ -171,7 +171,7 @@ def test_folders_are_known_by_the_family_that_was_declared() -> None:
     assert ("asked", "a") not in pairs
     assert {root for _, root in pairs} == {"a", "b", "c", "by-path"}
     assert pairs["a-child", "a"].related
-    assert (pairs["a-child", "a"].suspect.made_by, pairs["a-child", "a"].suspect.tokens) == ("not known", None)
+    assert (pairs["a-child", "a"].suspect.made_by, pairs["a-child", "a"].suspect.training) == ("not known", None)
     assert pairs["b", "a"].suspect.made_by == "root"
     assert pairs["b", "a"].hardness == "same shape and tokenizer"
     assert pairs["by-path", "a"].hardness == "other shape or tokenizer"

@@ -45,7 +45,7 @@ def test_no_finding_stands_twice_under_its_labels(scored: Scored) -> None:
     assert len(keys) == len(set(keys))
     assert {f.name: set(f.labels) for f in scored[0]} == {
         "accuracy": {"method", "metric", "group"}, "accuracy-difference": {"method", "than", "metric"},
-        "detected": {"method", "made_by"}, "false-positives": {"method"}, "calibration": {"method", "size"},
+        "detected": {"method", "made_by"}, "related-score": {"method", "made_by"}, "false-positives": {"method"}, "calibration": {"method", "size"},
     }  # fmt: skip
     assert all(np.isfinite(f.value) for f in scored[0])
 
@@ -106,6 +106,26 @@ def test_detected_is_the_share_of_decidable_suspects_called(world: Evidence, sco
     assert ("invariant", "sft-en") not in found  # which was not measured
 
 
+def test_related_scores_are_medians_between_the_extremes(world: Evidence, scored: Scored) -> None:
+    found = values(scored[0], "related-score")
+    for method in world.scores:
+        for made_by in ("sft-en", "depth"):
+            mine = [score for score, pair in zip(world.scores[method], world.pairs, strict=True)
+                    if pair.related and pair.suspect.made_by == made_by and np.isfinite(score)]  # fmt: skip
+            if not mine:
+                assert (method, made_by) not in found
+                continue
+            finding = found[method, made_by]
+            assert (finding.low, finding.value, finding.high) == (min(mine), np.median(mine), max(mine))
+
+
+def test_training_since_the_root_is_in_classes(world: Evidence) -> None:
+    found = {group.name: [pair for pair in world.pairs if group.which(pair)] for group in groups(world)}
+    made_by = {name.removeprefix("training: "): {pair.suspect.made_by for pair in pairs}
+               for name, pairs in found.items() if name.startswith("training: ")}  # fmt: skip
+    assert made_by == {"none": {"depth"}, "up to half": {"cpt-25"}, "up to twice": {"cpt-100", "sft-en"}}
+
+
 def test_false_positives_are_those_of_unrelated_suspects_of_the_roots_stratum(world: Evidence, scored: Scored) -> None:
     found = values(scored[0], "false-positives")
     for method in ("corrected", "aligned"):
@@ -125,7 +145,7 @@ def test_calibration_is_per_size(scored: Scored) -> None:
 def test_tables_say_what_the_findings_say(world: Evidence, scored: Scored) -> None:
     findings, tables, _ = scored
     titles = [table.title for table in tables]
-    assert len(titles) == len(set(titles)) == 7
+    assert len(titles) == len(set(titles)) == 8
     for table in tables:
         assert table.rows
         assert all(len(row) == len(table.columns) for row in table.rows)
@@ -137,11 +157,11 @@ def test_tables_say_what_the_findings_say(world: Evidence, scored: Scored) -> No
     found = values(findings, "accuracy")
     assert overall["corrected"][2].startswith(f"{found['corrected', 'auroc', 'all'].value:.3f} [")
     assert overall["invariant"][1] == "0%"
-    survival = {row[0]: row for row in tables[4].rows}
-    assert tables[4].title.startswith("survival")
-    column = list(tables[4].columns).index("corrected")
+    survival = {row[0]: row for row in tables[5].rows}
+    assert tables[5].title.startswith("survival")
+    column = list(tables[5].columns).index("corrected")
     assert survival["sft-en"][column] == "3 of 3"
-    assert survival["sft-en"][list(tables[4].columns).index("invariant")] == "cannot compare"
+    assert survival["sft-en"][list(tables[5].columns).index("invariant")] == "cannot compare"
 
 
 def test_caveats_name_the_few_roots_and_whom_they_are_about(world: Evidence, scored: Scored) -> None:

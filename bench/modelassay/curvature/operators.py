@@ -1,0 +1,286 @@
+"""The Hessian of a language model's loss as a linear operator, exact, and by finite differences where that is asked for."""
+
+# P = selected parameters, K = vectors
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from modelassay.curvature.loss import CausalLoss, Counted, Microbatch, count_tokens, model_loss, second_order
+from modelassay.curvature.parameters import ParameterSubset, select_parameters
+from modelassay.errors import Diverged, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Precision = Literal["bf16", "fp32", "fp64"]
+_COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+_NAMES: dict[torch.dtype, Precision] = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64"}
+
+Unit = Callable[..., AbstractContextManager[object]]
+"""``Meter.microbatch``: called with a stage, ``tokens`` and ``vectors``, times what happens inside."""
+
+
+class Operator(ABC):
+    """A symmetric linear operator over flat vectors; everything the estimators need to know."""
+
+    size: int
+    """P."""
+    dtype: torch.dtype
+    """Of the vectors that go in and come out."""
+    device: torch.device
+    products: int = 0
+    """Vectors multiplied so far."""
+    device_peak_bytes: int | None = None
+    """Highest allocation seen on a CUDA device since its counters were last reset; None elsewhere."""
+
+    def matvec(self, vector_P: Tensor) -> Tensor:
+        """Return the product with one vector, [P]."""
+        return self.matmat(vector_P[None])[0]
+
+    def matmat(self, vectors_KP: Tensor) -> Tensor:
+        """Return the products with the rows of ``vectors_KP``, as rows, [K, P].
+
+        Raises:
+            UsageError: vectors of another length.
+            Diverged: a product that is not finite, although the vectors are.
+        """
+        if vectors_KP.dim() != 2 or vectors_KP.shape[1] != self.size:
+            raise UsageError(
+                f"curvature: vectors must be rows of {self.size} entries, got shape {tuple(vectors_KP.shape)}"
+            )
+        vectors_KP = vectors_KP.to(self.device, self.dtype)
+        result_KP = self._multiply(vectors_KP)
+        self.products += len(vectors_KP)
+        if self.device.type == "cuda":
+            self.device_peak_bytes = max(self.device_peak_bytes or 0, torch.cuda.max_memory_allocated(self.device))
+        if not torch.isfinite(result_KP).all():
+            if not torch.isfinite(vectors_KP).all():
+                raise UsageError("curvature: a vector to be multiplied holds NaN or infinity; give finite vectors")
+            raise Diverged(f"curvature: {type(self).__name__} times a finite vector is not finite")
+        return result_KP
+
+    def to_scipy(self) -> LinearOperator:
+        """Return the operator for SciPy, over NumPy vectors on the host."""
+        kind = np.dtype(str(self.dtype).removeprefix("torch."))
+
+        def multiply(columns: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            rows_KP = torch.from_numpy(np.ascontiguousarray(columns.reshape(self.size, -1).T, dtype=kind))
+            product: np.ndarray[Any, Any] = self.matmat(rows_KP).cpu().numpy().T.reshape(columns.shape)
+            return product
+
+        return LinearOperator((self.size, self.size), dtype=kind, matvec=multiply, rmatvec=multiply, matmat=multiply)
+
+    @abstractmethod
+    def _multiply(self, vectors_KP: Tensor) -> Tensor: ...
+
+
+class DenseOperator(Operator):
+    """A symmetric matrix [P, P] as an operator: for tests, and for spectra that are known.
+
+    >>> DenseOperator(torch.diag(torch.tensor([1.0, 2.0]))).matvec(torch.ones(2))
+    tensor([1., 2.])
+    """
+
+    def __init__(self, matrix_PP: Tensor) -> None:
+        """Keep the matrix as it is."""
+        self.matrix_PP, self.size = matrix_PP, len(matrix_PP)
+        self.dtype, self.device = matrix_PP.dtype, matrix_PP.device
+
+    def _multiply(self, vectors_KP: Tensor) -> Tensor:
+        return vectors_KP @ self.matrix_PP
+
+
+class CurvatureOperator(Operator):
+    """What the Hessian, the Gauss-Newton matrix and the Fisher matrices have in common.
+
+    With l_t the negative log-likelihood of counted token t and N their number over all microbatches, the loss is
+    L = (1/N) sum_t l_t: a ragged last microbatch weighs what its tokens weigh, and the operator does not depend on the
+    split. It belongs to the parameters at its making (kept by reference where the precision is theirs): make a new one
+    after a training step.
+    """
+
+    exact: ClassVar[bool] = True
+    """False where a product is an approximation of what the class is named after."""
+
+    def __init__(self, model: PreTrainedModel, batches: Sequence[Microbatch], *, parameters: ParameterSubset | None = None,
+                 precision: Precision | None = None, vectors_per_pass: int = 1, unit: Unit | None = None) -> None:  # fmt: skip
+        """Look at ``model`` on ``batches``; nothing is computed yet.
+
+        Args:
+            model: a causal language model of transformers, in evaluation mode, on one device.
+            batches: see `loss.microbatches`.
+            parameters: the subset acted on, from `select_parameters`; all if None. The others are held fixed.
+            precision: of weights and activations in the passes; the model's own if None. Losses, softmax, sums over
+                microbatches and vectors are fp32, or fp64 under fp64. Relative error of a product of the Hessian
+                against fp64: fp32 4e-7, bf16 9e-3 (Qwen2, double backward).
+            vectors_per_pass: vectors that share one primal pass; each keeps its own tangents of all activations in memory.
+            unit: times each microbatch, such as ``meter.microbatch``.
+
+        Raises:
+            UsageError: a model in training mode or of a precision without a policy, or batches that `count_tokens` refuses.
+        """
+        if model.training:
+            raise UsageError("curvature: the model is in training mode, where dropout makes each product another operator's; call model.eval() first")  # fmt: skip
+        if vectors_per_pass < 1:
+            raise UsageError(f"curvature: vectors_per_pass must be at least 1, got {vectors_per_pass}")
+        first = next(model.parameters())
+        if precision is None and first.dtype not in _NAMES:
+            raise UsageError(f"curvature: no precision policy for a model in {first.dtype}; give precision='fp32'")
+        self.precision: Precision = precision or _NAMES[first.dtype]
+        self.parameters = parameters or select_parameters(model)
+        self.size, self.device = self.parameters.size, first.device
+        self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
+        self._batches = count_tokens(batches, vocabulary=model.config.vocab_size, device=self.device)
+        self.num_tokens = sum(batch.num_tokens for batch in self._batches)
+        self._module, self._vectors_per_pass, self._unit = CausalLoss(model), vectors_per_pass, unit
+        self._compute = _COMPUTE[self.precision]
+        chosen = set(self.parameters.names)
+        cast = {name: parameter.detach().to(self._compute) for name, parameter in model.named_parameters()}
+        self._selected = {name: cast[name] for name in self.parameters.names}
+        self._fixed = {f"model.{name}": tensor for name, tensor in cast.items() if name not in chosen}
+        self._fixed |= {f"model.{name}": self._buffer(buffer) for name, buffer in model.named_buffers()}
+        self._loss: float | None = None
+
+    def loss(self) -> float:
+        """Return L; one forward pass, once.
+
+        Raises:
+            Diverged: a loss that is NaN or infinite, with the microbatch it comes from.
+        """
+        if self._loss is None:
+            total = 0.0
+            with self._passes():
+                for index, batch in enumerate(self._batches):
+                    part = float(model_loss(self._module, self._tensors(self._selected), batch))
+                    if not np.isfinite(part):
+                        raise Diverged(f"curvature: the loss of microbatch {index} (of those with counted tokens) is {part}; a model that has blown up has no curvature")  # fmt: skip
+                    total += part
+            self._loss = total / self.num_tokens
+        return self._loss
+
+    def gradient(self) -> Tensor:
+        """Return the gradient of L, [P]."""
+        self.loss()
+        return self._gradient(self._selected)
+
+    def _multiply(self, vectors_KP: Tensor) -> Tensor:
+        self.loss()
+        result_KP = torch.zeros_like(vectors_KP)
+        with self._passes():
+            for start in range(0, len(vectors_KP), self._vectors_per_pass):
+                rows = slice(start, start + self._vectors_per_pass)
+                tangents = self.parameters.unflatten(vectors_KP[rows], self._compute)
+                for batch in self._batches:
+                    with self._timed(batch, len(vectors_KP[rows])):
+                        self.parameters.add_flat(result_KP[rows], self._batch_products(batch, tangents))
+        return result_KP.div_(self.num_tokens)
+
+    @abstractmethod
+    def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the products with the tangents {name: [K, *shape]}, summed over the tokens of one microbatch."""
+
+    def _gradient(self, selected: dict[str, Tensor]) -> Tensor:
+        result_1P = torch.zeros(1, self.size, dtype=self.dtype, device=self.device)
+        with self._passes():
+            for batch in self._batches:
+                with self._timed(batch, 1):
+                    self.parameters.add_flat(result_1P, torch.func.grad(self._batch_loss(batch))(selected))
+        return result_1P[0].div_(self.num_tokens)
+
+    def _batch_loss(self, batch: Counted) -> Callable[[dict[str, Tensor]], Tensor]:
+        return lambda selected: model_loss(self._module, self._tensors(selected), batch)
+
+    def _tensors(self, selected: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self._fixed | {f"model.{name}": tensor for name, tensor in selected.items()}
+
+    def _passes(self) -> AbstractContextManager[None]:
+        return second_order(self._module.model, self._compute)
+
+    def _timed(self, batch: Counted, num_vectors: int) -> AbstractContextManager[object]:
+        if self._unit is None:
+            return nullcontext()
+        return self._unit(type(self).__name__, tokens=batch.num_tokens, vectors=num_vectors)
+
+    def _buffer(self, buffer: Tensor) -> Tensor:
+        # Only fp64 asks more of a buffer than it has: rotary frequencies stay fp32 under bf16, as transformers loads them.
+        return buffer.double() if self.precision == "fp64" and buffer.is_floating_point() else buffer
+
+
+class Hessian(CurvatureOperator):
+    """The Hessian of L, exact: the tangent of the gradient (forward over reverse).
+
+    A matrix product's tangent is two products, so a product costs 9 units against 3 of a gradient, and (2 + 1/k) times a
+    gradient each when k vectors share the primal pass. No graph outlives a microbatch.
+    """
+
+    def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        gradient = torch.func.grad(self._batch_loss(batch))
+        products: dict[str, Tensor] = over_vectors(
+            lambda tangent: torch.func.jvp(gradient, (self._selected,), (tangent,))[1], tangents
+        )
+        return products
+
+
+class FiniteDifferenceHessian(CurvatureOperator):
+    """The Hessian of L by central differences of the gradient: an approximation, at two gradients per product.
+
+    H v = |v| (g(theta + h v/|v|) - g(theta - h v/|v|)) / 2h + O(h^2) + O(rounding / h), with
+    h = eps^(1/3) (1 + |theta|), eps the machine precision: the two errors then are of one size, about eps^(2/3) (fp32
+    2e-5, fp64 4e-11, times the ratio of the third to the second derivative along v). It needs first derivatives only.
+    """
+
+    exact = False
+
+    def __init__(self, *args: Any, step: float | None = None, **options: Any) -> None:
+        """As `CurvatureOperator`; ``step`` is h, by the formula above if None.
+
+        Raises:
+            UsageError: bf16, whose eight bits leave nothing of a difference, or a step that is not positive.
+        """
+        super().__init__(*args, **options)
+        if self.precision == "bf16":
+            raise UsageError(
+                "FiniteDifferenceHessian: bf16 rounds the step away; give precision='fp32', or use Hessian"
+            )
+        if step is not None and not step > 0:
+            raise UsageError(f"FiniteDifferenceHessian: step must be positive, got {step}")
+        norm = float(sum(tensor.double().square().sum() for tensor in self._selected.values()) ** 0.5)
+        self.step = step or torch.finfo(self.dtype).eps ** (1 / 3) * (1 + norm)
+
+    def _multiply(self, vectors_KP: Tensor) -> Tensor:
+        self.loss()
+        return torch.stack([self._difference(vector_P) for vector_P in vectors_KP])
+
+    def _difference(self, vector_P: Tensor) -> Tensor:
+        norm = float(vector_P.norm())
+        if norm == 0:
+            return torch.zeros_like(vector_P)
+        step = self.parameters.unflatten(vector_P[None] * (self.step / norm), self.dtype)
+        ahead = self._gradient({name: tensor + step[name][0] for name, tensor in self._selected.items()})
+        behind = self._gradient({name: tensor - step[name][0] for name, tensor in self._selected.items()})
+        return (ahead - behind) * (norm / (2 * self.step))
+
+    def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
+        raise NotImplementedError  # differences are taken of the whole gradient, once per sign
+
+
+def over_vectors(function: Callable[[Any], Any], stacked: Any) -> Any:
+    """Apply ``function`` to each row of tensors [K, ...], in one pass that shares what does not depend on the row.
+
+    One row goes without vmap, whose rules cost time and not every kernel has.
+    """
+    leaves = list(stacked.values()) if isinstance(stacked, dict) else [stacked]
+    if len(leaves[0]) > 1:
+        return torch.func.vmap(function)(stacked)
+    row = {name: part[0] for name, part in stacked.items()} if isinstance(stacked, dict) else stacked[0]
+    result = function(row)
+    return {name: part[None] for name, part in result.items()} if isinstance(result, dict) else result[None]

@@ -1,0 +1,2 @@
+#define MODELASSAY_ISA portable
+#include "softmax_ggn_row.hpp"

@@ -11,12 +11,11 @@ import fcntl
 import json
 import multiprocessing
 import os
-import re
 import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +28,8 @@ from typing import Any, Literal
 from modelassay import environment
 from modelassay.cell import cell_main
 from modelassay.errors import HostError, IncompleteRun, RecordError, UsageError, did_you_mean
-from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables, segments
+from modelassay.progress import report_progress
+from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables
 from modelassay.state import latest_checkpoint
 from modelassay.suite import Cell, Suite, shipped_suites, suite_from_json
 
@@ -299,7 +299,7 @@ def execute(run: Run, *, report: Report) -> None:
             report(f"{place}: started")
             began = time.monotonic()
             outcome, reason = _run_in_process(
-                context, run, cell, partial(_report_progress, run.cell_dir(cell), place, report)
+                context, run, cell, partial(report_progress, run.cell_dir(cell), place, report)
             )
             report(f"{place}: {outcome} in {time.monotonic() - began:.1f} s{f' ({reason})' if reason else ''}")
             if outcome == "failed":
@@ -308,43 +308,6 @@ def execute(run: Run, *, report: Report) -> None:
             shown = "; ".join(failures[:3]) + (f"; and {len(failures) - 3} more" if len(failures) > 3 else "")
             raise IncompleteRun(f"{run.folder}: {len(failures)} of {len(run.suite.cells)} cells failed: {shown}; "
                                 f"`modelassay run {run.folder}` tries them again")  # fmt: skip
-
-
-def _report_progress(cell_dir: Path, place: str, report: Report) -> None:
-    """Say where a cell stands: the last line it printed, else its last timed unit."""
-    number = max(segments(cell_dir), default=0)
-    printed = _last_lines(cell_dir / f"attempt-{number}.out")
-    said = (
-        "".join(filter(str.isprintable, printed[-1]))[:200]
-        if printed
-        else _last_unit(_last_lines(cell_dir / f"attempt-{number}.jsonl"))
-    )
-    report(f"{place}: {said or 'at work'}")
-
-
-def _last_unit(lines: Sequence[str]) -> str:
-    for line in reversed(lines):
-        try:
-            unit = json.loads(line)
-        except ValueError:  # the first of the lines, which may be the end of a longer one
-            break
-        if isinstance(unit, dict) and unit.get("kind") == "microbatch":
-            return f"{unit['stage']} {unit['index'] + 1}"
-    return ""
-
-
-def _last_lines(path: Path) -> list[str]:
-    """Return the whole lines in the last 16 kB of a file that another process writes, blank ones left out.
-
-    A carriage return ends a line too: a progress bar draws over itself.
-    """
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 16_384))
-            lines = re.split(r"[\r\n]+", file.read().rpartition(b"\n")[0].decode(errors="replace"))
-    except OSError:
-        return []
-    return [line for line in lines if line.strip()]
 
 
 def _run_in_process(

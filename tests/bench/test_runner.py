@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from modelassay.progress import report_progress
 from modelassay.record import read_cell
-from modelassay.runner import _report_progress, create_run, open_run, plan
+from modelassay.runner import create_run, open_run, plan
 from modelassay.suite import load_suite
 from small_disk import needs_root, small_disk
 from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
@@ -340,13 +341,13 @@ def test_progress_of_a_long_cell_is_its_last_line_or_unit(tmp_path: Path, out: s
             b"old\n" if attempt == 1 else out.encode(errors="surrogatepass")
         )
     said: list[str] = []
-    _report_progress(tmp_path, "[1/2] x", said.append)
+    report_progress(tmp_path, "[1/2] x", said.append)
     assert said == [f"[1/2] x: {says}"]
 
 
 def test_progress_before_there_is_a_log(tmp_path: Path) -> None:
     said: list[str] = []
-    _report_progress(tmp_path / "not-there", "[1/2] x", said.append)
+    report_progress(tmp_path / "not-there", "[1/2] x", said.append)
     assert said == ["[1/2] x: at work"]
 
 

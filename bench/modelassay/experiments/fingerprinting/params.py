@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Peer = Literal["modeldna"]
 
@@ -38,3 +38,11 @@ class Params(BaseModel):
 
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Level at which a pair is called related, the same in all cells."""
+
+    @field_validator("against", "peers")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if repeated := [name for name in names if names.count(name) > 1]:
+            message = f"{repeated[0]} stands there twice; a pair is scored once, name each once"
+            raise ValueError(message)
+        return names

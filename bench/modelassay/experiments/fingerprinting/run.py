@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from modelassay.errors import Diverged
 from modelassay.experiments.fingerprinting.derivation import derivation
 from modelassay.experiments.fingerprinting.evidence.derivations import swapped
@@ -26,11 +28,19 @@ from modelassay.experiments.fingerprinting.methods.peers import PEERS
 from modelassay.experiments.fingerprinting.methods.weights import load_weights
 from modelassay.experiments.fingerprinting.params import Params
 from modelassay.meter import Meter
-from modelassay.models import zoo_build  # noqa: F401 - its transformers (4 s) is imported once, before cells are forked
+from modelassay.models import (
+    zoo,
+    zoo_build,  # noqa: F401 - its transformers (4 s) is imported once, before cells are forked
+)
 from modelassay.models.checkpoint import Checkpoint
 from modelassay.models.layer_tensors import layer_spans
 from modelassay.models.zoo_members import untimed
 from modelassay.state import State
+
+zoo.recipe("base")  # finds what all recipes have in common, 0.2 s, once before cells are forked
+
+WIDE = 1024
+"""Hidden size from which matrices are large enough that several threads share the work of one faster than one alone."""
 
 
 def run(params: Params, meter: Meter, state: State) -> None:
@@ -40,10 +50,15 @@ def run(params: Params, meter: Meter, state: State) -> None:
 
     Raises:
         Diverged: an attention matrix is not finite or is constant: a finding about the checkpoint.
+        HostError: a peer is not installed; told before anything is made or measured.
     """
+    for peer in params.peers:
+        PEERS[peer].installed_version()
     named = [name for cell in state.siblings for name in (cell.model, *cell.against)]
     make_together(named, params.model, store=state.store, meter=meter)
     checkpoint = open_model(params.model, store=state.store)
+    if checkpoint.hidden_size < WIDE:
+        torch.set_num_threads(1)
     saved = state.restore()
     payload = {"layer": 0, "compared": 0} if saved is None else saved.payload
     if saved is None:
@@ -114,9 +129,10 @@ def _listen(
     """Answer the prompts of all others in one go, and return the model and those of them that are still to be compared."""
     speaker = Speaker(params.model, store=state.store)
     bases = {other: Speaker(other, store=state.store) for other in others}
-    with (untimed if done else meter.microbatch)(
-        "listen", others=len(others)
-    ):  # all again, so that the sums are the same
+    timer = (
+        untimed if done else meter.microbatch
+    )  # all are answered again after an interruption: sums hang on the batch
+    with timer("listen", others=len(others)):
         listen_to(speaker, bases.values())
     return speaker, {other: bases[other] for other in others[done:]}
 

@@ -75,12 +75,12 @@ class Evidence:
     background: Background
     alpha: float
     roots: Sequence[str] = field(default=())
-    """Names of the roots, whose places are the indices in `Scored`."""
+    """The families, by what their roots are called; their places are the indices in `Scored`."""
 
     @property
-    def made_by(self) -> Mapping[str, str]:
-        """What was done to the root of each suspect of a related pair, by the suspect's reference."""
-        return {pair.suspect.reference: pair.suspect.made_by for pair in self.pairs if pair.related}
+    def made_by(self) -> Mapping[tuple[str, str], str]:
+        """What was done to the root of each related pair, by the references of suspect and root."""
+        return {(p.suspect.reference, p.root.reference): p.suspect.made_by for p in self.pairs if p.related}
 
     def scored(self, method: str, which: Which = lambda _pair: True) -> Scored:
         """Return the scores of one method over the pairs that ``which`` chooses."""
@@ -195,6 +195,7 @@ def gather(models: Mapping[str, Numbers], recorded: Recorded, background: Backgr
     }
     numbers_of = {numbers.curves.name: numbers for numbers in models.values()}
     excluded = {name for name, _ in background.duplicates}
+    excluded |= {name for name, suspect in suspects.items() if suspect.family in background.disowned}
     roots = [name for name, suspect in suspects.items() if suspect.is_root and name not in excluded]
     pairs = []
     for name, suspect in suspects.items():

@@ -3,6 +3,8 @@
 Imports without a GPU, without Triton and without the compiled extension; each is a clear error only when it is needed.
 """
 
+from modelassay_kernels.attention import attention, attention_over_spans
+from modelassay_kernels.attention_transformers import register_attention
 from modelassay_kernels.bottom_k import bottom_k
 from modelassay_kernels.cross_entropy import linear_cross_entropy
 from modelassay_kernels.layer_std import layer_std
@@ -13,6 +15,8 @@ from modelassay_kernels.softmax_ggn import softmax_ggn
 
 __all__ = [
     "FileSpan",
+    "attention",
+    "attention_over_spans",
     "bottom_k",
     "layer_std",
     "layer_std_file",
@@ -20,6 +24,7 @@ __all__ = [
     "linear_cross_entropy",
     "native_available",
     "read_bandwidth",
+    "register_attention",
     "require_native",
     "softmax_ggn",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Peer = Literal["modeldna"]
 
@@ -71,6 +71,10 @@ class Params(BaseModel):
     """Models that this one's weights are compared with, where a method needs both at hand; of two models of this list the
     later is compared with the earlier."""
 
+    behaviour: bool = False
+    """Ask this model and each of ``against`` which tokens they find least likely, with prompts that the latter grow; loads whole
+    models, and of a repository on the Hub fetches all of them."""
+
     peers: tuple[Peer, ...] = ()
     """Other tools that score the same pairs; they must be installed (`ci/peers`)."""
 
@@ -80,3 +84,11 @@ class Params(BaseModel):
     members: Members | None = None
     """Compare the members of this model's family on the Hub with it, and with the other models of the run, by bottom-k
     overlap, and set that against their downloads; all cells of a run do, or none."""
+
+    @field_validator("against", "peers")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if repeated := [name for name in names if names.count(name) > 1]:
+            message = f"{repeated[0]} stands there twice; a pair is scored once, name each once"
+            raise ValueError(message)
+        return names

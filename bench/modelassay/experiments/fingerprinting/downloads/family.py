@@ -48,7 +48,7 @@ def run_family(params: Params, members: Members, meter: Meter, state: State) -> 
     excluded = {member.name: why_excluded(member) for member in listing.members}
     loadable = [member for member in listing.members if excluded[member.name] is None]
     chosen = choose(loadable, members, seed=listing.base)
-    questions = Questions([cell.model for cell in state.siblings], store=state.store, meter=meter)
+    questions = Questions([cell.model for cell in state.siblings], own=params.model, store=state.store, meter=meter)
     saved = state.restore()
     if saved is None:
         meter.metric("listing", len(listing.members), taken=listing.taken, digest=listing.digest, endpoint=listing.endpoint,
@@ -61,6 +61,8 @@ def run_family(params: Params, members: Members, meter: Meter, state: State) -> 
         state.checkpoint({"done": 0})
     done = 0 if saved is None else saved.payload["done"]
     waiting = [member for member in loadable if member.name in chosen.earlier | chosen.popular]
+    if waiting[done:]:
+        questions.prepare()
     for number, member in enumerate(waiting[done:], start=done + 1):
         print(f"member {number} of {len(waiting)}: {member.name}", flush=True)
         _compare(member, chosen, questions, meter)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from modelassay.errors import AssayError, CheckpointError
 from modelassay.experiments.fingerprinting.methods.behaviour import (
+    Mute,
     Overlap,
     Responses,
     Speaker,
@@ -45,11 +46,11 @@ class Answers:
 class Questions:
     """The prompts that the run's bases grew, and what the bases answer to their own."""
 
-    def __init__(self, bases: Sequence[str], *, store: Store, meter: Meter) -> None:
-        """Name the bases; they are loaded, grow their prompts and answer when a member is first asked."""
+    def __init__(self, bases: Sequence[str], *, own: str, store: Store, meter: Meter) -> None:
+        """Name the bases, and which of them is the family's own."""
         self._bases = {base: Speaker(base, store=store) for base in dict.fromkeys(bases)}
-        self._store, self._meter = store, meter
-        self._own: dict[str, Responses] = {}
+        self._family, self._store, self._meter = own, store, meter
+        self._answers: dict[str, Responses] = {}
 
     def weights_of(self, base: str) -> str:
         """Return the key of a base's weights."""
@@ -66,20 +67,35 @@ class Questions:
             raise CheckpointError(f"{base}: brings no tokenizer, so it can grow no prompts; name a base that has one")
         return vocabulary.key or "none"
 
+    def prepare(self) -> None:
+        """Let each base grow its prompts and answer them; one of another family that cannot is left out.
+
+        Raises:
+            CheckpointError: a base cannot be loaded, or the family's own can grow no prompts.
+        """
+        for base, speaker in self._bases.items():
+            try:
+                with self._meter.microbatch("grow", base=base):
+                    self._answers[base] = speaker.responses(speaker.prompts)
+            except Mute as error:
+                if base == self._family:
+                    raise
+                print(f"no member is asked what {base} would ask: {error}", flush=True)
+            speaker.release()
+
     def ask(self, name: str, folder: Path) -> Answers:
-        """Return a member's overlap with each base on that base's prompts, all of which it answers at once.
+        """Return a member's overlap with each base on that base's prompts, all of which it answers at once; `prepare` comes first.
 
         Raises:
             CheckpointError: it cannot be loaded, or it or its tokenizer fails.
         """
-        self._prepare()
         member = Speaker(str(folder), store=self._store)
         try:
             with self._meter.microbatch("answer", member=name):
-                member.listen([own.prompts for own in self._own.values()])
+                member.listen([own.prompts for own in self._answers.values()])
             with self._meter.microbatch("overlap", member=name):
                 overlaps = {(method, base): _named(measure(member.responses(own.prompts), own), folder, name)
-                            for base, own in self._own.items() for method, measure in METHODS.items()}  # fmt: skip
+                            for base, own in self._answers.items() for method, measure in METHODS.items()}  # fmt: skip
         except (AssayError, MemoryError):
             raise
         except Exception as error:  # whatever stranger's files make libraries raise: it must not end the other members
@@ -88,12 +104,6 @@ class Questions:
             raise CheckpointError(f"{name}: would not answer ({type(error).__name__}); {error}") from error
         tokenizer = None if member.vocabulary is None else member.vocabulary.key
         return Answers(overlaps=overlaps, weights=weights_key(folder), tokenizer=tokenizer or "none")
-
-    def _prepare(self) -> None:
-        for base, speaker in self._bases.items():
-            if base not in self._own:
-                with self._meter.microbatch("grow", base=base):
-                    self._own[base] = speaker.responses(speaker.prompts)
 
 
 def _named(overlap: Overlap, folder: Path, name: str) -> Overlap:

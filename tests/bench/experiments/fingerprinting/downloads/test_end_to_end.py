@@ -31,6 +31,8 @@ class World(NamedTuple):
     folder: Path
     environment: dict[str, str]
     run: Run
+    fetched: frozenset[str]
+    """Repositories whose weights, or headers, were asked for."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         _move(families)
         code, _, err = modelassay("run", only_run(folder / "runs"), env=env)
         assert code == 0, err
-        yield World(families, folder, env, open_run(only_run(folder / "runs")))
+        fetched = {path.partition("/resolve/")[0] for _, path in hub.requests if path.endswith("/model.safetensors")}
+        yield World(families, folder, env, open_run(only_run(folder / "runs")), frozenset(fetched))
 
 
 def _move(families: Families) -> None:
@@ -137,10 +140,9 @@ def test_nobody_who_cannot_be_measured_is_counted_as_little_downloaded(world: Wo
     }
     assert many >= {"else/alpha-flaky", "else/alpha-gamma"}
     assert not (few | many) & {"else/alpha-shy", *alpha.copies, *(f"else/alpha-{name}" for name in reasons)}
-    weights = {
-        path.split("/resolve")[0] for method, path in world.families.hub.requests if path.endswith("model.safetensors")
-    }
-    assert not weights & {f"/else/alpha-{name}" for name in ("awq", "sees", "judge", "gated", "down")}
+    unasked = {f"/else/alpha-{name}" for name in ("awq", "sees", "judge", "pickled", "gguf", "lora", "gated", "down")}
+    assert "/lab/alpha-3" in world.fetched
+    assert not world.fetched & unasked
 
 
 def test_numbers_follow_from_the_logs(world: World, found: Findings) -> None:

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import stdtrit
 from torch import Tensor
 
 from modelassay.experiments.fingerprinting.methods.behaviour.prompts import Kind
-from modelassay.experiments.fingerprinting.methods.behaviour.responses import Head, Responses
-from modelassay.experiments.fingerprinting.methods.behaviour.vocabulary import MIN_SHARED, shared_tokens
+from modelassay.experiments.fingerprinting.methods.behaviour.speaker import Head, Responses
+from modelassay.experiments.fingerprinting.methods.behaviour.vocabulary import MIN_SHARED, Shared, Tokens, shared_tokens
 from modelassay.stats import Interval
 from modelassay_kernels import bottom_k, linear_bottom_k
 
@@ -100,8 +100,8 @@ def overlap_corrected(a: Responses, b: Responses, *, rounded_to: torch.dtype | N
     found = _shared_sets(a, b, rounded_to)
     if isinstance(found, str):
         return Overlap(value=np.nan, reason=found)
-    sets, num_ids, by = found
-    return _overlap(a, b, sets, num_ids=num_ids, matched_by=by)
+    sets, shared = found
+    return _overlap(a, b, sets, num_ids=shared.num, matched_by=shared.by)
 
 
 def rank_biased(a: Responses, b: Responses, *, rounded_to: torch.dtype | None = None) -> Overlap:
@@ -115,8 +115,8 @@ def rank_biased(a: Responses, b: Responses, *, rounded_to: torch.dtype | None = 
     found = _shared_sets(a, b, rounded_to)
     if isinstance(found, str):
         return Overlap(value=np.nan, reason=found)
-    sets, num_ids, by = found
-    return _overlap(a, b, sets, num_ids=num_ids, matched_by=by, measure=rank_biased_overlap)
+    sets, shared = found
+    return _overlap(a, b, sets, num_ids=shared.num, matched_by=shared.by, measure=rank_biased_overlap)
 
 
 def rank_biased_overlap(a_K: ArrayLike, b_K: ArrayLike, p: float | None = None) -> float:
@@ -124,7 +124,7 @@ def rank_biased_overlap(a_K: ArrayLike, b_K: ArrayLike, p: float | None = None) 
 
     RBO = (1 - p) sum_d p^(d - 1) A_d with the agreement A_d = |first d of a n first d of b| / d, over infinite lists; of what lies
     beyond k the agreement A_k is assumed: RBO_ext = A_k p^k + (1 - p)/p sum_{d <= k} A_d p^d. Webber, Moffat and Zobel 2010,
-    equations 4 and 32. Costs O(k log k).
+    equations 4 and 32. Costs O(k).
 
     ``p`` is `persistence` of k if None.
 
@@ -133,12 +133,16 @@ def rank_biased_overlap(a_K: ArrayLike, b_K: ArrayLike, p: float | None = None) 
     >>> round(rank_biased_overlap([1, 2], [2, 1], 0.5), 12)           # A = 0, 1: 1 * 0.25 + 1 * 0.25
     0.5
     """
-    left, right = np.asarray(a_K), np.asarray(b_K)
-    k = left.size
+    left, right = np.asarray(a_K).tolist(), np.asarray(b_K).tolist()
+    k = len(left)
     p = persistence(k) if p is None else p
-    _, at_a, at_b = np.intersect1d(left, right, assume_unique=True, return_indices=True)
+    rank_of = {token: rank for rank, token in enumerate(right)}
+    common_from_K = np.zeros(k)  # how many ids become common at each depth: where the later of their two ranks is
+    for rank, token in enumerate(left):
+        if token in rank_of:
+            common_from_K[max(rank, rank_of[token])] += 1
     depth_K = np.arange(1, k + 1)
-    agreement_K = np.cumsum(np.bincount(np.maximum(at_a, at_b), minlength=k)) / depth_K
+    agreement_K = np.cumsum(common_from_K) / depth_K
     powers_K = p**depth_K
     return float(agreement_K[-1] * powers_K[-1] + (1 - p) / p * (agreement_K @ powers_K))
 
@@ -167,7 +171,7 @@ def interval_over_prompts(values: ArrayLike, *, level: float = LEVEL) -> tuple[f
     values_P = np.asarray(values, dtype=np.float64)
     if values_P.size < 2:
         return np.nan, np.nan
-    half = stats.t.ppf((1 + level) / 2, values_P.size - 1) * values_P.std(ddof=1) / np.sqrt(values_P.size)
+    half = stdtrit(values_P.size - 1, (1 + level) / 2) * values_P.std(ddof=1) / np.sqrt(values_P.size)
     return max(0.0, float(values_P.mean() - half)), min(1.0, float(values_P.mean() + half))
 
 
@@ -212,24 +216,35 @@ class Lowest:
     """How many of the k lie below the tie; k where there is none."""
 
 
-def _lowest(responses: Responses, kind: Kind, k: int, valid_V: Tensor | None, rounded_to: torch.dtype | None) -> Lowest:
+def _lowest(responses: Responses, kind: Kind, k: int, tokens: Tokens | None, rounded_to: torch.dtype | None) -> Lowest:
+    """Return what the responses rank last, of all rows if ``tokens`` is None; found once for each question."""
+    key = kind, k, tokens, rounded_to
+    if key not in responses.cache:
+        responses.cache[key] = _find_lowest(responses, kind, k, tokens, rounded_to)
+    found: Lowest = responses.cache[key]
+    return found
+
+
+def _find_lowest(
+    responses: Responses, kind: Kind, k: int, tokens: Tokens | None, rounded_to: torch.dtype | None
+) -> Lowest:
     hidden_PD, head = responses.hidden[kind], responses.head
-    available = head.num_rows if valid_V is None else int(valid_V.sum())
+    mask_V = None if tokens is None else tokens.mask_V
+    available = head.num_rows if mask_V is None else int(mask_V.sum())
     num = min(k + SLACK, available)
     while True:
-        values, ids = _smallest(hidden_PD, head, num, valid_V, rounded_to)
-        values_PN, ids_PN = values.double().numpy(), ids.numpy()
+        values, ids = _smallest(hidden_PD, head, num, mask_V, rounded_to)
+        values_PN = values.double().numpy()
+        ids_PN = (ids if tokens is None else tokens.place_V[ids]).numpy()
         at_boundary_PN = values_PN == values_PN[:, k - 1 : k]
         if num == available or not at_boundary_PN[:, -1].any():
             break
         num = min(2 * num, available)
     crosses_P = at_boundary_PN[:, k:].any(axis=1)
-    tied = [
-        ids[equal] if crosses else ids[:0]
-        for ids, equal, crosses in zip(ids_PN, at_boundary_PN, crosses_P, strict=True)
-    ]
-    num_sure_P = np.where(crosses_P, at_boundary_PN.argmax(axis=1), k)
-    return Lowest(ids_PK=ids_PN[:, :k], tied=tuple(tied), num_sure_P=num_sure_P)
+    return Lowest(
+        ids_PK=ids_PN[:, :k], num_sure_P=np.where(crosses_P, at_boundary_PN.argmax(axis=1), k),
+        tied=tuple(ids[equal] if crosses else ids[:0] for ids, equal, crosses in zip(ids_PN, at_boundary_PN, crosses_P, strict=True)),
+    )  # fmt: skip
 
 
 def _smallest(
@@ -249,35 +264,17 @@ def _same_prompts(a: Responses, b: Responses) -> None:
         raise ValueError(message)
 
 
-def _shared_sets(a: Responses, b: Responses, rounded_to: torch.dtype | None) -> tuple[list[Lowest], int, str] | str:
-    """Return both models' lowest tokens, numbered in one order, of how many, and how matched; or why there are none."""
+def _shared_sets(a: Responses, b: Responses, rounded_to: torch.dtype | None) -> tuple[list[Lowest], Shared] | str:
+    """Return both models' lowest tokens, numbered alike, and what they share; or why there are none."""
     _same_prompts(a, b)
     shared = shared_tokens(a.vocabulary, b.vocabulary, a.head.num_rows, b.head.num_rows)
     if shared.share < MIN_SHARED:
         return (f"{a.model} and {b.model} share {shared.share:.0%} of the smaller vocabulary by {shared.by}; under "
                 f"{MIN_SHARED:.0%} their rarest tokens cannot be compared")  # fmt: skip
-    num_ids = len(shared.ids_a)
-    k = round(VALID_SHARE * num_ids)
+    k = round(VALID_SHARE * shared.num)
     if k < 2:
-        return f"{num_ids} shared tokens leave k = {k}, too few to compare"
-    sets = [_numbered(_lowest(each, "stable", k, _mask(ids, each), rounded_to), ids)
-            for each, ids in ((a, shared.ids_a), (b, shared.ids_b))]  # fmt: skip
-    return sets, num_ids, f"{shared.by} ({shared.share:.0%})"
-
-
-def _mask(ids_S: Tensor, responses: Responses) -> Tensor:
-    valid_V = torch.zeros(responses.head.num_rows, dtype=torch.bool)
-    valid_V[ids_S] = True
-    return valid_V
-
-
-def _numbered(lowest: Lowest, ids_S: Tensor) -> Lowest:
-    """Name rows of one head by their places among the shared tokens."""
-    place_V = np.full(int(ids_S.max()) + 1, -1)
-    place_V[ids_S.numpy()] = np.arange(len(ids_S))
-    return Lowest(
-        ids_PK=place_V[lowest.ids_PK], tied=tuple(place_V[ids] for ids in lowest.tied), num_sure_P=lowest.num_sure_P
-    )
+        return f"{a.model} and {b.model}: {shared.num} shared tokens leave k = {k}, too few to compare"
+    return [_lowest(each, "stable", k, tokens, rounded_to) for each, tokens in ((a, shared.a), (b, shared.b))], shared
 
 
 def share_in_common(a_K: ArrayLike, b_K: ArrayLike) -> float:
@@ -286,8 +283,8 @@ def share_in_common(a_K: ArrayLike, b_K: ArrayLike) -> float:
     >>> share_in_common([4, 7, 1, 2], [7, 9, 4, 3])
     0.5
     """
-    left = np.asarray(a_K)
-    return float(np.intersect1d(left, np.asarray(b_K), assume_unique=True).size / left.size)
+    left, right = np.asarray(a_K).tolist(), np.asarray(b_K).tolist()
+    return len({*left}.intersection(right)) / len(left)
 
 
 def _overlap(a: Responses, b: Responses, sets: Sequence[Lowest], *, num_ids: int, matched_by: str = "ids", padded: float = 0.0,
@@ -307,6 +304,8 @@ def _overlap(a: Responses, b: Responses, sets: Sequence[Lowest], *, num_ids: int
 
 def _expected(one: Lowest, two: Lowest, prompt: int) -> float:
     """Return the expected |A n B| / k of one prompt if each model drew the places of its tie at random, on its own."""
+    if not one.tied[prompt].size and not two.tied[prompt].size:
+        return share_in_common(one.ids_PK[prompt], two.ids_PK[prompt])
     (ids_a, chance_a), (ids_b, chance_b) = (_chances(lowest, prompt) for lowest in (one, two))
     _, at_a, at_b = np.intersect1d(ids_a, ids_b, assume_unique=True, return_indices=True)
     return float(chance_a[at_a] @ chance_b[at_b] / one.ids_PK.shape[1])

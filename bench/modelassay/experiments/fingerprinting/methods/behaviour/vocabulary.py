@@ -56,15 +56,16 @@ class Vocabulary:
         plain = {piece: index for piece, index in pieces.items() if index not in self.special}
         return {piece_bytes(piece, byte_level=byte_level): index for piece, index in plain.items()}
 
+    @lru_cache(maxsize=16)  # noqa: B019 - vocabularies are few, and live as long as the process
     def valid_V(self, num_rows: int) -> Tensor:
-        """Return bool[V]: which rows of a head are tokens; the others are padding that no text contains."""
+        """Return bool[V], not to be written to: which rows of a head are tokens; the others are padding no text contains."""
         mask = torch.zeros(num_rows, dtype=torch.bool)
         mask[[index for index in self.ids if index < num_rows]] = True
         return mask
 
     def plain_V(self, num_rows: int) -> Tensor:
         """Return bool[V]: which rows are tokens that ordinary text can contain."""
-        mask = self.valid_V(num_rows)
+        mask = self.valid_V(num_rows).clone()
         mask[[index for index in self.special if index < num_rows]] = False
         return mask
 
@@ -119,18 +120,29 @@ def _load(key: _Key) -> Vocabulary | None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shared:
-    """The tokens that two heads have in common, in one order."""
+class Tokens:
+    """Some tokens of one head, numbered in an order that another head's `Tokens` shares."""
 
-    ids_a: Tensor
-    """int64[S]: where each shared token stands in the first model's head."""
-    ids_b: Tensor
+    mask_V: Tensor
+    """bool[V]: which rows they are."""
+    place_V: Tensor
+    """int64[V]: the number of each; -1 for rows that are none of them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shared:
+    """The tokens that two heads have in common."""
+
+    a: Tokens
+    b: Tokens
+    num: int
     by: str
     """``ids`` where the tokenizers are the same, else ``token strings``."""
     share: float
     """Of the smaller vocabulary."""
 
 
+@lru_cache(maxsize=64)
 def shared_tokens(a: Vocabulary, b: Vocabulary, rows_a: int, rows_b: int) -> Shared:
     """Match the tokens of two models: by id where the tokenizers are the same, otherwise by the bytes they stand for.
 
@@ -138,24 +150,32 @@ def shared_tokens(a: Vocabulary, b: Vocabulary, rows_a: int, rows_b: int) -> Sha
     """
     valid_a, valid_b = a.valid_V(rows_a), b.valid_V(rows_b)
     smaller = min(int(valid_a.sum()), int(valid_b.sum()))
-    if a.key is not None and a.key == b.key:
+    same = a.key is not None and a.key == b.key
+    if same:
         rows = min(rows_a, rows_b)
-        ids = (valid_a[:rows] & valid_b[:rows]).nonzero().view(-1)
-        return Shared(ids_a=ids, ids_b=ids, by="ids", share=len(ids) / smaller)
-    pairs = sorted((index, b.by_bytes[text]) for text, index in a.by_bytes.items() if text in b.by_bytes)
-    pairs = [(i, j) for i, j in pairs if i < rows_a and j < rows_b]
-    table = torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
-    return Shared(ids_a=table[:, 0], ids_b=table[:, 1], by="token strings", share=len(table) / smaller)
+        ids_a = ids_b = (valid_a[:rows] & valid_b[:rows]).nonzero().view(-1)
+    else:
+        pairs = sorted((index, b.by_bytes[text]) for text, index in a.by_bytes.items() if text in b.by_bytes)
+        table = torch.tensor([pair for pair in pairs if pair[0] < rows_a and pair[1] < rows_b], dtype=torch.int64)
+        ids_a, ids_b = table.view(-1, 2).T
+    return Shared(a=_numbered(ids_a, rows_a), b=_numbered(ids_b, rows_b), num=len(ids_a),
+                  by="ids" if same else "token strings", share=len(ids_a) / smaller)  # fmt: skip
+
+
+def _numbered(ids_S: Tensor, num_rows: int) -> Tokens:
+    place_V = torch.full((num_rows,), -1)
+    place_V[ids_S] = torch.arange(len(ids_S))
+    return Tokens(mask_V=place_V >= 0, place_V=place_V)
 
 
 def piece_bytes(piece: str, *, byte_level: bool) -> bytes:
-    """Return the bytes a token stands for, from how its tokenizer writes it.
+    r"""Return the bytes a token stands for, from how its tokenizer writes it.
 
     Byte-level BPE writes each byte as one printable character; SentencePiece writes a space as a low line and a lone byte
     in hexadecimal.
 
     >>> piece_bytes("Ġété", byte_level=True), piece_bytes("▁été", byte_level=False), piece_bytes("<0x0A>", byte_level=False)
-    (b' \\xe9t\\xe9', b' \\xc3\\xa9t\\xc3\\xa9', b'\\n')
+    (b' \xe9t\xe9', b' \xc3\xa9t\xc3\xa9', b'\n')
     """
     if byte_level:
         table = _byte_of()

@@ -15,7 +15,7 @@ Of zoo models prompts and responses are kept in the store; of others for as long
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modelassay.errors import CheckpointError
 from modelassay.experiments.fingerprinting.methods.behaviour.prompts import (
     KINDS,
     VERSION,
     Growth,
     Kind,
+    Mute,
     Prompts,
     grow,
     head_of,
@@ -78,6 +78,8 @@ class Responses:
     """float32 [P, D] by kind of prompt: what the head is given at the last token."""
     head: Head
     vocabulary: Vocabulary
+    cache: dict[Any, Any] = field(default_factory=dict)
+    """What was found in them and will be asked for again."""
 
 
 class Speaker:
@@ -94,6 +96,7 @@ class Speaker:
         self.reference = reference
         self._store, self._growth = store, growth or Growth()
         self._heard: dict[str, dict[Kind, Tensor]] = {}
+        self._responses: dict[str, Responses] = {}
 
     @cached_property
     def folder(self) -> Path:
@@ -109,7 +112,7 @@ class Speaker:
     def head(self) -> Head:
         """The matrix that makes logits of hidden states, in fp32."""
         if zoo.is_zoo(self.reference):  # of known names, which saves loading a whole model for its head
-            with safe_open(self.folder / "model.safetensors", framework="pt") as tensors:  # type: ignore[no-untyped-call]
+            with safe_open(self.folder / "model.safetensors", framework="pt") as tensors:
                 name = "lm_head.weight" if "lm_head.weight" in tensors.keys() else "model.embed_tokens.weight"  # noqa: SIM118
                 return Head(weight_VD=tensors.get_tensor(name).float(), bias_V=None)
         found = head_of(self._model, self.reference)
@@ -121,15 +124,18 @@ class Speaker:
         """What it grew itself.
 
         Raises:
-            CheckpointError: it brings no tokenizer, its logits are not finite, or its tokenizer allows no stable prompts.
+            Mute: it brings no tokenizer, its logits are not finite, or its tokenizer allows no stable prompts.
+            CheckpointError: it cannot be loaded.
         """
         if not zoo.is_zoo(self.reference):
             return grow(self._model, self._require_vocabulary(), self._growth, name=self.reference)
 
         def build(made: Path) -> None:
-            save_prompts(
-                grow(self._model, self._require_vocabulary(), self._growth, name=self.reference), made / "prompts.json"
-            )
+            from modelassay.models.zoo_train import reproducible
+
+            with reproducible():
+                grown = grow(self._model, self._require_vocabulary(), self._growth, name=self.reference)
+            save_prompts(grown, made / "prompts.json")
 
         made = self._store.get({"kind": "prompts", **self._recipe, "growth": asdict(self._growth)}, build)
         return load_prompts(made / "prompts.json", grown_by=self.reference)
@@ -138,7 +144,8 @@ class Speaker:
         """Compute the answers to several models' prompts in one go, those that are not known yet; `responses` then finds them.
 
         Raises:
-            CheckpointError: it brings no tokenizer, or cannot be loaded.
+            Mute: it brings no tokenizer.
+            CheckpointError: it cannot be loaded.
         """
         fresh = {each.key: each for each in prompts if each.key not in self._heard}
         if not fresh:
@@ -148,7 +155,10 @@ class Speaker:
             return
 
         def build(made: Path) -> None:
-            answers = self._answer(list(fresh.values()))
+            from modelassay.models.zoo_train import reproducible
+
+            with reproducible():
+                answers = self._answer(list(fresh.values()))
             flat = {f"{key}.{kind}": hidden for key, each in answers.items() for kind, hidden in each.items()}
             save_file(flat, made / "hidden.safetensors")
 
@@ -160,11 +170,21 @@ class Speaker:
         """Return its answers to the prompts of one model.
 
         Raises:
+            Mute: as `listen`.
             CheckpointError: as `listen`.
         """
-        self.listen([prompts])
-        return Responses(model=self.reference, prompts=prompts, hidden=self._heard[prompts.key], head=self.head,
-                         vocabulary=self._require_vocabulary())  # fmt: skip
+        if prompts.key not in self._responses:
+            self.listen([prompts])
+            self._responses[prompts.key] = Responses(
+                model=self.reference, prompts=prompts, hidden=self._heard[prompts.key], head=self.head,
+                vocabulary=self._require_vocabulary())  # fmt: skip
+        return self._responses[prompts.key]
+
+    def release(self) -> None:
+        """Drop the model from memory; its head, prompts and answers so far stay."""
+        if "_model" in self.__dict__:
+            _ = self.head
+            del self.__dict__["_model"]
 
     @cached_property
     def _model(self) -> PreTrainedModel:
@@ -176,7 +196,7 @@ class Speaker:
 
     def _require_vocabulary(self) -> Vocabulary:
         if self.vocabulary is None:
-            raise CheckpointError(
+            raise Mute(
                 f"{self.reference}: the checkpoint brings no tokenizer, so it can be given no text; put its tokenizer files beside it"
             )
         return self.vocabulary
@@ -185,7 +205,7 @@ class Speaker:
         vocabulary = self._require_vocabulary()
         fed = {(each.key, kind): each.fed(kind, vocabulary) for each in prompts for kind in KINDS}
         hidden_ND = last_hidden(self._model, [ids for rows in fed.values() for ids in rows], name=self.reference)
-        parts = hidden_ND.split([len(rows) for rows in fed.values()])
+        parts = torch.split(hidden_ND, [len(rows) for rows in fed.values()])
         answers: dict[str, dict[Kind, Tensor]] = {each.key: {} for each in prompts}
         for (key, kind), part in zip(fed, parts, strict=True):
             answers[key][kind] = part.clone()

@@ -13,6 +13,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
+from hub_server import serve_hub
 from modelassay.errors import CheckpointError, UsageError
 from modelassay.experiments.fingerprinting.methods import BY_BEHAVIOUR
 from modelassay.experiments.fingerprinting.methods.behaviour import (
@@ -254,15 +255,18 @@ def test_a_run_records_who_grew_the_prompts(store: Store, tmp_path: Path) -> Non
     assert not Params(model=BASE).behaviour
 
 
-def test_fingerprint_verb_asks_both_ways(store: Store) -> None:
-    env = environ(MODELASSAY_CACHE=str(store.root.parent))
-    code, out, err = modelassay("fingerprint", BASE, CHILD, "--behaviour", "--json", env=env)
+def test_fingerprint_verb_asks_both_ways_and_fetches_a_repository_whole(store: Store, tmp_path: Path) -> None:
+    with serve_hub() as hub:
+        commit = hub.add("org/child", zoo.ensure(CHILD, store=store))
+        env = environ(MODELASSAY_CACHE=str(store.root.parent), HF_HOME=str(tmp_path), HF_ENDPOINT=hub.url)
+        env.pop("HF_HUB_OFFLINE", None)
+        code, out, err = modelassay("fingerprint", BASE, f"hf:org/child@{commit}", "--behaviour", "--json", env=env)
     assert code == 0, err
     (pair,) = json.loads(out)["pairs"]
     a, b = Speaker(BASE, store=store), Speaker(CHILD, store=store)
     for name, method in BY_BEHAVIOUR.items():
         assert pair["methods"][f"{name}, base grows"]["value"] == pytest.approx(method.score(b, a).value)
-        assert pair["methods"][f"{name}, base+noise-5 grows"]["value"] == pytest.approx(method.score(a, b).value)
+        assert pair["methods"][f"{name}, child grows"]["value"] == pytest.approx(method.score(a, b).value)
     with pytest.raises(UsageError, match="leave one of them out"):
         fingerprint(
             [BASE, CHILD], background=None, figure=None, alpha=0.05, attention_only=True, behaviour=True, report=print

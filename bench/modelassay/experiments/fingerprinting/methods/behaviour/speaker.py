@@ -37,7 +37,11 @@ from modelassay.experiments.fingerprinting.methods.behaviour.prompts import (
     load_prompts,
     save_prompts,
 )
-from modelassay.experiments.fingerprinting.methods.behaviour.vocabulary import Vocabulary, vocabulary_of
+from modelassay.experiments.fingerprinting.methods.behaviour.vocabulary import (
+    TOKENIZER_FILES,
+    Vocabulary,
+    vocabulary_of,
+)
 from modelassay.models import zoo
 from modelassay.models.hub import open_files
 from modelassay.models.load import load_model
@@ -50,9 +54,6 @@ if TYPE_CHECKING:
 CHUNK_TOKENS = 1024
 """Tokens of one forward pass: activations of the zoo's models stay in the second-level cache (a quarter to a third less time
 than with all prompts at once)."""
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt",
-                    "special_tokens_map.json", "added_tokens.json", "generation_config.json")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -266,7 +267,7 @@ def model_folder(reference: str, *, store: Store) -> Path:
         tensors = TensorTable(files)
         for name in tensors.names():
             tensors.find(name)
-        for name in _TOKENIZER_FILES:
+        for name in (*TOKENIZER_FILES, "generation_config.json"):
             files.get(name)
     return files.folder
 

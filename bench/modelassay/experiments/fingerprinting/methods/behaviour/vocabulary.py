@@ -25,8 +25,9 @@ MIN_SHARED = 0.5
 """Share of the smaller vocabulary's tokens that the larger must know too, below which two tokenizers are not compared: of a
 vocabulary of which the other model knows less than half, it cannot be said which tokens are the least likely."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json",
-                    "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt",
+                   "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+"""What a tokenizer may be made of, in the layout of the Hub."""
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -91,7 +92,7 @@ def vocabulary_of(folder: Path) -> Vocabulary | None:
         CheckpointError: its tokenizer files are damaged.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         path = folder / name
         if path.is_file():
             digest.update(name.encode())

@@ -10,11 +10,10 @@ import pytest
 
 from toy_suite import environ, metrics_of, modelassay, only_run, start
 
-NUM_KILLS = 10
-
 
 @pytest.mark.slow
-def test_kill_at_random_moments_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.nightly)])
+def test_kill_at_random_moments_loses_nothing(tmp_path: Path, num_kills: int) -> None:
     """Every second trial starts from an empty artifact store, so that kills hit training as well as measuring."""
     cache = tmp_path / "cache"
     env = environ(MODELASSAY_CACHE=str(cache))
@@ -25,7 +24,7 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path) -> None:
     expected = metrics_of(only_run(tmp_path / "reference"))
     assert {name for _, name, _ in expected} >= {"model", "sigma", "product", "score", "utility"}
     moments = random.Random(20260126)
-    for trial in range(NUM_KILLS):
+    for trial in range(num_kills):
         if trial % 2 == 0:
             shutil.rmtree(cache)
         root = tmp_path / f"runs-{trial}"

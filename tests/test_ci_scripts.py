@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["ci/benchmark-kernels", "ci/check", "ci/demo", "ci/image", "ci/lock", "ci/nightly", "ci/peers", "ci/test",
-           "ci/test-docker", "ci/test-gpu", "ci/venv", ".ci/run"]  # fmt: skip
+           "ci/test-docker", "ci/test-gpu", "ci/test-halves", "ci/venv", ".ci/run"]  # fmt: skip
 
 # Stands for every program the scripts call: notes its name and arguments, and fails when FAIL names what is called.
 RECORDER = """#!/bin/bash
@@ -142,6 +142,18 @@ def test_check_runs_everything_even_after_a_failure(checkout: Checkout) -> None:
     assert checkout.run("ci/check")[0] == 0
 
 
+def test_halves_are_the_whole_and_either_failure_counts(checkout: Checkout) -> None:
+    checkout.run("ci/venv")
+    code, _, calls = checkout.run("ci/test-halves")
+    chosen, rest = sorted(
+        (call.split("nightly ", 1)[1].split() for call in calls if "pytest" in call), key=lambda of: "--" in of[0]
+    )
+    assert code == 0
+    assert rest == [f"--ignore={part}" for part in chosen]
+    assert checkout.run("ci/test-halves", FAIL="--ignore")[0] == 7
+    assert checkout.run("ci/test-halves", FAIL=f"nightly {chosen[0]}")[0] == 7
+
+
 def test_nightly_runs_every_suite_and_ends_with_the_first_failure(checkout: Checkout) -> None:
     checkout.run("ci/venv")
     code, _, calls = checkout.run("ci/nightly", FAIL="run one")
@@ -203,9 +215,9 @@ def test_ci_runs_every_step_and_names_those_that_failed(checkout: Checkout) -> N
     code, output, calls = checkout.run(".ci/run", FAIL="pytest")
     assert code == 1
     assert "== ci/check: exit 0 after" in output
-    assert "== ci/test: exit 7 after" in output
+    assert "== ci/test-halves: exit 7 after" in output
     assert "== ci/demo --profile smoke: exit 0 after" in output
-    assert output.splitlines()[-1].endswith(": ci/test ci/test-docker")
+    assert output.splitlines()[-1].endswith(": ci/test-halves ci/test-docker")
     assert calls[-2:] == [
         "modelassay run fingerprinting --profile embedded --profile smoke",
         "python -m pytest -rs tests/docker",

@@ -3,6 +3,8 @@
 Imports without a GPU, without Triton and without the compiled extension; each is a clear error only when it is needed.
 """
 
+from modelassay_kernels.attention import attention, attention_over_spans
+from modelassay_kernels.attention_transformers import register_attention
 from modelassay_kernels.cross_entropy import linear_cross_entropy
 from modelassay_kernels.layer_std import layer_std
 from modelassay_kernels.layer_std_file import FileSpan, layer_std_file
@@ -11,11 +13,14 @@ from modelassay_kernels.softmax_ggn import softmax_ggn
 
 __all__ = [
     "FileSpan",
+    "attention",
+    "attention_over_spans",
     "layer_std",
     "layer_std_file",
     "linear_cross_entropy",
     "native_available",
     "read_bandwidth",
+    "register_attention",
     "require_native",
     "softmax_ggn",
 ]

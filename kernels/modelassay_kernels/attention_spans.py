@@ -1,0 +1,56 @@
+"""Which keys a query sees: one interval per query, [first, end), in an int32 tensor spans_B2S.
+
+Causality, sliding windows, padding on either side, packed sequences and caches all are such intervals, so masks cost
+O(S) memory, every kernel has one rule for them, and what lies outside the intervals of a whole tile is skipped. A batch
+of size one in the spans serves every sequence of the inputs' batch. A query with an empty interval sees nothing: its
+output is zero and no gradient comes from it.
+"""
+
+# B = batch, S = queries, J = keys, P = a range of keys
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FIRST, END = 0, 1
+"""The rows of spans_B2S."""
+
+
+def make_spans(
+    num_queries: int,
+    num_keys: int,
+    *,
+    causal: bool,
+    window: int | None = None,
+    lengths_B: Tensor | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Return the spans of ordinary attention: int32 [1 or B, 2, num_queries].
+
+    The queries are the last ``num_queries`` positions of the keys, so query s stands at s + num_keys - num_queries.
+    Causal: keys up to its own position, of which the last ``window``. Not causal: all keys, or those less than
+    ``window`` positions away on either side. Of sequence b only the first ``lengths_B[b]`` keys are there.
+
+    >>> make_spans(4, 4, causal=True, window=2).tolist()
+    [[[0, 0, 1, 2], [1, 2, 3, 4]]]
+    """
+    position_S = torch.arange(num_queries, dtype=torch.int32, device=device) + (num_keys - num_queries)
+    end_S = position_S + 1 if causal else torch.full_like(position_S, num_keys)
+    first_S = torch.zeros_like(position_S)
+    if window is not None:
+        first_S = position_S - (window - 1)
+        end_S = end_S.minimum(position_S + window)
+    spans_12S = torch.stack([first_S, end_S])[None].clamp(0, num_keys)
+    return spans_12S if lengths_B is None else spans_12S.minimum(lengths_B.to(torch.int32)[:, None, None])
+
+
+def visible(spans_B2S: Tensor, first_key: int, end_key: int) -> Tensor:
+    """Whether each query sees each of the keys [first_key, end_key): bool [B, S, end_key - first_key]."""
+    key_P = torch.arange(first_key, end_key, dtype=torch.int32, device=spans_B2S.device)
+    return (key_P >= spans_B2S[:, FIRST, :, None]) & (key_P < spans_B2S[:, END, :, None])
+
+
+def num_visible(spans_B2S: Tensor) -> Tensor:
+    """Sum of the intervals' lengths: the number of scores that are not masked, for one head."""
+    return (spans_B2S[:, END] - spans_B2S[:, FIRST]).clamp(min=0).sum()

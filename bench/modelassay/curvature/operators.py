@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,17 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from modelassay.curvature.loss import CausalLoss, Counted, Microbatch, count_tokens, model_loss, second_order
+from modelassay.curvature.layers import in_place_of, replacements
+from modelassay.curvature.loss import (
+    Attention,
+    CausalLoss,
+    Counted,
+    Microbatch,
+    attention_for,
+    count_tokens,
+    model_loss,
+    second_order,
+)
 from modelassay.curvature.parameters import ParameterSubset, select_parameters
 from modelassay.errors import Diverged, UsageError
 
@@ -148,6 +159,8 @@ class CurvatureOperator(Operator):
         self._selected = {name: cast[name] for name in self.parameters.names}
         self._fixed = {f"model.{name}": tensor for name, tensor in cast.items() if name not in chosen}
         self._fixed |= {f"model.{name}": self._buffer(buffer) for name, buffer in model.named_buffers()}
+        self.attention: Attention = attention_for(model)
+        """Eager where the model, or a mask among its batches, asks for what ours cannot do: seen at the first pass."""
         self._loss: float | None = None
 
     def loss(self) -> float:
@@ -157,15 +170,24 @@ class CurvatureOperator(Operator):
             Diverged: a loss that is NaN or infinite, with the microbatch it comes from.
         """
         if self._loss is None:
-            total = 0.0
-            with self._passes():
-                for index, batch in enumerate(self._batches):
-                    part = float(model_loss(self._module, self._tensors(self._selected), batch))
-                    if not np.isfinite(part):
-                        raise Diverged(f"curvature: the loss of microbatch {index} (of those with counted tokens) is {part}; a model that has blown up has no curvature")  # fmt: skip
-                    total += part
-            self._loss = total / self.num_tokens
+            try:
+                self._loss = self._mean_loss()
+            except ValueError:
+                if self.attention == "eager":
+                    raise
+                self.attention = "eager"
+                self._loss = self._mean_loss()
         return self._loss
+
+    def _mean_loss(self) -> float:
+        total = 0.0
+        with self._passes():
+            for index, batch in enumerate(self._batches):
+                part = float(model_loss(self._module, self._tensors(self._selected), batch))
+                if not np.isfinite(part):
+                    raise Diverged(f"curvature: the loss of microbatch {index} (of those with counted tokens) is {part}; a model that has blown up has no curvature")  # fmt: skip
+                total += part
+        return total / self.num_tokens
 
     def gradient(self) -> Tensor:
         """Return the gradient of L, [P]."""
@@ -203,7 +225,7 @@ class CurvatureOperator(Operator):
         return self._fixed | {f"model.{name}": tensor for name, tensor in selected.items()}
 
     def _passes(self) -> AbstractContextManager[None]:
-        return second_order(self._module.model, self._compute)
+        return second_order(self._module.model, self._compute, self.attention)
 
     def _timed(self, batch: Counted, num_vectors: int) -> AbstractContextManager[object]:
         if self._unit is None:
@@ -216,18 +238,86 @@ class CurvatureOperator(Operator):
 
 
 class Hessian(CurvatureOperator):
-    """The Hessian of L, exact: the tangent of the gradient (forward over reverse).
+    """The Hessian of L, exact: the gradient of <grad L, v> (reverse over reverse).
 
-    A matrix product's tangent is two products, so a product costs 9 units against 3 of a gradient, and (2 + 1/k) times a
-    gradient each when k vectors share the primal pass. No graph outlives a microbatch.
+    In units of one matrix product with the weights, a gradient costs 3. Writing the gradient down as a graph costs 2 (its values for
+    weights are not formed, see `layers`), and each vector's walk through that graph 6: 2.67 gradients for a vector alone,
+    2 for each one more. The graph of a microbatch is kept for later products while there is room, and costs them nothing then.
     """
 
+    def __init__(self, *args: Any, graph_bytes: int | None = None, **options: Any) -> None:
+        """As `CurvatureOperator`; all vectors of one call share a graph, whatever ``vectors_per_pass``, unless it is given.
+
+        Args:
+            *args: of `CurvatureOperator`.
+            graph_bytes: how much memory graphs may hold between products; a quarter of what is free at the first product if
+                None, 0 keeps none. A graph is counted by the tensors it saves.
+            **options: of `CurvatureOperator`.
+        """
+        super().__init__(*args, **options)
+        self._graph_bytes = graph_bytes
+        self._graphs: dict[int, _Graph] = {}
+
+    @property
+    def bytes_kept(self) -> int:
+        """Bytes that the graphs kept so far hold."""
+        return sum(graph.num_bytes for graph in self._graphs.values())
+
     def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
-        gradient = torch.func.grad(self._batch_loss(batch))
-        products: dict[str, Tensor] = over_vectors(
-            lambda tangent: torch.func.jvp(gradient, (self._selected,), (tangent,))[1], tangents
-        )
-        return products
+        graph = self._graphs.get(id(batch)) or self._graph_of(batch)
+        columns = [graph.product({name: part[k] for name, part in tangents.items()})
+                   for k in range(len(next(iter(tangents.values()))))]  # fmt: skip
+        return {name: torch.stack([column[name] for column in columns]) for name in tangents}
+
+    def _graph_of(self, batch: Counted) -> _Graph:
+        if self._graph_bytes is None:
+            self._graph_bytes = _free_bytes(self.device) // 4
+        graph = _Graph(self._module, lambda selected: self._batch_loss(batch)(selected), self._selected)
+        if self.bytes_kept + graph.num_bytes <= self._graph_bytes:
+            self._graphs[id(batch)] = graph
+        return graph
+
+
+class _Graph:
+    """How the gradient of one microbatch's loss depends on the parameters."""
+
+    def __init__(
+        self, module: CausalLoss, loss: Callable[[dict[str, Tensor]], Tensor], selected: dict[str, Tensor]
+    ) -> None:
+        self._leaves = {name: tensor.detach().requires_grad_() for name, tensor in selected.items()}
+        own = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
+        saved = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with (
+            torch.enable_grad(),
+            in_place_of(replacements(module.model)),
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            gradient = torch.autograd.grad(
+                loss(self._leaves), list(self._leaves.values()), create_graph=True, materialize_grads=True
+            )
+        self._gradient = dict(zip(self._leaves, gradient, strict=True))
+        self.num_bytes = sum(size for place, size in saved.items() if place not in own)
+
+    def product(self, vector: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the gradient of <gradient, vector>; the graph stays."""
+        names = [name for name, part in self._gradient.items() if part.requires_grad]  # the others are constant
+        if not names:
+            return {name: torch.zeros_like(part) for name, part in self._leaves.items()}
+        products = torch.autograd.grad([self._gradient[name] for name in names], list(self._leaves.values()),
+                                       [vector[name] for name in names], retain_graph=True, materialize_grads=True)  # fmt: skip
+        return dict(zip(self._leaves, products, strict=True))
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class FiniteDifferenceHessian(CurvatureOperator):

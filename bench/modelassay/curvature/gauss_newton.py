@@ -29,7 +29,7 @@ class JacobianOperator(CurvatureOperator):
     def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._outputs(batch)
         changes_K = over_vectors(lambda tangent: torch.func.jvp(outputs, (self._selected,), (tangent,))[1], tangents)
-        output, pulled = torch.func.vjp(outputs, self._selected)
+        output, pulled = torch.func.vjp(outputs, self._selected)[:2]
         weighed_K = torch.stack([self._weighed(output, change) for change in changes_K])
         products: dict[str, Tensor] = over_vectors(lambda change: pulled(change)[0], weighed_K)
         return products

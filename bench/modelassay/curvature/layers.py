@@ -250,7 +250,7 @@ def gated(gate: Tensor, value: Tensor) -> Tensor:
     return result
 
 
-def _of_linear(module: nn.Module) -> Callable[..., Tensor] | None:
+def _of_linear(module: Any) -> Callable[..., Tensor] | None:
     if type(module) is nn.Linear:
         return lambda x: linear(x, module.weight, module.bias)
     if type(module).__name__ == "Conv1D" and getattr(module, "nf", None) is not None:  # GPT-2's, weight [I, O]
@@ -258,7 +258,7 @@ def _of_linear(module: nn.Module) -> Callable[..., Tensor] | None:
     return None
 
 
-def _of_embedding(module: nn.Module) -> Callable[..., Tensor] | None:
+def _of_embedding(module: Any) -> Callable[..., Tensor] | None:
     if type(module) is nn.Embedding and module.max_norm is None and not module.scale_grad_by_freq:
         return lambda ids: embedding(ids, module.weight)
     return None

@@ -58,9 +58,18 @@ class SpectralDensity:
     def density(self, grid: Array, sigma: float) -> Array:
         """Return the density over ``grid``, each node a Gaussian of standard deviation ``sigma``."""
         nodes, weights = np.concatenate(self.nodes), np.concatenate(self.weights) / len(self.nodes)
-        bumps = np.exp(-0.5 * ((grid[:, None] - nodes) / sigma) ** 2)
-        result: Array = bumps @ weights / (sigma * np.sqrt(2 * np.pi))
-        return result
+        return smoothed(grid, nodes, weights, sigma)
+
+
+def smoothed(grid: Array, nodes: Array, weights: Array, sigma: float) -> Array:
+    """Return the density over ``grid`` of weighted nodes, each a Gaussian of standard deviation ``sigma``.
+
+    >>> float(smoothed(np.array([0.0]), np.array([0.0]), np.array([1.0]), 1.0)[0].round(4))
+    0.3989
+    """
+    bumps = np.exp(-0.5 * ((grid[:, None] - nodes) / sigma) ** 2)
+    result: Array = bumps @ weights / (sigma * np.sqrt(2 * np.pi))
+    return result
 
 
 def lanczos_quadrature(operator: Operator, *, steps: int = 100, num_probes: int = 10, seed: int = 0,

@@ -1,0 +1,158 @@
+"""Across cells: each model's spectrum in a few numbers, how far definitions and the exact spectrum differ, and its cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import polars as pl
+
+from modelassay.claims import Finding, Findings, Table
+from modelassay.curvature.spectrum import PREREGISTERED, REMOVED
+from modelassay.experiments.spectral.figures import Drawn, save_density
+from modelassay.record import Tables
+
+QUANTITIES = ("lambda_max", "lambda_min", "sigma_bulk", "centre", "spread", "gap", "outliers", "ratio", "trace")
+MEANINGS = {
+    "lambda_max": "largest eigenvalue by value",
+    "lambda_min": "smallest eigenvalue by value",
+    "sigma_bulk": "standard deviation of the eigenvalues that stay",
+    "centre": f"mean of those that stay ({PREREGISTERED})",
+    "spread": "lambda_max - lambda_min",
+    "gap": "first minus second eigenvalue",
+    "outliers": "eigenvalues above centre + 5 sigma_bulk, a lower bound",
+    "ratio": f"lambda_max / sigma_bulk ({PREREGISTERED})",
+    "trace": "sum of all",
+}
+CAVEATS = (
+    "intervals hold for the text that was read: another sample of it moves lambda_max by some 10 % at 8 rows and 4 % at 192",
+    f"sigma_bulk depends on its definition; {PREREGISTERED} was fixed beforehand, the others show by how much",
+    "the density is drawn from Ritz values: its ends are sharp, the bulk's shape is that of the few start vectors",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One cell."""
+
+    name: str
+    """Model, and operator if it is not the Hessian."""
+    labels: dict[str, str]
+    """Of its findings."""
+    estimates: dict[str, tuple[float, float, float]]
+    """Value, low, high of each quantity; a definition of sigma_bulk follows the name after a space."""
+    exact: dict[str, float]
+    """The same from the whole matrix, where it was formed."""
+    numbers: dict[str, float]
+    """Loss, parameters, tokens, products and the like."""
+    drawn: Drawn
+    hvp_s: float
+    """Median time of a product; NaN if none was made in the last attempt."""
+    peak_bytes: float
+    """Highest memory of the process seen before a product, device's where there is one."""
+    graph_bytes: float
+
+
+def analyse(tables: Tables) -> Findings:
+    """Say what each cell found.
+
+    Findings, each with ``model`` and ``operator``: the quantities of `Spectrum` (``sigma_bulk`` with its ``definition``),
+    ``ratio_by_definition``, the largest over the smallest lambda_max / sigma_bulk of the three definitions, ``error[quantity]``,
+    the relative difference from the exact spectrum where that was computed, ``minutes`` of all products, and ``peak_gib``.
+    """
+    cells = [_measured(row, tables) for row in tables.cells.iter_rows(named=True) if row["outcome"] == "done"]
+    findings = [finding for cell in cells for finding in _findings(cell)]
+    shown = [_quantities(cell) for cell in cells] + ([_cost(cells)] if cells else [])
+    figures = {f"spectrum-{number}": partial(save_density, cell.drawn) for number, cell in enumerate(cells, start=1)}
+    return Findings(findings=findings, tables=shown, figures=figures, caveats=list(CAVEATS))
+
+
+def _measured(row: dict[str, object], tables: Tables) -> Measured:
+    metrics = tables.metrics.filter(pl.col("cell") == row["cell"])
+    units = tables.microbatches.filter((pl.col("cell") == row["cell"]) & (pl.col("stage") == "hvp"))
+
+    def column(name: str) -> list[dict[str, object]]:
+        return metrics.filter(pl.col("name") == name).to_dicts()
+
+    estimates: dict[str, tuple[float, float, float]] = {}
+    for quantity in QUANTITIES:
+        ends: dict[str, dict[str, float]] = {}
+        for line in column(quantity):
+            definition = line.get("definition")
+            ends.setdefault(f"{quantity} {definition}" if definition else quantity, {})[str(line["bound"])] = float(str(line["value"]))
+        estimates |= {name: (found["value"], found["low"], found["high"]) for name, found in ends.items()}
+    singles = ("loss", "gradient_norm", "parameters", "tokens", "products", "vector_bytes")
+    model, operator = str(row["model"]).rstrip("/").rsplit("/", 1)[-1].split("@")[0], str(row["operator"])
+    part = "" if row["parameters"] in ("*", ["*"]) else f", {len(column('eigenvalue')) or int(column('parameters')[0]['value'])} parameters"
+    name = f"{model}{part}" if operator == "hessian" else f"{model}{part}, {operator}"
+    peaks = [units[column_name].max() for column_name in ("device_peak_bytes", "host_peak_bytes") if column_name in units.columns]
+    return Measured(
+        name=name, labels={"model": model, "operator": operator}, estimates=estimates,
+        exact={str(line["quantity"]): float(str(line["value"])) for line in column("exact")},
+        numbers={single: float(str(column(single)[0]["value"])) for single in singles},
+        drawn=_drawn(name, estimates, column("ritz"), column("weight"), column("eigenvalue")),
+        hvp_s=float(np.median(units["host_ms"])) / 1000 if len(units) else math.nan,
+        peak_bytes=next((float(str(peak)) for peak in peaks if peak), math.nan),
+        graph_bytes=float(units["graph_bytes"].max() or 0) if "graph_bytes" in units.columns else 0.0,
+    )  # fmt: skip
+
+
+def _drawn(name: str, estimates: dict[str, tuple[float, float, float]], ritz: Sequence[dict[str, object]],
+           weights: Sequence[dict[str, object]], exact: Sequence[dict[str, object]]) -> Drawn:  # fmt: skip
+    runs = 1 + max(int(str(line["run"])) for line in ritz)
+    return Drawn(
+        name=name, nodes=np.array([float(str(line["value"])) for line in ritz]),
+        weights=np.array([float(str(line["value"])) for line in weights]) / runs,
+        sigmas={definition: estimates[f"sigma_bulk {definition}"][0] for definition in REMOVED},
+        centre=estimates["centre"][0], ends=(estimates["lambda_min"][0], estimates["lambda_max"][0]),
+        exact=np.array([float(str(line["value"])) for line in exact]),
+    )  # fmt: skip
+
+
+def _findings(cell: Measured) -> list[Finding]:
+    found = []
+    for name, (value, low, high) in cell.estimates.items():
+        quantity, _, definition = name.partition(" ")
+        labels = cell.labels | ({"definition": definition} if definition else {})
+        found.append(Finding(name=quantity, labels=labels, value=value, low=low, high=high, note=MEANINGS[quantity]))
+    top = cell.estimates["lambda_max"][0]
+    ratios = [top / sigma for definition in REMOVED if (sigma := cell.estimates[f"sigma_bulk {definition}"][0])]
+    note = "largest over smallest lambda_max / sigma_bulk of the definitions " + ", ".join(REMOVED)
+    by_definition = max(ratios) / min(ratios) if ratios else math.nan
+    found.append(Finding(name="ratio_by_definition", labels=cell.labels, value=by_definition, note=note))
+    for name, exact in cell.exact.items():
+        error = abs(cell.estimates[name][0] - exact) / abs(exact) if exact else math.nan
+        found.append(Finding(name="error", labels=cell.labels | {"quantity": name}, value=error,
+                             note="relative difference from the exact spectrum"))  # fmt: skip
+    minutes = cell.hvp_s * cell.numbers["products"] / 60
+    found.append(Finding(name="minutes", labels=cell.labels, value=minutes, note="median product times their number"))
+    found.append(Finding(name="peak_gib", labels=cell.labels, value=cell.peak_bytes / 2**30, note="memory of the process"))
+    return found
+
+
+def _quantities(cell: Measured) -> Table:
+    columns = ["quantity", "value", "low", "high", *(["exact"] if cell.exact else []), "what it is"]
+    rows = []
+    for name, numbers in cell.estimates.items():
+        exact = [_number(cell.exact[name])] if cell.exact else []
+        rows.append([name, *map(_number, numbers), *exact, MEANINGS[name.partition(" ")[0]]])
+    return Table(title=f"spectrum of {cell.name}", columns=columns, rows=rows)
+
+
+def _cost(cells: Sequence[Measured]) -> Table:
+    columns = ("model", "parameters", "tokens", "loss", "|gradient|", "products", "s each", "minutes", "vectors MiB", "graphs MiB", "peak MiB")
+    rows = []
+    for cell in cells:
+        n = cell.numbers
+        minutes = cell.hvp_s * n["products"] / 60
+        rows.append([cell.name, f"{n['parameters']:.0f}", f"{n['tokens']:.0f}", f"{n['loss']:.4f}", _number(n["gradient_norm"]),
+                     f"{n['products']:.0f}", f"{cell.hvp_s:.3g}", f"{minutes:.2g}", f"{n['vector_bytes'] / 2**20:.0f}",
+                     f"{cell.graph_bytes / 2**20:.0f}", f"{cell.peak_bytes / 2**20:.0f}"])  # fmt: skip
+    return Table(title="cost", columns=columns, rows=rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"

@@ -250,6 +250,10 @@ def gated(gate: Tensor, value: Tensor) -> Tensor:
     return result
 
 
+SILU = {"SiLU", "SiLUActivation"}
+"""PyTorch's class, and that of transformers."""
+
+
 def _of_linear(module: Any) -> Callable[..., Tensor] | None:
     if type(module) is nn.Linear:
         return lambda x: linear(x, module.weight, module.bias)
@@ -281,7 +285,7 @@ def _of_norm(module: Any) -> Callable[..., Tensor] | None:
 def _of_gate(module: Any) -> Callable[..., Tensor] | None:
     """A feed-forward block of exactly three linear layers and SiLU that does what such a block does."""
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    if not all(type(part) is nn.Linear for part in parts) or not isinstance(getattr(module, "act_fn", None), nn.SiLU):
+    if not all(type(part) is nn.Linear for part in parts) or type(getattr(module, "act_fn", None)).__name__ not in SILU:
         return None
 
     def forward(x: Tensor) -> Tensor:

@@ -82,13 +82,23 @@ def _measured(row: dict[str, object], tables: Tables) -> Measured:
         ends: dict[str, dict[str, float]] = {}
         for line in column(quantity):
             definition = line.get("definition")
-            ends.setdefault(f"{quantity} {definition}" if definition else quantity, {})[str(line["bound"])] = float(str(line["value"]))
+            ends.setdefault(f"{quantity} {definition}" if definition else quantity, {})[str(line["bound"])] = float(
+                str(line["value"])
+            )
         estimates |= {name: (found["value"], found["low"], found["high"]) for name, found in ends.items()}
     singles = ("loss", "gradient_norm", "parameters", "tokens", "products", "vector_bytes")
     model, operator = str(row["model"]).rstrip("/").rsplit("/", 1)[-1].split("@")[0], str(row["operator"])
-    part = "" if row["parameters"] in ("*", ["*"]) else f", {len(column('eigenvalue')) or int(column('parameters')[0]['value'])} parameters"
+    part = (
+        ""
+        if row["parameters"] in ("*", ["*"])
+        else f", {len(column('eigenvalue')) or int(column('parameters')[0]['value'])} parameters"
+    )
     name = f"{model}{part}" if operator == "hessian" else f"{model}{part}, {operator}"
-    peaks = [units[column_name].max() for column_name in ("device_peak_bytes", "host_peak_bytes") if column_name in units.columns]
+    peaks = [
+        units[column_name].max()
+        for column_name in ("device_peak_bytes", "host_peak_bytes")
+        if column_name in units.columns
+    ]
     return Measured(
         name=name, labels={"model": model, "operator": operator}, estimates=estimates,
         exact={str(line["quantity"]): float(str(line["value"])) for line in column("exact")},
@@ -129,7 +139,9 @@ def _findings(cell: Measured) -> list[Finding]:
                              note="relative difference from the exact spectrum"))  # fmt: skip
     minutes = cell.hvp_s * cell.numbers["products"] / 60
     found.append(Finding(name="minutes", labels=cell.labels, value=minutes, note="median product times their number"))
-    found.append(Finding(name="peak_gib", labels=cell.labels, value=cell.peak_bytes / 2**30, note="memory of the process"))
+    found.append(
+        Finding(name="peak_gib", labels=cell.labels, value=cell.peak_bytes / 2**30, note="memory of the process")
+    )
     return found
 
 
@@ -143,7 +155,19 @@ def _quantities(cell: Measured) -> Table:
 
 
 def _cost(cells: Sequence[Measured]) -> Table:
-    columns = ("model", "parameters", "tokens", "loss", "|gradient|", "products", "s each", "minutes", "vectors MiB", "graphs MiB", "peak MiB")
+    columns = (
+        "model",
+        "parameters",
+        "tokens",
+        "loss",
+        "|gradient|",
+        "products",
+        "s each",
+        "minutes",
+        "vectors MiB",
+        "graphs MiB",
+        "peak MiB",
+    )
     rows = []
     for cell in cells:
         n = cell.numbers

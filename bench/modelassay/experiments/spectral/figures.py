@@ -63,7 +63,9 @@ def save_density(drawn: Drawn, path: Path) -> None:
         marked = " (pre-registered)" if definition == PREREGISTERED else ""
         axis.axvline(drawn.centre + OUTLIER_SIGMAS * sigma, color=COLOURS[definition], linewidth=1.0, linestyle="--",
                      label=f"centre + {OUTLIER_SIGMAS:.0f} σ, {definition}{marked}")  # fmt: skip
-    axis.plot(drawn.nodes, np.full(len(drawn.nodes), 1.6 * FLOOR * highest), "|", color="#0072b2", markersize=7, alpha=0.6)
+    axis.plot(
+        drawn.nodes, np.full(len(drawn.nodes), 1.6 * FLOOR * highest), "|", color="#0072b2", markersize=7, alpha=0.6
+    )
     axis.set_yscale("log")
     axis.set_ylim(FLOOR * highest, 3 * highest)
     axis.set_xlim(grid[0], grid[-1])

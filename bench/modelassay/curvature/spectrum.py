@@ -88,7 +88,7 @@ def check_size(size: int, steps: int) -> None:
 
 def summary(operator: Operator, space: Krylov, moments: Moments, *, cost: Cost, level: float = LEVEL,
             num_vectors: int = NUM_VECTORS) -> Spectrum:  # fmt: skip
-    """Put together what a Krylov space and the moments off it tell; no product is made."""
+    """Put together what a Krylov space and the moments off it tell; no product is made. Without vectors it needs no basis."""
     values, residuals, rows = space.ritz()
     ends = [ritz_estimate(space, operator, values[i], residuals[i], cost, upward=i >= 0) for i in (0, -1)]
     second = ritz_estimate(space, operator, values[1], residuals[1], cost, upward=True) if len(values) > 1 else ends[0]
@@ -100,7 +100,7 @@ def summary(operator: Operator, space: Krylov, moments: Moments, *, cost: Cost, 
         lambda_max=ends[0], lambda_min=ends[1], sigma_bulk=sigmas, centre=_estimate(chosen.centre, *chosen.centre_interval, level, cost),
         spread=_difference(ends[0], ends[1]), gap=_difference(ends[0], second),
         outliers=_outliers(values, residuals, chosen, cost), ratio=_ratio(ends[0], sigma),
-        vectors_KP=space.vectors(rows[:num_vectors]),
+        vectors_KP=space.vectors(rows[:num_vectors] if num_vectors else np.zeros((0, len(space.basis)))),
         trace=_estimate(total, total - half, total + half, level, cost),
     )  # fmt: skip
 

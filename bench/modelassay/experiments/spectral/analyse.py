@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,8 @@ from modelassay.experiments.spectral.figures import Drawn, save_density
 from modelassay.record import Tables
 
 QUANTITIES = ("lambda_max", "lambda_min", "sigma_bulk", "centre", "spread", "gap", "outliers", "ratio", "trace")
+SINGLES = ("loss", "gradient_norm", "parameters", "tokens", "products", "vector_bytes")
+MEMORIES = ("device_peak_bytes", "host_peak_bytes", "graph_bytes")
 MEANINGS = {
     "lambda_max": "largest eigenvalue by value",
     "lambda_min": "smallest eigenvalue by value",
@@ -50,7 +53,7 @@ class Measured:
     """Loss, parameters, tokens, products and the like."""
     drawn: Drawn
     hvp_s: float
-    """Median time of a product; NaN if none was made in the last attempt."""
+    """Median time of a product."""
     peak_bytes: float
     """Highest memory of the process seen before a product, device's where there is one."""
     graph_bytes: float
@@ -70,55 +73,51 @@ def analyse(tables: Tables) -> Findings:
     return Findings(findings=findings, tables=shown, figures=figures, caveats=list(CAVEATS))
 
 
-def _measured(row: dict[str, object], tables: Tables) -> Measured:
+def _measured(row: dict[str, Any], tables: Tables) -> Measured:
     metrics = tables.metrics.filter(pl.col("cell") == row["cell"])
+    lines = {str(name): part.to_dicts() for (name,), part in metrics.group_by("name", maintain_order=True)}
+    one = {name: float(lines[name][0]["value"]) for name in SINGLES}
+    estimates = {
+        name: ends for quantity in QUANTITIES for name, ends in _by_definition(quantity, lines[quantity]).items()
+    }
     units = tables.microbatches.filter((pl.col("cell") == row["cell"]) & (pl.col("stage") == "hvp"))
-
-    def column(name: str) -> list[dict[str, object]]:
-        return metrics.filter(pl.col("name") == name).to_dicts()
-
-    estimates: dict[str, tuple[float, float, float]] = {}
-    for quantity in QUANTITIES:
-        ends: dict[str, dict[str, float]] = {}
-        for line in column(quantity):
-            definition = line.get("definition")
-            ends.setdefault(f"{quantity} {definition}" if definition else quantity, {})[str(line["bound"])] = float(
-                str(line["value"])
-            )
-        estimates |= {name: (found["value"], found["low"], found["high"]) for name, found in ends.items()}
-    singles = ("loss", "gradient_norm", "parameters", "tokens", "products", "vector_bytes")
-    model, operator = str(row["model"]).rstrip("/").rsplit("/", 1)[-1].split("@")[0], str(row["operator"])
-    part = (
-        ""
-        if row["parameters"] in ("*", ["*"])
-        else f", {len(column('eigenvalue')) or int(column('parameters')[0]['value'])} parameters"
-    )
-    name = f"{model}{part}" if operator == "hessian" else f"{model}{part}, {operator}"
-    peaks = [
-        units[column_name].max()
-        for column_name in ("device_peak_bytes", "host_peak_bytes")
-        if column_name in units.columns
-    ]
+    model, operator = short_name(row["model"]), str(row["operator"])
+    name = model if operator == "hessian" else f"{model}, {operator}"
+    name += "" if list(row["parameters"]) == ["*"] and row["embeddings"] else f", {one['parameters']:.0f} parameters"
+    peaks = [float(units[memory].max() or 0) for memory in MEMORIES]  # type: ignore[arg-type]
     return Measured(
-        name=name, labels={"model": model, "operator": operator}, estimates=estimates,
-        exact={str(line["quantity"]): float(str(line["value"])) for line in column("exact")},
-        numbers={single: float(str(column(single)[0]["value"])) for single in singles},
-        drawn=_drawn(name, estimates, column("ritz"), column("weight"), column("eigenvalue")),
-        hvp_s=float(np.median(units["host_ms"])) / 1000 if len(units) else math.nan,
-        peak_bytes=next((float(str(peak)) for peak in peaks if peak), math.nan),
-        graph_bytes=float(units["graph_bytes"].max() or 0) if "graph_bytes" in units.columns else 0.0,
+        name=name, labels={"model": model, "operator": operator}, estimates=estimates, numbers=one,
+        exact={line["quantity"]: line["value"] for line in lines.get("exact", [])},
+        drawn=_drawn(name, estimates, lines["ritz"], lines["weight"], lines.get("eigenvalue", [])),
+        hvp_s=float(np.median(units["host_ms"].to_numpy())) / 1000, peak_bytes=peaks[0] or peaks[1], graph_bytes=peaks[2],
     )  # fmt: skip
 
 
-def _drawn(name: str, estimates: dict[str, tuple[float, float, float]], ritz: Sequence[dict[str, object]],
-           weights: Sequence[dict[str, object]], exact: Sequence[dict[str, object]]) -> Drawn:  # fmt: skip
-    runs = 1 + max(int(str(line["run"])) for line in ritz)
+def short_name(reference: str) -> str:
+    """Return the last part of a model's name, without the commit.
+
+    >>> short_name("hf:Qwen/Qwen2.5-0.5B@060db64"), short_name("runs/mine/")
+    ('Qwen2.5-0.5B', 'mine')
+    """
+    return reference.rstrip("/").rsplit("/", 1)[-1].removeprefix("zoo:").split("@")[0]
+
+
+def _by_definition(quantity: str, lines: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float, float]]:
+    """Value, low and high of a quantity, under its name and, where there are several, the definition."""
+    ends: dict[str, dict[str, float]] = {}
+    for line in lines:
+        name = f"{quantity} {line['definition']}" if line.get("definition") else quantity
+        ends.setdefault(name, {})[line["bound"]] = line["value"]
+    return {name: (found["value"], found["low"], found["high"]) for name, found in ends.items()}
+
+
+def _drawn(name: str, estimates: dict[str, tuple[float, float, float]], ritz: Sequence[dict[str, Any]],
+           weights: Sequence[dict[str, Any]], exact: Sequence[dict[str, Any]]) -> Drawn:  # fmt: skip
+    nodes, shares, values = (np.array([line["value"] for line in lines]) for lines in (ritz, weights, exact))
     return Drawn(
-        name=name, nodes=np.array([float(str(line["value"])) for line in ritz]),
-        weights=np.array([float(str(line["value"])) for line in weights]) / runs,
+        name=name, nodes=nodes, weights=shares / (1 + max(line["run"] for line in ritz)),
         sigmas={definition: estimates[f"sigma_bulk {definition}"][0] for definition in REMOVED},
-        centre=estimates["centre"][0], ends=(estimates["lambda_min"][0], estimates["lambda_max"][0]),
-        exact=np.array([float(str(line["value"])) for line in exact]),
+        centre=estimates["centre"][0], ends=(estimates["lambda_min"][0], estimates["lambda_max"][0]), exact=values,
     )  # fmt: skip
 
 

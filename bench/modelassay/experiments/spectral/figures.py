@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from modelassay.curvature.spectrum import OUTLIER_SIGMAS, PREREGISTERED
 from modelassay.curvature.estimators import smoothed
+from modelassay.curvature.spectrum import OUTLIER_SIGMAS, PREREGISTERED
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -64,10 +64,8 @@ def operator_of(params: Params, *, store: Store) -> CurvatureOperator:
     subset = select_parameters(model, params.parameters, embeddings=params.embeddings)
     if params.dense and subset.size > MAX_DENSE:
         raise UsageError(f"dense: {subset.size} parameters are selected, at most {MAX_DENSE} make a matrix; select fewer by `parameters`")  # fmt: skip
-    batches, options = (
-        microbatches(rows_BT, size=params.microbatch),
-        {"parameters": subset, "precision": params.precision},
-    )
+    batches = microbatches(rows_BT, size=params.microbatch)
+    options: dict[str, Any] = {"parameters": subset, "precision": params.precision}
     if params.operator == "gauss-newton":
         return GaussNewton(model, batches, **options)
     if params.operator == "empirical-fisher":

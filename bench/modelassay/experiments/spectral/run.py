@@ -16,7 +16,7 @@ from modelassay.curvature.operators import CurvatureOperator, Hessian
 from modelassay.curvature.spectrum import Spectrum, check_size, summary
 from modelassay.experiments.spectral.measure import BLOCK, dense_eigenvalues, exact_numbers, operator_of
 from modelassay.experiments.spectral.params import Params
-from modelassay.experiments.spectral.sitting import Counted, Sitting
+from modelassay.experiments.spectral.sitting import Counted, Sitting, empty_store
 from modelassay.meter import Meter
 from modelassay.state import State
 
@@ -33,19 +33,19 @@ def run(params: Params, meter: Meter, state: State) -> None:
     operator = operator_of(params, store=state.store)
     check_size(operator.size, params.steps)
     sitting = Sitting(timed := Counted(operator, lambda: _unit(params, operator, meter)), state)
-    first = sitting.lanczos(0, steps=params.steps, seed=params.seed)
-    if not sitting.payload["samples"]:
-        sitting.keep(0, first)
+    probed = len(sitting.payload["samples"]) == params.probes
+    first = sitting.lanczos(0, steps=params.steps, seed=params.seed, basis_wanted=not probed)
     samples_K3 = sitting.probes(first, params.probes, seed=params.seed + 1)
-    spaces = [first]
-    for number in range(1, params.runs):
-        spaces.append(sitting.lanczos(number, steps=params.steps, seed=params.seed + 2))
-        sitting.keep(number, spaces[-1])
+    first.basis = empty_store(timed)  # M vectors of the model's size, which nothing needs any more
+    others = [
+        sitting.lanczos(number, steps=params.steps, seed=params.seed + 1, basis_wanted=False)
+        for number in range(1, params.runs)
+    ]
     vector_bytes = (params.steps + 1) * operator.size * operator.dtype.itemsize
     cost = Cost(products=params.products, vector_bytes=vector_bytes, device_peak_bytes=None)
     found = moments(first, samples_K3, size=operator.size, cost=cost)
-    _record(summary(timed, first, found, cost=cost), meter)
-    for number, space in enumerate(spaces):
+    _record(summary(timed, first, found, cost=cost, num_vectors=0), meter)
+    for number, space in enumerate([first, *others]):
         values, residuals, rows = space.ritz()
         for index, (value, residual, row) in enumerate(zip(values, residuals, rows, strict=True)):
             meter.metric("ritz", value, run=number, at=index)
@@ -53,13 +53,13 @@ def run(params: Params, meter: Meter, state: State) -> None:
             meter.metric("weight", row[0] ** 2, run=number, at=index)
     meter.metric("loss", operator.loss())
     meter.metric("gradient_norm", float(operator.gradient().norm()))
-    for name, number in (("parameters", operator.size), ("tokens", operator.num_tokens), ("products", cost.products),
+    for name, count in (("parameters", operator.size), ("tokens", operator.num_tokens), ("products", cost.products),
                          ("vector_bytes", vector_bytes)):  # fmt: skip
-        meter.metric(name, number)
+        meter.metric(name, count)
     if params.dense:
         values_P = dense_eigenvalues(timed)
-        for name, number in exact_numbers(values_P).items():
-            meter.metric("exact", number, quantity=name)
+        for name, exact in exact_numbers(values_P).items():
+            meter.metric("exact", exact, quantity=name)
         for index, value in enumerate(values_P):
             meter.metric("eigenvalue", float(value), at=index)
     sitting.close()

@@ -19,6 +19,7 @@ from modelassay.curvature.estimators import deflated_probe, signs
 from modelassay.curvature.lanczos import Krylov, extend, krylov
 from modelassay.curvature.operators import Operator
 from modelassay.curvature.vectors import VectorStore
+from modelassay.record import no_space
 from modelassay.state import State
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -37,6 +38,11 @@ class Counted(Operator):
             return self.operator.matmat(vectors_KP)
 
 
+def empty_store(operator: Operator) -> VectorStore:
+    """Return room for vectors of an operator."""
+    return VectorStore(operator.size, dtype=operator.dtype, device=operator.device)
+
+
 class Sitting:
     """Where a measurement stands: a payload for the checkpoint, and files of vectors beside it.
 
@@ -51,64 +57,74 @@ class Sitting:
         self.payload: dict[str, Any] = {"runs": [], "samples": []} if saved is None else dict(saved.payload)
         self._written = 0
 
-    def lanczos(self, run: int, *, steps: int, seed: int) -> Krylov:
-        """Return the Krylov space of ``steps`` steps of one run, from where it stood."""
-        runs = self.payload["runs"]
-        space = self._reopen(run) if run < len(runs) else self._begin(run, seed)
+    def lanczos(self, run: int, *, steps: int, seed: int, basis_wanted: bool) -> Krylov:
+        """Return the Krylov space of ``steps`` steps of one run, from where it stood.
+
+        A run that was complete is returned without its vectors unless they are wanted.
+        """
+        runs, self._written = self.payload["runs"], 0
         if run == len(runs):
+            space = self._begin(run, seed)
             runs.append({"diagonal": [], "coupling": []})
-        while space.steps < steps and space.following_P is not None:
+        else:
+            space = self._reopen(run, whole=basis_wanted or not self._is_complete(run, steps))
+        while not self._is_complete(run, steps):
             extend(space, self._operator, 1)
             runs[run] = {"diagonal": list(space.diagonal), "coupling": list(space.coupling)}
-            if self._state.checkpoint_due():
-                self._save(run, space)
+            self._save_if_due(run, space)
         return space
 
-    def keep(self, run: int, space: Krylov) -> None:
-        """Make the end of a run the moment to go on from."""
-        self._save(run, space)
-
     def probes(self, space: Krylov, count: int, seed: int) -> Array:
-        """Return `deflated_probe` of ``count`` probes, [K, 3], from where they stood."""
+        """Return `deflated_probe` of ``count`` probes off the space of run 0, [K, 3], from where they stood."""
         samples, generator = self.payload["samples"], torch.Generator().manual_seed(seed)
         for _ in samples:
             signs(self._operator, generator)  # those that were drawn before
         while len(samples) < count:
             samples.append(list(deflated_probe(self._operator, space, generator)))
-            if self._state.checkpoint_due():
-                self._state.checkpoint(self.payload)
+            self._save_if_due(0, space)
         return np.array(samples)
 
     def close(self) -> None:
         """Remove the vectors: what they were for is recorded."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def _is_complete(self, run: int, steps: int) -> bool:
+        """Whether the run took all its steps, or its space is exhausted."""
+        done = self.payload["runs"][run]
+        return len(done["diagonal"]) == steps or 0.0 in done["coupling"][-1:]
+
     def _begin(self, run: int, seed: int) -> Krylov:
-        self._written = 0
         if run == 0:
             return krylov(self._operator, seed=seed)
         generator = torch.Generator().manual_seed(seed + run)
-        start_P = torch.randn(self._operator.size, generator=generator, dtype=torch.float64)
-        return krylov(self._operator, start_P=start_P)
+        return krylov(
+            self._operator, start_P=torch.randn(self._operator.size, generator=generator, dtype=torch.float64)
+        )
 
-    def _reopen(self, run: int) -> Krylov:
+    def _reopen(self, run: int, *, whole: bool) -> Krylov:
         diagonal, coupling = (list(self.payload["runs"][run][name]) for name in ("diagonal", "coupling"))
-        basis = VectorStore(self._operator.size, dtype=self._operator.dtype, device=self._operator.device)
-        for index in range(len(diagonal)):
-            basis.append(self._read(run, index))
-        exhausted = bool(coupling) and coupling[-1] == 0.0
-        following_P = None if exhausted else self._read(run, len(diagonal)).to(self._operator.device)
-        self._written = len(diagonal)
-        return Krylov(basis=basis, diagonal=diagonal, coupling=coupling, following_P=following_P)
+        space = Krylov(basis=empty_store(self._operator), diagonal=diagonal, coupling=coupling)
+        if whole:
+            for index in range(space.steps):
+                space.basis.append(self._read(run, index))
+            if not coupling or coupling[-1] != 0.0:
+                space.following_P = self._read(run, space.steps).to(self._operator.device)
+            self._written = space.steps
+        return space
 
-    def _save(self, run: int, space: Krylov) -> None:
+    def _save_if_due(self, run: int, space: Krylov) -> None:
         """Write the vectors that are not on the disk yet, the next one too, then say so in a checkpoint."""
+        if not self._state.checkpoint_due():
+            return
         self._folder.mkdir(exist_ok=True)
-        for index in range(self._written, space.steps):
-            self._write(run, index, space.basis.row(index))
+        try:
+            for index in range(self._written, space.steps):
+                self._write(run, index, space.basis.row(index))
+            if space.following_P is not None and self._written < space.steps:
+                self._write(run, space.steps, space.following_P)
+        except OSError as error:
+            raise no_space(error, self._folder) from error
         self._written = space.steps
-        if space.following_P is not None:
-            self._write(run, space.steps, space.following_P)
         self._state.checkpoint(self.payload)
 
     def _path(self, run: int, index: int) -> Path:

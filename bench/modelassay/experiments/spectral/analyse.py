@@ -14,6 +14,7 @@ import polars as pl
 from modelassay.claims import Finding, Findings, Table
 from modelassay.curvature.spectrum import PREREGISTERED, REMOVED
 from modelassay.experiments.spectral.figures import Drawn, save_density
+from modelassay.models import zoo
 from modelassay.record import Tables
 
 QUANTITIES = ("lambda_max", "lambda_min", "sigma_bulk", "centre", "spread", "gap", "outliers", "ratio", "trace")
@@ -94,12 +95,14 @@ def _measured(row: dict[str, Any], tables: Tables) -> Measured:
 
 
 def short_name(reference: str) -> str:
-    """Return the last part of a model's name, without the commit.
+    """Return the last part of a model's name without the commit; a zoo model's whole name.
 
-    >>> short_name("hf:Qwen/Qwen2.5-0.5B@060db64"), short_name("runs/mine/")
-    ('Qwen2.5-0.5B', 'mine')
+    >>> short_name("hf:Qwen/Qwen2.5-0.5B@060db64"), short_name("runs/mine/"), short_name("zoo:smoke/base")
+    ('Qwen2.5-0.5B', 'mine', 'smoke/base')
     """
-    return reference.rstrip("/").rsplit("/", 1)[-1].removeprefix("zoo:").split("@")[0]
+    if zoo.is_zoo(reference):
+        return reference.removeprefix(zoo.PREFIX)
+    return reference.rstrip("/").rsplit("/", 1)[-1].split("@")[0]
 
 
 def _by_definition(quantity: str, lines: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float, float]]:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
-from torch import Tensor
+from torch import Tensor, nn
 
-from modelassay.curvature.layers import in_place_of, replacements
+from modelassay.curvature.graph import Graph, free_bytes
+from modelassay.curvature.layers import replacements
 from modelassay.curvature.loss import (
     Attention,
     CausalLoss,
@@ -121,9 +122,11 @@ class CurvatureOperator(Operator):
 
     exact: ClassVar[bool] = True
     """False where a product is an approximation of what the class is named after."""
+    most_per_pass: ClassVar[int] = 1
+    """Vectors that share a primal pass unless told otherwise: one where each costs memory."""
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Microbatch], *, parameters: ParameterSubset | None = None,
-                 precision: Precision | None = None, vectors_per_pass: int = 1, unit: Unit | None = None) -> None:  # fmt: skip
+                 precision: Precision | None = None, vectors_per_pass: int | None = None, unit: Unit | None = None) -> None:  # fmt: skip
         """Look at ``model`` on ``batches``; nothing is computed yet.
 
         Args:
@@ -133,7 +136,8 @@ class CurvatureOperator(Operator):
             precision: of weights and activations in the passes; the model's own if None. Losses, softmax, sums over
                 microbatches and vectors are fp32, or fp64 under fp64. Relative error of a product of the Hessian
                 against fp64: fp32 4e-7, bf16 9e-3 (Qwen2, double backward).
-            vectors_per_pass: vectors that share one primal pass; each keeps its own tangents of all activations in memory.
+            vectors_per_pass: vectors that share one primal pass, ``most_per_pass`` if None. In all but the Hessian each keeps its own
+                tangents of all activations in memory.
             unit: times each microbatch, such as ``meter.microbatch``.
 
         Raises:
@@ -141,7 +145,7 @@ class CurvatureOperator(Operator):
         """
         if model.training:
             raise UsageError("curvature: the model is in training mode, where dropout makes each product another operator's; call model.eval() first")  # fmt: skip
-        if vectors_per_pass < 1:
+        if vectors_per_pass is not None and vectors_per_pass < 1:
             raise UsageError(f"curvature: vectors_per_pass must be at least 1, got {vectors_per_pass}")
         first = next(model.parameters())
         if precision is None and first.dtype not in _NAMES:
@@ -152,7 +156,8 @@ class CurvatureOperator(Operator):
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
         self._batches = count_tokens(batches, vocabulary=model.config.vocab_size, device=self.device)
         self.num_tokens = sum(batch.num_tokens for batch in self._batches)
-        self._module, self._vectors_per_pass, self._unit = CausalLoss(model), vectors_per_pass, unit
+        self._module, self._unit = CausalLoss(model), unit
+        self._vectors_per_pass = vectors_per_pass or self.most_per_pass
         self._compute = _COMPUTE[self.precision]
         chosen = set(self.parameters.names)
         cast = {name: parameter.detach().to(self._compute) for name, parameter in model.named_parameters()}
@@ -245,8 +250,10 @@ class Hessian(CurvatureOperator):
     2 for each one more. The graph of a microbatch is kept for later products while there is room, and costs them nothing then.
     """
 
+    most_per_pass = sys.maxsize
+
     def __init__(self, *args: Any, graph_bytes: int | None = None, **options: Any) -> None:
-        """As `CurvatureOperator`; all vectors of one call share a graph, whatever ``vectors_per_pass``, unless it is given.
+        """As `CurvatureOperator`; all vectors of one call share a graph unless ``vectors_per_pass`` says otherwise.
 
         Args:
             *args: of `CurvatureOperator`.
@@ -256,7 +263,8 @@ class Hessian(CurvatureOperator):
         """
         super().__init__(*args, **options)
         self._graph_bytes = graph_bytes
-        self._graphs: dict[int, _Graph] = {}
+        self._graphs: dict[int, Graph] = {}
+        self._stand_ins: dict[nn.Module, Callable[..., Tensor]] | None = None
 
     @property
     def bytes_kept(self) -> int:
@@ -265,59 +273,24 @@ class Hessian(CurvatureOperator):
 
     def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
         graph = self._graphs.get(id(batch)) or self._graph_of(batch)
-        columns = [graph.product({name: part[k] for name, part in tangents.items()})
-                   for k in range(len(next(iter(tangents.values()))))]  # fmt: skip
+        rows = range(len(next(iter(tangents.values()))))
+        columns = [
+            graph.product({name: part[k] for name, part in tangents.items()},
+                          last=k == rows[-1] and id(batch) not in self._graphs)
+            for k in rows
+        ]  # fmt: skip
         return {name: torch.stack([column[name] for column in columns]) for name in tangents}
 
-    def _graph_of(self, batch: Counted) -> _Graph:
+    def _graph_of(self, batch: Counted) -> Graph:
         if self._graph_bytes is None:
-            self._graph_bytes = _free_bytes(self.device) // 4
-        graph = _Graph(self._module, lambda selected: self._batch_loss(batch)(selected), self._selected)
+            self._graph_bytes = free_bytes(self.device) // 4
+        if self._stand_ins is None:
+            self._stand_ins = replacements(self._module.model)
+        held = [*self._selected.values(), *self._fixed.values()]
+        graph = Graph(self._batch_loss(batch), self._selected, self._stand_ins, held=held)
         if self.bytes_kept + graph.num_bytes <= self._graph_bytes:
             self._graphs[id(batch)] = graph
         return graph
-
-
-class _Graph:
-    """How the gradient of one microbatch's loss depends on the parameters."""
-
-    def __init__(
-        self, module: CausalLoss, loss: Callable[[dict[str, Tensor]], Tensor], selected: dict[str, Tensor]
-    ) -> None:
-        self._leaves = {name: tensor.detach().requires_grad_() for name, tensor in selected.items()}
-        own = {tensor.untyped_storage().data_ptr() for tensor in module.parameters()}
-        saved = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with (
-            torch.enable_grad(),
-            in_place_of(replacements(module.model)),
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        ):
-            gradient = torch.autograd.grad(
-                loss(self._leaves), list(self._leaves.values()), create_graph=True, materialize_grads=True
-            )
-        self._gradient = dict(zip(self._leaves, gradient, strict=True))
-        self.num_bytes = sum(size for place, size in saved.items() if place not in own)
-
-    def product(self, vector: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the gradient of <gradient, vector>; the graph stays."""
-        names = [name for name, part in self._gradient.items() if part.requires_grad]  # the others are constant
-        if not names:
-            return {name: torch.zeros_like(part) for name, part in self._leaves.items()}
-        products = torch.autograd.grad([self._gradient[name] for name in names], list(self._leaves.values()),
-                                       [vector[name] for name in names], retain_graph=True, materialize_grads=True)  # fmt: skip
-        return dict(zip(self._leaves, products, strict=True))
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 class FiniteDifferenceHessian(CurvatureOperator):

@@ -274,7 +274,7 @@ def _of_norm(module: Any) -> Callable[..., Tensor] | None:
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(eps, float) or not isinstance(weight, Tensor):
         return None
-    x = torch.linspace(-1.0, 2.0, weight.numel(), dtype=weight.dtype, device=weight.device)[None]
+    x = _probe(weight.numel(), weight)
     if _same(rms_norm(x, weight, eps), module(x)):
         return lambda x: rms_norm(x, module.weight, eps)
     if _same(rms_norm(x, 1 + weight, eps), module(x)):
@@ -293,8 +293,13 @@ def _of_gate(module: Any) -> Callable[..., Tensor] | None:
         return result
 
     weight_OI = module.gate_proj.weight
-    x = torch.linspace(-1.0, 2.0, weight_OI.shape[1], dtype=weight_OI.dtype, device=weight_OI.device)[None]
+    x = _probe(weight_OI.shape[1], weight_OI)
     return forward if _same(forward(x), module(x)) else None
+
+
+def _probe(width: int, like: Tensor) -> Tensor:
+    """One row to try a module on. Its type is taken from a tensor, since one that is named becomes fp64 in an fp64 pass."""
+    return torch.linspace(-1.0, 2.0, width).to(like)[None]
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:

@@ -279,6 +279,8 @@ class Hessian(CurvatureOperator):
                           last=k == rows[-1] and id(batch) not in self._graphs)
             for k in rows
         ]  # fmt: skip
+        if len(columns) == 1:
+            return {name: part[None] for name, part in columns[0].items()}  # no copy
         return {name: torch.stack([column[name] for column in columns]) for name in tangents}
 
     def _graph_of(self, batch: Counted) -> Graph:

@@ -166,6 +166,15 @@ def test_precision(precision: Any, dtype: torch.dtype, tolerance: float) -> None
         model = cases.make_model("qwen2")
 
 
+def test_fp64_of_narrower_weights_is_fp64() -> None:
+    model, batch = cases.make_model("qwen2").float(), cases.make_batch()
+    narrow = Hessian(model, [batch], precision="fp64")
+    v_KP = vectors(2, narrow.size)
+    product_KP = narrow.matmat(v_KP)
+    assert len(narrow._stand_ins or {}) == 15 + 5 + 2 + 1
+    assert cases.off(product_KP, Hessian(model.double(), [batch]).matmat(v_KP)) < 1e-12
+
+
 def test_scipy_takes_it() -> None:
     model, batch = cases.make_model("llama", num_hidden_layers=1), cases.make_batch()
     operator = Hessian(model, [batch], parameters=select_parameters(model, ["*.mlp.*"]), vectors_per_pass=8)

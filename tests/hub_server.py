@@ -1,7 +1,8 @@
-"""A local stand-in that speaks the part of the Hugging Face Hub's protocol that downloads need.
+"""A local stand-in that speaks the part of the Hugging Face Hub's protocol that downloads and listings need.
 
-It serves folders as repositories over HTTP on the loopback interface and logs every request, so that a test can tell what
-was fetched and that offline nothing was. It is not the Hub: no LFS redirects, no Xet, no authentication.
+It serves folders as repositories over HTTP on the loopback interface, lists them by tag, page by page, and logs every request,
+so that a test can tell what was fetched and that offline nothing was. It is not the Hub: no LFS redirects, no Xet, no
+authentication.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 
 class Request(NamedTuple):
@@ -43,6 +44,11 @@ class HubServer:
     """By repository and commit, tag or branch."""
     failures: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Status and X-Error-Code that answer a request for the file of this name instead of what is served."""
+    refusals: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
+    """By repository, ``api/models`` for listings: statuses and codes that answer its next requests, one each."""
+    listed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the listing says of each repository, in the Hub's words; one that is not served as well is gone."""
+    page_size: int = 1000
     requests: list[Request] = field(default_factory=list)
 
     def add(self, name: str, folder: Path, *, tag: str = "main") -> str:
@@ -75,6 +81,7 @@ def serve_hub() -> Iterator[HubServer]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else the body of an answer waits 40 ms for the client to acknowledge the head
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -89,10 +96,15 @@ class _Handler(BaseHTTPRequestHandler):
         hub: HubServer = self.server.hub  # type: ignore[attr-defined]
         path = unquote(urlsplit(self.path).path)
         hub.requests.append(Request(self.command, path))
+        if path == "/api/models":
+            self._list(hub)
+            return
         info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(?:revision|tree)/(.+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         match = info or file
-        if match is None or not any(name == match[1] for name, _ in hub.revisions):
+        if match is not None and hub.refusals.get(match[1]):
+            self._fail(*hub.refusals[match[1]].pop(0))
+        elif match is None or not any(name == match[1] for name, _ in hub.revisions):
             self._fail(404, "RepoNotFound")
         elif (name := path.rsplit("/", 1)[1]) in hub.failures:
             self._fail(*hub.failures[name])
@@ -102,6 +114,23 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(revision, file[3])
         else:
             self._describe(revision, tree="/tree/" in path)
+
+    def _list(self, hub: HubServer) -> None:
+        """Answer with the listed repositories that carry all tags asked for; only what ``expand`` names, as the Hub does."""
+        if hub.refusals.get("api/models"):
+            self._fail(*hub.refusals["api/models"].pop(0))
+            return
+        query = parse_qs(urlsplit(self.path).query)
+        wanted, fields = set(query.get("filter", [])), set(query.get("expand", []))
+        found = [{"id": name, **{key: value for key, value in said.items() if key in fields}}
+                 for name, said in hub.listed.items() if wanted <= set(said["tags"])]  # fmt: skip
+        begin = int(query.get("cursor", ["0"])[0])
+        end = begin + hub.page_size
+        headers = {"Content-Type": "application/json"}
+        if end < len(found):
+            following = urlencode({**query, "cursor": end}, doseq=True)
+            headers["Link"] = f'<{hub.url}/api/models?{following}>; rel="next"'
+        self._send(200, json.dumps(found[begin:end]).encode(), headers)
 
     def _describe(self, revision: Revision, *, tree: bool) -> None:
         paths = sorted(path for path in revision.folder.rglob("*") if path.is_file())

@@ -129,7 +129,7 @@ def test_demo_keeps_the_exit_code(checkout: Checkout) -> None:
 def test_tests_pass_their_arguments_on(checkout: Checkout) -> None:
     checkout.run("ci/venv")
     assert checkout.run("ci/test", "tests/bench", "-k", "scrub")[2] == [
-        "python -m pytest -m not gpu tests/bench -k scrub"
+        "python -m pytest -m not gpu and not nightly tests/bench -k scrub"
     ]
 
 
@@ -147,9 +147,10 @@ def test_nightly_runs_every_suite_and_ends_with_the_first_failure(checkout: Chec
     code, _, calls = checkout.run("ci/nightly", FAIL="run one")
     assert code == 7
     assert calls[:2] == ["modelassay run one --profile embedded", "modelassay run two --profile embedded"]
-    assert calls[2].endswith("tests/benchmarks")
-    assert "kernels/benchmarks" in calls[3]
-    assert "-m not gpu" in calls[3]
+    assert any(call == "modelassay run fingerprinting --profile embedded -o peers=[modeldna]" for call in calls)
+    assert any(call.endswith("-m nightly") for call in calls)
+    assert any(call.endswith("tests/benchmarks") for call in calls)
+    assert any("kernels/benchmarks" in call and "-m not gpu" in call for call in calls)
 
 
 def test_gpu_tests_need_a_gpu(checkout: Checkout) -> None:

@@ -139,18 +139,21 @@ def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
               help="Level at which a pair is called related.")  # fmt: skip
 @click.option("--attention-only", is_flag=True,
               help="Read, and of hf: models fetch, nothing but the attention matrices; other methods are left out.")  # fmt: skip
+@click.option("--behaviour", is_flag=True,
+              help="Also run the models, and compare which tokens each finds least likely; fetches and loads them whole.")  # fmt: skip
 @_runs
 @_json
 def fingerprint(models: tuple[str, ...], against: str | None, figure: Path | None, alpha: float, attention_only: bool,
-                runs: Path, as_json: bool) -> None:  # fmt: skip
+                behaviour: bool, runs: Path, as_json: bool) -> None:  # fmt: skip
     """Say of each pair of MODELs whether one derives from the other: folders, hf:ORG/NAME@COMMIT or zoo:NAME."""
     from modelassay import runner, show
     from modelassay.fingerprint import fingerprint as judged
 
     background = None if against is None else runner.require_run(against, runs)
     found = judged(
-        models, background=background, figure=figure, alpha=alpha, attention_only=attention_only, report=_progress
-    )
+        models, background=background, figure=figure, alpha=alpha, attention_only=attention_only, behaviour=behaviour,
+        report=_progress,
+    )  # fmt: skip
     show.emit(found, as_json=as_json)
 
 

@@ -20,7 +20,8 @@ from modelassay.experiments.fingerprinting.evidence import recorded_scores
 from modelassay.experiments.fingerprinting.figures import save_figure
 from modelassay.experiments.fingerprinting.judge import Verdict, adjust, judge
 from modelassay.experiments.fingerprinting.measure import numbers_of, open_model, short_names
-from modelassay.experiments.fingerprinting.methods import BY_NUMBERS, BY_WEIGHTS, Numbers
+from modelassay.experiments.fingerprinting.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS, Numbers
+from modelassay.experiments.fingerprinting.methods.behaviour import Speaker, listen_to
 from modelassay.experiments.fingerprinting.methods.weights import Weights, load_weights
 from modelassay.record import encode_value
 from modelassay.runner import Run
@@ -36,6 +37,8 @@ class Subject:
     numbers: Numbers
     weights: Weights | None
     """None where only the attention matrices were wanted."""
+    speaker: Speaker | None
+    """None where its behaviour was not asked for."""
 
     @property
     def curves(self) -> Curves:
@@ -48,19 +51,24 @@ Places = Mapping[str, tuple[Score, Rank | None]]
 
 
 def fingerprint(models: Sequence[str], *, background: Run | None, figure: Path | None, alpha: float, attention_only: bool,
-                report: Callable[[str], None]) -> View:  # fmt: skip
+                behaviour: bool, report: Callable[[str], None]) -> View:  # fmt: skip
     """Judge every pair of ``models`` against the strangers of ``background``; draw them into ``figure``.
 
     ``attention_only`` reads nothing but the four attention matrices, and of the Hub fetches nothing else; methods that
-    need more are then left out.
+    need more are then left out. ``behaviour`` loads the models whole, one at a time, and asks both of a pair with the prompts
+    that each of them grows.
 
     Raises:
-        UsageError: fewer than two models, one twice, a background of another suite, an alpha that is no level, or an
-            unknown kind of figure.
+        UsageError: fewer than two models, one twice, a background of another suite, an alpha that is no level, an
+            unknown kind of figure, or behaviour asked of the attention matrices alone.
         CheckpointError: a model cannot be read.
     """
     if not 0 < alpha < 1:  # NaN too
         raise UsageError(f"alpha: a level lies between 0 and 1, got {alpha}")
+    if behaviour and attention_only:
+        raise UsageError(
+            "--behaviour runs whole models and --attention-only reads four matrices; leave one of them out"
+        )
     strangers = _strangers(background)
     _check(models, figure)
     subjects = []
@@ -68,7 +76,9 @@ def fingerprint(models: Sequence[str], *, background: Run | None, figure: Path |
         report(f"{name}: reading")
         numbers = numbers_of(reference, name=name, family=None, store=Store(), whole=not attention_only)
         weights = None if attention_only else load_weights(reference, store=Store())
-        subjects.append(Subject(reference=reference, numbers=numbers, weights=weights))
+        speaker = Speaker(reference, store=Store()) if behaviour else None
+        subjects.append(Subject(reference=reference, numbers=numbers, weights=weights, speaker=speaker))
+    _listen(subjects, report)
     pairs = list(combinations(subjects, 2))
     places = [_places(a, b, strangers) for a, b in pairs]
     verdicts = adjust([
@@ -126,14 +136,29 @@ def _described(run: Run | None) -> tuple[dict[str, Any] | None, list[str]]:
     return {"run": str(run.folder), "profile": run.suite.profile, "complete": not num_open}, notes
 
 
+def _listen(subjects: Sequence[Subject], report: Callable[[str], None]) -> None:
+    """Let each model that is to be asked answer the prompts of all."""
+    speakers = [subject.speaker for subject in subjects if subject.speaker is not None]
+    for speaker in speakers:
+        report(f"{speaker.reference}: answering")
+        listen_to(speaker, speakers)
+
+
 def _places(a: Subject, b: Subject, strangers: Background) -> Places:
     """Return what each method says of a pair, and its rank among the strangers that may judge it."""
-    scores = {name: method.score(a.numbers, b.numbers) for name, method in BY_NUMBERS.items()}
+    scores = {name: (name, method.score(a.numbers, b.numbers)) for name, method in BY_NUMBERS.items()}
     if a.weights is not None and b.weights is not None:
-        scores |= {name: method.score(a.weights, b.weights) for name, method in BY_WEIGHTS.items()}
+        scores |= {name: (name, method.score(a.weights, b.weights)) for name, method in BY_WEIGHTS.items()}
+    for asked, grower in ((a, b), (b, a)):
+        if asked.speaker is not None and grower.speaker is not None:
+            scores |= {f"{name}, {grower.curves.name} grows": (name, method.score(asked.speaker, grower.speaker))
+                       for name, method in BY_BEHAVIOUR.items()}  # fmt: skip
     known = strangers.against(a.curves, b.curves)
-    return {name: (score, rank(score.value, (pair.scores.get(name, np.nan) for pair in known)))
-            for name, score in scores.items()}  # fmt: skip
+    alike = known or strangers.of_tokenizer(a.curves, b.curves)
+    return {
+        shown: (score, rank(score.value, (pair.scores.get(name, np.nan) for pair in (alike if name in BY_BEHAVIOUR else known))))
+        for shown, (name, score) in scores.items()
+    }  # fmt: skip
 
 
 def _derive(a: Subject, b: Subject) -> Derivation:

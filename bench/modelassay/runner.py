@@ -28,7 +28,8 @@ from typing import Any, Literal
 from modelassay import environment
 from modelassay.cell import cell_main
 from modelassay.errors import HostError, IncompleteRun, RecordError, UsageError, did_you_mean
-from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables, segments
+from modelassay.progress import report_progress
+from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables
 from modelassay.state import latest_checkpoint
 from modelassay.suite import Cell, Suite, shipped_suites, suite_from_json
 
@@ -288,6 +289,8 @@ def execute(run: Run, *, report: Report) -> None:
             report(f"{run.folder}: all {len(run.suite.cells)} cells are complete, nothing to run")
             return
         refuse_changes(run)
+        # NumPy's products in cells are small, and two threads for each take seven times as long; torch keeps its own number.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["modelassay.cell", f"{run.suite.experiment.package}.run"])
         failures = []
@@ -296,7 +299,7 @@ def execute(run: Run, *, report: Report) -> None:
             report(f"{place}: started")
             began = time.monotonic()
             outcome, reason = _run_in_process(
-                context, run, cell, partial(_report_progress, run.cell_dir(cell), place, report)
+                context, run, cell, partial(report_progress, run.cell_dir(cell), place, report)
             )
             report(f"{place}: {outcome} in {time.monotonic() - began:.1f} s{f' ({reason})' if reason else ''}")
             if outcome == "failed":
@@ -305,27 +308,6 @@ def execute(run: Run, *, report: Report) -> None:
             shown = "; ".join(failures[:3]) + (f"; and {len(failures) - 3} more" if len(failures) > 3 else "")
             raise IncompleteRun(f"{run.folder}: {len(failures)} of {len(run.suite.cells)} cells failed: {shown}; "
                                 f"`modelassay run {run.folder}` tries them again")  # fmt: skip
-
-
-def _report_progress(cell_dir: Path, place: str, report: Report) -> None:
-    """Say where a cell stands: the last line it printed, else its last timed unit."""
-    number = max(segments(cell_dir), default=0)
-    printed = _last_line(cell_dir / f"attempt-{number}.out")
-    if not printed:
-        unit = json.loads(_last_line(cell_dir / f"attempt-{number}.jsonl") or "{}")
-        printed = f"{unit['stage']} {unit['index'] + 1}" if unit.get("kind") == "microbatch" else ""
-    report(f"{place}: {printed or 'at work'}")
-
-
-def _last_line(path: Path) -> str:
-    """Return the last whole line of a file that another process writes, of its last 4 kB; empty where there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().rpartition(b"\n")[0].splitlines()
-    except OSError:
-        return ""
-    return lines[-1].decode(errors="replace")[:200] if lines else ""
 
 
 def _run_in_process(

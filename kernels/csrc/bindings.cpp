@@ -1,6 +1,7 @@
 // The only file that knows Python: turns its arguments into typed, checked views and releases the GIL.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -12,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "bottom_k.hpp"
 #include "layer_std.hpp"
 #include "softmax_ggn.hpp"
 
@@ -186,10 +188,93 @@ void softmax_ggn(const AnyMatrix& logits, const AnyMatrix& u, const WritableMatr
   modelassay::softmax_ggn(task, num_threads, instruction_set);
 }
 
+using Mask = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using AnyOutput = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Ids = nb::ndarray<std::int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Counts = nb::ndarray<std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// The rows of an array, with the mask of its columns where there is one.
+modelassay::Rows make_rows(const AnyMatrix& array, const std::string& code, const std::optional<Mask>& valid) {
+  constexpr std::int64_t kMaxCols = 0xffffffff;
+  const DType dtype = parse_dtype(code, 0);
+  if (!holds(array, dtype)) throw std::invalid_argument("bottom_k: the array does not hold " + code);
+  const modelassay::Rows rows = {dtype,           static_cast<std::int64_t>(array.shape(0)),
+                                 static_cast<std::int64_t>(array.shape(1)), array.stride(0), array.stride(1),
+                                 static_cast<const std::byte*>(array.data())};
+  if (rows.num_cols > kMaxCols) throw std::invalid_argument("bottom_k: more than 2^32 - 1 columns");
+  if (valid && static_cast<std::int64_t>(valid->shape(0)) != rows.num_cols) {
+    throw std::invalid_argument("bottom_k: the mask has another length than the rows");
+  }
+  return rows;
+}
+
+const std::uint8_t* mask_bytes(const std::optional<Mask>& valid) { return valid ? valid->data() : nullptr; }
+
+void check_outputs(const AnyOutput& values, const Ids& ids, std::size_t num_rows, DType dtype) {
+  const bool fits = values.shape(0) == num_rows && ids.shape(0) == num_rows && values.shape(1) == ids.shape(1);
+  if (!fits || !holds(AnyMatrix(values), dtype)) {
+    throw std::invalid_argument("bottom_k: values and ids must have one row per row and the rows' type");
+  }
+}
+
+void bottom_k(const AnyMatrix& array, const std::string& code, AnyOutput values, Ids ids, std::optional<Mask> valid,
+              bool largest, bool sort, int num_threads, std::string instruction_set) {
+  const modelassay::Rows rows = make_rows(array, code, valid);
+  check_outputs(values, ids, array.shape(0), rows.dtype);
+  const auto k = static_cast<std::int64_t>(ids.shape(1));
+  const nb::gil_scoped_release release;
+  modelassay::bottom_k(rows, {k, largest, sort, mask_bytes(valid), num_threads, std::move(instruction_set)},
+                       static_cast<std::byte*>(values.data()), ids.data());
+}
+
+modelassay::Running make_running(const Ids& entries, const Counts& counts, const Counts& limits, std::size_t num_rows) {
+  if (entries.shape(0) != num_rows || counts.shape(0) != num_rows || limits.shape(0) != num_rows) {
+    throw std::invalid_argument("bottom_k: entries, counts and limits must be as many as the rows");
+  }
+  const auto capacity = static_cast<std::int64_t>(entries.shape(1));
+  for (std::size_t i = 0; i < num_rows; ++i) {
+    if (counts.data()[i] < 0 || counts.data()[i] > capacity) {
+      throw std::invalid_argument("bottom_k: a count is not within the capacity");
+    }
+  }
+  return {reinterpret_cast<std::uint64_t*>(entries.data()), capacity, counts.data(), limits.data()};
+}
+
+void bottom_k_fold(const AnyMatrix& array, const std::string& code, std::int64_t first_id, std::int64_t k, Ids entries,
+                   Counts counts, Counts limits, std::optional<Mask> valid, bool largest, int num_threads,
+                   std::string instruction_set) {
+  const modelassay::Rows rows = make_rows(array, code, valid);
+  if (k < 0 || first_id < 0 || first_id + rows.num_cols > 0xffffffff) {
+    throw std::invalid_argument("bottom_k_fold: k is negative, or ids leave 0 ... 2^32 - 1");
+  }
+  const modelassay::Running running = make_running(entries, counts, limits, array.shape(0));
+  const nb::gil_scoped_release release;
+  modelassay::bottom_k_fold(rows, first_id,
+                            {k, largest, true, mask_bytes(valid), num_threads, std::move(instruction_set)}, running);
+}
+
+void bottom_k_finish(Ids entries, Counts counts, Counts limits, AnyOutput values, Ids ids, bool largest, bool sort,
+                     int num_threads) {
+  check_outputs(values, ids, counts.shape(0), DType::kF32);
+  const modelassay::Running running = make_running(entries, counts, limits, counts.shape(0));
+  const auto num_rows = static_cast<std::int64_t>(counts.shape(0));
+  const auto k = static_cast<std::int64_t>(ids.shape(1));
+  const nb::gil_scoped_release release;
+  modelassay::bottom_k_finish(running, num_rows, {k, largest, sort, nullptr, num_threads, ""},
+                              static_cast<float*>(values.data()), ids.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
   m.doc() = "Compiled CPU operations; see _native.pyi for their types and the modules that call them for their meaning.";
+  m.def("bottom_k", &bottom_k, "rows"_a, "code"_a, "values"_a, "ids"_a, "valid"_a.none(), "largest"_a, "sort"_a,
+        "num_threads"_a, "instruction_set"_a = "");
+  m.def("bottom_k_fold", &bottom_k_fold, "rows"_a, "code"_a, "first_id"_a, "k"_a, "entries"_a, "counts"_a, "limits"_a,
+        "valid"_a.none(), "largest"_a, "num_threads"_a, "instruction_set"_a = "");
+  m.def("bottom_k_finish", &bottom_k_finish, "entries"_a, "counts"_a, "limits"_a, "values"_a, "ids"_a, "largest"_a,
+        "sort"_a, "num_threads"_a);
+  m.def("bottom_k_capacity", &modelassay::running_capacity, "k"_a);
   m.def("instruction_sets", &modelassay::instruction_sets);
   m.def("layer_std", &layer_std, "items"_a, "out"_a, "correction"_a, "num_threads"_a, "instruction_set"_a = "");
   m.def("layer_std_file", &layer_std_file, "items"_a, "out"_a, "correction"_a, "num_threads"_a, "instruction_set"_a = "");

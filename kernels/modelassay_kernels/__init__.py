@@ -5,9 +5,11 @@ Imports without a GPU, without Triton and without the compiled extension; each i
 
 from modelassay_kernels.attention import attention, attention_over_spans
 from modelassay_kernels.attention_transformers import register_attention
+from modelassay_kernels.bottom_k import bottom_k
 from modelassay_kernels.cross_entropy import linear_cross_entropy
 from modelassay_kernels.layer_std import layer_std
 from modelassay_kernels.layer_std_file import FileSpan, layer_std_file
+from modelassay_kernels.linear_bottom_k import linear_bottom_k
 from modelassay_kernels.native import native_available, read_bandwidth, require_native
 from modelassay_kernels.softmax_ggn import softmax_ggn
 
@@ -15,8 +17,10 @@ __all__ = [
     "FileSpan",
     "attention",
     "attention_over_spans",
+    "bottom_k",
     "layer_std",
     "layer_std_file",
+    "linear_bottom_k",
     "linear_cross_entropy",
     "native_available",
     "read_bandwidth",

@@ -4,6 +4,41 @@ from torch import Tensor
 
 BlockScale: TypeAlias = tuple[Tensor, int, int]  # scale [ceil(R / rows), ceil(C / cols)] fp32, rows and cols of a block
 
+def bottom_k(
+    rows: Tensor,
+    code: str,
+    values: Tensor,
+    ids: Tensor,
+    valid: Tensor | None,
+    largest: bool,
+    sort: bool,
+    num_threads: int,
+    instruction_set: str = "",
+) -> None: ...
+def bottom_k_capacity(k: int) -> int: ...
+def bottom_k_fold(
+    rows: Tensor,
+    code: str,
+    first_id: int,
+    k: int,
+    entries: Tensor,
+    counts: Tensor,
+    limits: Tensor,
+    valid: Tensor | None,
+    largest: bool,
+    num_threads: int,
+    instruction_set: str = "",
+) -> None: ...
+def bottom_k_finish(
+    entries: Tensor,
+    counts: Tensor,
+    limits: Tensor,
+    values: Tensor,
+    ids: Tensor,
+    largest: bool,
+    sort: bool,
+    num_threads: int,
+) -> None: ...
 def instruction_sets() -> list[str]: ...
 def layer_std(
     items: list[tuple[Tensor, str, BlockScale | None]],

@@ -3,18 +3,22 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from modelassay.progress import report_progress
 from modelassay.record import read_cell
 from modelassay.runner import create_run, open_run, plan
 from modelassay.suite import load_suite
 from small_disk import needs_root, small_disk
-from toy_suite import SUITE, metrics_of, modelassay, only_run, start, write_suite
+from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
 
 NUM_KILLS = 50
 
@@ -296,3 +300,63 @@ def test_run_directory_may_be_moved(tmp_path: Path, reference: Reference) -> Non
     shutil.move(only_run(tmp_path / "runs"), moved)
     assert modelassay("run", moved)[0] == 0
     assert metrics_of(moved) == reference[0]
+
+
+def test_every_cell_knows_the_others(tmp_path: Path) -> None:
+    text = SUITE.replace("pause_ms: 3.0", "count_siblings: true, seed: 7").replace("seed: [0, 1]", "seed: [3, 5]")
+    assert modelassay("run", write_suite(tmp_path, text), "--runs", tmp_path / "runs")[0] == 0
+    found = {key: value for key, value in metrics_of(only_run(tmp_path / "runs")).items() if key[1] == "siblings"}
+    assert list(found.values()) == [4.0] * 4
+    assert {labels for _, _, labels in found} == {"[('seeds', 16)]"}
+
+
+def unit(index: int, stage: str = "layer", **more: object) -> str:
+    return json.dumps({"seq": index, "kind": "microbatch", "stage": stage, "index": index, "host_ns": 5, **more})
+
+
+METRIC = json.dumps({"seq": 9, "kind": "metric", "name": "sigma", "value": 0.5, "labels": {"role": "q" * 90}})
+
+
+@pytest.mark.parametrize(
+    ("out", "log", "says"),
+    [
+        ("", "", "at work"),
+        ("", '{"kind": "attempt"}\n', "at work"),
+        ("", f"{unit(0)}\n{unit(4)}\n", "layer 5"),
+        ("", f"{unit(4)}\n{METRIC}\n{METRIC}\n", "layer 5"),  # what was timed, not what was said of it
+        ("", f"{unit(4)}\n{unit(5)[:20]}", "layer 5"),  # the last line is being written
+        ("", unit(4, labels={"other": "x" * 300}) + "\n", "layer 5"),
+        ("", f"{unit(4, labels={'other': 'x' * 20_000})}\n{METRIC}\n", "at work"),
+        ("", unit(4, labels={"other": "x" * 20_000}) + "\n", "at work"),
+        ("made zoo:base\nmade zoo:mini-1\nmade zo", f"{unit(4)}\n", "made zoo:mini-1"),
+        ("made zoo:base\n\n", f"{unit(4)}\n", "made zoo:base"),
+        ("\x1b[1m\udcff" + "x" * 500 + "\n", "", "[1m\ufffd\ufffd\ufffd" + "x" * 194),
+        ("writing:   0%\rwriting: 100%\r\n", "", "writing: 100%"),
+    ],
+)
+def test_progress_of_a_long_cell_is_its_last_line_or_unit(tmp_path: Path, out: str, log: str, says: str) -> None:
+    for attempt in (1, 2):
+        (tmp_path / f"attempt-{attempt}.jsonl").write_text(log if attempt == 2 else unit(77) + "\n")
+        (tmp_path / f"attempt-{attempt}.out").write_bytes(
+            b"old\n" if attempt == 1 else out.encode(errors="surrogatepass")
+        )
+    said: list[str] = []
+    report_progress(tmp_path, "[1/2] x", said.append)
+    assert said == [f"[1/2] x: {says}"]
+
+
+def test_progress_before_there_is_a_log(tmp_path: Path) -> None:
+    said: list[str] = []
+    report_progress(tmp_path / "not-there", "[1/2] x", said.append)
+    assert said == ["[1/2] x: at work"]
+
+
+@pytest.mark.parametrize(("say", "shown"), [("", r"step \d+"), ("walking", r"walking \d+")])
+def test_long_cells_report_while_they_run(tmp_path: Path, say: str, shown: str) -> None:
+    text = SUITE.replace("pause_ms: 3.0", f"pause_ms: 20.0, say: '{say}', note: {'n' * 300}").replace("[0, 1]", "[0]")
+    program = "import modelassay.runner as r, modelassay.cli as c; r.PROGRESS_SECONDS = 0.05; c.main()"
+    command = [sys.executable, "-c", program, "run", str(write_suite(tmp_path, text)), "--runs", str(tmp_path / "runs")]
+    done = subprocess.run(command, env=environ(), capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    reports = re.findall(rf"\[1/2\] .*: {shown}$", done.stderr, flags=re.MULTILINE)
+    assert reports, done.stderr

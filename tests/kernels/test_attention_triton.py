@@ -177,7 +177,7 @@ def test_compiles_for_hopper(which: str, element: str, dim: int, tmp_path: Path)
     compiled_kernels(which, element, dim, 90, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("which", "element", "dim"), CONFIGS)
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_every_configuration_compiles(which: str, element: str, dim: int, capability: int, tmp_path: Path) -> None:

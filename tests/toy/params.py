@@ -58,5 +58,9 @@ class Params(BaseModel):
     """The step that takes `allocate_mib`."""
     allocate_mib: int = Field(default=0, ge=0)
     """Memory taken at `allocate_at` and kept to the end, in MiB."""
+    count_siblings: bool = False
+    """Record how many cells the run has, and the sum of their seeds."""
+    say: str = ""
+    """Printed before each step."""
     only_first: bool = False
     """Trouble happens only in an attempt that starts without a checkpoint, so that the next one gets through."""

@@ -27,11 +27,15 @@ def run(params: Params, meter: Meter, state: State) -> None:
     else:
         at = saved.payload
         trouble = not params.only_first
+    if params.count_siblings and saved is None:
+        meter.metric("siblings", len(state.siblings), seeds=sum(other.seed for other in state.siblings))
     value, kept = float(at["value"]), bytearray()
     low, high = params.walk.bounds
     for step in range(int(at["step"]) + 1, params.steps + 1):
         if trouble:
             kept += _trouble(params, step)
+        if params.say:
+            print(params.say, step, flush=True)
         with meter.microbatch("step", tokens=8):
             time.sleep(params.pause_ms / 1000)
             noise = sum(random.uniform(-1.0, 1.0) for _ in range(params.walk.width))

@@ -19,6 +19,10 @@ _REFERENCE = re.compile(r"hf:(?P<repo>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
+class HubUnavailable(HostError):
+    """The Hub was reached and did not serve one request: a refusal with a status, or a timeout. The next may be served."""
+
+
 class Files(Protocol):
     """The files of one checkpoint, wherever they are."""
 
@@ -119,7 +123,7 @@ class HubFiles:
 
         if is_offline_mode():
             return LocalFiles(str(self.folder)).weight_files()
-        with self._errors("its list of files"):
+        with hub_errors(self.reference, "its list of files"):
             names = HfApi().list_repo_files(self._repo, revision=self.revision)
         return sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
 
@@ -127,7 +131,7 @@ class HubFiles:
         from huggingface_hub import hf_hub_download, is_offline_mode
         from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
-        with self._errors(name):
+        with hub_errors(self.reference, name):
             try:
                 return Path(hf_hub_download(self._repo, name, revision=revision))
             except RemoteEntryNotFoundError:
@@ -137,59 +141,76 @@ class HubFiles:
                     raise
                 return None
 
-    @contextmanager
-    def _errors(self, name: str) -> Iterator[None]:
-        """Say in our words what went wrong while ``name`` was fetched."""
-        import httpx
-        from huggingface_hub import errors
 
-        try:
-            yield
-        except errors.LocalEntryNotFoundError as error:
-            raise self._not_cached(name, error.__cause__ or error) from None
-        except errors.GatedRepoError:
-            raise CheckpointError(
-                f"{self.reference}: the repository is gated; accept its terms on its page, then `hf auth login` or set HF_TOKEN"
-            ) from None
-        except errors.RepositoryNotFoundError:
-            raise CheckpointError(
-                f"{self.reference}: no such repository, or a private one; check the spelling, or `hf auth login` if it is yours"
-            ) from None
-        except errors.RevisionNotFoundError:
-            raise CheckpointError(
-                f"{self.reference}: the repository has no such commit, tag or branch; check what follows the @"
-            ) from None
-        except errors.HFValidationError as error:
-            raise CheckpointError(f"{self.reference}: not a repository's name: {error}; write hf:ORG/NAME") from None
-        except errors.HfHubHTTPError as error:
-            raise self._refused(name, error.response.status_code) from None
-        except (httpx.HTTPError, errors.XetDownloadError, ConnectionError) as error:
-            raise HostError(
-                f"{self.reference}: {name} was not fetched ({error}); try again, or set HF_ENDPOINT to a mirror"
-            ) from None
-        except OSError as error:
-            remedy = "free some space" if error.errno in _FULL_DISK else "check its permissions"
-            raise HostError(
-                f"{self.reference}: {name} cannot be kept in the cache: {error}; {remedy}, or point HF_HOME elsewhere"
-            ) from None
+@contextmanager
+def hub_errors(reference: str, name: str) -> Iterator[None]:
+    """Say in our words what went wrong in here while ``name`` of ``reference`` was asked for.
 
-    def _not_cached(self, name: str, cause: BaseException) -> CheckpointError | HostError:
-        from huggingface_hub import is_offline_mode
-        from huggingface_hub.errors import HfHubHTTPError
+    Raises:
+        CheckpointError: no such repository or revision, no access to it, or offline and not in the cache.
+        HubUnavailable: the Hub did not serve it.
+        HostError: the Hub cannot be reached, or the cache cannot be written.
+    """
+    import httpx
+    from huggingface_hub import errors
 
-        if is_offline_mode():
-            return CheckpointError(
-                f"{self.reference}: {name} is not in the cache and HF_HUB_OFFLINE is set; run once without it, or copy a cache and set HF_HOME"
-            )
-        if isinstance(cause, HfHubHTTPError):
-            return self._refused(name, cause.response.status_code)
-        return HostError(
-            f"{self.reference}: {name} is not in the cache and the Hub cannot be reached ({cause}); check the network, or set HF_ENDPOINT to a mirror"
+    try:
+        yield
+    except errors.LocalEntryNotFoundError as error:
+        raise _not_cached(reference, name, error.__cause__ or error) from None
+    except errors.GatedRepoError:
+        raise CheckpointError(
+            f"{reference}: the repository is gated; accept its terms on its page, then `hf auth login` or set HF_TOKEN"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{reference}: no such repository, or a private one; check the spelling, or `hf auth login` if it is yours"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(
+            f"{reference}: the repository has no such commit, tag or branch; check what follows the @"
+        ) from None
+    except errors.HFValidationError as error:
+        raise CheckpointError(f"{reference}: not a repository's name: {error}; write hf:ORG/NAME") from None
+    except errors.HfHubHTTPError as error:
+        raise _refused(reference, name, error.response.status_code) from None
+    except (httpx.HTTPError, errors.XetDownloadError, ConnectionError) as error:
+        raise _kind_of(error)(
+            f"{reference}: {name} was not fetched ({error}); try again, or set HF_ENDPOINT to a mirror"
+        ) from None
+    except OSError as error:
+        remedy = "free some space" if error.errno in _FULL_DISK else "check its permissions"
+        raise HostError(
+            f"{reference}: {name} cannot be kept in the cache: {error}; {remedy}, or point HF_HOME elsewhere"
+        ) from None
+
+
+def _not_cached(reference: str, name: str, cause: BaseException) -> CheckpointError | HostError:
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if is_offline_mode():
+        return CheckpointError(
+            f"{reference}: {name} is not in the cache and HF_HUB_OFFLINE is set; run once without it, or copy a cache and set HF_HOME"
         )
+    if isinstance(cause, HfHubHTTPError):
+        return _refused(reference, name, cause.response.status_code)
+    return _kind_of(cause)(
+        f"{reference}: {name} is not in the cache and the Hub cannot be reached ({cause}); check the network, or set HF_ENDPOINT to a mirror"
+    )
 
-    def _refused(self, name: str, status: int) -> CheckpointError | HostError:
-        if status in {401, 403}:
-            return CheckpointError(
-                f"{self.reference}: the Hub refused {name} ({status}); `hf auth login` with an account that may read it"
-            )
-        return HostError(f"{self.reference}: the Hub answered {status} for {name}; try again later")
+
+def _refused(reference: str, name: str, status: int) -> CheckpointError | HostError:
+    if status in {401, 403}:
+        return CheckpointError(
+            f"{reference}: the Hub refused {name} ({status}); `hf auth login` with an account that may read it"
+        )
+    return HubUnavailable(f"{reference}: the Hub answered {status} for {name}; try again later")
+
+
+def _kind_of(error: BaseException) -> type[HostError]:
+    """Return what an error of the connection is: a server that is slow may answer the next time, one that is not there will not."""
+    import httpx
+
+    slow = isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
+    return HubUnavailable if slow or isinstance(error, httpx.RemoteProtocolError) else HostError

@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 
     from modelassay_kernels.layer_std_file import FileSpan
 
-_WEIGHTS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (role, re.compile(rf"(?:.*\.)?(?:{names})\.weight"))
-    for role, names in (
-        ("norm-1", "input_layernorm|ln_1|attention_norm|ln_attn"),
-        ("norm-2", "post_attention_layernorm|ln_2|ffn_norm|ln_mlp"),
-        ("gate", "gate_proj|w1"),
-        ("up", "up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h"),
-        ("down", "down_proj|w2|mlp.c_proj|fc2|fc_out|dense_4h_to_h"),
-    )
-)
+_MODULES = {
+    "norm-1": "input_layernorm|ln_1|attention_norm|ln_attn",
+    "norm-2": "post_attention_layernorm|ln_2|ffn_norm|ln_mlp",
+    "gate": "gate_proj|w1",
+    "up": "up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h",
+    "down": "down_proj|w2|mlp.c_proj|fc2|fc_out|dense_4h_to_h",
+}
 """Role -> what modules of the language models in `architectures` call it; the experts of a layer share one role."""
+_OTHERWISE = {
+    "qwen": {"gate": "w2", "up": "w1", "down": "mlp.c_proj"},  # c_proj(w1(x) * silu(w2(x)))
+    **dict.fromkeys(("gemma2", "gemma3_text"), {"norm-2": "pre_feedforward_layernorm"}),  # norms on both sides of each part
+}  # fmt: skip
+"""Architectures where one of those names means something else."""
 _EMBEDDING = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|embed_in)\.weight")
 
 
@@ -38,12 +40,14 @@ def layer_spans(checkpoint: Checkpoint) -> list[dict[str, list[FileSpan]]]:
     """
     stem, rest = checkpoint.layer_path.split("{layer}")
     inside = re.compile(rf"{re.escape(stem)}(\d+){re.escape(rest)}(.+)")
+    modules = {**_MODULES, **_OTHERWISE.get(checkpoint.architecture, {})}
+    weights = [(role, re.compile(rf"(?:.*\.)?(?:{names})\.weight")) for role, names in modules.items()]
     layers: list[dict[str, list[FileSpan]]] = [{} for _ in range(checkpoint.num_layers)]
     for name in checkpoint.tensors.names():
         found = inside.fullmatch(name)
         if found is None or int(found[1]) >= checkpoint.num_layers:
             continue
-        for role, pattern in _WEIGHTS:
+        for role, pattern in weights:
             if pattern.fullmatch(found[2]) and (span := _whole(*checkpoint.tensors.find(name))) is not None:
                 layers[int(found[1])].setdefault(role, []).append(span)
     for matrix in checkpoint.matrices:

@@ -75,6 +75,8 @@ def compute(table: Similarities, statistic: str, *, at: float | None = None, pai
             )
         return Statistic(value, int((table.related_P >= 0).sum()))
     found = scores(table, pairs)
+    if statistic == "mean":
+        return Statistic(float(found.mean()), found.size)
     level = {"median": 0.5, "max": 1.0}.get(statistic, at)
     assert level is not None
     share = (found > level).mean() if statistic == "share_above" else np.quantile(found, level)

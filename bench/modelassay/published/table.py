@@ -35,8 +35,8 @@ Format: TypeAlias = Literal["matrix", "pairs"]
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 _COLUMNS: dict[str, list[tuple[str, ...]]] = {
     "name": [("a", "b"), ("name_a", "name_b"), ("model_a", "model_b"), ("name1", "name2"), ("model1", "model2"),
-             ("name_1", "name_2"), ("model_1", "model_2")],
-    "value": [("similarity",), ("score",), ("value",)],
+             ("name_1", "name_2"), ("model_1", "model_2"), ("base_model_name", "derived_model_name")],
+    "value": [("similarity",), ("score",), ("value",), ("avg_overlap_ratio",)],
     "related": [("related",), ("label",)],
     "family": [("family_a", "family_b"), ("cluster_a", "cluster_b"), ("family1", "family2"), ("cluster1", "cluster2"),
                ("family_1", "family_2"), ("cluster_1", "cluster_2")],

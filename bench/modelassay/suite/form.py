@@ -132,7 +132,7 @@ class Form(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
 
-Statistic: TypeAlias = Literal["quantile", "median", "max", "share_above", "auroc", "tpr_at_fpr"]
+Statistic: TypeAlias = Literal["quantile", "median", "max", "mean", "share_above", "auroc", "tpr_at_fpr"]
 _WITH_LEVEL = {"quantile": (0.0, 1.0), "share_above": (-math.inf, math.inf), "tpr_at_fpr": (0.0, 1.0)}
 _OF_BOTH_KINDS = {"auroc", "tpr_at_fpr"}
 

@@ -200,7 +200,7 @@ def test_unknown_architecture_is_refused_before_weights_are_fetched(hub: HubServ
         ("hf:lab/llama", (401, "RepoNotFound"), "CheckpointError", "no such repository, or a private one"),
         ("hf:lab/llama", (401, ""), "CheckpointError", "the Hub refused config.json (401)"),
         ("hf:lab/llama", (403, ""), "CheckpointError", "the Hub refused config.json (403)"),
-        ("hf:lab/llama", (501, ""), "HostError", "the Hub answered 501 for config.json; try again later"),
+        ("hf:lab/llama", (501, ""), "HubUnavailable", "the Hub answered 501 for config.json; try again later"),
     ],
 )  # fmt: skip
 def test_refusals_say_what_to_do(
@@ -221,7 +221,7 @@ def test_file_that_is_refused_is_not_taken_for_absent(hub: HubServer, user: User
     hub.add("lab/llama", sharded)
     hub.failures["model.safetensors.index.json"] = (501, "")
     answer = user.opens("hf:lab/llama")
-    assert answer["error"] == "HostError"
+    assert answer["error"] == "HubUnavailable"
     assert "the Hub answered 501 for model.safetensors.index.json" in answer["message"]
 
 

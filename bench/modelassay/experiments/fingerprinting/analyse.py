@@ -13,6 +13,8 @@ from modelassay.claims import Finding, Findings, Table
 from modelassay.errors import UsageError
 from modelassay.experiments.fingerprinting.background import Background
 from modelassay.experiments.fingerprinting.curves import Curves
+from modelassay.experiments.fingerprinting.downloads.analyse import analyse_families
+from modelassay.experiments.fingerprinting.downloads.families import asks_for_families
 from modelassay.experiments.fingerprinting.evidence import Evidence, gather, recorded_scores
 from modelassay.experiments.fingerprinting.evidence.derivations import derived_pairs, score_derivations
 from modelassay.experiments.fingerprinting.evidence.figures import evidence_figures
@@ -51,7 +53,7 @@ COLUMNS = (
 
 
 def analyse(tables: Tables) -> Findings:
-    """Judge every pair of the run's models against the run's own strangers.
+    """Judge every pair of the run's models against the run's own strangers; families on the Hub are `analyse_families`' matter.
 
     Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix; ``unrelated[method, quantile]`` over
     pairs of roots of different families; ``called-related[known=strangers]`` and ``called-related[known=family]``, the
@@ -63,6 +65,8 @@ def analyse(tables: Tables) -> Findings:
     alphas = tables.cells["alpha"].unique(maintain_order=True).to_list()
     if len(alphas) > 1:
         raise UsageError(f"fingerprinting: cells differ in alpha ({', '.join(map(str, alphas))}); a run has one level")
+    if asks_for_families(tables):
+        return analyse_families(tables)
     alpha, by_reference = float(alphas[0]), models_of(tables)
     models = [numbers.curves for numbers in by_reference.values()]
     recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in by_reference.items()})
@@ -76,8 +80,8 @@ def analyse(tables: Tables) -> Findings:
         (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in pairs if a.family and b.family
     }
     findings = [finding for verdict in verdicts for finding in _similarity(verdict)]
-    findings += [finding for name in ("paper-exact", "corrected")
-                 for finding in _unrelated(name, [pair.scores[name] for pair in background.pairs])]  # fmt: skip
+    findings += [finding for name in evidence.scores
+                 for finding in _unrelated(name, [pair.scores.get(name, np.nan) for pair in background.pairs])]  # fmt: skip
     shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, known)]
     scored, tables_of_methods, notes = score_methods(evidence)
     derived, tables_of_derivations = score_derivations(derived_pairs(tables, evidence.made_by))
@@ -86,7 +90,7 @@ def analyse(tables: Tables) -> Findings:
     return Findings(
         findings=[*findings, *shares, *scored, *derived],
         tables=[verdict_table(shown, known=known), *tables_of_methods, *tables_of_derivations],
-        figures={"curves": partial(save_figure, few, verdicts), **evidence_figures(evidence)},
+        figures=({"curves": partial(save_figure, few, verdicts)} if few else {}) | dict(evidence_figures(evidence)),
         caveats=[*_broken(tables), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
                  *caveats(verdicts, background), *notes],
     )  # fmt: skip
@@ -124,17 +128,22 @@ def _worth_showing(verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], 
 def _an_example(
     models: Sequence[Curves], verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]
 ) -> list[Curves]:
-    """Return a root, its least similar descendant that was called related, and the stranger that comes closest to it."""
-    related = [
-        verdict for verdict in verdicts if known.get((verdict.a, verdict.b)) == "family" and verdict.word == "related"
-    ]
-    if not related:
+    """Return a root, a descendant with the median score, and the stranger that comes closest to that root."""
+    ranked = sorted(
+        (
+            verdict
+            for verdict in verdicts
+            if known.get((verdict.a, verdict.b)) == "family" and not verdict.corrected.reason
+        ),
+        key=lambda verdict: verdict.corrected.value,
+    )
+    if not ranked:
         return list(models[:3])
-    first = min(related, key=lambda verdict: verdict.corrected.value)
+    middle = ranked[len(ranked) // 2]
     strangers = [verdict for verdict in verdicts if known.get((verdict.a, verdict.b)) == "strangers"
-                 and first.a in (verdict.a, verdict.b)]  # fmt: skip
-    closest = max(strangers, key=lambda verdict: verdict.paper_exact.value, default=first)
-    names = {first.a, first.b, closest.a, closest.b}
+                 and middle.a in (verdict.a, verdict.b)]  # fmt: skip
+    closest = max(strangers, key=lambda verdict: verdict.paper_exact.value, default=middle)
+    names = {middle.a, middle.b, closest.a, closest.b}
     return [model for model in models if model.name in names]
 
 
@@ -183,9 +192,9 @@ def models_of(tables: Tables) -> dict[str, Numbers]:
     for name, row in zip(names, whole, strict=True):
         described = about[row["cell"]]
         stratum = _stratum(described)
-        curves = curves_from(values[row["cell"]], name=name, stratum=stratum, weights_key=str(described["weights"]),
+        curves = curves_from(values[row["cell"]], name=name, stratum=stratum, weights_key=described.get("weights"),
                              family=family_of(row["model"], row["family"]))  # fmt: skip
-        inner = described["intermediate_size"]
+        inner = described.get("intermediate_size")
         sizes = sizes_of(stratum, None if inner in (None, "none") else int(float(str(inner))))
         models[row["model"]] = Numbers(curves=curves, sizes=sizes)
     return models

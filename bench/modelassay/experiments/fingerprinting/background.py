@@ -10,6 +10,7 @@ import numpy as np
 
 from modelassay.experiments.fingerprinting.curves import Curves
 from modelassay.experiments.fingerprinting.methods import BY_NUMBERS, Numbers
+from modelassay.models.checkpoint import Stratum
 from modelassay.stats import rank_p
 
 Recorded = Mapping[frozenset[str], Mapping[str, float]]
@@ -58,14 +59,17 @@ class Background:
 
     pairs: tuple[StrangerPair, ...]
     duplicates: tuple[tuple[str, str], ...] = field(default=())
-    """Roots left out because their attention weights are those of another family's: (left out, kept)."""
+    """Models left out because their attention weights are those of another family's: (left out, kept)."""
+    disowned: frozenset[str] = frozenset()
+    """Families of which the first model is such a copy: whoever descends from it is no stranger to the original's family."""
 
     @classmethod
     def from_models(cls, models: Iterable[Numbers], recorded: Recorded | None = None) -> Background:
         """Score all pairs of different known families; models without a family are left out.
 
         So is a model whose attention weights equal those of another family's (a copy under another name): it would be its
-        own stranger. Costs a score of each method per pair, about 0.8 ms.
+        own stranger. If it is its family's root, or speaks for it, the whole family is left out: they are the original's
+        relatives. Costs a score of each method per pair, about 0.8 ms.
 
         Raises:
             ValueError: where two models share a name.
@@ -73,7 +77,8 @@ class Background:
         speakers: dict[tuple[Hashable, str], Numbers] = {}
         seen: set[str] = set()
         by_key: dict[str, Curves] = {}
-        duplicates = []
+        firsts: dict[str, str] = {}
+        duplicates, disowned = [], set()
         for model in sorted(models, key=lambda model: (model.curves.name != model.curves.family, model.curves.name)):
             curves = model.curves
             if curves.name in seen:
@@ -82,25 +87,40 @@ class Background:
             seen.add(curves.name)
             if curves.family is None:
                 continue
+            speaks = firsts.setdefault(curves.family, curves.name) == curves.name
             first = by_key.setdefault(curves.weights_key or f"unknown: {curves.name}", curves)
             if first.family != curves.family:
                 duplicates.append((curves.name, first.name))
-                continue
-            speakers.setdefault((curves.stratum, curves.family), model)
+                disowned |= {curves.family} if speaks else set()
+            elif curves.family not in disowned:
+                speakers.setdefault((curves.stratum, curves.family), model)
         pairs = ((a, b) for a, b in combinations(speakers.values(), 2) if a.curves.family != b.curves.family)
-        return cls(tuple(_scored(a, b, recorded or {}) for a, b in pairs), tuple(duplicates))
+        return cls(tuple(_scored(a, b, recorded or {}) for a, b in pairs), tuple(duplicates), frozenset(disowned))
 
     def of(self, stratum_a: Hashable, stratum_b: Hashable) -> tuple[StrangerPair, ...]:
         """Return the pairs of exactly these two strata: the same one twice, or one model from each."""
         strata = frozenset((stratum_a, stratum_b))
         return tuple(pair for pair in self.pairs if pair.strata == strata)
 
+    def of_tokenizer(self, a: Curves, b: Curves) -> tuple[StrangerPair, ...]:
+        """Return the strangers of any shape whose tokenizer both models have, for scores of behaviour where `against` has none.
+
+        Tokens that were hardly trained are ranked last by every model of a tokenizer, whatever its shape.
+        """
+        keys = {stratum.tokenizer_key if isinstance(stratum, Stratum) else None for stratum in (a.stratum, b.stratum)}
+        if None in keys or len(keys) > 1:
+            return ()
+        return tuple(pair for pair in self.pairs if not _is_of(pair, a, b) and {
+            stratum.tokenizer_key if isinstance(stratum, Stratum) else None for stratum in pair.strata} == keys)  # fmt: skip
+
     def against(self, a: Curves, b: Curves) -> tuple[StrangerPair, ...]:
         """Return the strangers that may judge ``a`` against ``b``: never that pair itself, nor that of their families."""
-        own_families = frozenset((a.family, b.family))
-        own_names = frozenset((a.name, b.name))
-        return tuple(pair for pair in self.of(a.stratum, b.stratum)
-                     if pair.names != own_names and pair.families != own_families)  # fmt: skip
+        return tuple(pair for pair in self.of(a.stratum, b.stratum) if not _is_of(pair, a, b))
+
+
+def _is_of(pair: StrangerPair, a: Curves, b: Curves) -> bool:
+    """Whether a pair is that of two models, or of their families."""
+    return pair.names == {a.name, b.name} or pair.families == {a.family, b.family}
 
 
 def _scored(a: Numbers, b: Numbers, recorded: Recorded) -> StrangerPair:

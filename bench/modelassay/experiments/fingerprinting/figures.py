@@ -18,6 +18,7 @@ from modelassay.experiments.fingerprinting.judge import Verdict
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 STYLES = ("-", "--", ":", "-.")
 TITLES = {"q": "query", "k": "key", "v": "value", "o": "output"}
+LONGEST = 36  # characters of a name beside an axis
 LEGEND_CHARACTERS = 96  # small letters that fit beside each other over the four panels
 MARKS = {"related": "*", "inconclusive": "?", "uncalibrated": "°", "not distinguishable from strangers": ""}
 
@@ -46,7 +47,9 @@ def save_figure(curves: Sequence[Curves], verdicts: Sequence[Verdict], path: Pat
 
 
 def labels_of(names: Sequence[str]) -> list[str]:
-    """Shorten names for axes: no folder or organisation, seven digits of a commit; as they are if that mixes two up.
+    """Shorten names for axes: no folder or organisation, seven digits of a commit, a long middle left out.
+
+    As they are if that mixes two up.
 
     >>> labels_of(["hf:Qwen/Qwen2.5-0.5B@060db6499f32faf8b98477b0a26969ef7d8b9987", "zoo:base"])
     ['Qwen2.5-0.5B@060db64', 'zoo:base']
@@ -54,8 +57,9 @@ def labels_of(names: Sequence[str]) -> list[str]:
     ['a/model', 'b/model']
     """
     bases = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
-    short = [re.sub(r"@([0-9a-f]{7})[0-9a-f]+$", r"@\1", base) for base in bases]
-    return short if len(set(short)) == len(short) else list(names)
+    commits = [re.sub(r"@([0-9a-f]{7})[0-9a-f]+$", r"@\1", base) for base in bases]
+    short = [base if len(base) <= LONGEST else f"{base[: LONGEST // 2]}…{base[-LONGEST // 2 :]}" for base in commits]
+    return next((found for found in (short, commits) if len(set(found)) == len(found)), list(names))
 
 
 def _draw_role(axis: Axes, curves: Sequence[Curves], role: str) -> None:

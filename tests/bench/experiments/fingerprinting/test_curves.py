@@ -7,7 +7,16 @@ import pytest
 from scipy.stats import pearsonr, zscore
 
 from curve_cases import child, make, process, walk
-from modelassay.experiments.fingerprinting.curves import ROLES, Curves, corrected, paper_exact
+from modelassay.experiments.fingerprinting.curves import (
+    BEYOND,
+    PRODUCTS,
+    ROLES,
+    Curves,
+    corrected,
+    extended,
+    invariant,
+    paper_exact,
+)
 
 
 def with_sigma(model: Curves, name: str, change: object) -> Curves:
@@ -149,3 +158,78 @@ def test_curves_are_a_copy_that_cannot_be_written() -> None:
     assert model.sigma["q"].tolist() == [1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="read-only"):
         model.sigma["q"][0] = 3
+
+
+def with_extra(model: Curves, roles: tuple[str, ...], seed: int) -> Curves:
+    rng = np.random.default_rng(seed)
+    extra = {role: np.exp(rng.normal(size=model.num_layers)) for role in roles}
+    return Curves(name=model.name, sigma=model.sigma, stratum=0, extra=extra)
+
+
+def mean_r(a: Curves, b: Curves, roles: tuple[str, ...]) -> float:
+    rows = [(dict(x.sigma) | dict(x.extra)) for x in (a, b)]
+    return float(np.mean([pearsonr(*(residual_oracle(row[role]) for row in rows)).statistic for role in roles]))
+
+
+@pytest.mark.parametrize("depth", [4, 9])
+def test_extended_takes_every_curve_that_both_have(depth: int) -> None:
+    a = with_extra(walk("a", depth, seed=1), BEYOND, 3)
+    b = with_extra(walk("b", depth, seed=2), ("up", "norm-1", "q-bias", "qk-top"), 4)
+    score = extended(a, b)
+    shared = (*ROLES, "q-bias", "norm-1", "up")  # products are another method's
+    assert tuple(score.per_role) == shared
+    assert score.value == pytest.approx(mean_r(a, b, shared), abs=1e-11)
+    assert extended(b, a) == score
+
+
+def test_extended_of_the_four_matrices_alone_is_not_a_score_of_its_own() -> None:
+    a, b = walk("a", 12, seed=1), walk("b", 8, seed=2)
+    for one, two in ((a, b), (with_extra(a, ("up",), 1), with_extra(b, ("down", "qk-top"), 2))):
+        score = extended(one, two)
+        assert np.isnan(score.value)
+        assert score.reason == "beyond the four attention matrices nothing was measured of both models"
+
+
+@pytest.mark.parametrize(("depth_a", "depth_b"), [(8, 8), (8, 11)])
+def test_invariant_looks_at_the_products_alone(depth_a: int, depth_b: int) -> None:
+    a = with_extra(walk("a", depth_a, seed=1), PRODUCTS, 3)
+    b = with_extra(walk("b", depth_b, seed=2), PRODUCTS, 4)
+    other = Curves(name="b", sigma=walk("c", depth_b, seed=9).sigma, stratum=0, extra=b.extra)
+    assert invariant(a, b) == invariant(a, other)
+    assert tuple(invariant(a, b).per_role) == PRODUCTS
+    if depth_a == depth_b:
+        assert invariant(a, b).value == pytest.approx(mean_r(a, b, PRODUCTS), abs=1e-11)
+    assert invariant(a, a).value == pytest.approx(1, abs=1e-12)
+
+
+def test_products_that_were_not_measured_are_named() -> None:
+    a = with_extra(walk("a", 8, seed=1), PRODUCTS, 3)
+    b = with_extra(walk("b", 8, seed=2), PRODUCTS[:5], 4)
+    for score in (invariant(a, b), invariant(b, a)):
+        assert np.isnan(score.value)
+        assert score.reason == "b: the products of its matrices were not measured"
+
+
+def test_a_curve_beyond_the_four_that_has_no_shape_is_named() -> None:
+    a = with_extra(walk("a", 8, seed=1), ("norm-1",), 3)
+    line = Curves(name="line", sigma=walk("b", 8, seed=2).sigma, stratum=0, extra={"norm-1": 0.1 * 1.1 ** np.arange(8)})
+    score = extended(a, line)
+    assert np.isnan(score.value)
+    assert (
+        score.reason
+        == "line: role norm-1 is a straight line over depth (in log sigma), so its correlation is not defined"
+    )
+    assert np.isfinite(corrected(a, line).value)
+
+
+def test_curves_beyond_the_four_pass_the_same_gate() -> None:
+    sigma = dict.fromkeys(ROLES, np.arange(1.0, 6.0))
+    with pytest.raises(ValueError, match="base: role up: 4 values for 5 layers"):
+        Curves(name="base", sigma=sigma, stratum=5, extra={"up": np.ones(4)})
+    with pytest.raises(ValueError, match=r"base: role up: layer 0: .* must be finite and positive"):
+        Curves(name="base", sigma=sigma, stratum=5, extra={"up": np.zeros(5)})
+    mine = np.ones(5)
+    model = Curves(name="base", sigma=sigma, stratum=5, extra={"up": mine})
+    mine[:] = 7
+    assert model.extra["up"].tolist() == [1] * 5
+    assert model.rows(("up", "q")).tolist() == [[1] * 5, [1, 2, 3, 4, 5]]

@@ -11,6 +11,7 @@ from curve_cases import background_of, child, make, process, walk
 from modelassay.experiments.fingerprinting.background import rank
 from modelassay.experiments.fingerprinting.curves import ROLES, Curves, corrected, paper_exact
 from modelassay.experiments.fingerprinting.judge import adjust, judge
+from modelassay.models.checkpoint import Stratum
 
 
 def roots(count: int, num_layers: int = 12, seed: int = 100) -> list[Curves]:
@@ -49,6 +50,22 @@ def test_the_judged_pair_is_not_its_own_background() -> None:
     assert len(background.against(models[0], child(models[0], "x"))) == 6
     unlabelled = [Curves(name=m.name, sigma=m.sigma, stratum=m.stratum) for m in models[:2]]
     assert len(background.against(*unlabelled)) == 5
+
+
+def test_strangers_of_any_shape_speak_for_a_tokenizer() -> None:
+    def of(name: str, width: int, key: str | None) -> Curves:
+        shape = Stratum(num_layers=12, hidden_size=width, num_heads=2, num_kv_heads=1, vocab_size=9, tokenizer_key=key)
+        return make(name, np.random.default_rng(len(name)).normal(size=(4, 12)), name, shape)
+
+    models = [of("a", 8, "x"), of("b", 16, "x"), of("c", 16, "x"), of("d", 16, "y"), of("e", 32, None)]
+    background = background_of(models)
+    new = of("new", 64, "x")
+    assert not background.against(new, models[0])
+    named = {tuple(sorted(pair.names)) for pair in background.of_tokenizer(new, models[0])}
+    assert named == {("a", "b"), ("a", "c"), ("b", "c")}
+    named = {tuple(sorted(pair.names)) for pair in background.of_tokenizer(models[1], models[0])}
+    assert named == {("a", "c"), ("b", "c")}
+    assert background.of_tokenizer(models[0], models[3]) == background.of_tokenizer(models[4], models[4]) == ()
 
 
 def test_two_models_of_one_name_are_refused() -> None:

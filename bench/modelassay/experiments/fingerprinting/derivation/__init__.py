@@ -17,7 +17,8 @@ That the two are related is decided elsewhere; here one is taken to descend from
 What cannot be told: the direction of a function-preserving change, or of a copy; that a model is the average of two others,
 which looks like training and often in the wrong direction; that two models are siblings, where each has marks of its own (no
 parent is named where the marks contradict each other, but the less trained of two siblings looks like the parent);
-the direction of training without weight decay or with frozen embeddings, but for the kurtosis. Tuned and continued
+the direction of training without weight decay or with frozen embeddings, but for the kurtosis; anything once the norms
+of one side were folded into its matrices, or its residual stream was permuted. Tuned and continued
 differ by size alone.
 
 The thresholds were set on one family of the zoo (``base``) or follow from arithmetic; each states which. On the seven other
@@ -48,6 +49,7 @@ from modelassay.experiments.fingerprinting.derivation.deltas import Delta
 from modelassay.experiments.fingerprinting.derivation.differences import Difference, compare
 from modelassay.experiments.fingerprinting.derivation.gauges import Floats
 from modelassay.experiments.fingerprinting.derivation.tensors import Tensors
+from modelassay.experiments.fingerprinting.methods.weights import weights_of
 from modelassay.models.checkpoint import Checkpoint
 
 Kind = Literal[
@@ -120,7 +122,7 @@ def derivation(a: Checkpoint, b: Checkpoint) -> Derivation:
     Raises:
         CheckpointError: a file was changed since it was opened, or cannot be read.
     """
-    reason = _incomparable(a, b)
+    reason = _incomparable(a, b) or _folded(a, b)
     if reason is not None:
         return Derivation(kind="unknown", steps=(), parent=None, evidence=reason, measures={})
     found = compare(Tensors(a), Tensors(b))
@@ -150,6 +152,16 @@ def _incomparable(a: Checkpoint, b: Checkpoint) -> str | None:
         if x != y:
             return f"{what} {x} and {y}: their tensors do not correspond, so what was done cannot be read off them"
     return None
+
+
+def _folded(a: Checkpoint, b: Checkpoint) -> str | None:
+    """Return why the two cannot be compared where one side's norms were folded into its matrices, which moves all of them."""
+    norms = [weights_of(side).norms for side in (a, b)]
+    plain = [found is not None and bool((found == 1).all()) for found in norms]
+    if plain[0] == plain[1]:
+        return None
+    side = "a" if plain[0] else "b"
+    return f"all layer norms of {side} are 1, as after folding them into the matrices: what else was done is hidden, and so is the order"
 
 
 def _verdict(marks: list[Mark], found: Difference, measures: Mapping[str, float]) -> Derivation:

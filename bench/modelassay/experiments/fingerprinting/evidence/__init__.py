@@ -18,7 +18,7 @@ from modelassay.accuracy import Scored
 from modelassay.calibration import RankPs, rank_p_values
 from modelassay.experiments.fingerprinting.background import Background, Recorded
 from modelassay.experiments.fingerprinting.curves import Array
-from modelassay.experiments.fingerprinting.methods import BY_NUMBERS, BY_WEIGHTS, Numbers
+from modelassay.experiments.fingerprinting.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS, Numbers
 from modelassay.models import zoo
 from modelassay.record import Tables
 
@@ -75,12 +75,12 @@ class Evidence:
     background: Background
     alpha: float
     roots: Sequence[str] = field(default=())
-    """Names of the roots, whose places are the indices in `Scored`."""
+    """The families, by what their roots are called; their places are the indices in `Scored`."""
 
     @property
-    def made_by(self) -> Mapping[str, str]:
-        """What was done to the root of each suspect of a related pair, by the suspect's reference."""
-        return {pair.suspect.reference: pair.suspect.made_by for pair in self.pairs if pair.related}
+    def made_by(self) -> Mapping[tuple[str, str], str]:
+        """What was done to the root of each related pair, by the references of suspect and root."""
+        return {(p.suspect.reference, p.root.reference): p.suspect.made_by for p in self.pairs if p.related}
 
     def scored(self, method: str, which: Which = lambda _pair: True) -> Scored:
         """Return the scores of one method over the pairs that ``which`` chooses."""
@@ -195,15 +195,17 @@ def gather(models: Mapping[str, Numbers], recorded: Recorded, background: Backgr
     }
     numbers_of = {numbers.curves.name: numbers for numbers in models.values()}
     excluded = {name for name, _ in background.duplicates}
+    excluded |= {name for name, suspect in suspects.items() if suspect.family in background.disowned}
     roots = [name for name, suspect in suspects.items() if suspect.is_root and name not in excluded]
     pairs = []
     for name, suspect in suspects.items():
         earlier = roots[: roots.index(name)] if name in roots else roots
         pairs += [_pair(suspect, suspects[root]) for root in earlier
                   if name not in excluded and (not recorded or frozenset((name, root)) in recorded)]  # fmt: skip
-    known = [name for name in (*BY_NUMBERS, *BY_WEIGHTS) if name in BY_NUMBERS or recorded]
-    peers = dict.fromkeys(name for scores in recorded.values() for name in scores if name not in known)
-    scores = {name: np.full(len(pairs), np.nan) for name in (*known, *peers)}
+    asked = dict.fromkeys(name for scores in recorded.values() for name in scores)
+    known = [name for name in (*BY_NUMBERS, *BY_WEIGHTS, *BY_BEHAVIOUR)
+             if name in BY_NUMBERS or name in asked or (name in BY_WEIGHTS and recorded)]  # fmt: skip
+    scores = {name: np.full(len(pairs), np.nan) for name in dict.fromkeys([*known, *asked])}
     for index, pair in enumerate(pairs):
         mine, theirs = numbers_of[pair.suspect.name], numbers_of[pair.root.name]
         found = {name: method.score(mine, theirs).value for name, method in BY_NUMBERS.items()}

@@ -50,15 +50,16 @@ def swapped(name: str, other: str) -> bool:
     return hashlib.blake2b(f"{name} {other}".encode()).digest() > hashlib.blake2b(f"{other} {name}".encode()).digest()
 
 
-def derived_pairs(tables: Tables, made_by: Mapping[str, str]) -> list[Derived]:
-    """Return what the cells recorded, for the suspects whose making is in ``made_by`` (by reference)."""
+def derived_pairs(tables: Tables, made_by: Mapping[tuple[str, str], str]) -> list[Derived]:
+    """Return what the cells recorded of the pairs whose making is in ``made_by`` (by references of suspect and root)."""
     if "kind" not in tables.metrics.columns:
         return []
     of_cell = dict(tables.cells.select("cell", "model").iter_rows())
-    found = tables.metrics.filter(pl.col("name") == "derivation").select("cell", "kind", "value").iter_rows()
+    found = tables.metrics.filter(pl.col("name") == "derivation").select("cell", "other", "kind", "value")
+    making = ((made_by.get((of_cell[cell], other)), kind, value) for cell, other, kind, value in found.iter_rows())
     return [
-        Derived(made_by=made_by[of_cell[cell]], kind=str(kind), root_is_parent=None if np.isnan(value) else bool(value))
-        for cell, kind, value in found if made_by.get(of_cell[cell], "not known") not in ("root", "not known")
+        Derived(made_by=made, kind=str(kind), root_is_parent=None if np.isnan(value) else bool(value))
+        for made, kind, value in making if made not in (None, "root", "not known")
     ]  # fmt: skip
 
 

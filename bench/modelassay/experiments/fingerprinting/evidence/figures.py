@@ -99,7 +99,7 @@ def save_survival(path: Path, evidence: Evidence) -> None:
     for row, name in enumerate(made):
         for column, method in enumerate(methods):
             ranks = evidence.ranks(method, evidence.decidable(name))
-            if ranks.p.size:
+            if np.isfinite(ranks.p).any():  # else it cannot compare them, which is not the same as never
                 share_TM[row, column] = np.mean(ranks.p <= evidence.alpha + 1e-12)
     figure = Figure(figsize=(2.8 + 0.85 * len(methods), 1.6 + 0.27 * len(made)), layout="constrained")
     axis = figure.subplots()
@@ -148,7 +148,7 @@ def save_size_and_training(path: Path, evidence: Evidence) -> None:
     """Draw AUROC over size with intervals over roots (left), and scores over continued training against strangers' (right)."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    sizes = [str(size) for size in evidence.groups(lambda pair: pair.suspect.size)]
+    sizes = sorted((str(size) for size in evidence.groups(lambda pair: pair.suspect.size)), key=_extent)
     both = [size for size in sizes if {True, False} <= {p.related for p in evidence.pairs if p.suspect.size == size}]
     for index, method in enumerate(evidence.scores):
         found = [accuracy(evidence.scored(method, _of_size(size))).metrics["auroc"] for size in both]
@@ -172,6 +172,11 @@ def save_size_and_training(path: Path, evidence: Evidence) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="0.92", linewidth=0.6)
     figure.savefig(path, dpi=160)
+
+
+def _extent(size: str) -> list[int]:
+    """Width, then layers, of a size like ``8x64``."""
+    return [int(number) for number in reversed(size.split("x"))]
 
 
 def _of_size(size: str) -> Which:

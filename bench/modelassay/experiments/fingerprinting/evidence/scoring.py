@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,8 @@ FEWER = 299
 TRAINING = {"none": 0.0, "up to half": 0.5, "up to twice": 2.0}
 """Classes of training since the root, as a share of the root's own tokens, each up to its limit."""
 COMPARED = (("corrected", "paper-exact"), ("corrected", "config-only"), ("corrected", "modeldna"), ("extended", "corrected"),
-            ("invariant", "corrected"), ("aligned", "modeldna"))  # fmt: skip
+            ("invariant", "corrected"), ("aligned", "modeldna"), ("bottom-k corrected", "bottom-k exact"),
+            ("bottom-k rbo", "bottom-k corrected"), ("bottom-k corrected", "aligned"))  # fmt: skip
 """Pairs of methods whose difference is given, fixed before the run."""
 
 
@@ -35,7 +36,7 @@ class Group:
     """Some of the pairs, by what they have in common."""
 
     name: str
-    """As the label ``group`` of findings: ``all``, ``hardness: other text``, ``made by: lora``."""
+    """As the label ``group`` of findings: ``all``, ``strangers: other text``, ``made by: lora``."""
     which: Which
 
 
@@ -63,8 +64,8 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
     """Return the findings, tables and caveats of a run's evidence; nothing where there are too few pairs of known ancestry.
 
     Findings: ``accuracy[method, metric, group]``, ``accuracy-difference[method, than, metric]``,
-    ``detected[method, made_by]`` (share of related pairs whose rank p is at most alpha), ``false-positives[method]`` and
-    ``calibration[method, size]``.
+    ``detected[method, made_by]`` (share of related pairs whose rank p is at most alpha), ``related-score[method, made_by]``
+    (their median score), ``false-positives[method]`` and ``calibration[method, size]``.
     """
     if not _enough(evidence, groups(evidence)[0]):
         return [], [], []
@@ -78,6 +79,7 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
     }
     differences = list(_differences(evidence))
     detected = list(_detected(evidence))
+    spread = list(_related_scores(evidence))
     calibrated = list(_calibrated(evidence))
     findings = [
         *(_finding("accuracy", found.metrics[metric], method=method, metric=metric, group=group)
@@ -85,6 +87,7 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
         *(_finding("accuracy-difference", estimate, method=method, than=than, metric="auroc")
           for method, than, estimate in differences),
         *(_rate("detected", rate, method=method, made_by=made_by) for method, made_by, rate in detected),
+        *spread,
         *(_rate("false-positives", rate, method=method) for method, rate, _ in calibrated),
         *(Finding(name="calibration", value=found.ks, labels={"method": method, "size": size},
                   note=f"{found.n} stranger pairs, p = {'none' if found.p_value is None else f'{found.p_value:.3f}'}; {found.note}")
@@ -95,12 +98,20 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
         _group_table(evidence, measured, chosen, "size"), _group_table(evidence, measured, chosen, "training"), _group_table(evidence, measured, chosen, "made by"),
         _survival_table(evidence, detected), _difference_table(differences), _calibration_table(evidence, calibrated),
     ]  # fmt: skip
-    notes = dict.fromkeys(note for (_, group), found in measured.items() if group == "all" for note in found.notes)
     return (
         [finding for finding in findings if finding is not None],
         [table for table in tables if table.rows],
-        list(notes),
+        _notes({method: measured[method, "all"].notes for method in evidence.scores}),
     )
+
+
+def _notes(notes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return each note once, behind the methods it is about unless that is all."""
+    about: dict[str, list[str]] = {}
+    for method, mine in notes.items():
+        for note in mine:
+            about.setdefault(note, []).append(method)
+    return [note if len(methods) == len(notes) else f"{', '.join(methods)}: {note}" for note, methods in about.items()]
 
 
 def training(share: float | None) -> str | None:
@@ -134,16 +145,30 @@ def _detected(evidence: Evidence) -> Iterator[tuple[str, str, CallRate]]:
                 yield method, str(made_by), true_positive_rate(ranks, alpha=evidence.alpha, draws=FEWER)
 
 
+def _related_scores(evidence: Evidence) -> Iterator[Finding]:
+    """Yield the median score of related pairs by what was done to the suspect, with the lowest and the highest as its ends."""
+    for made_by in evidence.groups(lambda pair: pair.suspect.made_by if pair.related else None):
+        chosen = np.array([pair.related and pair.suspect.made_by == made_by for pair in evidence.pairs])
+        for method, scores in evidence.scores.items():
+            mine = scores[chosen]
+            mine = mine[np.isfinite(mine)]
+            if mine.size:
+                yield Finding(name="related-score", value=float(np.median(mine)), low=float(mine.min()), high=float(mine.max()),
+                              labels={"method": method, "made_by": str(made_by)},
+                              note=f"median of {mine.size} pairs, from the lowest to the highest")  # fmt: skip
+
+
 def _calibrated(evidence: Evidence) -> Iterator[tuple[str, CallRate, dict[str, Uniformity]]]:
     """Yield for each method how often unrelated suspects are called, and how uniform the p of roots among roots are."""
     strata = dict.fromkeys((pair.suspect.size, pair.suspect.stratum) for pair in evidence.pairs if pair.suspect.is_root)
     for method in evidence.scores:
         unrelated = evidence.ranks(method, lambda pair: not pair.related and pair.suspect.stratum == pair.root.stratum)
-        by_size = {}
+        by_size: dict[str, Uniformity] = {}
         for size, stratum in strata:
             ranks = evidence.stranger_ranks(method, stratum)
-            if np.isfinite(ranks.p).any():
-                by_size[size] = uniformity(ranks)
+            found = uniformity(ranks) if np.isfinite(ranks.p).any() else None
+            if found and (size not in by_size or found.n > by_size[size].n):  # strata may differ in tokenizers alone
+                by_size[size] = found
         yield method, false_positive_rate(unrelated, alpha=evidence.alpha), by_size
 
 
@@ -158,7 +183,8 @@ def _rate(name: str, rate: CallRate, **labels: str) -> Finding | None:
     if rate.share is None:
         return None
     low, high = (rate.share.low, rate.share.high) if rate.interval is None else (rate.interval.low, rate.interval.high)
-    return Finding(name=name, value=rate.share.value, low=min(low, rate.share.low), high=max(high, rate.share.high),
+    return Finding(name=name, value=rate.share.value, low=float(np.fmin(low, rate.share.low)),
+                   high=float(np.fmax(high, rate.share.high)),
                    labels={**labels}, note=f"{rate.share.count} of {rate.share.total} at alpha = {rate.alpha:g}; the wider "
                    f"of Wilson's interval and one over roots; {rate.note}".rstrip("; "))  # fmt: skip
 
@@ -235,7 +261,11 @@ def _calibration_table(evidence: Evidence, calibrated: Sequence[tuple[str, CallR
         if rate.share is None:
             shown = rate.note
         else:
-            interval = "" if rate.interval is None else f" [{rate.interval.low:.3f}, {rate.interval.high:.3f}]"
+            interval = (
+                ""
+                if rate.interval is None or np.isnan(rate.interval.low)
+                else f" [{rate.interval.low:.3f}, {rate.interval.high:.3f}]"
+            )
             shown = f"{rate.share.value:.3f}{interval}, {rate.share.count} of {rate.share.total}"
         rows.append((method, shown, *(_uniform(by_size.get(size)) for size in sizes)))
     columns = (

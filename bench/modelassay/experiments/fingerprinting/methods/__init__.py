@@ -10,9 +10,11 @@ method           reads          compares
 ``invariant``    Q K V O        the same of the products QK and VO, blind to a change of basis (`products`)
 ``norm-vectors`` norms          the norms' weights, centred (`vectors`)
 ``aligned``      Q K V O, emb.  matrices after matching the hidden dimensions (`aligned`)
+``bottom-k ...`` everything     which tokens a model finds least likely, ``exact``, ``corrected``, ``rbo`` (`behaviour`)
 ===============  =============  =====================================================================================
 
-The first five need only numbers that a run records per model; the others need the weights of both at hand.
+The first five need only numbers that a run records per model; the next two the weights of both at hand; the last three run
+both models, the second of the two growing the prompts that both are given.
 """
 
 from __future__ import annotations
@@ -23,6 +25,15 @@ from typing import Generic, TypeVar
 
 from modelassay.experiments.fingerprinting.curves import Curves, Score, corrected, extended, invariant, paper_exact
 from modelassay.experiments.fingerprinting.methods.aligned import aligned
+from modelassay.experiments.fingerprinting.methods.behaviour import (
+    Overlap,
+    Responses,
+    Speaker,
+    overlap_corrected,
+    overlap_exact,
+    rank_biased,
+    scored,
+)
 from modelassay.experiments.fingerprinting.methods.configuration import Sizes, config_only
 from modelassay.experiments.fingerprinting.methods.vectors import norm_vectors
 from modelassay.experiments.fingerprinting.methods.weights import Weights
@@ -70,3 +81,15 @@ BY_WEIGHTS: Mapping[str, Method[Weights]] = _named(
     Method(name="aligned", source="in the manner of arXiv 2510.06738", score=aligned),
 )
 """Methods that need both checkpoints, by name."""
+
+
+def _of_behaviour(name: str, source: str, measure: Callable[[Responses, Responses], Overlap]) -> Method[Speaker]:
+    return Method(name=name, source=source, score=lambda suspect, base: scored(measure, suspect, base))
+
+
+BY_BEHAVIOUR: Mapping[str, Method[Speaker]] = _named(
+    _of_behaviour("bottom-k exact", "KimAu197/llm_fingerprint", overlap_exact),
+    _of_behaviour("bottom-k corrected", "the same on stable prompts, without padding", overlap_corrected),
+    _of_behaviour("bottom-k rbo", "the same by rank, Webber et al. 2010", rank_biased),
+)
+"""Methods that ask both models, by name; the second of the two grows the prompts."""

@@ -18,6 +18,7 @@ from modelassay.experiments.fingerprinting.curves import ROLES, Array, Score, un
 from modelassay.experiments.fingerprinting.methods.weights import Weights
 
 MIN_TOKENS = 64  # fewer shared tokens than that leave the cosines of dimensions to chance
+MIN_WIDTH = 4  # the unbiased HSIC is not defined below
 CHUNK = 1 << 22  # elements of grams held at a time, 32 MiB
 
 
@@ -32,16 +33,25 @@ def aligned(a: Weights, b: Weights) -> Score:
     3. Layers are compared one to one; at unequal depth each layer of the shallower model is given the layer of the deeper
        one that suits it, again by assignment.
 
-    Undefined where the tokenizers differ, or an embedding is not found. Costs O(D^3) for the matching (0.2 ms at 64, some
+    The signs that ``a`` has are kept, and centring depends on them: exchanging the arguments leaves copies as they are and
+    moves the score of others by chance, relatives' in the third digit.
+
+    Undefined where the tokenizers differ, or an embedding is not found or not finite. Costs O(D^3) for the matching (0.2 ms at 64, some
     seconds at 4096) and L products of [D, D].
     """
     if a.tokenizer_key is None or a.tokenizer_key != b.tokenizer_key:
         return _undefined("the tokenizers differ, so no shared tokens match the hidden dimensions")
     if a.embedding is None or b.embedding is None:
         return _undefined(f"{(a if a.embedding is None else b).name}: its word embedding was not found")
+    for name, embedding in ((a.name, a.embedding), (b.name, b.embedding)):
+        if not np.isfinite(embedding).all():
+            return _undefined(f"{name}: its word embedding holds NaN or infinite weights")
     tokens = min(len(a.embedding), len(b.embedding))
     if tokens < MIN_TOKENS:
         return _undefined(f"{tokens} shared tokens are too few to match hidden dimensions, {MIN_TOKENS} are needed")
+    width = min(a.embedding.shape[1], b.embedding.shape[1])
+    if width < MIN_WIDTH:
+        return _undefined(f"{width} hidden dimensions are too few, {MIN_WIDTH} are needed")
     dims_a, dims_b, signs = match_dimensions(a.embedding[:tokens], b.embedding[:tokens])
     mine, theirs = _Matched(a, dims_a, None), _Matched(b, dims_b, signs)
     cka_LLR = _cka_of_layers(mine, theirs) if a.num_layers <= b.num_layers else _cka_of_layers(theirs, mine)
@@ -116,12 +126,13 @@ def _u_centred(k: Array) -> Array:
     n = k.shape[-1]
     diagonal = np.arange(n)
     k[..., diagonal, diagonal] = 0
+    size = np.sqrt((k * k).sum((-1, -2)))
     rows = k.sum(-1)
     shift = rows / (n - 2) - rows.sum(-1, keepdims=True) / (2 * (n - 1) * (n - 2))
     k -= shift[..., None]
     k -= shift[..., None, :]
     k[..., diagonal, diagonal] = 0
-    return unit(k.reshape(*k.shape[:-2], n * n), 1e-300)
+    return unit(k.reshape(*k.shape[:-2], n * n), size[..., None])
 
 
 def _undefined(reason: str) -> Score:

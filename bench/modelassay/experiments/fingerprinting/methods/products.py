@@ -1,7 +1,8 @@
 """Curves of the products of query with key and of value with output: what attention computes, whatever its basis.
 
-Scaling a head's queries up and its keys down, rotating both alike, or exchanging whole heads leaves a model's outputs as
-they are and moves all four sigma-curves. The products W_Q' W_K and W_O W_V of each head stay what they are.
+Scaling a head's queries up and its keys down, or its values and its output, leaves a model's outputs as they are and moves
+the sigma-curves (r from 1 to 0.4 on a small random model); so do rotations of queries and keys, though by 1e-6 alone. The
+products W_Q' W_K and W_O W_V of each head stay what they are.
 """
 
 # H = query heads, G = key-value heads, E = head dimension, D = hidden size

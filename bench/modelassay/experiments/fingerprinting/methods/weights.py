@@ -111,7 +111,7 @@ def _grams(checkpoint: Checkpoint, layers: range) -> Array:
     grams = np.empty((len(layers), len(ROLES), width, width))
     for matrix in checkpoint.matrices:
         if matrix.layer in layers:
-            rows = checkpoint.read(matrix).double().numpy()
+            rows = checkpoint.read(matrix).double()
             rows = rows.T if matrix.role == "o" else rows
-            grams[matrix.layer - layers.start, ROLES.index(matrix.role)] = rows.T @ rows
+            grams[matrix.layer - layers.start, ROLES.index(matrix.role)] = (rows.T @ rows).numpy()
     return grams

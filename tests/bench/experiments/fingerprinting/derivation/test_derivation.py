@@ -207,6 +207,12 @@ def test_strangers_of_one_shape_are_not_explained(tmp_path: Path) -> None:
     assert "cosine" in found.evidence
 
 
+def test_folded_norms_hide_what_else_was_done(tmp_path: Path) -> None:
+    found = outcome(tmp_path, base(), step("fold")(base()))
+    assert (found.kind, found.parent) == ("unknown", None)
+    assert "folding" in found.evidence
+
+
 def test_growth_is_its_definition(tmp_path: Path) -> None:
     parent, child = base(), adapted(base())
     found = outcome(tmp_path, parent, child)

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from modelassay.experiments.fingerprinting import weights as module
+from modelassay.experiments.fingerprinting.derivation import tensors as module
 from modelassay.experiments.fingerprinting.derivation.tensors import OUTSIDE, Tensors, match_layers
 from modelassay.models.architectures import ARCHITECTURES, REMOTE_CODE, ROLES
 from modelassay.models.checkpoint import open_checkpoint

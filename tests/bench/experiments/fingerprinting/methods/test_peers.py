@@ -28,7 +28,7 @@ from modelassay.experiments.fingerprinting.methods.peers import (
 )
 
 with_modeldna = pytest.mark.skipif(find_spec("modeldna") is None, reason="modeldna is not installed; see ci/peers")
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[5]
 
 
 @pytest.fixture(autouse=True)

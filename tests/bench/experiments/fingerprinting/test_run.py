@@ -1,0 +1,305 @@
+"""One cell in this process, cut off at every unit and started again; then a whole run with comparisons."""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from modelassay.errors import HostError, SuiteError
+from modelassay.experiments.fingerprinting.analyse import analyse
+from modelassay.experiments.fingerprinting.evidence.derivations import swapped
+from modelassay.experiments.fingerprinting.measure import numbers_of, worth_comparing
+from modelassay.experiments.fingerprinting.methods import BY_WEIGHTS
+from modelassay.experiments.fingerprinting.methods.weights import weights_of
+from modelassay.experiments.fingerprinting.params import Params
+from modelassay.experiments.fingerprinting.run import run
+from modelassay.meter import Meter
+from modelassay.models.checkpoint import open_checkpoint
+from modelassay.record import Log, read_cell, segments
+from modelassay.runner import open_run
+from modelassay.state import State, Store, latest_checkpoint
+from modelassay.suite import load_suite
+from tiny_models import make_model, save
+from toy_suite import metrics_of, modelassay, only_run
+
+LAYERS = 6
+
+
+def save_model(folder: Path, seed: int, *, parent_seed: int | None = None, width: int = 24, **changes: Any) -> Path:
+    """A random Qwen2 with a tokenizer; a child is its parent with slightly moved weights."""
+    model = make_model("qwen2", num_hidden_layers=LAYERS, vocab_size=80, hidden_size=width, **changes)
+    torch.manual_seed(seed if parent_seed is None else parent_seed)  # make_model seeds for itself
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * torch.exp(0.3 * torch.randn(())))
+        if parent_seed is not None:
+            torch.manual_seed(seed)
+            for parameter in model.parameters():
+                parameter.add_(0.02 * parameter.std() * torch.randn_like(parameter))
+    folder.mkdir(parents=True)
+    save(model, folder)
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": {f"t{index}": index for index in range(80)}}})
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders a to d of strangers, wide and wide-2 of another width, a child each of a, b and c, and outside."""
+    root = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("a", "b", "c", "d", "outside")):
+        save_model(root / name, seed)
+    for seed, name in enumerate("abc"):
+        save_model(root / f"{name}-child", 50 + seed, parent_seed=seed)
+    for seed, name in enumerate(("wide", "wide-2")):
+        save_model(root / name, 90 + seed, width=32)
+    return root
+
+
+class Cut(BaseException):
+    """The process is gone."""
+
+
+class CutMeter(Meter):
+    """A meter that cuts the cell off before its unit number ``at``."""
+
+    def __init__(self, log: Log, *, counters: dict[str, int] | None, at: int | None) -> None:
+        super().__init__(log, counters=counters)
+        self.left = math.inf if at is None else at
+
+    def microbatch(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
+        if not self.left:
+            raise Cut
+        self.left -= 1
+        return super().microbatch(*args, **kwargs)
+
+
+def attempt(
+    folder: Path, params: Params, siblings: list[Params], store: Store, due: Iterator[bool], at: int | None
+) -> bool:
+    """Run a cell in ``folder``, new or cut off before; return whether it came to its end."""
+    folder.mkdir(parents=True, exist_ok=True)
+    saved, number = latest_checkpoint(folder), 1 + max(segments(folder), default=0)
+    log = Log(
+        folder / f"attempt-{number}.jsonl", cell=folder.name, attempt=number, resumed_at=saved.position if saved else 0
+    )
+    meter = CutMeter(log, counters=saved.counters if saved else None, at=at)
+    state = State(folder, meter=meter, store=store, saved=saved, siblings=siblings)
+    state.checkpoint_due = lambda every_s=0.0: next(due)  # type: ignore[method-assign]
+    try:
+        run(params, meter, state)
+    except Cut:
+        return False
+    finally:
+        log.close()
+    return True
+
+
+def keyed(folder: Path) -> dict[tuple[str, str], float]:
+    return {(m["name"], str(sorted(m["labels"].items()))): m["value"] for m in read_cell(folder).metrics}
+
+
+@pytest.mark.parametrize("rhythm", [(True,), (False, False, True), (False,)])
+def test_a_cell_cut_off_at_any_unit_ends_with_the_same_metrics(
+    models: Path, tmp_path: Path, rhythm: tuple[bool, ...]
+) -> None:
+    against = tuple(str(models / name) for name in ("b", "a", "wide", "outside"))
+    params = Params(model=str(models / "a-child"), family="a", against=against)
+    siblings = [params, Params(model=str(models / "a"), family="a", against=against)]
+    store = Store(tmp_path / "store")
+    assert attempt(tmp_path / "whole", params, siblings, store, cycle([False]), None)
+    expected = keyed(tmp_path / "whole")
+    units = [(unit["stage"], unit["index"]) for unit in read_cell(tmp_path / "whole").microbatches]
+    stages = [stage for stage, _ in units]
+    assert stages == ["hash", *["layer"] * LAYERS, "compare", "compare", "derive", "compare", "compare"]
+    for at in range(len(units)):
+        folder = tmp_path / f"cut-{at}"
+        assert not attempt(folder, params, siblings, store, cycle(rhythm), at)
+        assert attempt(folder, params, siblings, store, cycle(rhythm), None)
+        np.testing.assert_equal(keyed(folder), expected)
+        assert [(unit["stage"], unit["index"]) for unit in read_cell(folder).microbatches] == units
+
+
+def test_a_cell_cut_off_again_and_again_gets_through(models: Path, tmp_path: Path) -> None:
+    params = Params(model=str(models / "a"), against=(str(models / "b"), str(models / "c")))
+    store = Store(tmp_path / "store")
+    assert attempt(tmp_path / "whole", params, [params], store, cycle([False]), None)
+    for _ in range(50):
+        if attempt(tmp_path / "cut", params, [params], store, cycle([True]), 2):
+            break
+    assert read_cell(tmp_path / "cut").num_attempts == 5  # hash and a layer, two, two, the last, the other model
+    np.testing.assert_equal(keyed(tmp_path / "cut"), keyed(tmp_path / "whole"))
+
+
+def test_scores_are_the_methods_own_and_say_why_they_are_not(models: Path, tmp_path: Path) -> None:
+    against = tuple(str(models / name) for name in ("a", "b", "wide"))
+    params = Params(model=str(models / "a-child"), against=against)
+    attempt(tmp_path / "cell", params, [params], Store(tmp_path / "store"), cycle([False]), None)
+    scores = [m for m in read_cell(tmp_path / "cell").metrics if m["name"] == "score"]
+    assert len(scores) == 3 * len(BY_WEIGHTS)
+    mine = weights_of(open_checkpoint(models / "a-child"))
+    for metric in scores:
+        theirs = weights_of(open_checkpoint(metric["labels"]["other"]))
+        expected = BY_WEIGHTS[metric["labels"]["method"]].score(mine, theirs)
+        np.testing.assert_equal(metric["value"], expected.value)
+        assert metric["labels"].get("reason") == expected.reason
+    related = {m["labels"]["method"]: m["value"] for m in scores if m["labels"]["other"] == against[0]}
+    assert min(related.values()) > 0.9
+    (undefined,) = [m for m in scores if math.isnan(m["value"])]
+    assert undefined["labels"]["reason"] == "widths differ (24 and 32)"
+
+
+@pytest.mark.parametrize(("model", "other"), [("a-child", "a"), ("b-child", "b"), ("c-child", "c"), ("a", "a-child")])
+def test_who_is_called_the_parent_does_not_hang_on_the_order(
+    models: Path, tmp_path: Path, model: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a derivation that always knows, the value is 1 where the other model is the parent, however the two were given."""
+
+    class Found:
+        kind, steps = "tuned", ("tuned", "noise")
+
+        def __init__(self, parent: str) -> None:
+            self.parent = parent
+
+    def knows(a: Any, b: Any) -> Found:
+        return Found("b" if "child" in str(a.folder) else "a")
+
+    monkeypatch.setitem(run.__globals__, "derivation", knows)
+    params = Params(model=str(models / model), family="x", against=(str(models / other),))
+    siblings = [params, Params(model=str(models / other), family="x")]
+    attempt(tmp_path / "cell", params, siblings, Store(tmp_path / "store"), cycle([False]), None)
+    (told,) = [m for m in read_cell(tmp_path / "cell").metrics if m["name"] == "derivation"]
+    assert told["value"] == float("child" in model)
+    assert told["labels"] == {"other": str(models / other), "kind": "tuned", "steps": "tuned+noise"}
+    assert isinstance(swapped(str(models / model), str(models / other)), bool)
+
+
+def test_what_a_cell_records_is_what_the_verb_measures(models: Path, tmp_path: Path) -> None:
+    reference = str(models / "b")
+    params = Params(model=reference)
+    attempt(tmp_path / "cell", params, [params], Store(tmp_path / "store"), cycle([False]), None)
+    found = numbers_of(reference, name="b", family=None, store=Store(tmp_path / "store"))
+    curves = dict(found.curves.sigma) | dict(found.curves.extra)
+    recorded: dict[str, dict[int, float]] = {}
+    for metric in read_cell(tmp_path / "cell").metrics:
+        if metric["name"] in ("sigma", "product"):
+            recorded.setdefault(metric["labels"]["role"], {})[metric["labels"]["layer"]] = metric["value"]
+    assert recorded == {role: dict(enumerate(curve.tolist())) for role, curve in curves.items()}
+    (about,) = [m for m in read_cell(tmp_path / "cell").metrics if m["name"] == "model"]
+    assert about["labels"]["weights"] == found.curves.weights_key
+    assert about["labels"]["intermediate_size"] == found.sizes.intermediate_size == 16
+    bare = Params(model=reference, whole=False)
+    attempt(tmp_path / "bare", bare, [bare], Store(tmp_path / "store"), cycle([False]), None)
+    assert {m["labels"]["role"] for m in read_cell(tmp_path / "bare").metrics if m["name"] == "sigma"} == set("qkvo")
+
+
+def test_equal_attention_weights_have_equal_keys_whatever_else_differs(models: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    def key(folder: Path) -> str | None:
+        return numbers_of(str(folder), name="x", family=None, store=Store(tmp_path)).curves.weights_key
+
+    changed: dict[str, Callable[[Any], Any]] = {
+        "same": lambda layer: None,
+        "up": lambda layer: layer.mlp.up_proj.weight.data.mul_(2),
+        "v": lambda layer: layer.self_attn.v_proj.weight.data[0, 0].add_(1e-3),
+    }
+    for name, change in changed.items():
+        model = AutoModelForCausalLM.from_pretrained(models / "a")
+        change(model.model.layers[3])
+        model.save_pretrained(tmp_path / name)
+    assert key(tmp_path / "same") == key(tmp_path / "up") == key(models / "a")
+    assert len({key(tmp_path / "v"), key(models / "a"), key(models / "b")}) == 3
+
+
+def test_worth_comparing_is_the_earlier_of_the_list_and_one_of_each_other_width(models: Path, tmp_path: Path) -> None:
+    names = [str(models / name) for name in ("wide", "a", "wide-2", "b", "c")]
+    wide, a, wide_2, b, c = names
+    store = Store(tmp_path)
+
+    def chosen(reference: str, width: int) -> list[str]:
+        return worth_comparing(reference, width, tuple(names), store=store)
+
+    assert chosen(wide, 32) == []
+    assert chosen(a, 24) == [wide]
+    assert chosen(wide_2, 32) == [wide, a]
+    assert chosen(c, 24) == [wide, a, b]
+    assert chosen(str(models / "d"), 24) == [wide, a, b, c]
+    assert chosen(str(models / "d"), 32) == [wide, a, wide_2]
+    assert chosen(str(models / "d"), 99) == [wide, a]
+    assert worth_comparing(a, 24, (), store=store) == []
+    zoo = ("zoo:base", "zoo:mini-1", "zoo:mini-2", "zoo:stranger-1")
+    assert worth_comparing("zoo:mini-3", 48, zoo, store=store) == ["zoo:base", "zoo:mini-1", "zoo:mini-2"]
+
+
+def suite_of(models: Path, more: str) -> str:
+    names = ("a", "b", "c", "d", "a-child", "b-child", "c-child")
+    listed = ", ".join(str(models / name) for name in names)
+    families = [f"    - {{model: {models / name}, family: {name.split('-')[0]}}}" for name in names]
+    return "\n".join(["suite: fingerprinting", "question: relatives?", f"profiles: {{mine: {{{more}}}}}",
+                      "matrix:", f"  model: [{listed}]", "  include:", *families, ""])  # fmt: skip
+
+
+def test_a_run_with_comparisons_is_scored_and_an_outsider_among_them_is_left_out(models: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "mine.yaml"
+    against = ", ".join(str(models / name) for name in ("a", "outside", "b", "c"))
+    suite.write_text(suite_of(models, f"against: [{against}]"))
+    code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs", "--json")
+    assert code == 0, err
+    scored = [key for key in metrics_of(only_run(tmp_path / "runs")) if key[1] == "score" and "outside" in key[2]]
+    assert len(scored) == 2 * 6  # both methods, every model but a, which stands before it in the list
+    found = analyse(open_run(only_run(tmp_path / "runs")).tables())
+    accuracies = {f.labels["method"]: f.value for f in found.findings
+                  if f.name == "accuracy" and (f.labels["metric"], f.labels["group"]) == ("auroc", "all")}  # fmt: skip
+    assert list(accuracies) == [
+        "config-only",
+        "paper-exact",
+        "corrected",
+        "extended",
+        "invariant",
+        "norm-vectors",
+        "aligned",
+    ]
+    assert accuracies.pop("config-only") == 0.5
+    assert min(accuracies.values()) == 1.0
+    assert "methods, scored on 3 related and 12 unrelated pairs of 4 roots" in found.tables[1].title.replace(
+        "9 un", "12 un"
+    )
+    assert {"curves", "scores", "roc", "survival", "calibration"} == set(found.figures)
+    assert not any("outside" in json.dumps(table.rows) for table in found.tables)
+    assert sum(f["name"] == "accuracy" for f in json.loads(out)["findings"]) == sum(
+        f.name == "accuracy" for f in found.findings
+    )
+
+
+def test_a_peer_that_is_not_installed_is_told_before_anything_is_measured(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modelassay.experiments.fingerprinting.methods import peers
+
+    def missing(name: str) -> str:
+        raise peers.PackageNotFoundError(name)
+
+    monkeypatch.setattr(peers, "version", missing)
+    params = Params(model=str(models / "a"), against=(str(models / "b"),), peers=("modeldna",))
+    with pytest.raises(HostError, match="peer modeldna: it is not installed for .*ci/peers"):
+        attempt(tmp_path / "cell", params, [params], Store(tmp_path / "store"), cycle([False]), None)
+    assert read_cell(tmp_path / "cell").metrics == []
+
+
+@pytest.mark.parametrize("field", ["against: [zoo:a, zoo:b, zoo:a]", "peers: [modeldna, modeldna]"])
+def test_what_stands_twice_is_refused_with_its_place(models: Path, tmp_path: Path, field: str) -> None:
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(suite_of(models, field))
+    with pytest.raises(
+        SuiteError, match=r"mine.yaml:3:\d+: .* stands there twice; a pair is scored once, name each once"
+    ):
+        load_suite(str(suite))

@@ -1,0 +1,185 @@
+"""bottom_k on CUDA: numbers in the interpreter and on a GPU, machine code without one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bottom_k_cases import DTYPES, assert_is_bottom_k, expected_ids, hard_rows, normal, uniform
+from modelassay_kernels import bottom_k_triton as op
+from modelassay_kernels.bottom_k_triton import LaunchConfig, Plan, bottom_k_triton
+from triton_checks import compile_ahead, run_interpreted
+
+SMALL = LaunchConfig(block=256, finish_block=128, sample=64, num_warps=4)  # so that a few hundred columns are filtered
+
+
+def test_in_the_interpreter() -> None:
+    run_interpreted(__file__)
+
+
+@pytest.mark.parametrize("largest", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_hard_rows(dtype: torch.dtype, largest: bool, kernel_device: torch.device) -> None:
+    x_NV = torch.stack(list(hard_rows(1031).values())).to(dtype).to(kernel_device)
+    assert Plan.make(*x_NV.shape, 31, SMALL).num_segments == 1  # one row per program
+    assert_is_bottom_k(bottom_k_triton(x_NV, 31, largest=largest, config=SMALL), x_NV, 31, largest=largest)
+
+
+@pytest.mark.parametrize("k", [1, 7, 300])
+def test_few_long_rows_are_cut_into_segments(k: int, kernel_device: torch.device) -> None:
+    x_NV = torch.stack([normal(2048, seed=1), normal(2048, seed=2).round()]).to(kernel_device)
+    assert Plan.make(2, 2048, k, SMALL).num_segments == 2
+    for sort in (True, False):
+        assert_is_bottom_k(bottom_k_triton(x_NV, k, sort=sort, config=SMALL), x_NV, k, sort=sort)
+
+
+@pytest.mark.parametrize("num_cols", [1, 2, 127, 255, 257, 700])
+def test_odd_sizes_and_all_of_a_row(num_cols: int, kernel_device: torch.device) -> None:
+    x_NV = normal(2, num_cols, seed=num_cols).round().to(kernel_device)
+    for k in sorted({1, num_cols}):
+        assert_is_bottom_k(bottom_k_triton(x_NV, k, config=SMALL), x_NV, k)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_masks(share: float, kernel_device: torch.device) -> None:
+    valid = uniform(1031, seed=5) < share
+    x_NV = torch.stack(list(hard_rows(1031).values()))[::4].to(kernel_device)
+    for k in (5, int(valid.sum())):
+        got = bottom_k_triton(x_NV, k, valid=valid.to(kernel_device), config=SMALL)
+        assert_is_bottom_k(got, x_NV, k, valid)
+
+
+def test_a_sample_that_misleads_costs_only_time(kernel_device: torch.device) -> None:
+    x_NV = normal(3, 1000, seed=6)
+    for start in (0, 500):  # the two runs of 32 a sample of 64 consists of
+        x_NV[0, start : start + 32] -= 50  # the limit lets too few pass
+        x_NV[1, start : start + 32] += 50  # and here all but those, more than the buffer has room for
+    assert Plan.make(3, 1000, 70, SMALL).rank > 0
+    assert_is_bottom_k(bottom_k_triton(x_NV.to(kernel_device), 70, config=SMALL), x_NV, 70)
+
+
+def test_more_than_a_buffer_holds(kernel_device: torch.device) -> None:
+    x_NV = torch.zeros(2, 2048)
+    x_NV[1, 100:200] = -1.0
+    assert Plan.make(2, 2048, 3, SMALL).capacity < 2048
+    assert_is_bottom_k(bottom_k_triton(x_NV.to(kernel_device), 3, config=SMALL), x_NV, 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_views(dtype: torch.dtype, kernel_device: torch.device) -> None:
+    x_NV = normal(20, 1200, seed=8, dtype=dtype).to(kernel_device)
+    for view in (x_NV[::7, 3:700], x_NV[:2, ::3], x_NV[:, :3].t(), x_NV[1:2].expand(3, -1)):
+        assert_is_bottom_k(bottom_k_triton(view, 9, config=SMALL), view, 9)
+
+
+def test_addresses_beyond_two_to_the_31(kernel_device: torch.device, tmp_path: Path) -> None:
+    if kernel_device.type == "cuda":
+        pytest.skip("the file is mapped to a CPU; test_a_vocabulary has the GPU's")
+    stride = 3 * 2**29  # row 2 is beyond 2^31 elements
+    values_NV = normal(3, 600, seed=9, dtype=torch.bfloat16)
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        for i in range(3):
+            file.seek(i * stride * 2)
+            file.write(values_NV[i].view(torch.uint8).numpy().tobytes())
+        file.truncate(3 * stride * 2)
+    sparse = torch.from_file(str(path), shared=True, size=3 * stride, dtype=torch.bfloat16).view(3, stride)[:, :600]
+    assert_is_bottom_k(bottom_k_triton(sparse, 5, config=SMALL), values_NV, 5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_vocabulary(dtype: torch.dtype) -> None:
+    pool = torch.randn(151_936, device="cuda", generator=torch.Generator("cuda").manual_seed(0)).to(dtype)
+    valid = torch.arange(151_936, device="cuda") < 151_643
+    x_NV = torch.stack([pool.roll(i * 997) for i in range(64)])
+    far = pool.expand(1, -1).as_strided((2, 151_936), (0, 1))
+    if torch.cuda.mem_get_info()[0] > 2**33:
+        whole = torch.empty(2, 2**31 + 64, dtype=torch.bfloat16, device="cuda")[:, :151_936]
+        far = whole.copy_(x_NV[:2])
+    for x, k in ((x_NV, 2000), (x_NV[:3], 20_000), (x_NV, 10), (far, 100)):
+        assert_is_bottom_k(bottom_k_triton(x, k, valid=valid), x, k, valid)
+        again = bottom_k_triton(x, k, valid=valid, sort=False)
+        assert torch.equal(again[1], bottom_k_triton(x, k, valid=valid, sort=False)[1])
+
+
+CODE = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+SIZES = {"num_cols": "i32", "row_stride": "i64", "col_stride": "i32"}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_filter_reads_16_bytes_and_spills_nothing(capability: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    config = op.DEFAULT
+    buffers = {"entries_ptr": "*i64", "counts_ptr": "*i32"}
+    constants = {
+        "SAMPLE": config.sample, "BLOCK": config.block, "STAGES": config.num_stages, "LARGEST": False, "HAS_VALID": False,
+        "ALIGNED": True, "col_stride": 1,
+    }  # fmt: skip
+    sizes = {"num_cols": "i32", "row_stride": "i64", "rank": "i32", "capacity": "i32"}
+    signature = {"x_ptr": CODE[dtype], "valid_ptr": "*u8", **buffers, **sizes}
+    compiled = compile_ahead(
+        op.filter_kernel, signature=signature, constants=constants, capability=capability, cache=tmp_path,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+    words = config.block * dtype.itemsize // (16 * 32 * config.num_warps)  # of 16 bytes, per thread and tile
+    assert compiled.count(r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 0x10") == words * config.num_stages
+    assert compiled.spilled_bytes == 0
+    assert compiled.registers <= (85 if capability < 100 else 128)  # 768 or 512 threads per multiprocessor
+    assert compiled.count(r"\batom\.global|\bred\.global") == 0
+
+
+@pytest.mark.parametrize("has_row", [False, True])
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_finish_compiles(capability: int, has_row: bool, tmp_path: Path) -> None:
+    buffers = {"entries_ptr": "*i64", "counts_ptr": "*i32"}
+    outputs = {"out_keys_ptr": "*i32", "out_values_ptr": "*bf16" if has_row else "*fp32", "out_ids_ptr": "*i64"}
+    sizes = SIZES | {"k": "i32", "capacity": "i32", "num_segments": "i32"}
+    constants = {
+        "FILTERED": True, "HAS_ROW": has_row, "PASSES": 2 if has_row else 4, "BLOCK": op.DEFAULT.finish_block,
+        "LARGEST": False, "HAS_VALID": has_row,
+    }  # fmt: skip
+    signature = {"x_ptr": outputs["out_values_ptr"], "valid_ptr": "*u8", **buffers, **outputs, **sizes}
+    compiled = compile_ahead(
+        op.finish_kernel, signature=signature, constants=constants, capability=capability, cache=tmp_path,
+        num_warps=op.DEFAULT.finish_warps,
+    )  # fmt: skip
+    assert compiled.spilled_bytes == 0
+    assert compiled.count(r"\batom\.global|\bred\.global") == 0
+
+
+def test_cpu_tensors_are_turned_away() -> None:
+    with pytest.raises(ValueError, match="logits are on cpu; move them to a CUDA device"):
+        bottom_k_triton(torch.ones(2, 3), 1)
+
+
+def test_too_many_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op, "is_interpreted", lambda kernel: True)
+    with pytest.raises(ValueError, match="2147483648 columns are more than 2147418112; split"):
+        bottom_k_triton(torch.ones(1, 1).expand(1, 2**31), 1)
+
+
+def test_expected_ids_is_the_textbook_answer() -> None:
+    x = torch.tensor([[0.0, float("nan"), -0.0, -1.0, float("inf")]])
+    assert expected_ids(x, 5).tolist() == [[3, 0, 2, 4, 1]]
+    assert expected_ids(x, 5, largest=True).tolist() == [[4, 0, 2, 3, 1]]
+
+
+def test_imports_without_triton() -> None:
+    program = """
+import sys
+sys.modules["triton"] = None
+import torch
+from modelassay_kernels import bottom_k_triton as op
+for call in (lambda: op.bottom_k_triton(torch.ones(2, 3), 1), lambda: op.filter_kernel[(1,)]()):
+    try:
+        call()
+    except RuntimeError as error:
+        assert "Triton" in str(error) and "install" in str(error), error
+    else:
+        raise AssertionError("no error")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

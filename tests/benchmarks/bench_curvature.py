@@ -194,6 +194,11 @@ def expected(provider: str, vectors_KP: Tensor) -> Tensor:
     return operator.matmat(vectors_KP.double())
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.script:DeprecationWarning",  # PyTorch's own rules of forward differentiation, which peers use
+    "ignore:Converting a tensor with requires_grad:UserWarning",  # a peer
+    "ignore:Benchmark fixture was not used",  # skipped
+)
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_product(benchmark: BenchmarkFixture, provider: str, count: int) -> None:

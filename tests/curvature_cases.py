@@ -78,7 +78,7 @@ def flat_logits(model: Any, batch: Microbatch) -> tuple[Callable[[Tensor], Tenso
 def dense_hessian(model: Any, batch: Microbatch) -> Tensor:
     """[P, P] by double backward."""
     logits, start_P, targets_N, _ = flat_logits(model, batch)
-    with second_order(model, torch.float64), torch.enable_grad():
+    with second_order(model, torch.float64, "eager"), torch.enable_grad():
         flat_P = start_P.clone().requires_grad_()
         (gradient_P,) = torch.autograd.grad(F.cross_entropy(logits(flat_P), targets_N), flat_P, create_graph=True)
         every_row = torch.eye(len(flat_P), dtype=torch.float64)
@@ -89,7 +89,7 @@ def dense_hessian(model: Any, batch: Microbatch) -> Tensor:
 def dense_jacobian(model: Any, batch: Microbatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """J [N, V, P] of the logits, their softmax, the targets, the sequences."""
     logits, start_P, targets_N, sequences_N = flat_logits(model, batch)
-    with second_order(model, torch.float64):
+    with second_order(model, torch.float64, "eager"):
         jacobian_NVP = torch.func.jacrev(logits)(start_P)
         p_NV = torch.softmax(logits(start_P), -1)
     return jacobian_NVP, p_NV, targets_N, sequences_N

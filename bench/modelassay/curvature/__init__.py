@@ -2,6 +2,7 @@
 
 The loss is the mean negative log-likelihood over all counted tokens of all microbatches, so that nothing below depends on
 how the tokens were split. ``loss`` turns a model and a microbatch into numbers and is the only file that chooses attention
-and cross-entropy; ``parameters`` selects and flattens; ``operators`` and ``gauss_newton`` hold the products; ``vectors``
-keeps what Lanczos must remember, ``lanczos`` and ``estimators`` estimate, ``spectrum`` defines what is reported.
+and cross-entropy; ``parameters`` selects and flattens; ``operators`` and ``gauss_newton`` hold the products, ``graph`` and
+``layers`` what makes those of the Hessian cheap; ``vectors`` keeps what Lanczos must remember, ``lanczos`` and ``estimators``
+estimate, ``spectrum`` defines what is reported.
 """

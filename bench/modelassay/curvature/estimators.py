@@ -58,9 +58,18 @@ class SpectralDensity:
     def density(self, grid: Array, sigma: float) -> Array:
         """Return the density over ``grid``, each node a Gaussian of standard deviation ``sigma``."""
         nodes, weights = np.concatenate(self.nodes), np.concatenate(self.weights) / len(self.nodes)
-        bumps = np.exp(-0.5 * ((grid[:, None] - nodes) / sigma) ** 2)
-        result: Array = bumps @ weights / (sigma * np.sqrt(2 * np.pi))
-        return result
+        return smoothed(grid, nodes, weights, sigma)
+
+
+def smoothed(grid: Array, nodes: Array, weights: Array, sigma: float) -> Array:
+    """Return the density over ``grid`` of weighted nodes, each a Gaussian of standard deviation ``sigma``.
+
+    >>> float(smoothed(np.array([0.0]), np.array([0.0]), np.array([1.0]), 1.0)[0].round(4))
+    0.3989
+    """
+    bumps = np.exp(-0.5 * ((grid[:, None] - nodes) / sigma) ** 2)
+    result: Array = bumps @ weights / (sigma * np.sqrt(2 * np.pi))
+    return result
 
 
 def lanczos_quadrature(operator: Operator, *, steps: int = 100, num_probes: int = 10, seed: int = 0,
@@ -144,16 +153,24 @@ def deflated_moments(operator: Operator, space: Krylov, *, num_probes: int = 10,
     """
     check_probes("deflated_moments", num_probes, LEVEL)
     spending, generator = Spending(operator), torch.Generator().manual_seed(seed)
-    lengths, first, second = np.zeros((3, num_probes))
-    for index in range(num_probes):
-        probe_P = _off(space.basis, signs(operator, generator)[0])
-        product_P = operator.matvec(probe_P)
-        lengths[index], second[index] = float(probe_P.norm()) ** 2, float(product_P.norm()) ** 2
-        first[index] = float(probe_P @ product_P)
+    samples_K3 = np.array([deflated_probe(operator, space, generator) for _ in range(num_probes)])
+    return moments(space, samples_K3, size=operator.size, cost=spending.cost(space.basis))
+
+
+def deflated_probe(operator: Operator, space: Krylov, generator: torch.Generator) -> tuple[float, float, float]:
+    """Return |P z|^2, z^T P A P z and |A P z|^2 for the next random signs z of ``generator``; one product."""
+    probe_P = _off(space.basis, signs(operator, generator)[0])
+    product_P = operator.matvec(probe_P)
+    return float(probe_P.norm()) ** 2, float(probe_P @ product_P), float(product_P.norm()) ** 2
+
+
+def moments(space: Krylov, samples_K3: Array, *, size: int, cost: Cost) -> Moments:
+    """Put together what a Krylov space of an operator of ``size`` and `deflated_probe` of several probes tell."""
     diagonal, coupling = np.array(space.diagonal), np.array(space.coupling)
     square = float(diagonal @ diagonal + 2 * coupling[:-1] @ coupling[:-1] + coupling[-1] ** 2)
-    return Moments(size=operator.size, steps=space.steps, exact=(float(diagonal.sum()), square), lengths_K=lengths,
-                   first_K=first, second_K=second, cost=spending.cost(space.basis))  # fmt: skip
+    lengths_K, first_K, second_K = samples_K3.T
+    return Moments(size=size, steps=space.steps, exact=(float(diagonal.sum()), square), lengths_K=lengths_K,
+                   first_K=first_K, second_K=second_K, cost=cost)  # fmt: skip
 
 
 def trace(operator: Operator, *, num_products: int = 30, seed: int = 0, level: float = LEVEL,

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from modelassay.curvature.loss import Counted, model_logits, softmax_ggn, token_losses
+from modelassay.curvature.loss import Counted, model_logits, token_losses
 from modelassay.curvature.operators import CurvatureOperator, over_vectors
 from modelassay.errors import UsageError
+from modelassay_kernels import softmax_ggn
 
 _ROWS = 256  # rows of [rows, V] in fp64 while labels are drawn: 311 MB at V = 151,936
 
@@ -27,14 +28,10 @@ class JacobianOperator(CurvatureOperator):
 
     def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._outputs(batch)
-
-        def pushed(tangent: dict[str, Tensor]) -> Tensor:
-            output, change = torch.func.jvp(outputs, (self._selected,), (tangent,))[:2]
-            return self._weighed(output, change)
-
-        changes_K = over_vectors(pushed, tangents)
-        pulled: Callable[[Tensor], Any] = torch.func.vjp(outputs, self._selected)[1]
-        products: dict[str, Tensor] = over_vectors(lambda change: pulled(change)[0], changes_K)
+        changes_K = over_vectors(lambda tangent: torch.func.jvp(outputs, (self._selected,), (tangent,))[1], tangents)
+        output, pulled = torch.func.vjp(outputs, self._selected)[:2]
+        weighed_K = torch.stack([self._weighed(output, change) for change in changes_K])
+        products: dict[str, Tensor] = over_vectors(lambda change: pulled(change)[0], weighed_K)
         return products
 
     @abstractmethod

@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from modelassay.errors import UsageError
+from modelassay_kernels import linear_cross_entropy, register_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IGNORED = -100  # the label of a token that carries no loss, as in transformers and torch.nn.functional.cross_entropy
 
-ATTENTION = "eager"  # must have exact second derivatives; none of PyTorch's fused attentions has them
+Attention = Literal["modelassay", "eager"]
+"""What has exact second derivatives: our own, in memory linear in the length, and transformers' matrix of probabilities.
+None of PyTorch's fused attentions has them."""
 
 PLAIN_HEADS = frozenset({"gemma", "gpt2", "llama", "mistral", "qwen2", "qwen3"})
 """Model types whose logits are nothing but hidden states times the head's weight: no bias, no scale, no soft cap."""
@@ -141,7 +144,7 @@ class CausalLoss(nn.Module):
             hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch.positions_N)
             head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
             if output == "loss":
-                return linear_cross_entropy(hidden_ND, head.weight, batch.targets_N)
+                return linear_cross_entropy(hidden_ND, head.weight, batch.targets_N, reduction="sum")
             logits_NV = F.linear(hidden_ND, head.weight)
         else:
             logits_NV = self.model(**given).logits.flatten(0, 1).index_select(0, batch.positions_N)
@@ -161,45 +164,34 @@ def model_logits(module: CausalLoss, tensors: dict[str, Tensor], batch: Counted)
     return logits_NV
 
 
-def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """Return sum_n -log softmax(hidden_n weight^T)[target_n]; [N, V] logits and as many tangents are formed."""
-    logits_NV = F.linear(hidden_ND, weight_VD)
-    return token_losses(logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float(), targets_N).sum()
-
-
 def token_losses(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     """Return the negative log-likelihood of each target, [N]."""
     return F.cross_entropy(logits_NV, targets_N, reduction="none")
 
 
-def softmax_ggn(logits_NV: Tensor, tangents_NV: Tensor) -> Tensor:
-    """Return (diag(p) - p p^T) u for each row, p = softmax(logits): the Hessian of cross-entropy in its logits.
-
-    >>> logits, u = torch.zeros(1, 2, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
-    >>> softmax_ggn(logits, u)
-    tensor([[ 0.2500, -0.2500]], dtype=torch.float64)
-    """
-    p_NV = torch.softmax(logits_NV, dim=-1)
-    return p_NV * (tangents_NV - (p_NV * tangents_NV).sum(-1, keepdim=True))
+def attention_for(model: PreTrainedModel) -> Attention:
+    """Return our attention if transformers routes the model's attention through its interface, else eager."""
+    return "modelassay" if model._supports_attention_backend else "eager"
 
 
 @contextmanager
-def second_order(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
-    """Make a model twice differentiable while the context lasts.
+def second_order(model: PreTrainedModel, dtype: torch.dtype, attention: Attention | None = None) -> Iterator[None]:
+    """Make a model twice differentiable while the context lasts, by default with the attention of `attention_for`.
 
-    Three things stand in the way. Fused attention has no second derivative, so ATTENTION takes its place.
+    Three things stand in the way. Fused attention has no second derivative, so ``attention`` takes its place.
     ``padding_idx`` zeroes one row of the embedding's gradient whatever the loss does with it, which makes the Hessian
     unsymmetric: with the padding id used as a token, double backward is off by 80 to 100 % on Qwen2, Llama and Gemma.
     It is put aside, and a padding token that is read counts like any other. And transformers asks for float32 by name in
     norms, rotary embeddings and softmax; in a float64 pass these requests are answered in float64.
     """
-    before = model.config._attn_implementation
+    before, attention = model.config._attn_implementation, attention or attention_for(model)
+    register_attention()
     embeddings = [part for part in model.modules() if isinstance(part, nn.Embedding) and part.padding_idx is not None]
     padding = [part.padding_idx for part in embeddings]
     mode: Any = _Float64Throughout() if dtype == torch.float64 else nullcontext()
     try:
-        if before != ATTENTION:
-            model.set_attn_implementation(ATTENTION)
+        if before != attention:
+            model.set_attn_implementation(attention)
         for part in embeddings:
             part.padding_idx = None
         with torch.no_grad(), mode, warnings.catch_warnings():
@@ -209,7 +201,7 @@ def second_order(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for part, index in zip(embeddings, padding, strict=True):
             part.padding_idx = index
-        if before != ATTENTION:
+        if before != attention:
             model.set_attn_implementation(before)
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,9 +13,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
-from torch import Tensor
+from torch import Tensor, nn
 
-from modelassay.curvature.loss import CausalLoss, Counted, Microbatch, count_tokens, model_loss, second_order
+from modelassay.curvature.graph import Graph, free_bytes
+from modelassay.curvature.layers import replacements
+from modelassay.curvature.loss import (
+    Attention,
+    CausalLoss,
+    Counted,
+    Microbatch,
+    attention_for,
+    count_tokens,
+    model_loss,
+    second_order,
+)
 from modelassay.curvature.parameters import ParameterSubset, select_parameters
 from modelassay.errors import Diverged, UsageError
 
@@ -110,9 +122,11 @@ class CurvatureOperator(Operator):
 
     exact: ClassVar[bool] = True
     """False where a product is an approximation of what the class is named after."""
+    most_per_pass: ClassVar[int] = 1
+    """Vectors that share a primal pass unless told otherwise: one where each costs memory."""
 
     def __init__(self, model: PreTrainedModel, batches: Sequence[Microbatch], *, parameters: ParameterSubset | None = None,
-                 precision: Precision | None = None, vectors_per_pass: int = 1, unit: Unit | None = None) -> None:  # fmt: skip
+                 precision: Precision | None = None, vectors_per_pass: int | None = None, unit: Unit | None = None) -> None:  # fmt: skip
         """Look at ``model`` on ``batches``; nothing is computed yet.
 
         Args:
@@ -122,7 +136,8 @@ class CurvatureOperator(Operator):
             precision: of weights and activations in the passes; the model's own if None. Losses, softmax, sums over
                 microbatches and vectors are fp32, or fp64 under fp64. Relative error of a product of the Hessian
                 against fp64: fp32 4e-7, bf16 9e-3 (Qwen2, double backward).
-            vectors_per_pass: vectors that share one primal pass; each keeps its own tangents of all activations in memory.
+            vectors_per_pass: vectors that share one primal pass, ``most_per_pass`` if None. In all but the Hessian each keeps its own
+                tangents of all activations in memory.
             unit: times each microbatch, such as ``meter.microbatch``.
 
         Raises:
@@ -130,7 +145,7 @@ class CurvatureOperator(Operator):
         """
         if model.training:
             raise UsageError("curvature: the model is in training mode, where dropout makes each product another operator's; call model.eval() first")  # fmt: skip
-        if vectors_per_pass < 1:
+        if vectors_per_pass is not None and vectors_per_pass < 1:
             raise UsageError(f"curvature: vectors_per_pass must be at least 1, got {vectors_per_pass}")
         first = next(model.parameters())
         if precision is None and first.dtype not in _NAMES:
@@ -141,13 +156,16 @@ class CurvatureOperator(Operator):
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
         self._batches = count_tokens(batches, vocabulary=model.config.vocab_size, device=self.device)
         self.num_tokens = sum(batch.num_tokens for batch in self._batches)
-        self._module, self._vectors_per_pass, self._unit = CausalLoss(model), vectors_per_pass, unit
+        self._module, self._unit = CausalLoss(model), unit
+        self._vectors_per_pass = vectors_per_pass or self.most_per_pass
         self._compute = _COMPUTE[self.precision]
         chosen = set(self.parameters.names)
         cast = {name: parameter.detach().to(self._compute) for name, parameter in model.named_parameters()}
         self._selected = {name: cast[name] for name in self.parameters.names}
         self._fixed = {f"model.{name}": tensor for name, tensor in cast.items() if name not in chosen}
         self._fixed |= {f"model.{name}": self._buffer(buffer) for name, buffer in model.named_buffers()}
+        self.attention: Attention = attention_for(model)
+        """Eager where the model, or a mask among its batches, asks for what ours cannot do: seen at the first pass."""
         self._loss: float | None = None
 
     def loss(self) -> float:
@@ -157,15 +175,24 @@ class CurvatureOperator(Operator):
             Diverged: a loss that is NaN or infinite, with the microbatch it comes from.
         """
         if self._loss is None:
-            total = 0.0
-            with self._passes():
-                for index, batch in enumerate(self._batches):
-                    part = float(model_loss(self._module, self._tensors(self._selected), batch))
-                    if not np.isfinite(part):
-                        raise Diverged(f"curvature: the loss of microbatch {index} (of those with counted tokens) is {part}; a model that has blown up has no curvature")  # fmt: skip
-                    total += part
-            self._loss = total / self.num_tokens
+            try:
+                self._loss = self._mean_loss()
+            except ValueError:
+                if self.attention == "eager":
+                    raise
+                self.attention = "eager"
+                self._loss = self._mean_loss()
         return self._loss
+
+    def _mean_loss(self) -> float:
+        total = 0.0
+        with self._passes():
+            for index, batch in enumerate(self._batches):
+                part = float(model_loss(self._module, self._tensors(self._selected), batch))
+                if not np.isfinite(part):
+                    raise Diverged(f"curvature: the loss of microbatch {index} (of those with counted tokens) is {part}; a model that has blown up has no curvature")  # fmt: skip
+                total += part
+        return total / self.num_tokens
 
     def gradient(self) -> Tensor:
         """Return the gradient of L, [P]."""
@@ -203,7 +230,7 @@ class CurvatureOperator(Operator):
         return self._fixed | {f"model.{name}": tensor for name, tensor in selected.items()}
 
     def _passes(self) -> AbstractContextManager[None]:
-        return second_order(self._module.model, self._compute)
+        return second_order(self._module.model, self._compute, self.attention)
 
     def _timed(self, batch: Counted, num_vectors: int) -> AbstractContextManager[object]:
         if self._unit is None:
@@ -216,18 +243,56 @@ class CurvatureOperator(Operator):
 
 
 class Hessian(CurvatureOperator):
-    """The Hessian of L, exact: the tangent of the gradient (forward over reverse).
+    """The Hessian of L, exact: the gradient of <grad L, v> (reverse over reverse).
 
-    A matrix product's tangent is two products, so a product costs 9 units against 3 of a gradient, and (2 + 1/k) times a
-    gradient each when k vectors share the primal pass. No graph outlives a microbatch.
+    In units of one matrix product with the weights, a gradient costs 3. Writing the gradient down as a graph costs 2 (its values for
+    weights are not formed, see `layers`), and each vector's walk through that graph 6: 2.67 gradients for a vector alone,
+    2 for each one more. The graph of a microbatch is kept for later products while there is room, and costs them nothing then.
     """
 
+    most_per_pass = sys.maxsize
+
+    def __init__(self, *args: Any, graph_bytes: int | None = None, **options: Any) -> None:
+        """As `CurvatureOperator`; all vectors of one call share a graph unless ``vectors_per_pass`` says otherwise.
+
+        Args:
+            *args: of `CurvatureOperator`.
+            graph_bytes: how much memory graphs may hold between products; a quarter of what is free at the first product if
+                None, 0 keeps none. A graph is counted by the tensors it saves.
+            **options: of `CurvatureOperator`.
+        """
+        super().__init__(*args, **options)
+        self._graph_bytes = graph_bytes
+        self._graphs: dict[int, Graph] = {}
+        self._stand_ins: dict[nn.Module, Callable[..., Tensor]] | None = None
+
+    @property
+    def bytes_kept(self) -> int:
+        """Bytes that the graphs kept so far hold."""
+        return sum(graph.num_bytes for graph in self._graphs.values())
+
     def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
-        gradient = torch.func.grad(self._batch_loss(batch))
-        products: dict[str, Tensor] = over_vectors(
-            lambda tangent: torch.func.jvp(gradient, (self._selected,), (tangent,))[1], tangents
-        )
-        return products
+        graph = self._graphs.get(id(batch)) or self._graph_of(batch)
+        rows = range(len(next(iter(tangents.values()))))
+        columns = [
+            graph.product({name: part[k] for name, part in tangents.items()},
+                          last=k == rows[-1] and id(batch) not in self._graphs)
+            for k in rows
+        ]  # fmt: skip
+        if len(columns) == 1:
+            return {name: part[None] for name, part in columns[0].items()}  # no copy
+        return {name: torch.stack([column[name] for column in columns]) for name in tangents}
+
+    def _graph_of(self, batch: Counted) -> Graph:
+        if self._graph_bytes is None:
+            self._graph_bytes = free_bytes(self.device) // 4
+        if self._stand_ins is None:
+            self._stand_ins = replacements(self._module.model)
+        held = [*self._selected.values(), *self._fixed.values()]
+        graph = Graph(self._batch_loss(batch), self._selected, self._stand_ins, held=held)
+        if self.bytes_kept + graph.num_bytes <= self._graph_bytes:
+            self._graphs[id(batch)] = graph
+        return graph
 
 
 class FiniteDifferenceHessian(CurvatureOperator):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modelassay.curvature.estimate import LEVEL, Cost, Estimate, Spending
 from modelassay.curvature.estimators import Moments, deflated_moments
-from modelassay.curvature.lanczos import extend, krylov, ritz_estimate
+from modelassay.curvature.lanczos import Krylov, extend, krylov, ritz_estimate
 from modelassay.curvature.operators import Operator
 from modelassay.curvature.vectors import Budget
 from modelassay.errors import UsageError
@@ -68,14 +68,28 @@ def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PR
     Raises:
         UsageError: an operator with no more eigenvalues than are to be removed, or fewer steps than that.
     """
-    most = max(REMOVED.values())
-    if operator.size <= most + 1 or steps <= most:
-        raise UsageError(f"spectrum: needs more than {most + 1} parameters and more than {most} Lanczos steps, got {operator.size} and {steps}")  # fmt: skip
+    check_size(operator.size, steps)
     spending = Spending(operator)
     space = extend(krylov(operator, seed=seed, budget=budget), operator, steps)
     moments = deflated_moments(operator, space, num_probes=num_probes, seed=seed + 1)
+    return summary(operator, space, moments, cost=spending.cost(space.basis), level=level, num_vectors=num_vectors)
+
+
+def check_size(size: int, steps: int) -> None:
+    """Refuse what has no bulk left when the outliers are taken out.
+
+    Raises:
+        UsageError: no more parameters, or Lanczos steps, than eigenvalues are to be removed.
+    """
+    most = max(REMOVED.values())
+    if size <= most + 1 or steps <= most:
+        raise UsageError(f"spectrum: needs more than {most + 1} parameters and more than {most} Lanczos steps, got {size} and {steps}")  # fmt: skip
+
+
+def summary(operator: Operator, space: Krylov, moments: Moments, *, cost: Cost, level: float = LEVEL,
+            num_vectors: int = NUM_VECTORS) -> Spectrum:  # fmt: skip
+    """Put together what a Krylov space and the moments off it tell; no product is made. Without vectors it needs no basis."""
     values, residuals, rows = space.ritz()
-    cost = spending.cost(space.basis)
     ends = [ritz_estimate(space, operator, values[i], residuals[i], cost, upward=i >= 0) for i in (0, -1)]
     second = ritz_estimate(space, operator, values[1], residuals[1], cost, upward=True) if len(values) > 1 else ends[0]
     bulk = {name: _bulk(moments, values, residuals, count, level) for name, count in REMOVED.items()}
@@ -86,7 +100,7 @@ def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PR
         lambda_max=ends[0], lambda_min=ends[1], sigma_bulk=sigmas, centre=_estimate(chosen.centre, *chosen.centre_interval, level, cost),
         spread=_difference(ends[0], ends[1]), gap=_difference(ends[0], second),
         outliers=_outliers(values, residuals, chosen, cost), ratio=_ratio(ends[0], sigma),
-        vectors_KP=space.vectors(rows[:num_vectors]),
+        vectors_KP=space.vectors(rows[:num_vectors] if num_vectors else np.zeros((0, len(space.basis)))),
         trace=_estimate(total, total - half, total + half, level, cost),
     )  # fmt: skip
 

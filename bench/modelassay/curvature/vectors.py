@@ -85,6 +85,18 @@ class VectorStore:
         block.rows_RP[block.used].copy_(vector_P)
         block.used += 1
 
+    def row(self, index: int) -> Tensor:
+        """Return vector ``index``, where it lies.
+
+        Raises:
+            IndexError: there is no such vector.
+        """
+        for block in self._blocks:
+            if index < block.used:
+                return block.rows_RP[index]
+            index -= block.used
+        raise IndexError(f"vectors: no vector {index} behind the last")
+
     def project(self, vector_P: Tensor) -> Tensor:
         """Return Q v, [M] in fp64 on the host."""
         parts = [

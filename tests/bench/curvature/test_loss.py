@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import curvature_cases as cases
 from modelassay.curvature.loss import (
@@ -12,12 +11,10 @@ from modelassay.curvature.loss import (
     PLAIN_HEADS,
     CausalLoss,
     count_tokens,
-    linear_cross_entropy,
     microbatches,
     model_logits,
     model_loss,
     second_order,
-    softmax_ggn,
 )
 from modelassay.curvature.operators import Hessian
 from modelassay.curvature.parameters import select_parameters
@@ -30,7 +27,7 @@ def test_loss_and_logits_are_the_models_own(name: str) -> None:
     model, batch = cases.make_model(name), cases.make_batch()
     tensors = {f"model.{key}": parameter.detach() for key, parameter in model.named_parameters()}
     (counted,) = count_tokens([batch], vocabulary=cases.VOCABULARY, device=torch.device("cpu"))
-    with second_order(model, torch.float64):
+    with second_order(model, torch.float64, "eager"):
         output = model(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, labels=batch.labels_BT)
         kept = output.logits[:, :-1][batch.labels_BT[:, 1:] != IGNORED]
         assert kept.dtype == torch.float64
@@ -57,7 +54,7 @@ def test_a_float64_pass_is_float64_throughout() -> None:
             )
 
     errors = {wide: abs(change(1e-9, wide=wide) / change(1e-7, wide=wide) - 0.01) for wide in (True, False)}
-    assert errors[True] < 1e-7
+    assert errors[True] < 1e-6
     assert errors[False] > 1e-5
 
 
@@ -74,19 +71,6 @@ def test_a_pass_that_fails_puts_the_model_back() -> None:
         operator.matvec(torch.ones(operator.size))
     assert model.config._attn_implementation == "sdpa"
     assert model.model.embed_tokens.padding_idx == 3
-
-
-def test_cross_entropy_and_its_curvature() -> None:
-    generator = torch.Generator().manual_seed(0)
-    hidden_ND, weight_VD = (torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (5, 7))
-    targets_N = torch.tensor([0, 6, 3, 3, 1])
-    logits_NV = hidden_ND @ weight_VD.T
-    expected = -torch.log(torch.softmax(logits_NV, -1)).gather(1, targets_N[:, None]).sum()
-    assert abs(float(linear_cross_entropy(hidden_ND, weight_VD, targets_N) - expected)) < 1e-12
-    u_NV = torch.randn(5, 7, generator=generator, dtype=torch.float64)
-    for logits_V, u_V, y_V, target in zip(logits_NV, u_NV, softmax_ggn(logits_NV, u_NV), targets_N, strict=True):
-        hessian_VV = torch.func.jacrev(torch.func.jacrev(lambda z, t=target: F.cross_entropy(z, t)))(logits_V)
-        assert cases.off(y_V, hessian_VV @ u_V) < 1e-13
 
 
 def test_microbatches_keep_every_token_once() -> None:

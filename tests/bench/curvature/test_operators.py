@@ -166,6 +166,15 @@ def test_precision(precision: Any, dtype: torch.dtype, tolerance: float) -> None
         model = cases.make_model("qwen2")
 
 
+def test_fp64_of_narrower_weights_is_fp64() -> None:
+    model, batch = cases.make_model("qwen2").float(), cases.make_batch()
+    narrow = Hessian(model, [batch], precision="fp64")
+    v_KP = vectors(2, narrow.size)
+    product_KP = narrow.matmat(v_KP)
+    assert len(narrow._stand_ins or {}) == 15 + 5 + 2 + 1
+    assert cases.off(product_KP, Hessian(model.double(), [batch]).matmat(v_KP)) < 1e-12
+
+
 def test_scipy_takes_it() -> None:
     model, batch = cases.make_model("llama", num_hidden_layers=1), cases.make_batch()
     operator = Hessian(model, [batch], parameters=select_parameters(model, ["*.mlp.*"]), vectors_per_pass=8)
@@ -265,3 +274,83 @@ def test_what_cannot_be_asked_for() -> None:
         FiniteDifferenceHessian(model, [batch], step=-1.0)
     with pytest.raises(UsageError, match="no precision policy"):
         Hessian(model.half(), [batch])
+
+
+def test_graphs_that_are_kept_change_no_bit_and_respect_their_room() -> None:
+    model, batch = cases.make_model("qwen2"), cases.make_batch(num_sequences=4)
+    parts = cases.split(batch, 2)
+    keeping, making = Hessian(model, parts), Hessian(model, parts, graph_bytes=0)
+    v_KP = vectors(3, keeping.size)
+    first = keeping.matmat(v_KP)
+    assert torch.equal(keeping.matmat(v_KP), first)
+    assert torch.equal(making.matmat(v_KP), first)
+    one_by_one = torch.stack([making.matvec(v_P) for v_P in v_KP])
+    assert torch.equal(one_by_one, first)
+    assert making.bytes_kept == 0 < keeping.bytes_kept
+    tight = Hessian(model, parts, graph_bytes=keeping.bytes_kept - 1)
+    assert torch.equal(tight.matmat(v_KP), first)
+    assert 0 < tight.bytes_kept < keeping.bytes_kept
+
+
+def test_memory_grows_with_the_length_and_not_with_its_square() -> None:
+    """What the graph of one sequence saves, at lengths that double: differences double too, but for eager attention."""
+    model = cases.make_model("llama", max_position_embeddings=512)
+    kept = {}
+    for attention in ("modelassay", "eager"):
+        sizes = []
+        for length in (64, 128, 256, 512):
+            operator = Hessian(model, microbatches(torch.zeros(1, length, dtype=torch.int64), size=1))
+            operator.attention = attention  # type: ignore[assignment]
+            operator.matvec(torch.ones(operator.size))
+            sizes.append(operator.bytes_kept)
+        kept[attention] = np.diff(sizes)
+    linear, quadratic = (kept[name][1:] / kept[name][:-1] for name in ("modelassay", "eager"))
+    assert abs(linear - 2).max() < 0.1
+    assert quadratic.min() > 3
+
+
+@pytest.mark.parametrize("why", ["a hole in a mask", "a model without the interface"])
+def test_attention_that_ours_cannot_do_is_eager(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = cases.make_model("qwen2", num_hidden_layers=1), cases.make_batch()
+    if why == "a hole in a mask":
+        mask = torch.ones_like(batch.input_ids_BT)
+        mask[1, 2] = 0
+        batch = Microbatch(input_ids_BT=batch.input_ids_BT, labels_BT=batch.labels_BT, attention_mask_BT=mask)
+    else:
+        monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    operator = Hessian(model, [batch])
+    v_KP = vectors(2, operator.size)
+    assert cases.off(operator.matmat(v_KP), v_KP @ cases.dense_hessian(model, batch)) < 1e-9
+    assert operator.attention == "eager"
+    monkeypatch.undo()
+    whole = Hessian(model, [cases.make_batch()])
+    whole.loss()
+    assert whole.attention == "modelassay"
+
+
+def test_strides_do_not_matter() -> None:
+    model, batch = cases.make_model("llama", num_hidden_layers=1), cases.make_batch()
+    ids, labels, mask = (
+        part.T.contiguous().T for part in (batch.input_ids_BT, batch.labels_BT, batch.attention_mask_BT)
+    )  # type: ignore[union-attr]
+    assert not ids.is_contiguous()
+    strided = Microbatch(input_ids_BT=ids, labels_BT=labels, attention_mask_BT=mask)
+    for kind in (Hessian, GaussNewton, EmpiricalFisher):
+        whole = kind(model, [batch])
+        v_PK = vectors(whole.size, 2)
+        assert not v_PK.T.is_contiguous()
+        expected = whole.matmat(v_PK.T.contiguous())
+        assert cases.off(kind(model, [strided]).matmat(v_PK.T), expected) < 1e-14
+
+
+def test_a_zero_gradient_has_a_hessian_all_the_same() -> None:
+    """A head of zeros: the layers below have no gradient, the head has, and their coupling is not zero."""
+    model, batch = cases.make_model("llama", num_hidden_layers=1), cases.make_batch()
+    torch.nn.init.zeros_(model.lm_head.weight)
+    operator = Hessian(model, [batch])
+    v_KP = vectors(2, operator.size)
+    expected = v_KP @ cases.dense_hessian(model, batch)
+    assert cases.off(operator.matmat(v_KP), expected) < 1e-9
+    below = Hessian(model, [batch], parameters=select_parameters(model, ["model.*"]))
+    assert not below.gradient().any()
+    assert float(below.matvec(vectors(1, below.size)[0]).norm()) < 1e-12 * float(expected.norm())

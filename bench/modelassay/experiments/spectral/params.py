@@ -1,0 +1,72 @@
+"""What one cell of `spectral` is: an operator of one model on one text, and how closely its spectrum is looked at."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Kind = Literal["hessian", "gauss-newton", "empirical-fisher", "sampled-fisher"]
+
+
+class Params(BaseModel):
+    """One operator of one model on one text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    model: str | None = None
+    """A local folder, ``hf:ORG/NAME@COMMIT``, or ``zoo:NAME``; None where whoever runs it must say."""
+
+    data: str | None = None
+    """``corpus:en`` or ``corpus:ja`` (text that no zoo model was trained on), a ``.jsonl`` file with a ``text`` in each
+    line, or any other file: plain text, documents separated by empty lines. None as above."""
+
+    tokens: int = Field(default=8192, ge=2)
+    """Tokens read, rows of ``length``; the estimates are of this text, whose sampling error they do not contain."""
+
+    length: int = Field(default=64, ge=2)
+    """Tokens of a row; the first of each carries no loss."""
+
+    microbatch: int = Field(default=16, ge=1)
+    """Rows that go through the model together."""
+
+    operator: Kind = "hessian"
+    """Of the mean loss per token. The Fisher matrices are per token; the sampled one draws one label each."""
+
+    precision: Literal["bf16", "fp32", "fp64"] = "fp32"
+    """Of weights and activations."""
+
+    steps: int = Field(default=120, ge=51)
+    """Lanczos steps of a run: one product and one vector kept each. More than the 50 eigenvalues that one definition of the bulk removes."""
+
+    probes: int = Field(default=10, ge=2)
+    """Products with random vectors for the moments of the bulk; their spread is its interval."""
+
+    runs: int = Field(default=1, ge=1)
+    """Lanczos runs from different vectors, averaged in the density; all else needs but the first."""
+
+    seed: int = Field(default=0, ge=0)
+    """Of the start vectors, the probes and the sampled labels."""
+
+    parameters: tuple[str, ...] = ("*",)
+    """Shell patterns of the parameters that the operator acts on, such as ``*.mlp.*``."""
+
+    embeddings: bool = True
+    """Whether token and position embeddings and the output head are among them."""
+
+    graph_mib: int | None = Field(default=None, ge=0)
+    """Memory for the graphs of microbatches between products of the Hessian; None: a quarter of what is free."""
+
+    dense: bool = False
+    """Form the whole matrix as well and compare: at most 6,000 parameters."""
+
+    @property
+    def products(self) -> int:
+        """Products that the estimates cost; with ``dense`` as many more as there are parameters."""
+        return self.runs * self.steps + self.probes
+
+    @model_validator(mode="after")
+    def _at_least_one_row(self) -> Self:
+        if self.tokens < self.length:
+            raise ValueError(f"tokens ({self.tokens}) must be at least one row of length ({self.length})")
+        return self

@@ -1,0 +1,234 @@
+"""The experiment on small checkpoints: its numbers against a dense spectrum, any model and text, interruptions, and mistakes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from modelassay.errors import Diverged, UsageError
+from modelassay.experiments.spectral.analyse import analyse
+from modelassay.experiments.spectral.measure import exact_numbers
+from modelassay.experiments.spectral.params import Params
+from modelassay.experiments.spectral.run import run
+from modelassay.experiments.spectral.text import rows_of
+from modelassay.meter import Meter
+from modelassay.record import Log, read_tables, segments
+from modelassay.state import State, Store, latest_checkpoint
+from tiny_models import make_model, save
+from toy_suite import environ, metrics_of, modelassay, only_run
+
+WORDS = [f"w{number}" for number in range(30)]
+SMALL: dict[str, Any] = {"tokens": 96, "length": 8, "microbatch": 7, "steps": 51, "probes": 3, "precision": "fp64"}
+
+EVERY = 13
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = {"end": 0, **{word: number for number, word in enumerate(WORDS, start=1)}}
+    plain = Tokenizer(models.WordLevel(words, unk_token="end"))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="end")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with its tokenizer in model, one text as text.txt and as text.jsonl."""
+    root = tmp_path_factory.mktemp("scene")
+    model = make_model("llama", num_hidden_layers=1, tie_word_embeddings=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.3)
+    save(model, root / "model")
+    tokenizer().save_pretrained(root / "model")
+    drawn = np.random.default_rng(0).choice(WORDS, (20, 11))
+    documents = [" ".join(words) for words in drawn]
+    (root / "text.txt").write_text("\n\n".join(documents))
+    (root / "text.jsonl").write_text("\n".join(json.dumps({"text": document}) for document in documents))
+    return root
+
+
+class Stopped(BaseException):
+    """The process is gone."""
+
+
+def measure(folder: Path, params: Params, *, stop: int = -1, end: Callable[[], None] | None = None) -> None:
+    """Run the cell in ``folder`` or take it up again, with a checkpoint at every ``EVERY``th product, until product ``stop``."""
+    cell = folder / "cells" / "c"
+    cell.mkdir(parents=True, exist_ok=True)
+    saved, attempt = latest_checkpoint(cell), 1 + max(segments(cell), default=0)
+    log = Log(cell / f"attempt-{attempt}.jsonl", cell="c", attempt=attempt, resumed_at=saved.position if saved else 0)
+    meter = Meter(log, counters=saved.counters if saved else None)
+    state = State(cell, meter=meter, store=Store(folder / "store"), saved=saved)
+    real = meter.microbatch
+
+    def microbatch(*args: Any, **labels: Any) -> Any:
+        if meter.counters.get("hvp", 0) == stop:
+            (end or _stop)()
+        return real(*args, **labels)
+
+    meter.microbatch = microbatch  # type: ignore[method-assign]
+    state.checkpoint_due = lambda every_s=0.0: meter.counters["hvp"] % EVERY == 0  # type: ignore[method-assign]
+    try:
+        run(params, meter, state)
+        log.append("status", {"outcome": "done", "reason": "", "wall_s": 0.0})
+    finally:
+        log.close()
+
+
+def _stop() -> None:
+    raise Stopped
+
+
+def params_of(scene: Path, **changes: Any) -> Params:
+    return Params(**{"model": str(scene / "model"), "data": str(scene / "text.txt"), **SMALL, **changes})
+
+
+@pytest.fixture(scope="module")
+def dense(scene: Path) -> tuple[Path, Params]:
+    params = params_of(scene, dense=True, runs=2, parameters=("*.mlp.up_proj.*",))
+    measure(scene / "dense", params)
+    return scene / "dense", params
+
+
+def test_numbers_are_those_of_the_exact_spectrum(dense: tuple[Path, Params]) -> None:
+    folder, params = dense
+    tables = read_tables({"c": (folder / "cells" / "c", params.model_dump(mode="json"))}, profile="mine")
+    findings = analyse(tables)
+    found = {(f.name, f.labels.get("definition"), f.labels.get("quantity")): f for f in findings.findings}
+    errors = {key[2]: f.value for key, f in found.items() if key[0] == "error"}
+    assert max(errors[name] for name in ("lambda_max", "lambda_min", "spread")) < 1e-6
+    assert max(errors[name] for name in ("ratio", "sigma_bulk all", "sigma_bulk without_10")) < 0.2
+    metrics = metrics_of(folder)
+    exact_P = np.array(sorted(value for (_, name, _), value in metrics.items() if name == "eigenvalue"))
+    exact = exact_numbers(exact_P)
+    assert found["lambda_max", None, None].low <= exact_P[-1] <= found["lambda_max", None, None].high
+    ratios = [exact_P[-1] / exact[f"sigma_bulk {name}"] for name in ("all", "without_10", "without_50")]
+    assert found["ratio_by_definition", None, None].value == pytest.approx(max(ratios) / min(ratios), rel=0.4)
+    assert {f.labels["model"] for f in findings.findings} == {"model"}
+    assert len(findings.tables[0].rows) == len({line[0] for line in findings.tables[0].rows}) == 11
+    findings.figures["spectrum-1"](folder / "figure.svg")
+    assert "pre-registered" in (folder / "figure.svg").read_text()
+
+
+def test_what_is_recorded(dense: tuple[Path, Params]) -> None:
+    folder, params = dense
+    metrics = metrics_of(folder)
+    numbers = {name: value for (_, name, _), value in metrics.items()}
+    size = numbers["parameters"]
+    assert numbers["products"] == 2 * 51 + 3
+    assert numbers["vector_bytes"] == 52 * size * 8
+    assert numbers["tokens"] == 12 * 7
+    weights = [value for (_, name, _), value in metrics.items() if name == "weight"]
+    assert len(weights) == 2 * 51
+    assert sum(weights) == pytest.approx(2)
+    tables = read_tables({"c": (folder / "cells" / "c", params.model_dump(mode="json"))}, profile="mine")
+    units = tables.microbatches
+    assert units["stage"].unique().to_list() == ["hvp"]
+    assert len(units) == 105 + -(-int(size) // 64)
+    assert units["tokens"].unique().to_list() == [84]
+    assert units["host_peak_bytes"].min() > 2**20
+    assert units["graph_bytes"].max() > 0
+
+
+@pytest.mark.parametrize("operator", ["gauss-newton", "empirical-fisher", "sampled-fisher"])
+def test_other_operators_are_positive(scene: Path, operator: str) -> None:
+    measure(scene / operator, params_of(scene, operator=operator, data=str(scene / "text.jsonl")))
+    ritz = [value for (_, name, _), value in metrics_of(scene / operator).items() if name == "ritz"]
+    assert min(ritz) > -1e-12 * max(ritz)
+    assert max(ritz) > 0
+
+
+def test_interrupted_at_any_product_and_taken_up_again(scene: Path, dense: tuple[Path, Params]) -> None:
+    """Before the first product, in the first run, among the probes, in the second run, in the whole matrix: bit for bit the same."""
+    for stop in (0, 30, 52, 60, 106):
+        with pytest.raises(Stopped):
+            measure(scene / "stopped", dense[1], stop=stop)
+    measure(scene / "stopped", dense[1])
+    expected = metrics_of(dense[0])
+    assert metrics_of(scene / "stopped") == expected
+    assert len(expected) > 500
+    assert len(segments(scene / "stopped" / "cells" / "c")) == 6
+    assert not list(scene.glob("stopped/cells/*/artifacts/vectors"))
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bench.experiments.spectral import test_experiment as here
+here.measure(Path(sys.argv[1]), here.Params.model_validate_json(sys.argv[2]), stop=int(sys.argv[3]),
+             end=lambda: os.kill(os.getpid(), signal.SIGKILL))
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_taken_up_again(scene: Path, dense: tuple[Path, Params]) -> None:
+    command = [sys.executable, "-c", KILLED, str(scene / "killed"), dense[1].model_dump_json()]
+    for stop in (40, 53):
+        assert subprocess.run([*command, str(stop)], env=environ(), check=False).returncode == -9
+    measure(scene / "killed", dense[1])
+    assert metrics_of(scene / "killed") == metrics_of(dense[0])
+
+
+def test_a_model_that_has_blown_up_is_a_finding(scene: Path, tmp_path: Path) -> None:
+    model = make_model("llama", num_hidden_layers=1)
+    with torch.no_grad():
+        model.lm_head.weight[3, 2] = torch.nan
+    save(model, tmp_path / "model")
+    tokenizer().save_pretrained(tmp_path / "model")
+    with pytest.raises(Diverged, match="loss of microbatch 0"):
+        measure(tmp_path, params_of(scene, model=str(tmp_path / "model")))
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"model": None}, "-o model=FOLDER -o data=FILE"),
+    ({"data": "absent.txt"}, r"absent\.txt: cannot be read as text"),
+    ({"tokens": 100_000}, "holds 240 tokens of this model, 100000 are wanted"),
+    ({"parameters": ("*.mpl.*",)}, "matches none"),
+    ({"parameters": ("model.norm.weight",)}, "more than 51 parameters"),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), MISTAKES)
+def test_mistakes(scene: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        measure(tmp_path, params_of(scene, **changes))
+
+
+@pytest.mark.slow
+def test_one_model_from_the_command_line(scene: Path, tmp_path: Path) -> None:
+    code, _, err = modelassay("run", "spectral", "--profile", "one-model", "--runs", tmp_path / "none")
+    assert code == 3
+    assert "-o model=FOLDER -o data=FILE" in err
+    settings = [option for name, value in SMALL.items() for option in ("-o", f"{name}={value}")]
+    code, out, err = modelassay("run", "spectral", "--profile", "one-model", "-o", f"model={scene / 'model'}",
+                                "-o", f"data={scene / 'text.txt'}", *settings, "--runs", tmp_path)  # fmt: skip
+    assert code == 0, err
+    made = only_run(tmp_path)
+    assert "spectrum of model" in out
+    assert [figure.name for figure in (made / "figures").iterdir()] == ["spectrum-1.png"]
+    assert next((made / "cells").glob("*/attempt-1.out")).read_text().endswith("hvp 54 of 54\n")
+
+
+def test_rows_of_a_text(scene: Path) -> None:
+    rows_BT = rows_of(str(scene / "text.txt"), tokenizer(), tokens=100, length=12)
+    assert rows_BT.shape == (8, 12)
+    assert not rows_BT[:, 11].any()  # eleven words and the end
+    assert torch.equal(rows_of(str(scene / "text.jsonl"), tokenizer(), tokens=100, length=12), rows_BT)
+    assert rows_of("corpus:en", tokenizer(), tokens=50, length=10).shape == (5, 10)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [("{", "bad.jsonl:2: not JSON"), ('{"txt": 1}', "bad.jsonl:2: no 'text'"), ("[1]", "no 'text'")]
+)
+def test_lines_that_are_no_documents(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(f'{{"text": "w1"}}\n{line}\n')
+    with pytest.raises(UsageError, match=said):
+        rows_of(str(tmp_path / "bad.jsonl"), tokenizer(), tokens=50, length=10)

@@ -21,6 +21,7 @@ from modelassay.models.listing import Member, read_listing, take_listing
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with serve_hub() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the machine that tests has set
         monkeypatch.setattr(module, "_WAITS_S", (0.0, 0.0))
         server.page_size = 3
         for number in range(8):

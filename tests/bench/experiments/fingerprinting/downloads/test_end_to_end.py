@@ -43,7 +43,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         families = put_families(hub, folder / "models")
         hub.refusals["api/models"] = [(503, "Busy")]
         (folder / "suite.yaml").write_text(suite_text())
-        env = environ(HF_HOME=str(folder / "home"), HF_ENDPOINT=hub.url, NO_PROXY="127.0.0.1")
+        env = environ(HF_HOME=str(folder / "home"), HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", NO_PROXY="127.0.0.1")
         process = start("run", folder / "suite.yaml", "--runs", folder / "runs", env=env)
         while num_measured(folder / "runs") < KILL_AFTER and process.poll() is None:
             time.sleep(0.02)

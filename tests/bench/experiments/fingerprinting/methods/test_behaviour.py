@@ -258,7 +258,9 @@ def test_a_run_records_who_grew_the_prompts(store: Store, tmp_path: Path) -> Non
 def test_fingerprint_verb_asks_both_ways_and_fetches_a_repository_whole(store: Store, tmp_path: Path) -> None:
     with serve_hub() as hub:
         commit = hub.add("org/child", zoo.ensure(CHILD, store=store))
-        env = environ(MODELASSAY_CACHE=str(store.root.parent), HF_HOME=str(tmp_path), HF_ENDPOINT=hub.url)
+        env = environ(
+            MODELASSAY_CACHE=str(store.root.parent), HF_HOME=str(tmp_path), HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0"
+        )
         env.pop("HF_HUB_OFFLINE", None)
         code, out, err = modelassay("fingerprint", BASE, f"hf:org/child@{commit}", "--behaviour", "--json", env=env)
     assert code == 0, err

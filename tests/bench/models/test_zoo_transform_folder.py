@@ -89,7 +89,7 @@ def test_a_child_is_a_checkpoint_of_its_bases_kind(step: str, base: Path, tmp_pa
     stored = {weight.dtype for weight in load_file(folder / "model.safetensors").values()}
     assert {key: len(value) for key, value in info.items() if value} == {}
     assert stored == {model.dtype} == {torch.bfloat16 if parent.config.model_type == "qwen2" else torch.float16}
-    assert digest(folder) != digest(base)
+    assert (digest(folder) != digest(base)) == (step != "fold")  # gains that are all 1 have nothing to fold
     for file in TOKENIZER_FILES[:2]:
         assert (folder / file).read_bytes() == (base / file).read_bytes()
     assert open_checkpoint(folder).num_layers == 4 - 2 * (step == "depth")

@@ -223,7 +223,9 @@ def _local_path(text: str) -> Path | None:
     """Return the folder, or with a slash in its name the file, that a parameter's ``text`` names; None if there is none."""
     path = Path(text)
     try:
-        found = bool(text) and not text.startswith(("hf:", "zoo:")) and (path.is_dir() or ("/" in text and path.exists()))
+        found = (
+            bool(text) and not text.startswith(("hf:", "zoo:")) and (path.is_dir() or ("/" in text and path.exists()))
+        )
     except OSError:  # longer than any name
         return None
     return path if found else None

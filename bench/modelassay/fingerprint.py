@@ -23,7 +23,7 @@ from modelassay.experiments.fingerprinting.measure import numbers_of, open_model
 from modelassay.experiments.fingerprinting.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS, Numbers
 from modelassay.experiments.fingerprinting.methods.behaviour import Speaker, listen_to
 from modelassay.experiments.fingerprinting.methods.weights import Weights, load_weights
-from modelassay.record import encode_value
+from modelassay.record import Tables, encode_value
 from modelassay.runner import Run
 from modelassay.show import View
 from modelassay.state import Store
@@ -69,7 +69,8 @@ def fingerprint(models: Sequence[str], *, background: Run | None, figure: Path |
         raise UsageError(
             "--behaviour runs whole models and --attention-only reads four matrices; leave one of them out"
         )
-    strangers = _strangers(background)
+    tables = None if background is None else _tables_of(background)
+    strangers = _strangers(tables)
     _check(models, figure)
     subjects = []
     for reference, name in zip(models, short_names(models), strict=True):
@@ -87,7 +88,7 @@ def fingerprint(models: Sequence[str], *, background: Run | None, figure: Path |
     ])  # fmt: skip
     derived = [_derive(a, b) if verdict.word == "related" and not attention_only else None
                for (a, b), verdict in zip(pairs, verdicts, strict=True)]  # fmt: skip
-    against, about = _described(background)
+    against, about = _described(background, tables)
     notes = [*about, *caveats(verdicts, strangers)]
     curves = [subject.curves for subject in subjects]
     if figure is not None:
@@ -111,22 +112,25 @@ def _check(models: Sequence[str], figure: Path | None) -> None:
         raise UsageError(f"{figure}: a figure ends in .png, .svg or .pdf, got {figure.suffix or 'no ending'}")
 
 
-def _strangers(run: Run | None) -> Background:
-    if run is None:
-        return Background.from_models([])
+def _tables_of(run: Run) -> Tables:
     if run.suite.experiment.name != "fingerprinting":
         raise UsageError(f"{run.folder}: a run of {run.suite.name} holds no sigma-curves; give one of fingerprinting")
-    tables = run.tables()
+    return run.tables()
+
+
+def _strangers(tables: Tables | None) -> Background:
+    if tables is None:
+        return Background.from_models([])
     models = models_of(tables)
     recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in models.items()})
     return Background.from_models(models.values(), recorded)
 
 
-def _described(run: Run | None) -> tuple[dict[str, Any] | None, list[str]]:
+def _described(run: Run | None, tables: Tables | None) -> tuple[dict[str, Any] | None, list[str]]:
     """Return which run the background is, for JSON, and what of it a reader must know before quoting a p-value."""
-    if run is None:
+    if run is None or tables is None:
         return None, []
-    outcomes = run.tables().cells["outcome"].to_list()
+    outcomes = tables.cells["outcome"].to_list()
     num_open = sum(outcome not in ("done", "diverged") for outcome in outcomes)
     notes = [f"{run.folder}: {MEANINGLESS}, nor do p-values against them"] if run.suite.profile == "smoke" else []
     if num_open:

@@ -104,7 +104,8 @@ class Score:
     """Why ``value`` is NaN."""
 
 
-def _undefined(reason: str, alignment: str, per_role: Mapping[str, float] | None = None) -> Score:
+def undefined(reason: str, alignment: str = "none", per_role: Mapping[str, float] | None = None) -> Score:
+    """Return the score of two models that cannot be compared, with the reason."""
     return Score(value=float("nan"), per_role=per_role or {}, alignment=alignment, reason=reason)
 
 
@@ -157,7 +158,7 @@ def _mean_of_roles(
         for role, row in zip(roles, rows, strict=True):
             if np.isnan(row).any():
                 reason = f"{model.name}: role {role} is {what}, so its correlation is not defined"
-                return _undefined(reason, alignment, per_role)
+                return undefined(reason, alignment, per_role)
     return Score(value=float(r_R.mean()), per_role=per_role, alignment=alignment)
 
 
@@ -243,7 +244,7 @@ def extended(a: Curves, b: Curves) -> Score:
     """
     shared = tuple(role for role in BEYOND if role in a.extra and role in b.extra)
     if not shared:
-        return _undefined("beyond the four attention matrices nothing was measured of both models", "none")
+        return undefined("beyond the four attention matrices nothing was measured of both models")
     return _without_trend(a, b, (*ROLES, *shared))
 
 
@@ -254,7 +255,7 @@ def invariant(a: Curves, b: Curves) -> Score:
     """
     for model in (a, b):
         if not set(PRODUCTS) <= set(model.extra):
-            return _undefined(f"{model.name}: the products of its matrices were not measured", "none")
+            return undefined(f"{model.name}: the products of its matrices were not measured")
     return _without_trend(a, b, PRODUCTS)
 
 
@@ -263,7 +264,7 @@ def _without_trend(a: Curves, b: Curves, roles: Sequence[str]) -> Score:
     if pair is None:
         shallowest = min(a.num_layers, b.num_layers)
         reason = f"{shallowest} layers: fewer than {MIN_LAYERS} leave nothing to correlate once the trend is removed"
-        return _undefined(reason, "same depth" if a.num_layers == b.num_layers else "none")
+        return undefined(reason, "same depth" if a.num_layers == b.num_layers else "none")
     what = "a straight line over depth (in log sigma)"
     scores = [
         _mean_of_roles(roles, (pair.shallow_RL * deep_RL).sum(-1), name,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from modelassay.experiments.fingerprinting.curves import ROLES, Array, Score, unit
+from modelassay.experiments.fingerprinting.curves import ROLES, Array, Score, undefined, unit
 from modelassay.experiments.fingerprinting.methods.weights import Weights
 
 MIN_TOKENS = 64  # fewer shared tokens than that leave the cosines of dimensions to chance
@@ -40,23 +40,23 @@ def aligned(a: Weights, b: Weights) -> Score:
     seconds at 4096) and L products of [D, D].
     """
     if a.tokenizer_key is None or a.tokenizer_key != b.tokenizer_key:
-        return _undefined("the tokenizers differ, so no shared tokens match the hidden dimensions")
+        return undefined("the tokenizers differ, so no shared tokens match the hidden dimensions")
     if a.embedding is None or b.embedding is None:
-        return _undefined(f"{(a if a.embedding is None else b).name}: its word embedding was not found")
+        return undefined(f"{(a if a.embedding is None else b).name}: its word embedding was not found")
     for name, embedding in ((a.name, a.embedding), (b.name, b.embedding)):
         if not np.isfinite(embedding).all():
-            return _undefined(f"{name}: its word embedding holds NaN or infinite weights")
+            return undefined(f"{name}: its word embedding holds NaN or infinite weights")
     tokens = min(len(a.embedding), len(b.embedding))
     if tokens < MIN_TOKENS:
-        return _undefined(f"{tokens} shared tokens are too few to match hidden dimensions, {MIN_TOKENS} are needed")
+        return undefined(f"{tokens} shared tokens are too few to match hidden dimensions, {MIN_TOKENS} are needed")
     width = min(a.embedding.shape[1], b.embedding.shape[1])
     if width < MIN_WIDTH:
-        return _undefined(f"{width} hidden dimensions are too few, {MIN_WIDTH} are needed")
+        return undefined(f"{width} hidden dimensions are too few, {MIN_WIDTH} are needed")
     dims_a, dims_b, signs = match_dimensions(a.embedding[:tokens], b.embedding[:tokens])
     mine, theirs = _Matched(a, dims_a, None), _Matched(b, dims_b, signs)
     cka_LLR = _cka_of_layers(mine, theirs) if a.num_layers <= b.num_layers else _cka_of_layers(theirs, mine)
     if not np.isfinite(cka_LLR).all():
-        return _undefined("a matrix is constant or not finite, so its CKA is not defined")
+        return undefined("a matrix is constant or not finite, so its CKA is not defined")
     same_depth = a.num_layers == b.num_layers
     rows = np.arange(len(cka_LLR))
     columns = np.zeros_like(rows) if same_depth else linear_sum_assignment(-cka_LLR.mean(-1))[1]
@@ -133,7 +133,3 @@ def _u_centred(k: Array) -> Array:
     k -= shift[..., None, :]
     k[..., diagonal, diagonal] = 0
     return unit(k.reshape(*k.shape[:-2], n * n), size[..., None])
-
-
-def _undefined(reason: str) -> Score:
-    return Score(value=float("nan"), per_role={}, alignment="none", reason=reason)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from modelassay.experiments.fingerprinting.curves import Array, Score, unit
+from modelassay.experiments.fingerprinting.curves import Array, Score, undefined, unit
 from modelassay.experiments.fingerprinting.methods.weights import Weights
 
 
@@ -20,14 +20,14 @@ def norm_vectors(a: Weights, b: Weights) -> Score:
     """
     if a.norms is None or b.norms is None:
         lacking = a if a.norms is None else b
-        return _undefined(f"{lacking.name}: no weights of norms before attention and feed-forward were found")
+        return undefined(f"{lacking.name}: no weights of norms before attention and feed-forward were found")
     if a.norms.shape[-1] != b.norms.shape[-1]:
-        return _undefined(f"widths differ ({a.norms.shape[-1]} and {b.norms.shape[-1]})")
+        return undefined(f"widths differ ({a.norms.shape[-1]} and {b.norms.shape[-1]})")
     shallow, deep = sorted((a.norms, b.norms), key=len)
     scores = {name: _mean_r(shallow, deep[layers]) for name, layers in readings(len(shallow), len(deep)).items()}
     defined = {name: score for name, score in scores.items() if np.isfinite(score["norm-1"] + score["norm-2"])}
     if not defined:
-        return _undefined("the norms do not vary, so their correlation is not defined")
+        return undefined("the norms do not vary, so their correlation is not defined")
     best = max(defined, key=lambda name: defined[name]["norm-1"] + defined[name]["norm-2"])
     return Score(value=(defined[best]["norm-1"] + defined[best]["norm-2"]) / 2, per_role=defined[best], alignment=best)
 
@@ -51,7 +51,3 @@ def _mean_r(x_LND: Array, y_LND: Array) -> dict[str, float]:
     with np.errstate(invalid="ignore"):
         r_N = np.where(known, r_LN, 0).sum(0) / known.sum(0)
     return {"norm-1": float(r_N[0]), "norm-2": float(r_N[1])}
-
-
-def _undefined(reason: str) -> Score:
-    return Score(value=float("nan"), per_role={}, alignment="none", reason=reason)

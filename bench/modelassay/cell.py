@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from modelassay.errors import AssayError, Diverged, HostError
+from modelassay.experiments import Experiment
 from modelassay.meter import Clocks, Meter
 from modelassay.record import Log, no_space, segments
 from modelassay.state import State, Store, latest_checkpoint, locked, seed_everything
-from modelassay.suite import Cell, Suite, suite_from_json
+from modelassay.suite import Cell
 
 MAX_REASON = 500
 """Characters of an error's text that a status keeps."""
 
 
-def cell_main(run_dir: str, cell_id: str, answer: Connection, lifeline: Connection) -> None:
+def cell_main(
+    experiment: Experiment,
+    cell: Cell,
+    siblings: Sequence[BaseModel],
+    cell_dir: Path,
+    answer: Connection,
+    lifeline: Connection,
+) -> None:
     """Run one cell to its outcome and send it: ``(outcome, reason)``, or ``("host", message)`` for the machine's fault.
 
-    ``lifeline`` is the reading end of a pipe that the runner holds open.
+    ``siblings`` are the parameters of all cells; ``lifeline`` is the reading end of a pipe that the runner holds open.
     """
     os.setpgrp()  # whatever it forks can be ended with it; Ctrl-C reaches the runner alone, which decides
     _die_with_runner(lifeline)
-    suite = suite_from_json(json.loads((Path(run_dir) / "run.json").read_text())["suite"])
-    cell = next(cell for cell in suite.cells if cell.id == cell_id)
-    cell_dir = Path(run_dir) / "cells" / cell_id
     try:
         with locked(cell_dir / "lock"):  # a killed attempt's process may still be on its way out
-            answer.send(_attempt(suite, cell, cell_dir))
+            answer.send(_attempt(experiment, cell, siblings, cell_dir))
     except HostError as error:
         answer.send(("host", str(error)))
     except AssayError as error:  # a damaged checkpoint
@@ -50,7 +56,7 @@ def cell_main(run_dir: str, cell_id: str, answer: Connection, lifeline: Connecti
         answer.send(("host", str(shown)))
 
 
-def _attempt(suite: Suite, cell: Cell, cell_dir: Path) -> tuple[str, str]:
+def _attempt(experiment: Experiment, cell: Cell, siblings: Sequence[BaseModel], cell_dir: Path) -> tuple[str, str]:
     attempt = 1 + max(segments(cell_dir), default=0)
     _redirect_output(cell_dir / f"attempt-{attempt}.out")
     began = time.monotonic()
@@ -59,10 +65,9 @@ def _attempt(suite: Suite, cell: Cell, cell_dir: Path) -> tuple[str, str]:
               resumed_at=saved.position if saved else 0)  # fmt: skip
     spent: dict[str, Any] = {}
     try:
-        run = suite.experiment.run()  # imports what a forked process already holds; before the meter looks for a GPU
+        run = experiment.run()  # imports what a forked process already holds; before the meter looks for a GPU
         with _clocks(spent) as clocks:
             meter = Meter(log, counters=saved.counters if saved else None, clocks=clocks)
-            siblings = [other.params for other in suite.cells]
             state = State(cell_dir, meter=meter, store=Store(), saved=saved, siblings=siblings)
             seed_everything(int(cell.id[:8], 16))
             outcome, reason = _outcome(lambda: run(cell.params, meter, state))

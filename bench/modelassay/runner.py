@@ -317,7 +317,8 @@ def _run_in_process(
     cell_dir.mkdir(parents=True, exist_ok=True)
     receiver, sender = context.Pipe(duplex=False)
     lifeline, held = context.Pipe(duplex=False)  # closes when this process is gone, however it went
-    arguments = (str(run.folder), cell.id, sender, lifeline)
+    siblings = [other.params for other in run.suite.cells]
+    arguments = (run.suite.experiment, cell, siblings, cell_dir, sender, lifeline)
     process = context.Process(target=cell_main, args=arguments, name=f"cell {cell.id}")
     try:
         _start(context, process)

@@ -257,8 +257,9 @@ def _chances(verdict: Verdict) -> tuple[str, str, str, str]:
     place, phase = verdict.background, verdict.phase
     if place is None:
         return "none", "none", "no background", "none"
+    why_none = "undefined" if verdict.primary == "corrected" else "not asked"
     return (f"{place.p:.3f}", f"{place.floor:.3f}", f"{place.n}, up to {place.max:.2f}",
-            "undefined" if phase is None else f"{phase.p:.4f}")  # fmt: skip
+            why_none if phase is None else f"{phase.p:.4f}")  # fmt: skip
 
 
 def caveats(verdicts: Sequence[Verdict], background: Background) -> list[str]:

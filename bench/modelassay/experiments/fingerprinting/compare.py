@@ -79,7 +79,7 @@ def compare(params: Params, checkpoint: Checkpoint, done: int, meter: Meter, sta
 def _recipe(params: Params, others: Sequence[str], relatives: Sequence[str]) -> dict[str, Any]:
     return {
         "kind": "scores", "model": zoo.recipe(params.model), "name": params.model, "relatives": list(relatives),
-        "others": {other: content_key(zoo.recipe(other)) for other in others}, "behaviour": params.behaviour,
+        "others": [[other, content_key(zoo.recipe(other))] for other in others], "behaviour": params.behaviour,
         "peers": {name: PEERS[name].installed_version() for name in params.peers}, "code": code_key(),
     }  # fmt: skip
 

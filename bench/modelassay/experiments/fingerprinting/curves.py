@@ -153,8 +153,8 @@ def _mean_of_roles(
     roles: Sequence[str], r_R: Array, alignment: str, units: list[tuple[Curves, Array]], what: str
 ) -> Score:
     r_R = np.clip(r_R, -1, 1)
-    per_role = {role: float(r) for role, r in zip(roles, r_R, strict=True)}
-    for model, rows in units:
+    per_role = dict(zip(roles, r_R.tolist(), strict=True))
+    for model, rows in units if np.isnan(r_R).any() else []:
         for role, row in zip(roles, rows, strict=True):
             if np.isnan(row).any():
                 reason = f"{model.name}: role {role} is {what}, so its correlation is not defined"

@@ -43,7 +43,8 @@ class Verdict:
     score: float
     """The score by that method; NaN where it is not defined."""
     phase: PhaseTest | None
-    """Of the corrected score. None where uncalibrated (no p-value is shown without a background) or where it is not defined."""
+    """Of the corrected score, where the verdict stands on it. None where uncalibrated (no p-value is shown without a background) or where
+    it is not defined."""
     background: Rank | None
     """The score by the primary method among strangers; None where uncalibrated or not defined."""
     paper_background: Rank | None
@@ -89,7 +90,8 @@ def judge(a: Curves, b: Curves, background: Background, *, alpha: float = 0.05,
     place = rank(value, (scores[primary] for scores in strangers))
     verdict = Verdict(
         a=a.name, b=b.name, word="uncalibrated", sentence="", paper_exact=exact, corrected=score,
-        interval=_layer_interval(a, b, score), primary=primary, score=value, phase=phase_test(a, b) if strangers else None, background=place,
+        interval=_layer_interval(a, b, score), primary=primary, score=value, background=place,
+        phase=phase_test(a, b) if strangers and primary == "corrected" else None,
         paper_background=rank(exact.value, (scores["paper-exact"] for scores in strangers)),
         stratum=_stratum_reason(a, b, len(strangers)), alpha=alpha,
     )  # fmt: skip
@@ -146,7 +148,7 @@ def _evidence(verdict: Verdict) -> Iterator[str]:
         )
     if paper := verdict.paper_background:
         yield f"Strangers reach {paper.max:.2f} in the paper-exact score."
-    if (phase := verdict.phase) and verdict.primary == "corrected":
+    if phase := verdict.phase:
         yield (
             f"Phase-randomised p = {phase.p:.2g} ({phase.free_phases} free phases; {phase.draws} draws allow "
             f"{phase.floor:.2g}, a copy would get {phase.copy_p:.2g})."

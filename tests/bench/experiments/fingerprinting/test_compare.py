@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_run import attempt, keyed
 
+from cell_attempts import attempt, keyed
 from modelassay.experiments.fingerprinting import compare
 from modelassay.experiments.fingerprinting.params import Params
 from modelassay.models import zoo

@@ -2,8 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,19 @@ import numpy as np
 import pytest
 import torch
 
+from cell_attempts import attempt, keyed
 from modelassay.errors import HostError, SuiteError
+from modelassay.experiments.fingerprinting import compare
 from modelassay.experiments.fingerprinting.analyse import analyse
 from modelassay.experiments.fingerprinting.evidence.derivations import swapped
 from modelassay.experiments.fingerprinting.measure import numbers_of, worth_comparing
 from modelassay.experiments.fingerprinting.methods import BY_WEIGHTS
 from modelassay.experiments.fingerprinting.methods.weights import weights_of
 from modelassay.experiments.fingerprinting.params import Params
-from modelassay.experiments.fingerprinting.run import run
-from modelassay.meter import Meter
 from modelassay.models.checkpoint import open_checkpoint
-from modelassay.record import Log, read_cell, segments
+from modelassay.record import read_cell
 from modelassay.runner import open_run
-from modelassay.state import State, Store, latest_checkpoint
+from modelassay.state import Store
 from modelassay.suite import load_suite
 from tiny_models import make_model, save
 from toy_suite import metrics_of, modelassay, only_run
@@ -62,49 +61,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("wide", "wide-2")):
         save_model(root / name, 90 + seed, width=32)
     return root
-
-
-class Cut(BaseException):
-    """The process is gone."""
-
-
-class CutMeter(Meter):
-    """A meter that cuts the cell off before its unit number ``at``."""
-
-    def __init__(self, log: Log, *, counters: dict[str, int] | None, at: int | None) -> None:
-        super().__init__(log, counters=counters)
-        self.left = math.inf if at is None else at
-
-    def microbatch(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
-        if not self.left:
-            raise Cut
-        self.left -= 1
-        return super().microbatch(*args, **kwargs)
-
-
-def attempt(
-    folder: Path, params: Params, siblings: list[Params], store: Store, due: Iterator[bool], at: int | None
-) -> bool:
-    """Run a cell in ``folder``, new or cut off before; return whether it came to its end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    saved, number = latest_checkpoint(folder), 1 + max(segments(folder), default=0)
-    log = Log(
-        folder / f"attempt-{number}.jsonl", cell=folder.name, attempt=number, resumed_at=saved.position if saved else 0
-    )
-    meter = CutMeter(log, counters=saved.counters if saved else None, at=at)
-    state = State(folder, meter=meter, store=store, saved=saved, siblings=siblings)
-    state.checkpoint_due = lambda every_s=0.0: next(due)  # type: ignore[method-assign]
-    try:
-        run(params, meter, state)
-    except Cut:
-        return False
-    finally:
-        log.close()
-    return True
-
-
-def keyed(folder: Path) -> dict[tuple[str, str], float]:
-    return {(m["name"], str(sorted(m["labels"].items()))): m["value"] for m in read_cell(folder).metrics}
 
 
 @pytest.mark.parametrize("rhythm", [(True,), (False, False, True), (False,)])
@@ -172,7 +128,7 @@ def test_who_is_called_the_parent_does_not_hang_on_the_order(
     def knows(a: Any, b: Any) -> Found:
         return Found("b" if "child" in str(a.folder) else "a")
 
-    monkeypatch.setitem(run.__globals__, "derivation", knows)
+    monkeypatch.setattr(compare, "derivation", knows)
     params = Params(model=str(models / model), family="x", against=(str(models / other),))
     siblings = [params, Params(model=str(models / other), family="x")]
     attempt(tmp_path / "cell", params, siblings, Store(tmp_path / "store"), cycle([False]), None)

@@ -98,7 +98,25 @@ class Evidence:
 
     def ranks(self, method: str, which: Which = lambda _pair: True) -> RankPs:
         """Return the rank p of each chosen pair among the strangers of its own two strata that share no root with it."""
-        groups, parts = self._by_strata(which), []
+        return self._ranks(method, self._by_strata(which))
+
+    def ranks_of_decidable(self, method: str, made_by: Hashable) -> RankPs:
+        """Return the ranks of the pairs of `can_decide` whose suspect was made in one way, found once."""
+        if (method, made_by) not in self._found_decidable:
+            groups = self._decidable_groups.get(made_by, {})
+            self._found_decidable[method, made_by] = self._ranks(method, groups)
+        return self._found_decidable[method, made_by]
+
+    def ranks_of_unrelated(self, method: str) -> RankPs:
+        """Return the ranks of the unrelated pairs of one stratum, found once."""
+        if method not in self._found_unrelated:
+            self._found_unrelated[method] = self.ranks(
+                method, lambda pair: not pair.related and pair.suspect.stratum == pair.root.stratum
+            )
+        return self._found_unrelated[method]
+
+    def _ranks(self, method: str, groups: Mapping[tuple[Hashable, Hashable], list[int]]) -> RankPs:
+        parts = []
         for strata, members in groups.items():
             suspects = self._scored(self.scores[method][members], [self.pairs[index] for index in members])
             parts.append(rank_p_values(suspects, self._strangers(method, *strata)))
@@ -108,10 +126,6 @@ class Evidence:
         return RankPs(p=np.concatenate([empty, *(part.p for part in parts)]),
                       floor=np.concatenate([empty, *(part.floor for part in parts)]), suspects=everyone,
                       among_themselves=False)  # fmt: skip
-
-    def decidable(self, made_by: Hashable) -> Which:
-        """Return what chooses the pairs of `can_decide` whose suspect was made in one way."""
-        return lambda pair: self.can_decide(pair) and pair.suspect.made_by == made_by
 
     def can_decide(self, pair: Pair) -> bool:
         """Return whether a related pair has strangers enough that a method able to compare them could call it related."""
@@ -126,6 +140,24 @@ class Evidence:
             (pair.suspect.stratum, pair.root.stratum, pair.root.family)
             for pair, floor in zip(pairs, ranks.floor, strict=True) if floor <= self.alpha + 1e-12
         )  # fmt: skip
+
+    @cached_property
+    def _decidable_groups(self) -> dict[Hashable, dict[tuple[Hashable, Hashable], list[int]]]:
+        """The pairs of `can_decide` by what was done to the suspect, then by strata."""
+        found: dict[Hashable, dict[tuple[Hashable, Hashable], list[int]]] = {}
+        for strata, members in self._by_strata(self.can_decide).items():
+            for index in members:
+                made_by = self.pairs[index].suspect.made_by
+                found.setdefault(made_by, {}).setdefault(strata, []).append(index)
+        return found
+
+    @cached_property
+    def _found_decidable(self) -> dict[tuple[str, Hashable], RankPs]:
+        return {}
+
+    @cached_property
+    def _found_unrelated(self) -> dict[str, RankPs]:
+        return {}
 
     def _by_strata(self, which: Which) -> dict[tuple[Hashable, Hashable], list[int]]:
         groups: dict[tuple[Hashable, Hashable], list[int]] = {}

@@ -12,9 +12,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from modelassay.accuracy import accuracy
+from modelassay.accuracy import accuracy, auroc
 from modelassay.accuracy_roc import roc
 from modelassay.experiments.fingerprinting.evidence import HARDNESS, Evidence, Pair, Which
+from modelassay.experiments.fingerprinting.evidence.scoring import FEWER
 from modelassay.experiments.fingerprinting.figures import COLOURS
 
 COLUMNS = 4  # panels beside each other
@@ -76,7 +77,7 @@ def save_roc(path: Path, evidence: Evidence) -> None:
     figure, axes = _panels(len(evidence.scores))
     for axis, method in zip(axes, evidence.scores, strict=True):
         scored = evidence.scored(method)
-        curve = roc(scored)
+        curve = roc(scored, draws=FEWER)
         axis.fill_between(curve.fpr, curve.low, curve.high, step="post", color=COLOURS[0], alpha=0.2, linewidth=0)
         axis.step(curve.fpr, curve.tpr, where="post", color=COLOURS[0])
         axis.plot(curve.fpr, curve.fpr, color="0.6", linewidth=0.8, linestyle="--")
@@ -84,8 +85,7 @@ def save_roc(path: Path, evidence: Evidence) -> None:
         axis.set_xlim(0, 1)
         axis.set_xticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.1 %", "1 %", "10 %", "100 %"], fontsize="x-small")
         axis.set_ylim(-0.02, 1.02)
-        auroc = accuracy(scored, draws=1).metrics["auroc"].value
-        axis.set_title(f"{method}, AUROC {auroc:.3f}", loc="left", fontsize="medium")
+        axis.set_title(f"{method}, AUROC {auroc(scored):.3f}", loc="left", fontsize="medium")
     figure.supxlabel("false-positive rate", fontsize="medium")
     figure.supylabel("true-positive rate", fontsize="medium")
     figure.savefig(path, dpi=160)
@@ -98,7 +98,7 @@ def save_survival(path: Path, evidence: Evidence) -> None:
     share_TM = np.full((len(made), len(methods)), np.nan)
     for row, name in enumerate(made):
         for column, method in enumerate(methods):
-            ranks = evidence.ranks(method, evidence.decidable(name))
+            ranks = evidence.ranks_of_decidable(method, name)
             if np.isfinite(ranks.p).any():  # else it cannot compare them, which is not the same as never
                 share_TM[row, column] = np.mean(ranks.p <= evidence.alpha + 1e-12)
     figure = Figure(figsize=(2.8 + 0.85 * len(methods), 1.6 + 0.27 * len(made)), layout="constrained")
@@ -122,7 +122,7 @@ def save_calibration(path: Path, evidence: Evidence) -> None:
     """Draw the p-values of unrelated suspects against what uniform ones would be: honest ones follow the diagonal."""
     figure, axes = _panels(len(evidence.scores))
     for axis, method in zip(axes, evidence.scores, strict=True):
-        ranks = evidence.ranks(method, lambda pair: not pair.related and pair.suspect.stratum == pair.root.stratum)
+        ranks = evidence.ranks_of_unrelated(method)
         p = np.sort(ranks.p[np.isfinite(ranks.p)])
         if p.size:
             axis.plot((np.arange(p.size) + 0.5) / p.size, p, color=COLOURS[0], drawstyle="steps-mid")
@@ -151,7 +151,7 @@ def save_size_and_training(path: Path, evidence: Evidence) -> None:
     sizes = sorted((str(size) for size in evidence.groups(lambda pair: pair.suspect.size)), key=_extent)
     both = [size for size in sizes if {True, False} <= {p.related for p in evidence.pairs if p.suspect.size == size}]
     for index, method in enumerate(evidence.scores):
-        found = [accuracy(evidence.scored(method, _of_size(size))).metrics["auroc"] for size in both]
+        found = [accuracy(evidence.scored(method, _of_size(size)), metrics=["auroc"], draws=FEWER).metrics["auroc"] for size in both]
         at = np.arange(len(both)) + 0.07 * (index - len(evidence.scores) / 2)
         values = np.array([estimate.value for estimate in found], dtype=float)
         ends = np.array([[e.interval.low, e.interval.high] if e.interval else [np.nan, np.nan] for e in found]).reshape(

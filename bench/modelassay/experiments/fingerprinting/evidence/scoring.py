@@ -22,7 +22,7 @@ SHOWN = {
     "mahalanobis": "Mahalanobis",
 }
 FEWER = 299
-"""Resamples for parts of the pairs, whose intervals are printed to two digits."""
+"""Resamples for parts of the pairs, whose intervals are printed to two digits, and for what is drawn."""
 TRAINING = {"none": 0.0, "up to half": 0.5, "up to twice": 2.0}
 """Classes of training since the root, as a share of the root's own tokens, each up to its limit."""
 COMPARED = (("corrected", "paper-exact"), ("corrected", "config-only"), ("corrected", "modeldna"), ("extended", "corrected"),
@@ -140,7 +140,7 @@ def _detected(evidence: Evidence) -> Iterator[tuple[str, str, CallRate]]:
     made = list(evidence.groups(lambda pair: pair.suspect.made_by if pair.related else None))
     for method in evidence.scores:
         for made_by in made:
-            ranks = evidence.ranks(method, evidence.decidable(made_by))
+            ranks = evidence.ranks_of_decidable(method, made_by)
             if ranks.p.size:
                 yield method, str(made_by), true_positive_rate(ranks, alpha=evidence.alpha, draws=FEWER)
 
@@ -162,7 +162,7 @@ def _calibrated(evidence: Evidence) -> Iterator[tuple[str, CallRate, dict[str, U
     """Yield for each method how often unrelated suspects are called, and how uniform the p of roots among roots are."""
     strata = dict.fromkeys((pair.suspect.size, pair.suspect.stratum) for pair in evidence.pairs if pair.suspect.is_root)
     for method in evidence.scores:
-        unrelated = evidence.ranks(method, lambda pair: not pair.related and pair.suspect.stratum == pair.root.stratum)
+        unrelated = evidence.ranks_of_unrelated(method)
         by_size: dict[str, Uniformity] = {}
         for size, stratum in strata:
             ranks = evidence.stranger_ranks(method, stratum)

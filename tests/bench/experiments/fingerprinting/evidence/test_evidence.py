@@ -125,10 +125,10 @@ def test_who_can_be_decided_is_who_has_strangers_enough(world: Evidence) -> None
 
 
 def test_only_the_way_it_was_made_is_chosen(world: Evidence) -> None:
-    ranks = world.ranks("corrected", world.decidable("sft-en"))
+    ranks = world.ranks_of_decidable("corrected", "sft-en")
     assert ranks.suspects.score.size == 3
     assert ranks.suspects.related.all()
-    assert world.ranks("corrected", world.decidable("nothing")).p.size == 0
+    assert world.ranks_of_decidable("corrected", "nothing").p.size == 0
 
 
 def test_no_pairs_are_no_ranks(world: Evidence) -> None:

@@ -50,8 +50,10 @@ def _zeros_if_none(tangents: tuple[Tensor | None, ...], likes: tuple[Tensor, ...
     return [torch.zeros_like(like) if x is None else x for x, like in zip(tangents, likes, strict=True)]
 
 
-def _fold(x: Tensor, dim: int | None, size: int, at: int) -> Tensor:
+def _fold(x: Tensor | None, dim: int | None, size: int, at: int) -> Tensor | None:
     """Merge the vmapped dimension, or ``size`` copies, into dimension ``at`` of the unbatched tensor."""
+    if x is None:
+        return None
     x_Z = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return x_Z.movedim(0, at).flatten(at, at + 1)
 
@@ -153,8 +155,8 @@ class AttentionBackward(_Vmapped):
         numbers = (ctx.scale, ctx.softcap)
         u = [x[None] for x in _zeros_if_none(grads, (q, k, v))]
         g_grad, lse_dot = _apply(AttentionTangent, q, k, v, spans, o, lse, *u, *numbers)
-        held = torch.zeros_like(g)[None]
-        primal_grads = _apply(AttentionBackwardTangent, q, k, v, spans, o, lse, g, *u, g_grad, lse_dot, held, *numbers)
+        dots = (*u, g_grad, lse_dot, None)
+        primal_grads = _apply(AttentionBackwardTangent, q, k, v, spans, o, lse, g, *dots, *numbers)
         return *(x[0] for x in primal_grads), None, None, None, g_grad[0], None, None
 
     @staticmethod
@@ -199,7 +201,7 @@ class AttentionTangent(_Vmapped):
         for t in range(c.shape[0]):
             dot_grads.append(_apply(AttentionBackward, q, k, v, spans, o, lse, c[t], *numbers))
             at = slice(t, t + 1)
-            dots = (q_dot[at], k_dot[at], v_dot[at], o_dot[at], lse_dot[at], torch.zeros_like(c[at]))
+            dots = (q_dot[at], k_dot[at], v_dot[at], o_dot[at], lse_dot[at], None)
             primal_grads.append(_apply(AttentionBackwardTangent, q, k, v, spans, o, lse, c[t], *dots, *numbers))
         primals = (torch.cat(parts).sum(0) for parts in zip(*primal_grads, strict=True))
         moved = (torch.stack(parts) for parts in zip(*dot_grads, strict=True))
@@ -212,7 +214,10 @@ class AttentionTangent(_Vmapped):
 
 
 class AttentionBackwardTangent(_Vmapped):
-    """(q, k, v, spans, o, lse, g, q', k', v', o', lse', g', scale, softcap) -> (dq', dk', dv'), tangents with a leading T."""
+    """(q, k, v, spans, o, lse, g, q', k', v', o', lse', g', scale, softcap) -> (dq', dk', dv'), tangents with a leading T.
+
+    g' is None where g is held.
+    """
 
     num_primals = 7
     num_tangents = 6

@@ -12,6 +12,7 @@ from torch.func import grad, jvp, vjp, vmap
 
 from attention_cases import CASES, IGNORES_TORCH_JIT, Case, directions, flat, loss_of, relative_error
 from modelassay_kernels import attention, attention_over_spans
+from modelassay_kernels import attention_tiled as tiled
 from modelassay_kernels.attention import DTYPES, attention_work
 from modelassay_kernels.attention_spans import make_spans, visible
 
@@ -252,6 +253,20 @@ def test_spans_of_packed_sequences() -> None:
     assert torch.equal(visible(spans, 5, 8)[0, 6], torch.tensor([False, True, False]))
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_a_held_gradient_is_one_without_a_tangent(softcap: float | None) -> None:
+    q, k, v = (torch.randn(2, heads, 70, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    spans = make_spans(70, 70, causal=True)
+    o, lse = tiled.forward(q, k, v, spans, 0.5, softcap)
+    dots = [torch.randn(3, *x.shape, dtype=torch.float64) for x in (q, k, v)]
+    moved = tiled.tangent(q, k, v, spans, o, lse, *dots, 0.5, softcap)
+    held, still = (
+        tiled.backward_tangent(q, k, v, spans, o, lse, o, *dots, *moved, g_dot, 0.5, softcap)
+        for g_dot in (None, torch.zeros_like(dots[0]))
+    )
+    assert relative_error(held, still) < 1e-14
+
+
 def test_no_quadratic_tensor_exists() -> None:
     """The largest tensor any pass makes, at a length where S x S would be far larger."""
     length, largest = 4096, 0
@@ -265,8 +280,6 @@ def test_no_quadratic_tensor_exists() -> None:
                 if isinstance(x, Tensor):
                     largest = max(largest, x.numel())
             return out
-
-    from modelassay_kernels import attention_tiled as tiled  # noqa: PLC0415
 
     q, k, v = qkv
     spans = make_spans(length, length, causal=True)

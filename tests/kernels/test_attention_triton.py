@@ -47,6 +47,8 @@ def four_passes(module: Any, qkv: tuple[Tensor, ...], g: Tensor, dots: tuple[Ten
     gradients = module.backward(*qkv, spans, o, lse, g, scale, cap)
     o_dot, lse_dot = module.tangent(*qkv, spans, o, lse, *dots[:3], scale, cap)
     seconds = module.backward_tangent(*qkv, spans, o, lse, g, *dots[:3], o_dot, lse_dot, dots[3], scale, cap)
+    if case is CASES[0]:
+        seconds += module.backward_tangent(*qkv, spans, o, lse, g, *dots[:3], o_dot, lse_dot, None, scale, cap)
     seen = lse.isfinite()
     return [o, lse.masked_fill(~seen, 0.0), *gradients, o_dot, lse_dot.masked_fill(~seen, 0.0), *seconds]
 

@@ -287,7 +287,7 @@ class Hessian(CurvatureOperator):
         if self._graph_bytes is None:
             self._graph_bytes = free_bytes(self.device) // 4
         if self._stand_ins is None:
-            self._stand_ins = replacements(self._module.model)
+            self._stand_ins = replacements(self._module)
         held = [*self._selected.values(), *self._fixed.values()]
         graph = Graph(self._batch_loss(batch), self._selected, self._stand_ins, held=held)
         if self.bytes_kept + graph.num_bytes <= self._graph_bytes:

@@ -237,9 +237,9 @@ def backward(
             ds_CNM = torch.bmm(g_CND, v_CMD.mT).sub_(d[at.pairs, at.rows]).mul_(p_CNM)
             if tanh_CNM is not None:
                 ds_CNM.mul_(1 - tanh_CNM.square())
-            dv[at.pairs, tile.keys] += torch.bmm(p_CNM.mT, g_CND)
-            dk[at.pairs, tile.keys] += torch.bmm(ds_CNM.mT, q_CND)
-            dq[at.pairs, at.rows] += torch.bmm(ds_CNM, k_CMD)
+            dv[at.pairs, tile.keys].baddbmm_(p_CNM.mT, g_CND)
+            dk[at.pairs, tile.keys].baddbmm_(ds_CNM.mT, q_CND)
+            dq[at.pairs, at.rows].baddbmm_(ds_CNM, k_CMD)
     return x.query_rows.give(dq.mul_(scale)), x.key_rows.give(dk), x.key_rows.give(dv)
 
 
@@ -273,9 +273,9 @@ def tangent(
             for t in range(dot_q.shape[0]):
                 ps_CNM = torch.bmm(dot_q[t, at.pairs, at.rows], k_CMD.mT)
                 ps_CNM.baddbmm_(q_CND, dot_k[t, at.pairs, tile.keys].mT).mul_(weight_CNM)
-                mu[t, at.pairs, at.rows] += ps_CNM.sum(-1, keepdim=True)
-                part_CND = torch.bmm(ps_CNM, v_CMD).baddbmm_(p_CNM, dot_v[t, at.pairs, tile.keys])
-                dot_o[t, at.pairs, at.rows] += part_CND
+                mu[t, at.pairs, at.rows].add_(ps_CNM.sum(-1, keepdim=True))
+                dot_o_CND = dot_o[t, at.pairs, at.rows]
+                dot_o_CND.baddbmm_(ps_CNM, v_CMD).baddbmm_(p_CNM, dot_v[t, at.pairs, tile.keys])
     dot_o.addcmul_(mu, o, value=-1)
     return x.query_rows.give(dot_o), x.query_rows.give(mu, mu.dtype).squeeze(-1)
 
@@ -339,10 +339,9 @@ def backward_tangent(
                 dot_ds_CNM.addcmul_(dot_p_CNM, e_CNM)
                 if slope_CNM is not None and bend_CNM is not None:
                     dot_ds_CNM.mul_(slope_CNM).addcmul_(bend_CNM, dot_s_CNM)
-                dq[t][rows] += torch.bmm(dot_ds_CNM, k_CMD).baddbmm_(ds_CNM, dot_k_CMD)
-                dk[t][keys] += torch.bmm(dot_ds_CNM.mT, q_CND).baddbmm_(ds_CNM.mT, dot_q_CND)
-                part_CMD = torch.bmm(dot_p_CNM.mT, g_CND)
+                dq[t][rows].baddbmm_(dot_ds_CNM, k_CMD).baddbmm_(ds_CNM, dot_k_CMD)
+                dk[t][keys].baddbmm_(dot_ds_CNM.mT, q_CND).baddbmm_(ds_CNM.mT, dot_q_CND)
+                dv_CMD = dv[t][keys].baddbmm_(dot_p_CNM.mT, g_CND)
                 if dot_g is not None:
-                    part_CMD.baddbmm_(p_CNM.mT, dot_g[t][rows])
-                dv[t][keys] += part_CMD
+                    dv_CMD.baddbmm_(p_CNM.mT, dot_g[t][rows])
     return x.query_rows.give(dq.mul_(scale)), x.key_rows.give(dk), x.key_rows.give(dv)

@@ -5,6 +5,9 @@
 more, because second derivatives are symmetric: with J the Jacobian of attention, the gradient of <u, J^T g> by g is J u,
 and its gradients by q, k and v are the tangent of J^T g along u with g held. Third derivatives raise NotImplementedError.
 
+In a reverse pass over a first one, `AttentionBackward` and then `Attention` each walk over all scores. Within `deferring` the
+first leaves its share to the second, which then does both in one walk.
+
 Under `torch.func.vmap`, tangents that alone are batched become more tangents of one pass, which share its primal work;
 batched primals become a larger batch.
 """
@@ -14,7 +17,10 @@ batched primals become a larger batch.
 from __future__ import annotations
 
 import importlib
-from typing import Any, NoReturn
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -50,8 +56,10 @@ def _zeros_if_none(tangents: tuple[Tensor | None, ...], likes: tuple[Tensor, ...
     return [torch.zeros_like(like) if x is None else x for x, like in zip(tangents, likes, strict=True)]
 
 
-def _fold(x: Tensor, dim: int | None, size: int, at: int) -> Tensor:
+def _fold(x: Tensor | None, dim: int | None, size: int, at: int) -> Tensor | None:
     """Merge the vmapped dimension, or ``size`` copies, into dimension ``at`` of the unbatched tensor."""
+    if x is None:
+        return None
     x_Z = x.unsqueeze(0).expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
     return x_Z.movedim(0, at).flatten(at, at + 1)
 
@@ -91,20 +99,49 @@ class _Vmapped(torch.autograd.Function):
         return _unfold(_apply(cls, *folded, *dots, *numbers), size, 1 if tangents else 0)
 
 
+class Share(NamedTuple):
+    """What `AttentionBackward` leaves for `Attention`: g, the directions [1, ...] of q, k and v, o' and lse' along them."""
+
+    g: Tensor
+    directions: list[Tensor]
+    o_dot: Tensor
+    lse_dot: Tensor
+
+
+Shares = list[Share]
+_deferring: ContextVar[list[Shares] | None] = ContextVar("deferring", default=None)
+
+
+@contextmanager
+def deferring() -> Iterator[list[Shares]]:
+    """Let second reverse passes over the attention that is made here walk over the scores once instead of twice.
+
+    For whoever makes a graph and alone walks through it: each pass must ask for all leaves that q, k and v depend on, and
+    before each the lists that this yields, one for every attention, must be cleared, or a pass that was broken off would
+    leave its shares to the next.
+    """
+    made: list[Shares] = []
+    token = _deferring.set(made)
+    try:
+        yield made
+    finally:
+        _deferring.reset(token)
+
+
 class Attention(_Vmapped):
-    """(q, k, v, spans, scale, softcap) -> (o, lse)."""
+    """(q, k, v, spans, scale, softcap, shares) -> (o, lse); shares: a list to defer with, or None."""
 
     num_primals = 4
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, scale: float, softcap: float | None) -> Any:
+    def forward(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, scale: float, softcap: float | None, _: Any) -> Any:
         """Return o and lse."""
         return _kernels(q).forward(q, k, v, spans, scale, softcap)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep what the derivatives need."""
-        *tensors, ctx.scale, ctx.softcap = inputs
+        *tensors, ctx.scale, ctx.softcap, ctx.shares = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *output)
         ctx.save_for_forward(*tensors, *output)
@@ -115,9 +152,12 @@ class Attention(_Vmapped):
         g, g_lse = grads
         if g_lse is not None:
             raise NotImplementedError("Attention: lse is not meant to be differentiated; use the first output alone")
+        if ctx.shares and not torch.is_grad_enabled():
+            return *_with_shares(ctx, g), None, None, None, None
         if g is None:
-            return (None,) * 6
-        return *_apply(AttentionBackward, *ctx.saved_tensors, g, ctx.scale, ctx.softcap), None, None, None
+            return (None,) * 7
+        gradients = _apply(AttentionBackward, *ctx.saved_tensors, g, ctx.scale, ctx.softcap, ctx.shares)
+        return *gradients, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
@@ -128,20 +168,33 @@ class Attention(_Vmapped):
         return o_dot[0], lse_dot[0]
 
 
+def _with_shares(ctx: Any, g: Tensor | None) -> list[Tensor]:
+    """Return the gradients of q, k and v along ``g`` and those that were left: B(g) + B'(u) is B' along u and g at once."""
+    shares = list(ctx.shares)
+    ctx.shares.clear()
+    total: list[Tensor] = []
+    for share in shares:
+        dots = (*share.directions, share.o_dot, share.lse_dot, None if g is None else g[None])
+        parts = _apply(AttentionBackwardTangent, *ctx.saved_tensors, share.g, *dots, ctx.scale, ctx.softcap)
+        total = [a + b[0] for a, b in zip(total, parts, strict=True)] if total else [part[0] for part in parts]
+        g = None
+    return total
+
+
 class AttentionBackward(_Vmapped):
-    """(q, k, v, spans, o, lse, g, scale, softcap) -> (dq, dk, dv)."""
+    """(q, k, v, spans, o, lse, g, scale, softcap, shares) -> (dq, dk, dv)."""
 
     num_primals = 7
 
     @staticmethod
     def forward(*args: Any) -> Any:
         """Return the gradients of q, k and v."""
-        return _kernels(args[0]).backward(*args)
+        return _kernels(args[0]).backward(*args[:-1])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         """Keep what the derivatives need."""
-        *tensors, ctx.scale, ctx.softcap = inputs
+        *tensors, ctx.scale, ctx.softcap, ctx.shares = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -153,9 +206,12 @@ class AttentionBackward(_Vmapped):
         numbers = (ctx.scale, ctx.softcap)
         u = [x[None] for x in _zeros_if_none(grads, (q, k, v))]
         g_grad, lse_dot = _apply(AttentionTangent, q, k, v, spans, o, lse, *u, *numbers)
-        held = torch.zeros_like(g)[None]
-        primal_grads = _apply(AttentionBackwardTangent, q, k, v, spans, o, lse, g, *u, g_grad, lse_dot, held, *numbers)
-        return *(x[0] for x in primal_grads), None, None, None, g_grad[0], None, None
+        if ctx.shares is not None and not torch.is_grad_enabled():
+            ctx.shares.append(Share(g, u, g_grad, lse_dot))
+            return None, None, None, None, None, None, g_grad[0], None, None, None
+        dots = (*u, g_grad, lse_dot, None)
+        primal_grads = _apply(AttentionBackwardTangent, q, k, v, spans, o, lse, g, *dots, *numbers)
+        return *(x[0] for x in primal_grads), None, None, None, g_grad[0], None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
@@ -197,9 +253,9 @@ class AttentionTangent(_Vmapped):
         numbers = (ctx.scale, ctx.softcap)
         dot_grads, primal_grads = [], []
         for t in range(c.shape[0]):
-            dot_grads.append(_apply(AttentionBackward, q, k, v, spans, o, lse, c[t], *numbers))
+            dot_grads.append(_apply(AttentionBackward, q, k, v, spans, o, lse, c[t], *numbers, None))
             at = slice(t, t + 1)
-            dots = (q_dot[at], k_dot[at], v_dot[at], o_dot[at], lse_dot[at], torch.zeros_like(c[at]))
+            dots = (q_dot[at], k_dot[at], v_dot[at], o_dot[at], lse_dot[at], None)
             primal_grads.append(_apply(AttentionBackwardTangent, q, k, v, spans, o, lse, c[t], *dots, *numbers))
         primals = (torch.cat(parts).sum(0) for parts in zip(*primal_grads, strict=True))
         moved = (torch.stack(parts) for parts in zip(*dot_grads, strict=True))
@@ -212,7 +268,10 @@ class AttentionTangent(_Vmapped):
 
 
 class AttentionBackwardTangent(_Vmapped):
-    """(q, k, v, spans, o, lse, g, q', k', v', o', lse', g', scale, softcap) -> (dq', dk', dv'), tangents with a leading T."""
+    """(q, k, v, spans, o, lse, g, q', k', v', o', lse', g', scale, softcap) -> (dq', dk', dv'), tangents with a leading T.
+
+    g' is None where g is held.
+    """
 
     num_primals = 7
     num_tangents = 6
@@ -241,5 +300,8 @@ def attend(
     q_BHSD: Tensor, k_BKJD: Tensor, v_BKJD: Tensor, spans_B2S: Tensor, scale: float, softcap: float | None
 ) -> Tensor:
     """Return the output alone; the inputs are trusted."""
-    output: Tensor = _apply(Attention, q_BHSD, k_BKJD, v_BKJD, spans_B2S, scale, softcap)[0]
+    shares: Shares | None = None
+    if (made := _deferring.get()) is not None:
+        made.append(shares := [])
+    output: Tensor = _apply(Attention, q_BHSD, k_BKJD, v_BKJD, spans_B2S, scale, softcap, shares)[0]
     return output

@@ -237,9 +237,9 @@ def backward(
             ds_CNM = torch.bmm(g_CND, v_CMD.mT).sub_(d[at.pairs, at.rows]).mul_(p_CNM)
             if tanh_CNM is not None:
                 ds_CNM.mul_(1 - tanh_CNM.square())
-            dv[at.pairs, tile.keys] += torch.bmm(p_CNM.mT, g_CND)
-            dk[at.pairs, tile.keys] += torch.bmm(ds_CNM.mT, q_CND)
-            dq[at.pairs, at.rows] += torch.bmm(ds_CNM, k_CMD)
+            dv[at.pairs, tile.keys].baddbmm_(p_CNM.mT, g_CND)
+            dk[at.pairs, tile.keys].baddbmm_(ds_CNM.mT, q_CND)
+            dq[at.pairs, at.rows].baddbmm_(ds_CNM, k_CMD)
     return x.query_rows.give(dq.mul_(scale)), x.key_rows.give(dk), x.key_rows.give(dv)
 
 
@@ -273,9 +273,9 @@ def tangent(
             for t in range(dot_q.shape[0]):
                 ps_CNM = torch.bmm(dot_q[t, at.pairs, at.rows], k_CMD.mT)
                 ps_CNM.baddbmm_(q_CND, dot_k[t, at.pairs, tile.keys].mT).mul_(weight_CNM)
-                mu[t, at.pairs, at.rows] += ps_CNM.sum(-1, keepdim=True)
-                part_CND = torch.bmm(ps_CNM, v_CMD).baddbmm_(p_CNM, dot_v[t, at.pairs, tile.keys])
-                dot_o[t, at.pairs, at.rows] += part_CND
+                mu[t, at.pairs, at.rows].add_(ps_CNM.sum(-1, keepdim=True))
+                dot_o_CND = dot_o[t, at.pairs, at.rows]
+                dot_o_CND.baddbmm_(ps_CNM, v_CMD).baddbmm_(p_CNM, dot_v[t, at.pairs, tile.keys])
     dot_o.addcmul_(mu, o, value=-1)
     return x.query_rows.give(dot_o), x.query_rows.give(mu, mu.dtype).squeeze(-1)
 
@@ -293,11 +293,11 @@ def backward_tangent(
     v_dot: Tensor,
     o_dot: Tensor,
     lse_dot: Tensor,
-    g_dot: Tensor,
+    g_dot: Tensor | None,
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tangents of the gradients of q, k and v, [T, B, H or K, S or J, D].
+    """Return the tangents of the gradients of q, k and v, [T, B, H or K, S or J, D]; ``g_dot`` None: G' = 0.
 
     P' = P * (S' - mu), D' = rowsum(G'*O + G*O'), dS' = P' * (G V^T - D) + P * (G'V^T + G V'^T - D'),
     dQ' = scale (dS'K + dS K'), dK' = scale (dS'^T Q + dS^T Q'), dV' = P'^T G + P^T G'. With a soft cap of tanh t the
@@ -307,9 +307,11 @@ def backward_tangent(
     take, take_keys = x.query_rows.take, x.key_rows.take
     g, lse, o = take(g_BHSD), x.lse_log2(lse_BHS), take(o_BHSD)
     dot_q, dot_k, dot_v = x.scaled(q_dot), take_keys(k_dot), take_keys(v_dot)
-    dot_g, mu = take(g_dot), take(lse_dot[..., None])
+    dot_g, mu = None if g_dot is None else take(g_dot), take(lse_dot[..., None])
     d = (g * o).sum(-1, keepdim=True)
-    dot_d = (dot_g * o).addcmul_(g, take(o_dot)).sum(-1, keepdim=True)
+    dot_d = (take(o_dot) * g).sum(-1, keepdim=True)
+    if dot_g is not None:
+        dot_d += (dot_g * o).sum(-1, keepdim=True)
     dq, dk, dv = torch.zeros_like(dot_q), torch.zeros_like(dot_k), torch.zeros_like(dot_v)
     for at in x.row_tiles:
         q_CND, g_CND, d_CN1 = x.q[at.pairs, at.rows], g[at.pairs, at.rows], d[at.pairs, at.rows]
@@ -325,18 +327,21 @@ def backward_tangent(
                 bend_CNM = tanh_CNM.mul_(-2 / softcap).mul_(ds_CNM)
                 ds_CNM.mul_(slope_CNM)
             for t in range(dot_q.shape[0]):
-                dot_q_CND, dot_g_CND = dot_q[t][rows], dot_g[t][rows]
-                dot_k_CMD, dot_v_CMD = dot_k[t][keys], dot_v[t][keys]
+                dot_q_CND, dot_k_CMD, dot_v_CMD = dot_q[t][rows], dot_k[t][keys], dot_v[t][keys]
                 dot_s_CNM = torch.bmm(dot_q_CND, k_CMD.mT).baddbmm_(q_CND, dot_k_CMD.mT)
                 if slope_CNM is not None:
                     dot_s_CNM.mul_(slope_CNM)
-                dot_ds_CNM = torch.bmm(dot_g_CND, v_CMD.mT).baddbmm_(g_CND, dot_v_CMD.mT)
+                dot_ds_CNM = torch.bmm(g_CND, dot_v_CMD.mT)
+                if dot_g is not None:
+                    dot_ds_CNM.baddbmm_(dot_g[t][rows], v_CMD.mT)
                 dot_ds_CNM.sub_(dot_d[t][rows]).mul_(p_CNM)
                 dot_p_CNM = (dot_s_CNM - mu[t][rows]).mul_(p_CNM)
                 dot_ds_CNM.addcmul_(dot_p_CNM, e_CNM)
                 if slope_CNM is not None and bend_CNM is not None:
                     dot_ds_CNM.mul_(slope_CNM).addcmul_(bend_CNM, dot_s_CNM)
-                dq[t][rows] += torch.bmm(dot_ds_CNM, k_CMD).baddbmm_(ds_CNM, dot_k_CMD)
-                dk[t][keys] += torch.bmm(dot_ds_CNM.mT, q_CND).baddbmm_(ds_CNM.mT, dot_q_CND)
-                dv[t][keys] += torch.bmm(dot_p_CNM.mT, g_CND).baddbmm_(p_CNM.mT, dot_g_CND)
+                dq[t][rows].baddbmm_(dot_ds_CNM, k_CMD).baddbmm_(ds_CNM, dot_k_CMD)
+                dk[t][keys].baddbmm_(dot_ds_CNM.mT, q_CND).baddbmm_(ds_CNM.mT, dot_q_CND)
+                dv_CMD = dv[t][keys].baddbmm_(dot_p_CNM.mT, g_CND)
+                if dot_g is not None:
+                    dv_CMD.baddbmm_(p_CNM.mT, dot_g[t][rows])
     return x.query_rows.give(dq.mul_(scale)), x.key_rows.give(dk), x.key_rows.give(dv)

@@ -211,11 +211,12 @@ def backward_tangent(
     v_dot: Tensor,
     o_dot: Tensor,
     lse_dot: Tensor,
-    g_dot: Tensor,
+    g_dot: Tensor | None,
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `attention_tiled.backward_tangent`; dQ' in one launch, dK' and dV' in another."""
+    """As `attention_tiled.backward_tangent`; dQ' in one launch, dK' and dV' in another. Multiplies by a G' of zeros too."""
+    g_dot = torch.zeros_like(q_dot) if g_dot is None else g_dot
     q, k, v, lse, g = (x.contiguous() for x in (q_BHSD, k_BKJD, v_BKJD, lse_BHS, g_BHSD))
     dots = [x.contiguous() for x in (q_dot, k_dot, v_dot, g_dot)]
     launch = _Launch("backward_tangent", q, k, spans_B2S, scale, softcap)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from torch.func import grad, jvp, vjp, vmap
 
 from attention_cases import CASES, IGNORES_TORCH_JIT, Case, directions, flat, loss_of, relative_error
 from modelassay_kernels import attention, attention_over_spans
+from modelassay_kernels import attention_tiled as tiled
 from modelassay_kernels.attention import DTYPES, attention_work
+from modelassay_kernels.attention_autograd import deferring
 from modelassay_kernels.attention_spans import make_spans, visible
 
 pytestmark = pytest.mark.filterwarnings(IGNORES_TORCH_JIT)
@@ -252,6 +255,75 @@ def test_spans_of_packed_sequences() -> None:
     assert torch.equal(visible(spans, 5, 8)[0, 6], torch.tensor([False, True, False]))
 
 
+@every_case
+def test_deferring_changes_nothing_but_the_number_of_walks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[str] = []
+    for name in ("backward", "backward_tangent"):
+        made = getattr(tiled, name)
+        monkeypatch.setattr(tiled, name, lambda *args, made=made, name=name: (walks.append(name), made(*args))[1])
+    qkv = tuple(x.requires_grad_() for x in case.inputs())
+    u, found, walked = directions(qkv, seed=5), [], []
+    for context in (nullcontext([]), deferring()):
+        with context as shares:
+            loss = loss_of(lambda *qkv: attention(*qkv, **case.options))(*qkv)
+            gradient = torch.autograd.grad(loss, qkv, create_graph=True)
+        walks.clear()
+        found += [torch.autograd.grad(gradient, qkv, u, retain_graph=True) for _ in range(2)]
+        walked.append(list(walks))
+        assert not any(shares)
+    for other in found[1:]:
+        assert relative_error(other, found[0]) < 1e-12
+    assert walked == [["backward_tangent", "backward"] * 2, ["backward_tangent"] * 2]
+
+
+def test_two_gradients_of_one_deferring_attention_are_both_counted() -> None:
+    qkv = tuple(x.requires_grad_() for x in CASES[0].inputs())
+    found = []
+    for context in (nullcontext(), deferring()):
+        with context:
+            output = attention(*qkv, **CASES[0].options)
+            first, second = (
+                torch.autograd.grad(f(output).sum(), qkv, create_graph=True) for f in (torch.sin, torch.exp)
+            )
+        parts = [*first, *second]
+        found.append(torch.autograd.grad([part.square().sum() for part in parts], qkv))
+    assert relative_error(found[1], found[0]) < 1e-12
+
+
+def test_what_a_broken_pass_left_is_cleared_by_whoever_defers() -> None:
+    qkv = tuple(x.requires_grad_() for x in CASES[0].inputs())
+    u = directions(qkv, seed=5)
+    with deferring() as shares:
+        gradient = torch.autograd.grad(attention(*qkv, **CASES[0].options).square().sum(), qkv, create_graph=True)
+    expected = torch.autograd.grad(gradient, qkv, u, retain_graph=True)
+    handle = gradient[0].grad_fn.register_hook(_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        torch.autograd.grad(gradient, qkv, u, retain_graph=True)
+    handle.remove()
+    assert any(shares)
+    for mine in shares:
+        mine.clear()
+    assert relative_error(torch.autograd.grad(gradient, qkv, u), expected) < 1e-14
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_a_held_gradient_is_one_without_a_tangent(softcap: float | None) -> None:
+    q, k, v = (torch.randn(2, heads, 70, 8, dtype=torch.float64) for heads in (4, 2, 2))
+    spans = make_spans(70, 70, causal=True)
+    o, lse = tiled.forward(q, k, v, spans, 0.5, softcap)
+    dots = [torch.randn(3, *x.shape, dtype=torch.float64) for x in (q, k, v)]
+    moved = tiled.tangent(q, k, v, spans, o, lse, *dots, 0.5, softcap)
+    held, still = (
+        tiled.backward_tangent(q, k, v, spans, o, lse, o, *dots, *moved, g_dot, 0.5, softcap)
+        for g_dot in (None, torch.zeros_like(dots[0]))
+    )
+    assert relative_error(held, still) < 1e-14
+
+
 def test_no_quadratic_tensor_exists() -> None:
     """The largest tensor any pass makes, at a length where S x S would be far larger."""
     length, largest = 4096, 0
@@ -265,8 +337,6 @@ def test_no_quadratic_tensor_exists() -> None:
                 if isinstance(x, Tensor):
                     largest = max(largest, x.numel())
             return out
-
-    from modelassay_kernels import attention_tiled as tiled  # noqa: PLC0415
 
     q, k, v = qkv
     spans = make_spans(length, length, causal=True)

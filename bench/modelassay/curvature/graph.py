@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modelassay.curvature.layers import in_place_of
+from modelassay_kernels.attention_autograd import deferring
 
 
 class Graph:
@@ -36,7 +37,7 @@ class Graph:
             return tensor
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with torch.enable_grad(), in_place_of(stand_ins), hooks:
+        with torch.enable_grad(), in_place_of(stand_ins), hooks, deferring() as self._shares:
             gradient = torch.autograd.grad(
                 loss(self._leaves), list(self._leaves.values()), create_graph=True, materialize_grads=True
             )
@@ -46,6 +47,8 @@ class Graph:
 
     def product(self, vector: dict[str, Tensor], *, last: bool) -> dict[str, Tensor]:
         """Return the gradient of <gradient, vector>; the ``last`` gives memory back on its way."""
+        for shares in self._shares:
+            shares.clear()  # of a product that was broken off
         names = [name for name, part in self._gradient.items() if part.requires_grad]  # the others are constant
         if not names:
             return {name: torch.zeros_like(part) for name, part in self._leaves.items()}

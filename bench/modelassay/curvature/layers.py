@@ -21,6 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modelassay_kernels import linear_cross_entropy
+from modelassay_kernels.cross_entropy_autograd import apply_gradient, apply_gradient_tangent, apply_losses_tangent
+from modelassay_kernels.cross_entropy_chunks import Wanted
+from modelassay_kernels.cross_entropy_rows import Spec
+
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
     return function.apply(*args)  # type: ignore[no-untyped-call]
@@ -218,6 +223,57 @@ class _GatedGradient(torch.autograd.Function):
         return g_bar, a_bar, (u * g).mul_(slope)
 
 
+class _SummedLoss(torch.autograd.Function):
+    """(h, W, labels) -> L, the summed cross-entropy of h W^T; its gradient by h is made while the logits exist."""
+
+    @staticmethod
+    def forward(ctx: Any, h_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
+        total, of_h, *_ = apply_gradient(
+            _ones(labels_N, h_ND), h_ND, weight_VD, None, labels_N, Spec(), Wanted(weight=False, bias=False)
+        )
+        ctx.save_for_backward(h_ND, weight_VD, labels_N, of_h)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        h_ND, weight_VD, labels_N, of_h = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_apply(_SummedLossGradient, g, h_ND, weight_VD, labels_N, of_h), None
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            wanted = Wanted(hidden=False, bias=False)
+            ones_N = _ones(labels_N, h_ND)
+            of_weight = apply_gradient(ones_N, h_ND, weight_VD, None, labels_N, Spec(), wanted)[2] * g
+        return of_h * g, of_weight, None
+
+
+class _SummedLossGradient(torch.autograd.Function):
+    """(g, h, W, labels, dL/dh) -> g dL/dh and the unread g dL/dW; backward along u, v: <dL, (u, v)>, g times that of dL/dh and dL/dW."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, h_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, of_h: Tensor) -> Any:
+        ctx.save_for_backward(g, h_ND, weight_VD, labels_N)
+        ctx.set_materialize_grads(False)
+        return of_h * g, _unread(weight_VD)
+
+    @staticmethod
+    def backward(ctx: Any, u_ND: Tensor | None, v_VD: Tensor | None) -> Any:
+        g, h_ND, weight_VD, labels_N = ctx.saved_tensors
+        of_g, *of_point = ctx.needs_input_grad[:3]
+        tangents = [None if part is None else part[None] for part in (u_ND, v_VD)]
+        point, ones_N = (h_ND, weight_VD, None), _ones(labels_N, h_ND)
+        g_bar = apply_losses_tangent(*point, *tangents, None, labels_N, Spec()).sum().to(g.dtype) if of_g else None
+        wanted = Wanted(hidden=of_point[0], weight=of_point[1], bias=False)
+        _, h_bar, weight_bar, _ = apply_gradient_tangent(
+            ones_N * g, *point, None, *tangents, None, labels_N, Spec(), wanted
+        )
+        return g_bar, h_bar[0] if wanted.hidden else None, weight_bar[0] if wanted.weight else None, None, None
+
+
+def _ones(labels_N: Tensor, like: Tensor) -> Tensor:
+    return torch.ones(labels_N.shape, dtype=_wide(like).dtype, device=like.device)
+
+
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
@@ -248,6 +304,20 @@ def gated(gate: Tensor, value: Tensor) -> Tensor:
     """Return silu(gate) * value."""
     result: Tensor = _apply(_Gated, gate, value)
     return result
+
+
+def summed_loss(h_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
+    """As `modelassay_kernels.linear_cross_entropy` with ``reduction="sum"``, of labels that all count."""
+    result: Tensor = _apply(_SummedLoss, h_ND, weight_VD, labels_N)
+    return result
+
+
+class SummedLoss(nn.Module):
+    """`modelassay_kernels.linear_cross_entropy` with ``reduction="sum"``, as a module that can be stood in for."""
+
+    def forward(self, h_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
+        """Return the summed loss."""
+        return linear_cross_entropy(h_ND, weight_VD, labels_N, reduction="sum")
 
 
 SILU = {"SiLU", "SiLUActivation"}
@@ -297,6 +367,10 @@ def _of_gate(module: Any) -> Callable[..., Tensor] | None:
     return forward if _same(forward(x), module(x)) else None
 
 
+def _of_summed_loss(module: Any) -> Callable[..., Tensor] | None:
+    return summed_loss if type(module) is SummedLoss else None
+
+
 def _probe(width: int, like: Tensor) -> Tensor:
     """One row to try a module on. Its type is taken from a tensor, since one that is named becomes fp64 in an fp64 pass."""
     return torch.linspace(-1.0, 2.0, width).to(like)[None]
@@ -314,7 +388,7 @@ def replacements(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
     """
     found: dict[nn.Module, Callable[..., Tensor]] = {}
     for module in model.modules():
-        for of_kind in (_of_linear, _of_embedding, _of_norm, _of_gate):
+        for of_kind in (_of_linear, _of_embedding, _of_norm, _of_gate, _of_summed_loss):
             if "forward" not in vars(module) and (forward := of_kind(module)) is not None:
                 found[module] = forward
     return found

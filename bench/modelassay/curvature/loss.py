@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from modelassay.curvature.layers import SummedLoss
 from modelassay.errors import UsageError
-from modelassay_kernels import linear_cross_entropy, register_attention
+from modelassay_kernels import register_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -134,7 +135,7 @@ class CausalLoss(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         """Wrap ``model``, which stays what it is."""
         super().__init__()
-        self.model = model
+        self.model, self.summed_loss = model, SummedLoss()
 
     def forward(self, batch: Counted, output: Literal["loss", "logits"]) -> Tensor:
         """Return the summed loss [] or the logits [N, V] of the counted tokens, in fp32 (fp64 for an fp64 model)."""
@@ -144,7 +145,8 @@ class CausalLoss(nn.Module):
             hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, batch.positions_N)
             head: Any = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
             if output == "loss":
-                return linear_cross_entropy(hidden_ND, head.weight, batch.targets_N, reduction="sum")
+                summed: Tensor = self.summed_loss(hidden_ND, head.weight, batch.targets_N)
+                return summed
             logits_NV = F.linear(hidden_ND, head.weight)
         else:
             logits_NV = self.model(**given).logits.flatten(0, 1).index_select(0, batch.positions_N)

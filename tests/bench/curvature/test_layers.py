@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import curvature_cases as cases
-from modelassay.curvature.layers import embedding, gated, in_place_of, linear, replacements, rms_norm
+from modelassay.curvature.layers import embedding, gated, in_place_of, linear, replacements, rms_norm, summed_loss
 from modelassay.curvature.loss import second_order
 
+LABELS = torch.tensor([4, 0, 4])
 IDS = torch.tensor([[0, 3, 3], [2, 0, 3]])
 EPS = 1e-3
 Function = Callable[..., Tensor]
@@ -27,6 +28,11 @@ CASES: dict[str, tuple[Function, Function, list[tuple[int, ...]]]] = {
     "linear without bias": (linear, F.linear, [(3, 4), (5, 4)]),
     "embedding": (lambda w: embedding(IDS, w), lambda w: F.embedding(IDS, w), [(4, 5)]),
     "norm": (lambda x, w: rms_norm(x, w, EPS), plain_norm, [(2, 3, 5), (5,)]),
+    "summed loss": (
+        lambda h, w: summed_loss(h, w, LABELS),
+        lambda h, w: F.cross_entropy(h @ w.T, LABELS, reduction="sum"),
+        [(3, 4), (5, 4)],
+    ),
     "gate": (gated, lambda a, b: F.silu(a) * b, [(2, 3, 4), (2, 3, 4)]),
 }
 

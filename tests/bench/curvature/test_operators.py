@@ -171,7 +171,7 @@ def test_fp64_of_narrower_weights_is_fp64() -> None:
     narrow = Hessian(model, [batch], precision="fp64")
     v_KP = vectors(2, narrow.size)
     product_KP = narrow.matmat(v_KP)
-    assert len(narrow._stand_ins or {}) == 15 + 5 + 2 + 1
+    assert len(narrow._stand_ins or {}) == 15 + 5 + 2 + 1 + 1
     assert cases.off(product_KP, Hessian(model.double(), [batch]).matmat(v_KP)) < 1e-12
 
 
@@ -274,6 +274,25 @@ def test_what_cannot_be_asked_for() -> None:
         FiniteDifferenceHessian(model, [batch], step=-1.0)
     with pytest.raises(UsageError, match="no precision policy"):
         Hessian(model.half(), [batch])
+
+
+def test_a_product_that_is_broken_off_leaves_nothing_to_the_next() -> None:
+    """In the middle of the second pass: some attentions have left their share, and none has been taken up."""
+    model, batch = cases.make_model("qwen2"), cases.make_batch()
+    operator = Hessian(model, [batch])
+    v_KP = vectors(1, operator.size)
+    expected_KP = operator.matmat(v_KP)
+    (graph,) = operator._graphs.values()
+    second = next(name for name in graph._gradient if "layers.1.self_attn.q_proj.weight" in name)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = graph._gradient[second].grad_fn.register_prehook(stop)  # type: ignore[union-attr]
+    with pytest.raises(KeyboardInterrupt):
+        operator.matmat(v_KP)
+    handle.remove()
+    assert torch.equal(operator.matmat(v_KP), expected_KP)
 
 
 def test_graphs_that_are_kept_change_no_bit_and_respect_their_room() -> None:

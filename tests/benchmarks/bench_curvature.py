@@ -231,6 +231,31 @@ def test_product(benchmark: BenchmarkFixture, provider: str, count: int) -> None
     )
 
 
+EXACT = ["hessian modelassay", "hessian modelassay kept", "hessian double backward", "hessian hessian-eigenthings"]
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad:UserWarning")
+def test_exact_products_side_by_side() -> None:
+    """One product of each after the other, round by round, so that all meet the same moments of a shared machine."""
+    vector_1P = vectors(1)
+    runs = {"gradient": gradient}
+    for provider in EXACT:
+        try:
+            runs[provider] = PROVIDERS[provider]()
+        except ModuleNotFoundError as error:
+            print(f"{provider}: {error.name} is not installed")
+    taken: dict[str, list[float]] = {provider: [] for provider in runs}
+    for number in range(3 * ROUNDS + 2):
+        for provider, run in runs.items():
+            spent = seconds(lambda run=run: run(vector_1P))  # type: ignore[misc]
+            if number >= 2:
+                taken[provider].append(spent)
+    for provider, mine in taken.items():
+        ratios = [a / b for a, b in zip(mine, taken["gradient"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f"{provider}: {middle:.2f} gradients (quartiles {low:.2f} and {high:.2f})")
+
+
 def prepared(provider: str) -> Run:
     """Return a provider's function; skip a peer that is not installed."""
     try:

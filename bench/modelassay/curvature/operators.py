@@ -248,7 +248,8 @@ class Hessian(CurvatureOperator):
 
     In units of one matrix product with the weights, a gradient costs 3. Writing the gradient down as a graph costs 2 (its values for
     weights are not formed, see `layers`), and each vector's walk through that graph 6: 2.67 gradients for a vector alone,
-    2 for each one more. The graph of a microbatch is kept for later products while there is room, and costs them nothing then.
+    2 for each one more; measured are 3.1 and 2.2 (8 layers of 128, 4 x 128 tokens, fp32, one thread). The graph of a microbatch is
+    kept for later products while there is room, and costs them nothing then.
     """
 
     most_per_pass = sys.maxsize

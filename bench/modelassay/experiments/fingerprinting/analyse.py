@@ -91,7 +91,7 @@ def analyse(tables: Tables) -> Findings:
         findings=[*findings, *shares, *scored, *derived],
         tables=[verdict_table(shown, known=known), *tables_of_methods, *tables_of_derivations],
         figures=({"curves": partial(save_figure, few, verdicts)} if few else {}) | dict(evidence_figures(evidence)),
-        caveats=[*_broken(tables), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
+        caveats=[*_broken(tables), *_recalled(tables), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
                  *caveats(verdicts, background), *notes],
     )  # fmt: skip
 
@@ -290,3 +290,9 @@ def _broken(tables: Tables) -> list[str]:
         f"{row['model']} was left out: {row['reason']}"
         for row in tables.cells.filter(pl.col("outcome") == "diverged").iter_rows(named=True)
     ]
+
+
+def _recalled(tables: Tables) -> list[str]:
+    num = tables.microbatches.filter(pl.col("stage") == "recall")["cell"].n_unique()
+    said = f"scores of {num} of {tables.cells.height} models were measured by an earlier run of the same code, and kept"
+    return [said] if num else []

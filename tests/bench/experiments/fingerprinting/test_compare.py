@@ -1,5 +1,6 @@
 """Scores of zoo models are kept: a second run of the same code recalls them, and nothing else does."""
 
+import json
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
@@ -13,6 +14,7 @@ from modelassay.experiments.fingerprinting.params import Params
 from modelassay.models import zoo
 from modelassay.record import read_cell
 from modelassay.state import Store
+from toy_suite import modelassay
 
 AGAINST = ("zoo:smoke/base", "zoo:smoke/stranger-1", "zoo:smoke/stranger-shape")
 CHILD = Params(model="zoo:smoke/child-noise", against=AGAINST)
@@ -22,7 +24,7 @@ SIBLINGS = [CHILD, *(Params(model=model, against=AGAINST) for model in AGAINST)]
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store that holds the models, and scores once a test has made them."""
-    return Store(tmp_path_factory.mktemp("store"))
+    return Store(tmp_path_factory.mktemp("cache") / "artifacts")
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +102,20 @@ def test_models_from_elsewhere_are_always_measured(store: Store, tmp_path: Path)
     for name in ("first", "second"):
         assert measure(tmp_path / name, params, store)
         assert stages(tmp_path / name) == ["compare", "derive", "compare"]
+
+
+def test_a_run_says_how_many_scores_it_recalled(
+    whole: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODELASSAY_CACHE", str(store.root.parent))
+    models, against = ", ".join([CHILD.model, *AGAINST]), ", ".join(AGAINST)
+    suite = tmp_path / "mine.yaml"
+    suite.write_text(
+        "suite: fingerprinting\nquestion: again?\n"
+        f"profiles: {{mine: {{against: [{against}]}}}}\nmatrix:\n  model: [{models}]\n"
+    )
+    for number in ("1 of 4", "3 of 4"):  # the child's were there; the base is compared with nobody before it
+        code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs", "--json")
+        assert code == 0, err
+        said = f"scores of {number} models were measured by an earlier run of the same code, and kept"
+        assert said in json.loads(out)["caveats"]

@@ -151,7 +151,10 @@ def save_size_and_training(path: Path, evidence: Evidence) -> None:
     sizes = sorted((str(size) for size in evidence.groups(lambda pair: pair.suspect.size)), key=_extent)
     both = [size for size in sizes if {True, False} <= {p.related for p in evidence.pairs if p.suspect.size == size}]
     for index, method in enumerate(evidence.scores):
-        found = [accuracy(evidence.scored(method, _of_size(size)), metrics=["auroc"], draws=FEWER).metrics["auroc"] for size in both]
+        found = [
+            accuracy(evidence.scored(method, _of_size(size)), metrics=["auroc"], draws=FEWER).metrics["auroc"]
+            for size in both
+        ]
         at = np.arange(len(both)) + 0.07 * (index - len(evidence.scores) / 2)
         values = np.array([estimate.value for estimate in found], dtype=float)
         ends = np.array([[e.interval.low, e.interval.high] if e.interval else [np.nan, np.nan] for e in found]).reshape(

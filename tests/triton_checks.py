@@ -31,6 +31,24 @@ def run_interpreted(test_file: str) -> None:
         )
 
 
+def check_asks_for_triton(module: str, *calls: str) -> None:
+    """Check in a process without Triton that a module of kernels is imported, and that each call of it, ``op``, asks for Triton."""
+    tries = "".join(
+        f"""
+try:
+    {call}
+except RuntimeError as error:
+    assert "Triton" in str(error) and "install" in str(error), error
+else:
+    raise AssertionError("no error")
+"""
+        for call in calls
+    )
+    program = f"import sys\nsys.modules['triton'] = None\nimport torch\nfrom modelassay_kernels import {module} as op\n{tries}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
     """One kernel for one architecture."""

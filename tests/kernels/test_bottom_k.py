@@ -10,6 +10,7 @@ from torch import Tensor
 from bottom_k_cases import DTYPES, assert_is_bottom_k, hard_rows, normal, uniform
 from modelassay_kernels import bottom_k, native, native_available
 from modelassay_kernels.bottom_k import _bottom_k_native, _bottom_k_reference
+from sparse_rows import far_apart
 
 Engine = Callable[..., tuple[Tensor, Tensor]]
 ENGINES: dict[str, Engine] = {"reference": _bottom_k_reference}
@@ -168,16 +169,8 @@ def test_what_cannot_be_answered_is_an_error(
 
 @needs_native
 def test_addresses_beyond_two_to_the_31(tmp_path: Path) -> None:
-    path = tmp_path / "sparse"
     values_NV = normal(3, 20_011, dtype=torch.bfloat16)
-    stride = 1 << 30
-    with path.open("wb") as file:
-        for i in range(3):
-            file.seek(i * stride * 2)
-            file.write(values_NV[i].view(torch.uint8).numpy().tobytes())
-        file.truncate(3 * stride * 2)
-    sparse = torch.from_file(str(path), shared=True, size=3 * stride, dtype=torch.bfloat16).view(3, stride)[:, :20_011]
-    assert_is_bottom_k(bottom_k(sparse, 300), values_NV, 300)
+    assert_is_bottom_k(bottom_k(far_apart(values_NV, tmp_path / "sparse"), 300), values_NV, 300)
 
 
 @needs_native

@@ -10,6 +10,7 @@ from torch import Tensor
 from layer_std_cases import DTYPES, SIZES, assert_same_std, every_code, normal
 from modelassay_kernels import layer_std, native, native_available
 from modelassay_kernels.layer_std import _layer_std_native, _layer_std_reference, rows_of, split_scale
+from sparse_rows import far_apart
 
 if native_available():
     from modelassay_kernels import _native
@@ -283,16 +284,8 @@ def test_more_than_two_to_the_31_elements() -> None:
 
 @needs_native
 def test_addresses_beyond_two_to_the_31(tmp_path: Path) -> None:
-    path = tmp_path / "sparse"
     values = normal(3, 1001, dtype=torch.bfloat16)
-    stride = 1 << 30
-    with path.open("wb") as file:
-        for i in range(3):
-            file.seek(i * stride * 2)
-            file.write(values[i].view(torch.uint8).numpy().tobytes())
-        file.truncate(3 * stride * 2)
-    sparse = torch.from_file(str(path), shared=True, size=3 * stride, dtype=torch.bfloat16).view(3, stride)[:, :1001]
-    assert_same_std(layer_std([sparse]), _layer_std_reference([values]))
+    assert_same_std(layer_std([far_apart(values, tmp_path / "sparse")]), _layer_std_reference([values]))
 
 
 @needs_native

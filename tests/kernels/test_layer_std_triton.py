@@ -1,7 +1,5 @@
 """layer_std on CUDA: numbers in the interpreter and on a GPU, machine code without one."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modelassay_kernels import layer_std_triton as op
-from triton_checks import compile_ahead, run_interpreted
+from triton_checks import check_asks_for_triton, compile_ahead, run_interpreted
 
 TOLERANCE = {dtype: 1e-12 if dtype == torch.float64 else 1e-6 for dtype in op.DTYPES}
 SMALL = op.LaunchConfig(block=1024, num_warps=4, chunk=2048)  # so that a few thousand elements are several chunks
@@ -325,18 +323,4 @@ def test_what_cannot_be_described_is_an_error(
 
 
 def test_imports_without_triton() -> None:
-    program = """
-import sys
-sys.modules["triton"] = None
-import torch
-from modelassay_kernels import layer_std_triton as op
-for call in (lambda: op.layer_std_triton([torch.ones(3)]), lambda: op.chunk_kernel[(1,)]()):
-    try:
-        call()
-    except RuntimeError as error:
-        assert "Triton" in str(error) and "install" in str(error), error
-    else:
-        raise AssertionError("no error")
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    check_asks_for_triton("layer_std_triton", "op.layer_std_triton([torch.ones(3)])", "op.chunk_kernel[(1,)]()")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,28 +52,30 @@ def compare(params: Params, checkpoint: Checkpoint, done: int, meter: Meter, sta
     families = {cell.model: family_of(cell.model, cell.family) for cell in state.siblings}
     mine = families.get(params.model)
     relatives = [other for other in others if mine is not None and families.get(other) == mine]
+    readings = _readings(params, checkpoint, others, relatives, done, meter, state)
     if done or not all(zoo.is_zoo(model) for model in (params.model, *others)):
-        for reading in _readings(params, checkpoint, others, relatives, done, meter, state):
-            meter.metric(reading.name, reading.value, **reading.labels)
+        _record(readings, meter)
         return
-    fresh = False
+    measured: list[Reading] = []
 
     def build(folder: Path) -> None:
-        nonlocal fresh
-        kept = []
-        for reading in _readings(params, checkpoint, others, relatives, 0, meter, state):
-            meter.metric(reading.name, reading.value, **reading.labels)
-            kept.append(reading)
-        (folder / "scores.json").write_text(json.dumps(kept))
-        fresh = True
+        measured.extend(_record(readings, meter))
+        (folder / "scores.json").write_text(json.dumps(measured))
 
     folder = state.store.get(_recipe(params, others, relatives), build)
-    if fresh:
-        return
-    with meter.microbatch("recall", others=len(others)):
-        recalled = [Reading(*kept) for kept in json.loads((folder / "scores.json").read_text())]
-    for reading in recalled:
+    if not measured:
+        with meter.microbatch("recall", others=len(others)):
+            recalled = [Reading(*kept) for kept in json.loads((folder / "scores.json").read_text())]
+        _record(recalled, meter)
+
+
+def _record(readings: Iterable[Reading], meter: Meter) -> list[Reading]:
+    """Record each reading as it comes, and return them."""
+    recorded = []
+    for reading in readings:
         meter.metric(reading.name, reading.value, **reading.labels)
+        recorded.append(reading)
+    return recorded
 
 
 def _recipe(params: Params, others: Sequence[str], relatives: Sequence[str]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from modelassay.references import ModelReference
+
 
 class Walk(BaseModel):
     """How the walk moves."""
@@ -43,8 +45,8 @@ class Params(BaseModel):
     """How the walk moves."""
     weights: dict[str, float] = {}
     """Added to the starting value, whatever their names."""
-    tags: list[str] = Field(default=[], max_length=4)
-    """Free words."""
+    tags: list[ModelReference] = Field(default=[], max_length=4)
+    """Names of models; none is read."""
 
     pause_ms: float = Field(default=0.0, ge=0.0)
     """Sleep inside each step, in milliseconds."""

@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from modelassay.references import FileReference, ModelReference
+
 Peer = Literal["modeldna"]
 
 
@@ -14,16 +16,16 @@ class Measured(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    earlier: tuple[str, ...] = Field(min_length=1)
+    earlier: tuple[FileReference, ...] = Field(min_length=1)
     """Members of the family that were chosen whatever their downloads."""
 
-    popular: tuple[str, ...] = ()
+    popular: tuple[FileReference, ...] = ()
     """Members that were chosen for their downloads; of one that stands in both the first row counts."""
 
-    same_tokenizer: tuple[str, ...] = ()
+    same_tokenizer: tuple[FileReference, ...] = ()
     """Models of other families with the base's tokenizer."""
 
-    other_tokenizer: tuple[str, ...] = ()
+    other_tokenizer: tuple[FileReference, ...] = ()
     """Models of other families with another tokenizer."""
 
 
@@ -32,7 +34,7 @@ class Members(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    listing: str | None = None
+    listing: FileReference | None = None
     """The ``listing.json`` among the artifacts of an earlier run; None: the Hub is asked, once, when the cell begins."""
 
     earlier: int | None = Field(default=None, ge=1)
@@ -56,7 +58,7 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    model: str
+    model: ModelReference
     """A local folder, ``hf:ORG/NAME@COMMIT``, or ``zoo:NAME``."""
 
     family: str | None = None
@@ -67,7 +69,7 @@ class Params(BaseModel):
     """Read biases, norms, feed-forward matrices and embeddings too, which methods beyond the four attention matrices need;
     of a repository on the Hub that fetches all its weights."""
 
-    against: tuple[str, ...] = ()
+    against: tuple[ModelReference, ...] = ()
     """Models that this one's weights are compared with, where a method needs both at hand; of two models of this list the
     later is compared with the earlier."""
 

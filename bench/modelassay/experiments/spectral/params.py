@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from modelassay.references import FileReference, ModelReference
+
 Kind = Literal["hessian", "gauss-newton", "empirical-fisher", "sampled-fisher"]
 
 
@@ -14,10 +16,10 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    model: str | None = None
+    model: ModelReference | None = None
     """A local folder, ``hf:ORG/NAME@COMMIT``, or ``zoo:NAME``; None where whoever runs it must say."""
 
-    data: str | None = None
+    data: FileReference | None = None
     """``corpus:en`` or ``corpus:ja`` (text that no zoo model was trained on), a ``.jsonl`` file with a ``text`` in each
     line, or any other file: plain text, documents separated by empty lines. None as above."""
 

@@ -7,15 +7,17 @@ and outside.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from docker.types import DeviceRequest, Mount, Ulimit
 
+from modelassay.container_paths import require_file, require_place, views
 from modelassay.environment import THREAD_VARIABLES
 from modelassay.lifeline import VARIABLE as LIFELINE
+from modelassay.references import Reference, references
 from modelassay.state import cache_root
 from modelassay.suite import Suite
 
@@ -156,8 +158,8 @@ def config_settings(settings: Settings) -> dict[str, Any]:
 
 
 def needs_hub(suite: Suite) -> bool:
-    """Tell whether a parameter names a model of the Hugging Face Hub."""
-    return any(value.startswith("hf:") for value in parameter_texts(suite))
+    """Tell whether a parameter that is declared as a model names one of the Hugging Face Hub."""
+    return any(reference.of_hub for reference in suite_references(suite))
 
 
 def is_offline(suite: Suite, environ: Mapping[str, str]) -> bool:
@@ -198,6 +200,9 @@ def binds(
         environ: says where the caches are.
         offline: whether the Hub's cache is only read.
         suite_file: whether the suite's own file is needed inside.
+
+    Raises:
+        UsageError: a parameter or the run directory names what no container is shown (see `views`).
     """
     seen: dict[Path, Bind] = {}
 
@@ -205,51 +210,32 @@ def binds(
         inside = Path(os.path.abspath(path))  # noqa: PTH100 - not resolve(): the command inside names it like this
         seen.setdefault(inside, Bind(path=inside, source=path.resolve(), writable=writable))
 
+    require_place(folder, "the run directory")
     show(folder, writable=True)
     show(cache_root(), writable=True)
-    if needs_hub(suite) and (not offline or hub_cache(environ).is_dir()):
-        show(hub_cache(environ), writable=not offline)
+    hub = hub_cache(environ)
+    if needs_hub(suite) and (not offline or hub.is_dir()):
+        show(hub, writable=not offline)
     if suite_file:
+        require_file(suite.source, "suites")
         show(suite.source)
-    for text in parameter_texts(suite):
-        if (path := _local_path(text)) is not None:
-            show(path)
-            for target in _link_targets(path):
-                show(target)
+    private = {
+        folder.resolve(): "the run directory", cache_root().resolve(): "modelassay's cache",
+        hub.resolve(): "the Hub's cache", Path("~").expanduser().resolve(): "your home folder",
+    }  # fmt: skip
+    for reference in suite_references(suite):
+        for view in views(reference, hub=hub.resolve(), private=private):
+            seen.setdefault(view.path, Bind(path=view.path, source=view.source, writable=False))
     return tuple(seen.values())
 
 
-def _local_path(text: str) -> Path | None:
-    """Return the folder, or with a slash in its name the file, that a parameter's ``text`` names; None if there is none."""
-    path = Path(text)
-    try:
-        found = (
-            bool(text) and not text.startswith(("hf:", "zoo:")) and (path.is_dir() or ("/" in text and path.exists()))
-        )
-    except OSError:  # longer than any name
-        return None
-    return path if found else None
-
-
-def _link_targets(folder: Path) -> set[Path]:
-    """Return the folders that the symlinks right under ``folder`` point into: a snapshot in the Hub's cache is all links."""
-    entries = list(folder.iterdir()) if folder.is_dir() else []
-    return {
-        Path(os.path.normpath(folder.absolute() / entry.readlink())).parent for entry in entries if entry.is_symlink()
-    }
-
-
-def parameter_texts(suite: Suite) -> Iterator[str]:
-    """Yield every text among the parameters of every cell."""
-    waiting: list[Any] = [cell.params.model_dump(mode="json") for cell in suite.cells]
-    while waiting:
-        match waiting.pop():
-            case str(text):
-                yield text
-            case dict(mapping):
-                waiting += mapping.values()
-            case list(items):
-                waiting += items
+def suite_references(suite: Suite) -> list[Reference]:
+    """Return what the parameters of all cells name, each model and file once."""
+    named: dict[tuple[str, str], Reference] = {}
+    for cell in suite.cells:
+        for reference in references(cell.params):
+            named.setdefault((reference.kind, reference.text), reference)
+    return list(named.values())
 
 
 def shm_bytes(memory_bytes: int | None, machine_bytes: int) -> int:

@@ -203,7 +203,7 @@ def test_exit_codes_of_the_command_inside_pass_through(toy: ToyImages, tmp_path:
 
 def test_token_reaches_the_container_and_nothing_else(engine: Any, toy: ToyImages, tmp_path: Path) -> None:
     token = "hf_" + "Q7x" * 8
-    suite = write_suite(tmp_path, SLOW.replace("steps: 24", "steps: 24, note: hf:org/name"))
+    suite = write_suite(tmp_path, SLOW.replace("steps: 24", "steps: 24, tags: [hf:org/name]"))
     process = start("run", suite, "--runs", tmp_path / "runs", *inside(toy.locked), env=environ(HF_TOKEN=token, HF_HUB_OFFLINE="0", HF_HUB_CACHE=str(tmp_path / "cache/hub")))  # fmt: skip
     run = begun(tmp_path / "runs")
     (container,) = containers_of(engine, tmp_path / "runs")

@@ -22,6 +22,11 @@ from modelassay.state import cache_root
 from modelassay.suite import Suite
 
 SHM_BYTES: Final = 16 << 30  # data workers and vLLM pass tensors through it; it takes memory only as it is used
+PIDS_LIMIT: Final = 16_384
+"""Processes and threads. One process with the pools of torch, numpy, Polars and tokenizers at 256 threads each has 1,317
+(measured), so that ten such fit: a cell and its parent, or vLLM's workers for eight GPUs. Half of the 32,768 that Linux numbers
+at the least is left to the machine."""
+
 LABEL: Final = "org.modelassay.run"
 """Carries the run directory, by which a container is found again."""
 
@@ -137,6 +142,7 @@ def host_settings(settings: Settings, ask: Ask) -> dict[str, Any]:
         "ulimits": ulimits if ask.ulimits else [],
         "mem_limit": settings.memory_bytes,
         "memswap_limit": settings.memory_bytes,  # no swap: out of memory is told at once, not after an hour of paging
+        "pids_limit": PIDS_LIMIT,
         "device_requests": device_requests(ask.gpus),
         "mounts": [
             Mount(target=str(bind.path), source=str(bind.source), type="bind", read_only=not bind.writable)

@@ -93,6 +93,7 @@ def test_a_container_may_do_as_little_as_possible() -> None:
     assert request["GroupAdd"] == ["0"]
     assert request["AutoRemove"] is True
     assert request["Init"] is True
+    assert request["PidsLimit"] == 16_384
     assert not request.get("Privileged")
     assert request["Tmpfs"] == {"/tmp": "rw,exec,nosuid,nodev,mode=1777"}
     assert request["Mounts"] == [{"Target": "/w/runs/a", "Source": "/disk/a", "Type": "bind", "ReadOnly": False}]

@@ -31,13 +31,18 @@ _SYSTEM: Final = frozenset(map(Path, (
 _NEVER: Final = tuple(map(Path, ("/boot", "/dev", "/etc", "/proc", "/run", "/sys", "/var/lib/docker", "/var/run")))
 """Settings, secrets and interfaces of the machine; nothing in them is shown."""
 
+_CREDENTIALS: Final = frozenset({
+    ".aws", ".azure", ".config", ".docker", ".git-credentials", ".gnupg", ".kube", ".netrc", ".password-store", ".ssh",
+})  # fmt: skip
+"""Files and folders by these names hold keys and passwords."""
+
 _STORAGE: Final = tuple(map(Path, ("/dev/shm", "/run/media")))
 """What lies in them all the same."""
 
 _KINDS: Final = {stat.S_IFSOCK: "a socket", stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
-_OF_A_MODEL: Final = ("config.json", "adapter_config.json", ".safetensors", ".gguf")
-"""How the name of one file at least of a model folder ends."""
+_OF_A_MODEL: Final = ("config.json", ".safetensors", ".gguf")
+"""How the name of at least one file of a model folder ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,8 @@ def views(reference: Reference, *, hub: Path, private: Mapping[Path, str]) -> It
         private: folders that must not lie in what is shown, and what each is.
 
     Raises:
-        UsageError: it names a folder that holds more than a model, a socket, a device or a FIFO, or its folder holds one, or
-            a link that leads out of it.
+        UsageError: it names a folder that holds more than a model, credentials, a socket, a device or a FIFO, or its folder
+            holds a link that leads out of it, or one of the latter.
     """
     if not reference.text or (reference.kind == "model" and reference.text.startswith(("hf:", "zoo:"))):
         return
@@ -99,6 +104,8 @@ def _why_private(source: Path, private: Mapping[Path, str]) -> str:
     root = next((root for root in _NEVER if source.is_relative_to(root)), None)
     if root is not None and not any(source != each and source.is_relative_to(each) for each in _STORAGE):
         return f"lies in {root}, which belongs to the system"
+    if named := next((part for part in source.parts if part in _CREDENTIALS), None):
+        return f"lies in {named}, which holds credentials"
     holds = next((path for path in private if path.is_relative_to(source)), None)
     return "" if holds is None else f"holds {private[holds]} ({holds})"
 
@@ -109,37 +116,39 @@ def _why_special(mode: int) -> str:
 
 def _folder(path: Path, source: Path, label: str, blobs: Path | None) -> Iterator[View]:
     """Yield a model folder and the blobs that its links lead to."""
-    if not any(name.endswith(_OF_A_MODEL) for name in os.listdir(source)):  # noqa: PTH208 - names, not paths
-        raise UsageError(f"{label}: holds no {_OF_A_MODEL[0]}; name the folder of one model")
     yield View(path=path, source=source)
-    for number, entry in enumerate(_entries(source, label)):
-        where = f"{label}: {printable(str(Path(entry.path).relative_to(source)))}"
+    of_a_model = False
+    for number, (entry, mode) in enumerate(_entries(source, label)):
+        of_a_model |= entry.parent == source and entry.name.endswith(_OF_A_MODEL)
+        where = f"{label}: {printable(str(entry.relative_to(source)))}"
         if number == MAX_ENTRIES:
             raise UsageError(f"{label}: holds more than {MAX_ENTRIES:,} files; name the folder of one model")
-        if entry.is_symlink():
-            yield from _link(entry.path, path, source, where, blobs)
-        elif trouble := _why_special(entry.stat(follow_symlinks=False).st_mode):
+        if stat.S_ISLNK(mode):
+            yield from _link(entry, path, source, where, blobs)
+        elif trouble := _why_special(mode):
             raise UsageError(f"{where}: {trouble}; a container is not shown it: remove it from the model folder")
+    if not of_a_model:
+        raise UsageError(f"{label}: holds no {_OF_A_MODEL[0]}; name the folder of one model")
 
 
-def _entries(folder: Path, label: str) -> Iterator[os.DirEntry[str]]:
-    """Yield everything in a folder and the folders below it; no link is followed."""
-    waiting = [str(folder)]
-    while waiting:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in entries:
-                    yield entry
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
-        except OSError as error:
-            raise UsageError(f"{label}: cannot be read: {error}; check its permissions") from error
+def _entries(folder: Path, label: str) -> Iterator[tuple[Path, int]]:
+    """Yield everything in a folder and the folders below it with its mode; no link is followed."""
+    waiting = [folder]
+    try:
+        while waiting:
+            for entry in sorted(waiting.pop().iterdir()):
+                mode = entry.lstat().st_mode
+                yield entry, mode
+                if stat.S_ISDIR(mode):
+                    waiting.append(entry)
+    except OSError as error:
+        raise UsageError(f"{label}: cannot be read: {printable(str(error))}; check its permissions") from error
 
 
-def _link(link: str, path: Path, source: Path, where: str, blobs: Path | None) -> Iterator[View]:
+def _link(link: Path, path: Path, source: Path, where: str, blobs: Path | None) -> Iterator[View]:
     """Yield the blob that a link in a snapshot leads to; nothing for a link within the folder ``path``, which is ``source``."""
-    target, inside = Path(os.path.realpath(link)), path / Path(link).relative_to(source)
-    named = Path(os.path.normpath(inside.parent / os.readlink(link)))  # noqa: PTH115
+    target, inside = Path(os.path.realpath(link)), path / link.relative_to(source)
+    named = Path(os.path.normpath(inside.parent / link.readlink()))
     if target.is_relative_to(source) and named.is_relative_to(path):
         return
     if blobs is not None and target.parent == blobs and named.parent.name == "blobs":

@@ -226,9 +226,13 @@ def binds(
         require_file(suite.source, "suites")
         show(suite.source)
     private = {
-        folder.resolve(): "the run directory", cache_root().resolve(): "modelassay's cache",
-        hub.resolve(): "the Hub's cache", Path("~").expanduser().resolve(): "your home folder",
-    }  # fmt: skip
+        folder.resolve(): "the run directory",
+        cache_root().resolve(): "modelassay's cache",
+        hub.resolve(): "the Hub's cache",
+        Path("~").expanduser().resolve(): "your home folder",
+        (hub.parent / "token").resolve(): "the Hub's token",
+        (hub.parent / "stored_tokens").resolve(): "tokens of the Hub",
+    }
     for reference in suite_references(suite):
         for view in views(reference, hub=hub.resolve(), private=private):
             seen.setdefault(view.path, Bind(path=view.path, source=view.source, writable=False))

@@ -91,6 +91,9 @@ DANGEROUS = [
     ("BASE/cache", "holds modelassay's cache (BASE/cache)"),
     ("BASE/scene/hf", "holds the Hub's cache (BASE/scene/hf/hub)"),
     ("BASE/home", "holds your home folder (BASE/home)"),
+    ("BASE/scene/hf/token", "holds the Hub's token (BASE/scene/hf/token)"),
+    ("BASE/home/.docker", "lies in .docker, which holds credentials"),
+    ("BASE/home/.ssh/id_rsa", "lies in .ssh, which holds credentials"),
     ("BASE/docker.sock", "a socket"),
     ("BASE/fifo", "a FIFO"),
 ]
@@ -102,6 +105,9 @@ def test_declared_path_that_no_container_is_shown(scene: Scene, parameter: str, 
     base = scene.root.parent
     for name in ("cache", "home", "work/runs/a"):
         (base / name).mkdir(parents=True)
+    for name in ("home/.docker/config.json", "home/.ssh/id_rsa", "scene/hf/token"):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text("secret")
     listen(base / "docker.sock")
     os.mkfifo(base / "fifo")
     with pytest.raises(UsageError) as caught:
@@ -190,6 +196,13 @@ def test_folder_of_very_many_files_is_no_model(scene: Scene, monkeypatch: pytest
     with pytest.raises(UsageError, match="holds more than 2 files; name the folder of one model"):
         seen(scene, FINGERPRINTING, model=str(folder))
     assert MAX_ENTRIES == 100_000
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_folder_that_cannot_be_read_is_told(scene: Scene) -> None:
+    (scene.model() / "closed").mkdir(mode=0)
+    with pytest.raises(UsageError, match="cannot be read: .*Permission denied.*; check its permissions"):
+        seen(scene, FINGERPRINTING, model=str(scene.root / "model"))
 
 
 @pytest.mark.parametrize("folder", ["/", "/root", "/etc/x", "/proc/self", "/dev/shm"])

@@ -198,11 +198,16 @@ def test_folder_of_very_many_files_is_no_model(scene: Scene, monkeypatch: pytest
     assert MAX_ENTRIES == 100_000
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_folder_that_cannot_be_read_is_told(scene: Scene) -> None:
-    (scene.model() / "closed").mkdir(mode=0)
-    with pytest.raises(UsageError, match="cannot be read: .*Permission denied.*; check its permissions"):
-        seen(scene, FINGERPRINTING, model=str(scene.root / "model"))
+def test_folder_that_cannot_be_read_is_told(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so permission is refused by hand."""
+
+    def refuse(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    folder = scene.model()
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UsageError, match="cannot be read: .*Permission denied.*scene/model'; check its permissions"):
+        seen(scene, FINGERPRINTING, model=str(folder))
 
 
 @pytest.mark.parametrize("folder", ["/", "/root", "/etc/x", "/proc/self", "/dev/shm"])

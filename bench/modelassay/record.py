@@ -21,13 +21,16 @@ import json
 import math
 import os
 import re
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import HostError, RecordError
+from modelassay.storage.files import open_regular, require_folders, strict_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,18 +42,66 @@ FSYNC_SECONDS = 1.0
 """A power cut loses at most this much of the log; a killed process loses nothing that was written."""
 
 _ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False).encode
+_DECODE = json.JSONDecoder().decode
 _NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-_SEGMENT = re.compile(r"attempt-([0-9]+)\.jsonl")
-_REQUIRED: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "attempt": {"schema": int, "cell": str, "attempt": int, "resumed_at": int},
-    "microbatch": {"seq": int, "stage": str, "index": int, "host_ns": int},
-    "metric": {"seq": int, "name": str, "value": (int, float, str), "labels": dict},
-    "memory": {"seq": int, "stage": str},
-    "clocks": {"seq": int},
-    "status": {"seq": int, "outcome": str, "reason": str, "wall_s": (int, float)},
+_SEGMENT = re.compile(r"attempt-([1-9][0-9]{0,8})\.jsonl")
+_SPACED_COLON = re.compile(rb'"\s+:')
+_LARGEST = sys.float_info.max
+_PLAIN = frozenset({str, bool, type(None)})
+_OUTCOMES = ("done", "diverged", "failed")
+
+MAX_LINE_BYTES = 4_000_000
+"""A longer line is no record."""
+
+MAX_COLUMNS = 4096
+"""Of a table: labels and parameters."""
+
+RESERVED = frozenset({"cell", "name", "value", "stage", "index", "warmup", "host_ms", "device_ms", "gb_per_s"})
+"""Columns of the tables, which no label may be called."""
+
+
+def _is_number(value: object) -> bool:
+    return (type(value) is float or type(value) is int) and -_LARGEST <= value <= _LARGEST  # NaN is neither
+
+
+def _is_value(value: object) -> bool:
+    return _is_number(value) or (isinstance(value, str) and value in _NONFINITE)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _are_labels(value: object) -> bool:
+    if type(value) is not dict or not RESERVED.isdisjoint(value):
+        return False
+    for label in value.values():  # noqa: SIM110 - a generator takes twice as long
+        if type(label) not in _PLAIN and not _is_number(label):
+            return False
+    return True
+
+
+_REQUIRED: dict[str, dict[str, Callable[[object], bool]]] = {
+    "attempt": {"schema": _is_count, "cell": _is_text, "attempt": _is_count, "resumed_at": _is_count},
+    "microbatch": {"seq": _is_count, "stage": _is_text, "index": _is_count, "host_ns": _is_count},
+    "metric": {"seq": _is_count, "name": _is_text, "value": _is_value, "labels": _are_labels},
+    "memory": {"seq": _is_count, "stage": _is_text},
+    "clocks": {"seq": _is_count},
+    "status": {"seq": _is_count, "outcome": lambda word: word in _OUTCOMES, "reason": _is_text, "wall_s": _is_number},
 }
-_WORDS = {"value": tuple(_NONFINITE), "outcome": ("done", "diverged", "failed")}
-"""What text may stand in a field that allows only certain words."""
+_OPTIONAL: dict[str, Callable[[object], bool]] = {
+    "device_ns": _is_count, "tokens": _is_number, "bytes": _is_number, "flops": _is_number, "warmup": _is_bool,
+    "labels": _are_labels,
+}  # fmt: skip
+"""What else the tables take of a microbatch."""
 
 
 def no_space(error: OSError, path: Path) -> HostError | OSError:
@@ -145,8 +196,16 @@ class CellLog:
 
 
 def segments(cell_dir: Path) -> dict[int, Path]:
-    """Return a cell's segments by attempt, in order."""
-    found = {int(match[1]): path for path in cell_dir.glob("attempt-*") if (match := _SEGMENT.fullmatch(path.name))}
+    """Return a cell's segments by attempt, in order; none where the cell has no folder yet.
+
+    Raises:
+        UsageError: there is something else in the folder's place.
+    """
+    require_folders([cell_dir])
+    try:
+        found = {int(match[1]): cell_dir / name for name in os.listdir(cell_dir) if (match := _SEGMENT.fullmatch(name))}
+    except FileNotFoundError:
+        return {}
     return dict(sorted(found.items()))
 
 
@@ -155,16 +214,23 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         RecordError: a bad line anywhere else, or one that is missing, with its number and what is wrong with it.
+        UsageError: it is no regular file.
     """
     position = 0
-    with path.open("rb") as handle:
-        for number, raw in enumerate(handle, start=1):
+    with open_regular(path) as handle:
+        for number, raw in enumerate(iter(partial(handle.readline, MAX_LINE_BYTES), b""), start=1):
             if not raw.endswith(b"\n"):
+                if len(raw) == MAX_LINE_BYTES:
+                    raise RecordError(
+                        f"{path}:{number}: longer than {MAX_LINE_BYTES:,} bytes, so no record; delete its cell"
+                    )
                 return
             try:
-                line = json.loads(raw)
+                line = _DECODE(raw.decode())
+                if _may_be_ambiguous(raw, line):
+                    line = strict_json(raw.decode())
                 wrong = _wrong_fields(line)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise RecordError(
                     f"{path}:{number}: not a record: {raw[:60]!r}; the file is damaged, restore it or delete its cell"
                 ) from error
@@ -180,14 +246,19 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
             yield line
 
 
+def _may_be_ambiguous(raw: bytes, line: Any) -> bool:
+    """Whether ``line`` may have a key twice, or half a character: the quick look that most lines need."""
+    num_keys = len(line) + len(line["labels"] if "labels" in line else ())
+    return raw.count(b'":') != num_keys or b"\\u" in raw or _SPACED_COLON.search(raw) is not None
+
+
 def _wrong_fields(line: dict[str, Any]) -> list[str]:
-    """Return the required fields of ``line`` that are missing or of another type."""
-    return [
-        name
-        for name, kind in _REQUIRED[line["kind"]].items()
-        if not isinstance(value := line.get(name), kind)
-        or (isinstance(value, str) and name in _WORDS and value not in _WORDS[name])
-    ]
+    """Return the fields of ``line`` that are missing or of another form."""
+    kind = line["kind"]
+    wrong = [name for name, is_sound in _REQUIRED[kind].items() if not is_sound(line.get(name))]
+    if kind == "microbatch":
+        wrong += [name for name, is_sound in _OPTIONAL.items() if name in line and not is_sound(line[name])]
+    return wrong
 
 
 def read_cell(cell_dir: Path) -> CellLog:
@@ -195,6 +266,7 @@ def read_cell(cell_dir: Path) -> CellLog:
 
     Raises:
         RecordError: a bad line, a lost segment, one of another cell, or the same metric twice under the same labels.
+        UsageError: a segment is no regular file, or the cell no folder.
     """
     log = CellLog(cell_dir.name)
     for path in segments(cell_dir).values():
@@ -321,6 +393,9 @@ def _frame(rows: list[dict[str, Any]], schema: Mapping[str, Any]) -> pl.DataFram
     import polars as pl
 
     names = list(schema) + sorted({name for row in rows for name in row} - set(schema))
+    if len(names) > MAX_COLUMNS:
+        raise RecordError(f"the records carry {len(names):,} different labels and parameters, more than {MAX_COLUMNS:,}; "
+                          "look at how the run was written")  # fmt: skip
     columns = {
         name: pl.Series(name, [row.get(name) for row in rows], dtype=schema.get(name), strict=False) for name in names
     }

@@ -203,7 +203,7 @@ def segments(cell_dir: Path) -> dict[int, Path]:
     """
     require_folders([cell_dir])
     try:
-        found = {int(match[1]): cell_dir / name for name in os.listdir(cell_dir) if (match := _SEGMENT.fullmatch(name))}
+        found = {int(match[1]): path for path in cell_dir.iterdir() if (match := _SEGMENT.fullmatch(path.name))}
     except FileNotFoundError:
         return {}
     return dict(sorted(found.items()))
@@ -230,7 +230,7 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
                 if _may_be_ambiguous(raw, line):
                     line = strict_json(raw.decode())
                 wrong = _wrong_fields(line)
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise RecordError(
                     f"{path}:{number}: not a record: {raw[:60]!r}; the file is damaged, restore it or delete its cell"
                 ) from error
@@ -248,7 +248,7 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
 
 def _may_be_ambiguous(raw: bytes, line: Any) -> bool:
     """Whether ``line`` may have a key twice, or half a character: the quick look that most lines need."""
-    num_keys = len(line) + len(line["labels"] if "labels" in line else ())
+    num_keys = len(line) + len(line.get("labels", ()))
     return raw.count(b'":') != num_keys or b"\\u" in raw or _SPACED_COLON.search(raw) is not None
 
 

@@ -182,7 +182,8 @@ def find_run(reference: str, root: Path) -> Path | None:
     if reference in shipped_suites():
         return None
     for folder in (Path(reference), root / reference):
-        if os.path.lexists(folder / "run.json"):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (folder / "run.json").lstat()
             return folder
     matching = [folder for folder in runs_under(root) if folder.name.endswith(f"-{reference}")]
     return matching[0] if len(matching) == 1 else None

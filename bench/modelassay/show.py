@@ -255,7 +255,7 @@ def _shelf_of(suite: Suite) -> Shelf:
     at_hand = suite.source.suffix in (".yaml", ".yml") and suite.source.is_file()
     path = suite.source if at_hand or shipped is None else _from_here(shipped)
     named: frozenset[PublishedTable] = frozenset()
-    if _tables_of(suite.claims):
+    if _tables_of(suite.claims) and (at_hand or shipped is not None):
         with suppress(SuiteError):  # no suite any more, so it names nothing
             named = _tables_of(claims_of(path))
     return Shelf(path.parent, named)

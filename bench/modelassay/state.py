@@ -185,8 +185,8 @@ class State:
             _publish(aside, final)
         except OSError as error:
             raise no_space(error, self._folder) from error
-        for old in [*_by_serial(self._folder).values(), *self._folder.glob("new-*")]:
-            if old != final:
+        for old in self._folder.iterdir():
+            if old != final and old.is_dir():  # a file that some file manager left is in nobody's way
                 shutil.rmtree(old)
         self._last = time.monotonic()
 

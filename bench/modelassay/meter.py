@@ -19,7 +19,8 @@ from collections import deque
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from modelassay.record import RESERVED, Log, encode_value, metric_key
+from modelassay.record import Log, encode_value, metric_key
+from modelassay.record_line import RESERVED
 
 
 class Clocks(Protocol):

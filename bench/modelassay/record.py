@@ -21,16 +21,16 @@ import json
 import math
 import os
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import HostError, RecordError
-from modelassay.storage.files import open_regular, require_folders, strict_json
+from modelassay.record_line import NONFINITE, parse_line
+from modelassay.storage.files import open_regular, require_folders
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,66 +42,13 @@ FSYNC_SECONDS = 1.0
 """A power cut loses at most this much of the log; a killed process loses nothing that was written."""
 
 _ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False).encode
-_DECODE = json.JSONDecoder().decode
-_NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _SEGMENT = re.compile(r"attempt-([1-9][0-9]{0,8})\.jsonl")
-_SPACED_COLON = re.compile(rb'"\s+:')
-_LARGEST = sys.float_info.max
-_PLAIN = frozenset({str, bool, type(None)})
-_OUTCOMES = ("done", "diverged", "failed")
 
 MAX_LINE_BYTES = 4_000_000
 """A longer line is no record."""
 
 MAX_COLUMNS = 4096
 """Of a table: labels and parameters."""
-
-RESERVED = frozenset({"cell", "name", "value", "stage", "index", "warmup", "host_ms", "device_ms", "gb_per_s"})
-"""Columns of the tables, which no label may be called."""
-
-
-def _is_number(value: object) -> bool:
-    return (type(value) is float or type(value) is int) and -_LARGEST <= value <= _LARGEST  # NaN is neither
-
-
-def _is_value(value: object) -> bool:
-    return _is_number(value) or (isinstance(value, str) and value in _NONFINITE)
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool)
-
-
-def _are_labels(value: object) -> bool:
-    if type(value) is not dict or not RESERVED.isdisjoint(value):
-        return False
-    for label in value.values():  # noqa: SIM110 - a generator takes twice as long
-        if type(label) not in _PLAIN and not _is_number(label):
-            return False
-    return True
-
-
-_REQUIRED: dict[str, dict[str, Callable[[object], bool]]] = {
-    "attempt": {"schema": _is_count, "cell": _is_text, "attempt": _is_count, "resumed_at": _is_count},
-    "microbatch": {"seq": _is_count, "stage": _is_text, "index": _is_count, "host_ns": _is_count},
-    "metric": {"seq": _is_count, "name": _is_text, "value": _is_value, "labels": _are_labels},
-    "memory": {"seq": _is_count, "stage": _is_text},
-    "clocks": {"seq": _is_count},
-    "status": {"seq": _is_count, "outcome": lambda word: word in _OUTCOMES, "reason": _is_text, "wall_s": _is_number},
-}
-_OPTIONAL: dict[str, Callable[[object], bool]] = {
-    "device_ns": _is_count, "tokens": _is_number, "bytes": _is_number, "flops": _is_number, "warmup": _is_bool,
-    "labels": _are_labels,
-}  # fmt: skip
-"""What else the tables take of a microbatch."""
 
 
 def no_space(error: OSError, path: Path) -> HostError | OSError:
@@ -226,10 +173,7 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
                     )
                 return
             try:
-                line = _DECODE(raw.decode())
-                if _may_be_ambiguous(raw, line):
-                    line = strict_json(raw.decode())
-                wrong = _wrong_fields(line)
+                line, wrong = parse_line(raw)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise RecordError(
                     f"{path}:{number}: not a record: {raw[:60]!r}; the file is damaged, restore it or delete its cell"
@@ -244,21 +188,6 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
                 raise RecordError(f"{path}:{number}: position {line['seq']} where {position} is due; lines were lost")
             position = line["resumed_at"] if number == 1 else position + 1
             yield line
-
-
-def _may_be_ambiguous(raw: bytes, line: Any) -> bool:
-    """Whether ``line`` may have a key twice, or half a character: the quick look that most lines need."""
-    num_keys = len(line) + len(line.get("labels", ()))
-    return raw.count(b'":') != num_keys or b"\\u" in raw or _SPACED_COLON.search(raw) is not None
-
-
-def _wrong_fields(line: dict[str, Any]) -> list[str]:
-    """Return the fields of ``line`` that are missing or of another form."""
-    kind = line["kind"]
-    wrong = [name for name, is_sound in _REQUIRED[kind].items() if not is_sound(line.get(name))]
-    if kind == "microbatch":
-        wrong += [name for name, is_sound in _OPTIONAL.items() if name in line and not is_sound(line[name])]
-    return wrong
 
 
 def read_cell(cell_dir: Path) -> CellLog:
@@ -281,7 +210,7 @@ def read_cell(cell_dir: Path) -> CellLog:
                     log.microbatches.append(line)
                 case "metric":
                     value = line["value"]
-                    line["value"] = _NONFINITE[value] if isinstance(value, str) else float(value)
+                    line["value"] = NONFINITE[value] if isinstance(value, str) else float(value)
                     log.metrics.append(line)
                 case "status":
                     log.status = line

@@ -125,7 +125,7 @@ def _reason(error: BaseException) -> str:
 
 def _redirect_output(path: Path) -> None:
     """Send whatever the experiment and its libraries print to the cell's folder: the runner's stdout is data."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)

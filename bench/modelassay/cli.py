@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from modelassay import __version__
-from modelassay.errors import AssayError, UsageError
+from modelassay.errors import AssayError, UsageError, displayed
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
@@ -220,7 +220,7 @@ def images_verify(names: tuple[str, ...]) -> None:
 
 def _progress(line: str) -> None:
     try:
-        click.echo(line, err=True)
+        click.echo(displayed(line), err=True)
     except OSError:  # nobody reads it any more, which must not end hours of work
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 

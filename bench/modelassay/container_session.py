@@ -18,7 +18,7 @@ from docker.utils.socket import STDOUT, frames_iter
 
 from modelassay.container_settings import LABEL, Ask, Settings, config_settings, host_settings, is_about_gpus
 from modelassay.engine import Engine, LocalImage, engine_errors, explanation
-from modelassay.errors import HostError
+from modelassay.errors import HostError, UsageError
 from modelassay.gpu_clocks import ask as ask_nvml
 from modelassay.gpu_clocks import opened_nvml
 from modelassay.runner import Report, run_lock
@@ -229,7 +229,7 @@ def _is_held(folder: Path) -> bool:
     try:
         with run_lock(folder, CLIENT_LOCK):
             return False
-    except HostError:
+    except (HostError, UsageError):  # held, or no lock of ours: then nobody can tell
         return True
 
 

@@ -20,6 +20,7 @@ An interruption ends with 128 + signal (130 for Ctrl-C, 143 for SIGTERM), result
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -92,3 +93,24 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def printable(text: str) -> str:
+    r"""Return ``text`` on one line: what a terminal cannot show is escaped.
+
+    >>> printable("a\nb")
+    'a\\nb'
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def displayed(text: str) -> str:
+    r"""Return ``text`` as a terminal may be given it: its lines and any kind of space stand, control characters are escaped.
+
+    >>> print(displayed("one\x1b[2J\ntwo"))
+    one\x1b[2J
+    two
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char in "\n\t" or unicodedata.category(char) == "Zs" else printable(char) for char in text)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from polars.exceptions import PolarsError
 
 from modelassay.claims import MEANINGLESS, Table
-from modelassay.errors import HostError, UsageError
+from modelassay.errors import HostError, RecordError, UsageError
 from modelassay.experiments.fingerprinting.analyse import caveats, models_of, verdict_table
 from modelassay.experiments.fingerprinting.background import Background, Rank, rank
 from modelassay.experiments.fingerprinting.curves import ROLES, Curves, Score
@@ -70,7 +71,7 @@ def fingerprint(models: Sequence[str], *, background: Run | None, figure: Path |
             "--behaviour runs whole models and --attention-only reads four matrices; leave one of them out"
         )
     tables = None if background is None else _tables_of(background)
-    strangers = _strangers(tables)
+    strangers = _strangers(background, tables)
     _check(models, figure)
     subjects = []
     for reference, name in zip(models, short_names(models), strict=True):
@@ -118,12 +119,16 @@ def _tables_of(run: Run) -> Tables:
     return run.tables()
 
 
-def _strangers(tables: Tables | None) -> Background:
-    if tables is None:
+def _strangers(run: Run | None, tables: Tables | None) -> Background:
+    if run is None or tables is None:
         return Background.from_models([])
-    models = models_of(tables)
-    recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in models.items()})
-    return Background.from_models(models.values(), recorded)
+    try:
+        models = models_of(tables)
+        recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in models.items()})
+        return Background.from_models(models.values(), recorded)
+    except (PolarsError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise RecordError(f"{run.folder}: its records are not those of measured models ({type(error).__name__}: {error}); "
+                          "give a run that modelassay wrote") from error  # fmt: skip
 
 
 def _described(run: Run | None, tables: Tables | None) -> tuple[dict[str, Any] | None, list[str]]:

@@ -20,8 +20,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from modelassay.record import Log, encode_value, metric_key
-
-_RESERVED = {"cell", "name", "value", "stage", "index", "warmup", "host_ms", "device_ms", "gb_per_s"}
+from modelassay.record_line import RESERVED
 
 
 class Clocks(Protocol):
@@ -162,7 +161,7 @@ class Meter:
 
 
 def _checked(labels: dict[str, str | int | float]) -> dict[str, str | int | float]:
-    if clash := _RESERVED.intersection(labels):
+    if clash := RESERVED.intersection(labels):
         raise ValueError(f"label {min(clash)!r} is a column of the tables; choose another name")
     return labels
 

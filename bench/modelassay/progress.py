@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from modelassay.errors import UsageError
 from modelassay.record import segments
+from modelassay.storage.files import open_regular
 
 
 def report_progress(cell_dir: Path, place: str, report: Callable[[str], None]) -> None:
@@ -39,9 +42,9 @@ def _last_lines(path: Path) -> list[str]:
     A carriage return ends a line too: a progress bar draws over itself.
     """
     try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 16_384))
+        with open_regular(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 16_384))
             lines = re.split(r"[\r\n]+", file.read().rpartition(b"\n")[0].decode(errors="replace"))
-    except OSError:
+    except (OSError, UsageError):
         return []
     return [line for line in lines if line.strip()]

@@ -24,10 +24,13 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import HostError, RecordError
+from modelassay.record_line import NONFINITE, parse_line
+from modelassay.storage.files import open_regular, require_folders
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,18 +42,13 @@ FSYNC_SECONDS = 1.0
 """A power cut loses at most this much of the log; a killed process loses nothing that was written."""
 
 _ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False).encode
-_NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-_SEGMENT = re.compile(r"attempt-([0-9]+)\.jsonl")
-_REQUIRED: dict[str, dict[str, type | tuple[type, ...]]] = {
-    "attempt": {"schema": int, "cell": str, "attempt": int, "resumed_at": int},
-    "microbatch": {"seq": int, "stage": str, "index": int, "host_ns": int},
-    "metric": {"seq": int, "name": str, "value": (int, float, str), "labels": dict},
-    "memory": {"seq": int, "stage": str},
-    "clocks": {"seq": int},
-    "status": {"seq": int, "outcome": str, "reason": str, "wall_s": (int, float)},
-}
-_WORDS = {"value": tuple(_NONFINITE), "outcome": ("done", "diverged", "failed")}
-"""What text may stand in a field that allows only certain words."""
+_SEGMENT = re.compile(r"attempt-([1-9][0-9]{0,8})\.jsonl")
+
+MAX_LINE_BYTES = 4_000_000
+"""A longer line is no record."""
+
+MAX_COLUMNS = 4096
+"""Of a table: labels and parameters."""
 
 
 def no_space(error: OSError, path: Path) -> HostError | OSError:
@@ -145,8 +143,16 @@ class CellLog:
 
 
 def segments(cell_dir: Path) -> dict[int, Path]:
-    """Return a cell's segments by attempt, in order."""
-    found = {int(match[1]): path for path in cell_dir.glob("attempt-*") if (match := _SEGMENT.fullmatch(path.name))}
+    """Return a cell's segments by attempt, in order; none where the cell has no folder yet.
+
+    Raises:
+        UsageError: there is something else in the folder's place.
+    """
+    require_folders([cell_dir])
+    try:
+        found = {int(match[1]): path for path in cell_dir.iterdir() if (match := _SEGMENT.fullmatch(path.name))}
+    except FileNotFoundError:
+        return {}
     return dict(sorted(found.items()))
 
 
@@ -155,16 +161,20 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         RecordError: a bad line anywhere else, or one that is missing, with its number and what is wrong with it.
+        UsageError: it is no regular file.
     """
     position = 0
-    with path.open("rb") as handle:
-        for number, raw in enumerate(handle, start=1):
+    with open_regular(path) as handle:
+        for number, raw in enumerate(iter(partial(handle.readline, MAX_LINE_BYTES), b""), start=1):
             if not raw.endswith(b"\n"):
+                if len(raw) == MAX_LINE_BYTES:
+                    raise RecordError(
+                        f"{path}:{number}: longer than {MAX_LINE_BYTES:,} bytes, so no record; delete its cell"
+                    )
                 return
             try:
-                line = json.loads(raw)
-                wrong = _wrong_fields(line)
-            except (ValueError, KeyError, TypeError) as error:
+                line, wrong = parse_line(raw)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise RecordError(
                     f"{path}:{number}: not a record: {raw[:60]!r}; the file is damaged, restore it or delete its cell"
                 ) from error
@@ -180,21 +190,12 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
             yield line
 
 
-def _wrong_fields(line: dict[str, Any]) -> list[str]:
-    """Return the required fields of ``line`` that are missing or of another type."""
-    return [
-        name
-        for name, kind in _REQUIRED[line["kind"]].items()
-        if not isinstance(value := line.get(name), kind)
-        or (isinstance(value, str) and name in _WORDS and value not in _WORDS[name])
-    ]
-
-
 def read_cell(cell_dir: Path) -> CellLog:
     """Read all attempts of a cell and keep what still counts.
 
     Raises:
         RecordError: a bad line, a lost segment, one of another cell, or the same metric twice under the same labels.
+        UsageError: a segment is no regular file, or the cell no folder.
     """
     log = CellLog(cell_dir.name)
     for path in segments(cell_dir).values():
@@ -209,7 +210,7 @@ def read_cell(cell_dir: Path) -> CellLog:
                     log.microbatches.append(line)
                 case "metric":
                     value = line["value"]
-                    line["value"] = _NONFINITE[value] if isinstance(value, str) else float(value)
+                    line["value"] = NONFINITE[value] if isinstance(value, str) else float(value)
                     log.metrics.append(line)
                 case "status":
                     log.status = line
@@ -321,6 +322,9 @@ def _frame(rows: list[dict[str, Any]], schema: Mapping[str, Any]) -> pl.DataFram
     import polars as pl
 
     names = list(schema) + sorted({name for row in rows for name in row} - set(schema))
+    if len(names) > MAX_COLUMNS:
+        raise RecordError(f"the records carry {len(names):,} different labels and parameters, more than {MAX_COLUMNS:,}; "
+                          "look at how the run was written")  # fmt: skip
     columns = {
         name: pl.Series(name, [row.get(name) for row in rows], dtype=schema.get(name), strict=False) for name in names
     }

@@ -11,6 +11,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import re
 import secrets
 import signal
 import socket
@@ -27,10 +28,11 @@ from typing import Any, Literal
 
 from modelassay import environment
 from modelassay.cell import cell_main
-from modelassay.errors import HostError, IncompleteRun, RecordError, UsageError, did_you_mean
+from modelassay.errors import HostError, IncompleteRun, UsageError, did_you_mean
 from modelassay.progress import report_progress
 from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables
 from modelassay.state import latest_checkpoint
+from modelassay.storage.files import open_lock, read_json, require_folders, require_regular_tree
 from modelassay.suite import Cell, Suite, shipped_suites, suite_from_json
 
 SCHEMA = 1
@@ -41,6 +43,11 @@ EXIT_SECONDS = 5.0
 
 PROGRESS_SECONDS = 15.0
 """Between two reports of where a long cell stands."""
+
+MAX_HOLDER = 300
+"""Bytes that a lock says of who holds it."""
+
+_HOLDER = re.compile(rb"(\d+( in container [\w.-]+)?)?\s*")
 
 Action = Literal["run", "resume", "retry", "reuse"]
 Report = Callable[[str], None]
@@ -128,22 +135,28 @@ def unwritable(error: OSError, folder: Path) -> HostError | OSError:
 
 
 def open_run(folder: Path) -> Run:
-    """Read a run directory.
+    """Read a run directory, whoever filled it.
 
     Raises:
-        UsageError: it is not one, its run.json is damaged or of another version, or its experiment is gone.
+        UsageError: it is not one, it holds anything but folders and regular files, its run.json is damaged or of another
+            version, or its experiment is gone.
     """
     path = folder / "run.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        require_regular_tree(folder)
+        manifest = read_json(path)
         if manifest["schema"] != SCHEMA:
             raise UsageError(
                 f"{path}: schema {manifest['schema']!r}, this modelassay reads {SCHEMA}; use the other version"
             )
         if not (isinstance(manifest["environment"]["libraries"], dict) and isinstance(manifest["code"], dict)):
             raise TypeError("environment.libraries and code must be mappings")
-        return Run(folder=folder, suite=suite_from_json(manifest["suite"], file=str(path)),
-                   environment=manifest["environment"], code=manifest["code"])  # fmt: skip
+        run = Run(folder=folder, suite=suite_from_json(manifest["suite"], file=str(path)),
+                  environment=manifest["environment"], code=manifest["code"])  # fmt: skip
+        cell_dirs = [run.cell_dir(cell) for cell in run.suite.cells]
+        require_folders([folder / "cells", folder / "figures", *cell_dirs])
+        require_folders(cell_dir / name for cell_dir in cell_dirs for name in ("checkpoint", "artifacts"))
+        return run
     except OSError as error:
         raise UsageError(f"{folder}: not a run directory ({error.strerror}); a run directory holds run.json") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -153,10 +166,12 @@ def open_run(folder: Path) -> Run:
 
 
 def runs_under(root: Path) -> list[Path]:
-    """Return the run directories under ``root``, oldest first."""
-    return sorted(
-        (path.parent for path in root.glob("*/run.json")), key=lambda path: (path / "run.json").stat().st_mtime
-    )
+    """Return the run directories under ``root``, oldest first, those that cannot be read too."""
+    found = []
+    for folder in root.glob("*"):
+        with suppress(OSError):  # it holds no run.json
+            found.append(((folder / "run.json").lstat().st_mtime_ns, folder))
+    return [folder for _, folder in sorted(found)]
 
 
 def find_run(reference: str, root: Path) -> Path | None:
@@ -167,7 +182,8 @@ def find_run(reference: str, root: Path) -> Path | None:
     if reference in shipped_suites():
         return None
     for folder in (Path(reference), root / reference):
-        if (folder / "run.json").is_file():
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (folder / "run.json").lstat()
             return folder
     matching = [folder for folder in runs_under(root) if folder.name.endswith(f"-{reference}")]
     return matching[0] if len(matching) == 1 else None
@@ -221,15 +237,18 @@ def _earlier_costs(suite: Suite, root: Path) -> dict[str, float]:
     wanted = {cell.id for cell in suite.cells}
     costs: dict[str, float] = {}
     for folder in runs_under(root):
-        for cell_dir in folder.glob("cells/*"):
-            if cell_dir.name not in wanted:
-                continue
+        try:
+            require_regular_tree(folder)
+            names = wanted.intersection(path.name for path in folder.glob("cells/*"))
+        except (UsageError, OSError):  # another run's damage is no matter of this one; its cost stays unknown
+            continue
+        for name in names:
             try:
-                log = read_cell(cell_dir)
-            except RecordError:  # another run's damage is no matter of this one; its cost stays unknown
+                log = read_cell(folder / "cells" / name)
+            except (UsageError, OSError):
                 continue
             if log.is_complete and log.status is not None and log.num_attempts == 1:  # a later attempt did but a part
-                costs[cell_dir.name] = float(log.status["wall_s"])
+                costs[name] = float(log.status["wall_s"])
     return costs
 
 
@@ -256,22 +275,25 @@ def run_lock(folder: Path, name: str = "run.lock") -> Iterator[None]:
 
     Raises:
         HostError: another process holds it.
+        UsageError: the file is not ours: a link, a pipe, or one with other content than a lock's.
     """
     try:
-        opened = (folder / name).open("a+")
+        opened = open_lock(folder / name)
     except OSError as error:
         raise unwritable(error, folder) from error
     with opened as handle:
+        holder = handle.read(MAX_HOLDER + 1)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise HostError(f"{folder}: process {holder} is running it; wait for it or stop it first") from error
-        handle.truncate(0)
+            process = holder.decode(errors="replace").strip() or "unknown"
+            raise HostError(f"{folder}: process {process} is running it; wait for it or stop it first") from error
+        if len(holder) > MAX_HOLDER or not _HOLDER.fullmatch(holder):
+            raise UsageError(f"{folder / name}: not a lock, it holds something else than a process's number; remove it")
         where = f" in container {socket.gethostname()}" if "MODELASSAY_IMAGE" in os.environ else ""
-        handle.write(f"{os.getpid()}{where}")
-        handle.flush()
+        handle.truncate(0)
+        handle.seek(0)
+        handle.write(f"{os.getpid()}{where}".encode())
         yield
 
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from modelassay.claims import MEANINGLESS, ClaimVerdict, Findings, Table, assess
-from modelassay.errors import AssayError, HostError
+from modelassay.errors import AssayError, HostError, SuiteError, displayed
 from modelassay.ledger import Entry, enter, ledger_lines, ledger_table
 from modelassay.published.numbers import Shelf
 from modelassay.record import encode_value, read_cell
 from modelassay.runner import Planned, Run, counts, open_run, runs_under
-from modelassay.suite import Suite, load_suite, shipped_suites
+from modelassay.suite import Claim, PublishedTable, Suite, claims_of, load_suite, shipped_suites
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from modelassay.images import Image
 
 Read = TypeVar("Read")
+
+_STEM = re.compile(r"\w[\w.-]{0,99}")
 
 MAX_CELLS_SHOWN = 40
 """Cells up to which a run's table lists them all; beyond, those that are not done."""
@@ -58,7 +61,7 @@ def emit(view: View, *, as_json: bool) -> None:
             for table in view.tables:
                 _print_table(console, table)
             for line in view.lines:
-                console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True)
+                console.print(displayed(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
         _write(captured.get())
     if view.failure is not None:
         raise view.failure
@@ -87,12 +90,12 @@ def _print_table(console: Console, table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text  # what stands in a cell is never markup
 
-    title = Text(table.title, style="table.title") if table.title else None
+    title = Text(displayed(table.title), style="table.title") if table.title else None
     drawn = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns:
-        drawn.add_column(Text(column), overflow="fold")
+        drawn.add_column(Text(displayed(column)), overflow="fold")
     for row in table.rows:
-        drawn.add_row(*[Text(cell) for cell in row])
+        drawn.add_row(*[Text(displayed(cell)) for cell in row])
     console.print(drawn)
 
 
@@ -194,7 +197,7 @@ def run_view(run: Run, *, figures: Path | None = None) -> View:
             drawn = draw(findings, figures)
         except HostError as error:
             failure = error
-    entries = enter(run.suite.name, verdicts, Shelf(_tables_of(run.suite)), run.folder)
+    entries = enter(run.suite.name, verdicts, _shelf_of(run.suite), run.folder)
     here = [entry for entry in entries if entry.claim.profile == run.suite.profile]
     caveats = list(findings.caveats) if findings else []
     if run.suite.profile == "smoke":
@@ -228,6 +231,8 @@ def draw(findings: Findings, folder: Path) -> list[Path]:
     """
     paths = []
     for name, save in findings.figures.items():
+        if not _STEM.fullmatch(name):
+            raise AssayError(f"{name}: not the stem of a figure's file; letters, digits, '.', '_' and '-' make one")
         path, aside = folder / f"{name}.png", folder / f".{name}.new.png"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -241,10 +246,24 @@ def draw(findings: Findings, folder: Path) -> list[Path]:
     return paths
 
 
-def _tables_of(suite: Suite) -> Path:
-    """Return the folder that a suite's tables lie below: its file's, or the shipped file's where it came from elsewhere."""
+def _shelf_of(suite: Suite) -> Shelf:
+    """Return the tables beside the file of a run's suite, or beside the shipped file where that is gone.
+
+    A run says where its suite's file was and may name any file as a table; only what the suite's file itself names is read.
+    """
     shipped = shipped_suites().get(suite.name)
-    return suite.source.parent if suite.source.is_file() or shipped is None else _from_here(shipped.parent)
+    at_hand = suite.source.suffix in (".yaml", ".yml") and suite.source.is_file()
+    path = suite.source if at_hand or shipped is None else _from_here(shipped)
+    named: frozenset[PublishedTable] = frozenset()
+    if _tables_of(suite.claims) and (at_hand or shipped is not None):
+        with suppress(SuiteError):  # no suite any more, so it names nothing
+            named = _tables_of(claims_of(path))
+    return Shelf(path.parent, named)
+
+
+def _tables_of(claims: Sequence[Claim]) -> frozenset[PublishedTable]:
+    items = [item for claim in claims for item in (claim.derived, *claim.counter_evidence) if item is not None]
+    return frozenset(item.table for item in items if item.table is not None)
 
 
 def _from_here(folder: Path) -> Path:

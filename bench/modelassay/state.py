@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -19,6 +20,11 @@ from typing import Any
 from modelassay.errors import RecordError
 from modelassay.meter import Meter
 from modelassay.record import no_space, read_cell
+from modelassay.storage.files import open_lock, read_json, require_folders
+
+_STATE = {"position": int, "counters": dict, "payload": dict, "random": dict}
+"""What ``state.json`` holds."""
+_SERIAL = re.compile(r"[1-9][0-9]{0,17}")
 
 
 def content_key(value: Any) -> str:
@@ -41,9 +47,13 @@ def cache_root() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file ``path`` (made if missing); the kernel releases it if the process dies."""
+    """Hold an exclusive lock on the file ``path`` (made if missing); the kernel releases it if the process dies.
+
+    Raises:
+        UsageError: something else than a file of its own lies there.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
+    with open_lock(path) as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
@@ -108,20 +118,24 @@ def latest_checkpoint(cell_dir: Path) -> Checkpoint | None:
 
     Raises:
         RecordError: it, or the log, is damaged.
+        UsageError: a file of either is no regular file.
     """
+    require_folders([cell_dir / "checkpoint"])
     folders = _by_serial(cell_dir / "checkpoint")
     if not folders:
         return None
     newest = folders[max(folders)]
     try:
-        saved = Checkpoint(folder=newest, **json.loads((newest / "state.json").read_text()))
+        saved = Checkpoint(folder=newest, **read_json(newest / "state.json", plain=False))
+        if wrong := [name for name, kind in _STATE.items() if type(getattr(saved, name)) is not kind]:
+            raise TypeError(f"no valid {', '.join(wrong)}")
     except (OSError, ValueError, TypeError) as error:
         raise RecordError(f"{newest}: a damaged checkpoint ({error}); delete it to begin the cell anew") from error
     return saved if saved.position <= read_cell(cell_dir).position else None
 
 
 def _by_serial(folder: Path) -> dict[int, Path]:
-    return {int(path.name): path for path in folder.glob("[0-9]*") if path.name.isdigit()}
+    return {int(path.name): path for path in folder.glob("[0-9]*") if _SERIAL.fullmatch(path.name)}
 
 
 class State:
@@ -172,7 +186,7 @@ class State:
         except OSError as error:
             raise no_space(error, self._folder) from error
         for old in self._folder.iterdir():
-            if old != final:
+            if old != final and old.is_dir():  # a file that some file manager left is in nobody's way
                 shutil.rmtree(old)
         self._last = time.monotonic()
 

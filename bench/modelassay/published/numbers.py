@@ -116,6 +116,8 @@ class Shelf:
     """The tables beside a suite's file; each is read once, however many claims name it."""
 
     folder: Path
+    named: frozenset[PublishedTable] | None = None
+    """The tables that may be read; None: all."""
     _read: dict[tuple[str, str | None, str | None], Similarities | UsageError] = field(default_factory=dict)
 
     def number(self, given: Derived | Evidence) -> Number:
@@ -124,6 +126,9 @@ class Shelf:
         if table is None:
             return Number(quoted=given.value)
         path = self.folder / table.file
+        if self.named is not None and table not in self.named:
+            return Number(quoted=given.value, table=table, path=path, standing="not at hand",
+                          problem=f"{path}: the run names it, its suite's file does not")  # fmt: skip
         files = [path] if table.families is None else [path, self.folder / table.families]
         absent = [str(file) for file in files if not _exists(file)]
         if absent and table.get is not None:

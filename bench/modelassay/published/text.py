@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modelassay.errors import UsageError
-from modelassay.suite.located_yaml import printable
+from modelassay.errors import UsageError, printable
 
 MAX_BYTES = 64_000_000
 

@@ -13,24 +13,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError
 
 import modelassay
-from modelassay.errors import SuiteError, did_you_mean
+from modelassay.errors import SuiteError, did_you_mean, printable
 from modelassay.experiments import Experiment, find_experiment
-from modelassay.suite.cells import SCHEMA_VERSION, Cell, cell_id, resolve
+from modelassay.suite.cells import CELL_ID, SCHEMA_VERSION, Cell, resolve, stored_cell_id
 from modelassay.suite.form import (
     Claim,
     Derived,
     Evidence,
     Form,
+    Name,
     PublishedTable,
     Selector,
     SuiteForm,
+    Text,
     parse_selector,
     suite_schema,
 )
-from modelassay.suite.located_yaml import JSON, Node, printable, read_file
+from modelassay.suite.located_yaml import JSON, Node, read_file
 from modelassay.suite.problems import Problems, validate
 
 __all__ = [
@@ -155,7 +157,8 @@ def shipped_suites() -> dict[str, Path]:
 def suite_from_json(data: Any, *, file: str = "run.json") -> Suite:
     """Make a suite again from what ``Suite.to_json`` gave; ``file`` is where errors say it came from.
 
-    A cell keeps its id where this version's ``Params`` fills in a parameter that did not exist when the run began.
+    A cell keeps its id where this version's ``Params`` fills in a parameter that did not exist when the run began: the id
+    is the hash of the parameters as they were stored.
 
     Raises:
         SuiteError: Not such data, parameters that this version's ``Params`` refuses, or parameters changed by hand.
@@ -165,10 +168,14 @@ def suite_from_json(data: Any, *, file: str = "run.json") -> Suite:
         experiment = find_experiment(stored.experiment.name, package=stored.experiment.package)
         params_type = experiment.params()
         cells = tuple(_restore(params_type, experiment, cell) for cell in stored.cells)
+        if len({cell.id for cell in cells}) < len(cells):
+            raise SuiteError("a cell stands twice; run.json was changed by hand", path="cells")
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise SuiteError(f"{first['msg']}; written by another version?", file=file, path=printable(where)) from None
+        raise SuiteError(
+            f"{first['msg']}; written by another version, or changed by hand?", file=file, path=printable(where)
+        ) from None
     except SuiteError as error:
         raise SuiteError(error.message, file=file, path=error.path) from None
     return Suite(
@@ -184,7 +191,7 @@ class _StoredExperiment(Form):
 
 
 class _StoredCell(Form):
-    id: str
+    id: str = Field(pattern=CELL_ID)
     axes: dict[str, JsonValue]
     params: dict[str, JsonValue]
 
@@ -193,10 +200,10 @@ class _Stored(Form):
     """What ``Suite.to_json`` writes."""
 
     schema_version: Literal[1]
-    suite: str
-    question: str
-    image: str
-    profile: str
+    suite: Name
+    question: Text
+    image: Name
+    profile: Name
     experiment: _StoredExperiment
     source: str
     overrides: tuple[str, ...]
@@ -207,8 +214,7 @@ class _Stored(Form):
 
 def _restore(params_type: type[BaseModel], experiment: Experiment, stored: _StoredCell) -> Cell:
     params = params_type.model_validate_json(json.dumps(stored.params), strict=True)
-    unchanged = params.model_dump(mode="json") == stored.params
-    if unchanged and cell_id(experiment, params) != stored.id:
+    if stored_cell_id(experiment, stored.params) != stored.id:
         raise SuiteError(
             "its parameters do not give its id; they were changed by hand", path=f"cells.{printable(stored.id)}"
         )

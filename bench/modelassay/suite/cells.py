@@ -18,6 +18,9 @@ from modelassay.suite.problems import Problems, closest, exists, paths, suggest,
 SCHEMA_VERSION = 1
 """Part of every cell's id and of run.json; raised when the meaning of a suite file changes."""
 
+CELL_ID = r"^[0-9a-f]{12}$"
+"""What ``cell_id`` gives; a cell's folder is called so."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -38,7 +41,12 @@ class Cell:
 
 def cell_id(experiment: Experiment, params: BaseModel) -> str:
     """Return the id of the cell with these validated parameters."""
-    recipe = {"experiment": experiment.package, "params": params.model_dump(mode="json"), "schema": SCHEMA_VERSION}
+    return stored_cell_id(experiment, params.model_dump(mode="json"))
+
+
+def stored_cell_id(experiment: Experiment, params: Mapping[str, JSON]) -> str:
+    """Return the id of the cell whose validated parameters were stored as ``params``."""
+    recipe = {"experiment": experiment.package, "params": params, "schema": SCHEMA_VERSION}
     return content_key(recipe)[:12]
 
 

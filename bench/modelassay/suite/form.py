@@ -20,8 +20,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from modelassay.errors import printable
 from modelassay.experiments import find_experiment, known_experiments
-from modelassay.suite.located_yaml import printable, scalar
+from modelassay.suite.located_yaml import scalar
 from modelassay.suite.matrix import MAX_CELLS
 from modelassay.suite.problems import NAME, TEXT
 

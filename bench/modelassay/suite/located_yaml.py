@@ -29,7 +29,7 @@ from ruamel.yaml.events import (
     StreamEndEvent,
 )
 
-from modelassay.errors import SuiteError
+from modelassay.errors import SuiteError, printable
 
 JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
 
@@ -112,15 +112,6 @@ def join(path: str, key: str | int) -> str:
         return f"{path}[{key}]"
     word = key if _PLAIN_KEY.fullmatch(key) and key.isprintable() else json.dumps(key)
     return f"{path}.{word}" if path else word
-
-
-def printable(text: str) -> str:
-    r"""Return ``text`` on one line: what a terminal cannot show is escaped.
-
-    >>> printable("a\nb")
-    'a\\nb'
-    """
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def scalar(text: str) -> None | bool | int | float | str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel
 
-from modelassay.errors import SuiteError
+from modelassay.errors import SuiteError, printable
 from modelassay.suite.form import Matrix
-from modelassay.suite.located_yaml import Entry, Node, parse, printable
+from modelassay.suite.located_yaml import Entry, Node, parse
 from modelassay.suite.matrix import covers
 from modelassay.suite.problems import Problems, closest, exists, paths, suggest, validate
 

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from modelassay.errors import SuiteError, did_you_mean
-from modelassay.suite.located_yaml import Node, join, printable
+from modelassay.errors import SuiteError, did_you_mean, printable
+from modelassay.suite.located_yaml import Node, join
 
 Model = TypeVar("Model", bound=BaseModel)
 

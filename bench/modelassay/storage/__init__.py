@@ -1,0 +1,1 @@
+"""What lies on the disk: files that others may have put there."""

@@ -16,6 +16,7 @@ from docker.types import DeviceRequest, Mount, Ulimit
 
 from modelassay.environment import THREAD_VARIABLES
 from modelassay.lifeline import VARIABLE as LIFELINE
+from modelassay.models.hub import LOGIN as HUB_LOGIN
 from modelassay.state import cache_root
 from modelassay.suite import Suite
 
@@ -23,7 +24,7 @@ SHM_BYTES: Final = 16 << 30  # data workers and vLLM pass tensors through it; it
 LABEL: Final = "org.modelassay.run"
 """Carries the run directory, by which a container is found again."""
 
-SECRETS: Final = ("HF_TOKEN",)
+SECRETS: Final = ("HF_TOKEN", HUB_LOGIN)
 """Handed on when there is a network; their values are in the container's environment and nowhere else."""
 
 _NETWORK_VARIABLES: Final = (

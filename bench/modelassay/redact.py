@@ -19,19 +19,28 @@ from typing import Any, Final, TextIO
 
 from modelassay.scrub import MASK, known_secrets
 
-# Every repetition that something must follow is bounded, so that a line of a megabyte costs linear time. None crosses a
-# quote or the end of a line: what was JSON stays JSON.
-_TOKENS: Final = re.compile(
-    r"(?<![A-Za-z0-9])(?:"
-    r"(?:hf|api_org)_[A-Za-z0-9]{20,}"  # Hugging Face
-    r"|sk-[A-Za-z0-9_-]{20,}"  # OpenAI, Anthropic
-    r"|gh[oprsu]_[A-Za-z0-9]{20,}|github_pat_[A-Za-z0-9_]{20,}|glpat-[A-Za-z0-9_-]{20,}"
-    r"|A[KS]IA[0-9A-Z]{16}(?![0-9A-Za-z])"  # AWS access key ids
-    r"|eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"  # JSON web tokens
-    r"|(?:Bearer|Basic)[ \t]+(?=[A-Za-z._~+/-]{0,64}[0-9])[A-Za-z0-9._~+/-]{16,}=*"
-    r")"
-    r"|(?<=://)[^/\s?#\"'<>@]{1,256}(?=@)"  # user:password@
-    r"|(?<=://)[^/\s:@\"'<>]{1,256}:(?!\d{1,5}[/?#])[^\s\"'<>]{1,256}(?=@)"  # the same with a slash or an @ in the password
+# By how each begins, which is looked for first: that makes it ten times as fast. Every repetition that something must
+# follow is bounded, so that a line of a megabyte costs linear time. None crosses a quote or the end of a
+# line: what was JSON stays JSON.
+_TOKENS: Final = {
+    start: re.compile(rf"{start}(?<![A-Za-z0-9]{start}){rest}")
+    for start, rest in (
+        *((start, r"[A-Za-z0-9]{20,}") for start in ("hf_", "api_org_")),  # Hugging Face
+        ("sk-", r"[A-Za-z0-9_-]{20,}"),  # OpenAI, Anthropic
+        *((start, r"[A-Za-z0-9_]{20,}") for start in ("gho_", "ghp_", "ghr_", "ghs_", "ghu_", "github_pat_")),
+        ("glpat-", r"[A-Za-z0-9_-]{20,}"),  # GitLab
+        *((start, r"[0-9A-Z]{16}(?![0-9A-Za-z])") for start in ("AKIA", "ASIA")),  # AWS access key ids
+        ("eyJ", r"[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),  # JSON web tokens
+        *(
+            (start, r"[ \t]+(?=[A-Za-z._~+/-]{0,64}[0-9])[A-Za-z0-9._~+/-]{16,}=*") for start in ("Bearer", "Basic")
+        ),  # headers
+    )
+}
+_LOGINS: Final = (
+    re.compile(r":/(/|(?<=http:/)|(?<=https:/))[^/\s?#\"'<>@]{1,256}(?=@)"),  # pathlib makes one slash of two
+    re.compile(
+        r":/(/|(?<=http:/)|(?<=https:/))[^/\s:@\"'<>]{1,256}:(?!\d{1,5}[/?#])[^\s\"'<>]{1,256}(?=@)"
+    ),  # a slash in it
 )
 _NUMBER: Final = re.compile(r"[-+\d.eE]+")
 _WORD: Final = re.compile(r"[A-Za-z]+")
@@ -54,24 +63,26 @@ class Mask:
     def __init__(self, environ: Mapping[str, str]) -> None:
         """Take the secrets of ``environ``."""
         values = [value for value in known_secrets(environ) if not _NUMBER.fullmatch(value)]
-        self._values = _either_of(values)
+        self._values = list(dict.fromkeys(form for value in values for form in (value, json.dumps(value)[1:-1])))
         # A variable such as SSO_AUTH=disabled must not forbid a word.
-        self._peculiar = _either_of([value for value in values if not _WORD.fullmatch(value)])
+        self._peculiar = [value for value in self._values if not _WORD.fullmatch(value)]
 
     def __call__(self, text: str) -> str:
         """Return ``text`` without secrets."""
-        text = self._values.sub(MASK, text) if self._values else text
-        return _TOKENS.sub(MASK, text)
+        for value in self._values:
+            text = text.replace(value, MASK)
+        for start, token in _TOKENS.items():
+            if start in text:
+                text = token.sub(MASK, text)
+        if "@" in text:
+            for login in _LOGINS:
+                text = login.sub(rf":/\1{MASK}", text)
+        return text
 
     def refuses(self, text: str) -> bool:
         """Tell whether ``text`` holds what may not stand in a suite."""
-        return bool(_TOKENS.search(text) or (self._peculiar and self._peculiar.search(text)))
-
-
-def _either_of(values: list[str]) -> re.Pattern[str] | None:
-    """Return a pattern of all ``values``, also as JSON writes them; the longest first, None where there are none."""
-    forms = {form for value in values for form in (value, json.dumps(value)[1:-1])}
-    return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True)))) if forms else None
+        patterns = (*_TOKENS.values(), *_LOGINS)
+        return any(value in text for value in self._peculiar) or any(pattern.search(text) for pattern in patterns)
 
 
 def masked(text: str) -> str:

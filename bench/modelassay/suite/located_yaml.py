@@ -49,7 +49,7 @@ _WORDS = {
 }
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_NO_SECRETS = "holds a token or a password, and a run records what it was told; leave it out, and set it in the environment, as HF_TOKEN"
+NO_SECRETS = "holds a token or password, and a run records all of its suite; leave it out, and set it in the environment, as HF_TOKEN"
 _PLAIN_KEY = re.compile(r"[^\s\"'\[\]{}]+")
 
 
@@ -260,7 +260,7 @@ class _Composer:
         """Resolve a scalar; only an unquoted one is anything but text."""
         text: str = event.value
         if self.mask.refuses(text):
-            raise replace(place, path=self.mask(place.path)).error(_NO_SECRETS)
+            raise replace(place, path=self.mask(place.path)).error(NO_SECRETS)
         if _SURROGATE.search(text):
             raise place.error("holds half of a surrogate pair, which is no character")
         if event.style:

@@ -86,7 +86,6 @@ def _attempt(
             raise
         traceback.print_exc()
         outcome, reason = "failed", _reason(error)
-    reason = masked(reason)
     log.append("status", {"outcome": outcome, "reason": reason, "wall_s": round(time.monotonic() - began, 3), **spent})
     log.close()
     return outcome, reason
@@ -96,7 +95,7 @@ def _outcome(run: Callable[[], None]) -> tuple[str, str]:
     try:
         run()
     except Diverged as finding:
-        return "diverged", str(finding)
+        return "diverged", masked(str(finding))
     return "done", ""
 
 
@@ -122,7 +121,7 @@ def _clocks(spent: dict[str, Any]) -> Iterator[Clocks | None]:
 
 def _reason(error: BaseException) -> str:
     """Return one line that fits into a table; the whole traceback lies in the cell's folder."""
-    said = " ".join(str(error).split())
+    said = masked(" ".join(str(error).split()))  # before it is cut: half a token is not recognized
     said = said if len(said) <= MAX_REASON else f"{said[:MAX_REASON]}..."
     if isinstance(error, AssayError):
         return said

@@ -20,8 +20,8 @@ from typing import Any, Final, TextIO
 from modelassay.scrub import MASK, known_secrets
 
 # By how each begins, which is looked for first: that makes it ten times as fast. Every repetition that something must
-# follow is bounded, so that a line of a megabyte costs linear time. None crosses a quote or the end of a
-# line: what was JSON stays JSON.
+# follow is bounded, so that a line of a megabyte costs linear time. None crosses a quote or the end of a line: what was
+# JSON stays JSON.
 _TOKENS: Final = {
     start: re.compile(rf"{start}(?<![A-Za-z0-9]{start}){rest}")
     for start, rest in (
@@ -31,16 +31,14 @@ _TOKENS: Final = {
         ("glpat-", r"[A-Za-z0-9_-]{20,}"),  # GitLab
         *((start, r"[0-9A-Z]{16}(?![0-9A-Za-z])") for start in ("AKIA", "ASIA")),  # AWS access key ids
         ("eyJ", r"[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]*"),  # JSON web tokens
-        *(
-            (start, r"[ \t]+(?=[A-Za-z._~+/-]{0,64}[0-9])[A-Za-z0-9._~+/-]{16,}=*") for start in ("Bearer", "Basic")
-        ),  # headers
+        *((start, r"[ \t]+(?=[A-Za-z._~+/-]{0,64}[0-9])[\w.~+/-]{16,}=*") for start in ("Bearer", "Basic")),  # headers
     )
 }
+_SLASHES: Final = r":/(/|(?<=http:/)|(?<=https:/))"  # pathlib makes one of two
 _LOGINS: Final = (
-    re.compile(r":/(/|(?<=http:/)|(?<=https:/))[^/\s?#\"'<>@]{1,256}(?=@)"),  # pathlib makes one slash of two
-    re.compile(
-        r":/(/|(?<=http:/)|(?<=https:/))[^/\s:@\"'<>]{1,256}:(?!\d{1,5}[/?#])[^\s\"'<>]{1,256}(?=@)"
-    ),  # a slash in it
+    re.compile(_SLASHES + r"[^/\s?#\"'<>@]{1,256}(?=@)"),
+    # A slash or an @ in the password.
+    re.compile(_SLASHES + r"[^/\s:@\"'<>]{1,256}:(?!\d{1,5}[/?#])[^\s\"'<>]{1,256}(?=@)"),
 )
 _NUMBER: Final = re.compile(r"[-+\d.eE]+")
 _WORD: Final = re.compile(r"[A-Za-z]+")
@@ -115,7 +113,7 @@ class MaskedStream:
 def mask_streams() -> None:
     """Mask from now on what Python prints: our own lines, the warnings of libraries, tracebacks."""
     mask = Mask(os.environ)
-    sys.stdout, sys.stderr = MaskedStream(sys.stdout, mask), MaskedStream(sys.stderr, mask)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = MaskedStream(sys.stdout, mask), MaskedStream(sys.stderr, mask)
 
 
 class Printed:

@@ -113,7 +113,9 @@ class MaskedStream:
 def mask_streams() -> None:
     """Mask from now on what Python prints: our own lines, the warnings of libraries, tracebacks."""
     mask = Mask(os.environ)
-    sys.stdout, sys.stderr = MaskedStream(sys.stdout, mask), MaskedStream(sys.stderr, mask)
+    for name in ("stdout", "stderr"):
+        if (stream := getattr(sys, name)) is not None:  # None: closed before Python began
+            setattr(sys, name, MaskedStream(stream, mask))
 
 
 class Printed:

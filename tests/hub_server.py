@@ -2,7 +2,7 @@
 
 It serves folders as repositories over HTTP on the loopback interface, lists them by tag, page by page, and logs every request,
 so that a test can tell what was fetched and that offline nothing was. It is not the Hub: no LFS redirects, no Xet, no
-authentication.
+tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class HubServer:
     listed: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What the listing says of each repository, in the Hub's words; one that is not served as well is gone."""
     page_size: int = 1000
+    login: str = ""
+    """``user:password`` that every request must carry; empty: none."""
     requests: list[Request] = field(default_factory=list)
 
     def add(self, name: str, folder: Path, *, tag: str = "main") -> str:
@@ -96,6 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub: HubServer = self.server.hub  # type: ignore[attr-defined]
         path = unquote(urlsplit(self.path).path)
         hub.requests.append(Request(self.command, path))
+        if hub.login and self.headers["Authorization"] != f"Basic {b64encode(hub.login.encode()).decode()}":
+            self._fail(401, "Unauthorized")
+            return
         if path == "/api/models":
             self._list(hub)
             return

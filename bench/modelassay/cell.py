@@ -21,6 +21,7 @@ from modelassay.errors import AssayError, Diverged, HostError
 from modelassay.experiments import Experiment
 from modelassay.meter import Clocks, Meter
 from modelassay.record import Log, no_space, segments
+from modelassay.redact import masked, print_into
 from modelassay.state import State, Store, latest_checkpoint, locked, seed_everything
 from modelassay.suite import Cell
 
@@ -35,20 +36,23 @@ def cell_main(
     cell_dir: Path,
     answer: Connection,
     lifeline: Connection,
+    printed: tuple[Connection, Connection],
 ) -> None:
     """Run one cell to its outcome and send it: ``(outcome, reason)``, or ``("host", message)`` for the machine's fault.
 
     ``siblings`` are the parameters of all cells; ``lifeline`` is the reading end of a pipe that the runner holds open.
+    ``printed`` is the pipe of `redact.Printed`; with its reading end open here too, printing does not fail when the runner
+    dies, which would look like a fault of the cell.
     """
     os.setpgrp()  # whatever it forks can be ended with it; Ctrl-C reaches the runner alone, which decides
     _die_with_runner(lifeline)
     try:
         with locked(cell_dir / "lock"):  # a killed attempt's process may still be on its way out
-            answer.send(_attempt(experiment, cell, siblings, cell_dir))
+            answer.send(_attempt(experiment, cell, siblings, cell_dir, printed[1]))
     except HostError as error:
-        answer.send(("host", str(error)))
+        answer.send(("host", masked(str(error))))
     except AssayError as error:  # a damaged checkpoint
-        answer.send(("failed", str(error)))
+        answer.send(("failed", masked(str(error))))
     except OSError as error:
         shown = no_space(error, cell_dir)
         if not isinstance(shown, HostError):
@@ -56,9 +60,12 @@ def cell_main(
         answer.send(("host", str(shown)))
 
 
-def _attempt(experiment: Experiment, cell: Cell, siblings: Sequence[BaseModel], cell_dir: Path) -> tuple[str, str]:
+def _attempt(
+    experiment: Experiment, cell: Cell, siblings: Sequence[BaseModel], cell_dir: Path, printed: Connection
+) -> tuple[str, str]:
     attempt = 1 + max(segments(cell_dir), default=0)
-    _redirect_output(cell_dir / f"attempt-{attempt}.out")
+    print_into(printed, f"attempt-{attempt}.out")  # the runner's stdout is data
+    faulthandler.enable(file=2)
     began = time.monotonic()
     saved = latest_checkpoint(cell_dir)
     log = Log(cell_dir / f"attempt-{attempt}.jsonl", cell=cell.id, attempt=attempt,
@@ -88,7 +95,7 @@ def _outcome(run: Callable[[], None]) -> tuple[str, str]:
     try:
         run()
     except Diverged as finding:
-        return "diverged", str(finding)
+        return "diverged", masked(str(finding))
     return "done", ""
 
 
@@ -114,22 +121,13 @@ def _clocks(spent: dict[str, Any]) -> Iterator[Clocks | None]:
 
 def _reason(error: BaseException) -> str:
     """Return one line that fits into a table; the whole traceback lies in the cell's folder."""
-    said = " ".join(str(error).split())
+    said = masked(" ".join(str(error).split()))  # before it is cut: half a token is not recognized
     said = said if len(said) <= MAX_REASON else f"{said[:MAX_REASON]}..."
     if isinstance(error, AssayError):
         return said
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}: {said}{place}"
-
-
-def _redirect_output(path: Path) -> None:
-    """Send whatever the experiment and its libraries print to the cell's folder: the runner's stdout is data."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
-    faulthandler.enable(file=2)
 
 
 def _die_with_runner(lifeline: Connection) -> None:

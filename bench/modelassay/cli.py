@@ -233,8 +233,12 @@ def main() -> None:
     """Run the command line; every expected error is one line on stderr and its exit code."""
     from modelassay import lifeline
     from modelassay.errors import HostError
+    from modelassay.models.hub import set_login_aside
+    from modelassay.redact import mask_streams
 
     lifeline.hold(os.environ)
+    set_login_aside(os.environ)
+    mask_streams()
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except click.exceptions.Abort as abort:  # click's form of KeyboardInterrupt, but of EOFError too

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from modelassay.errors import UsageError
+from modelassay.errors import UsageError, printable
 from modelassay.references import Reference
-from modelassay.suite.located_yaml import printable
 
 MAX_ENTRIES: Final = 100_000
 """Files and folders that a model folder may hold; all are looked at before the container begins."""

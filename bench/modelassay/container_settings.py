@@ -17,6 +17,7 @@ from docker.types import DeviceRequest, Mount, Ulimit
 from modelassay.container_paths import require_file, require_place, views
 from modelassay.environment import THREAD_VARIABLES
 from modelassay.lifeline import VARIABLE as LIFELINE
+from modelassay.models.hub import LOGIN as HUB_LOGIN
 from modelassay.references import Reference, references
 from modelassay.state import cache_root
 from modelassay.suite import Suite
@@ -30,7 +31,7 @@ at the least is left to the machine."""
 LABEL: Final = "org.modelassay.run"
 """Carries the run directory, by which a container is found again."""
 
-SECRETS: Final = ("HF_TOKEN",)
+SECRETS: Final = ("HF_TOKEN", HUB_LOGIN)
 """Handed on when there is a network; their values are in the container's environment and nowhere else."""
 
 _NETWORK_VARIABLES: Final = (

@@ -31,6 +31,7 @@ from modelassay.cell import cell_main
 from modelassay.errors import HostError, IncompleteRun, UsageError, did_you_mean
 from modelassay.progress import report_progress
 from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables
+from modelassay.redact import Printed
 from modelassay.state import latest_checkpoint
 from modelassay.storage.files import open_lock, read_json, require_folders, require_regular_tree
 from modelassay.suite import Cell, Suite, shipped_suites, suite_from_json
@@ -339,13 +340,16 @@ def _run_in_process(
     cell_dir.mkdir(parents=True, exist_ok=True)
     receiver, sender = context.Pipe(duplex=False)
     lifeline, held = context.Pipe(duplex=False)  # closes when this process is gone, however it went
+    reader, writer = context.Pipe(duplex=False)
+    printed = Printed(reader, cell_dir)
     siblings = [other.params for other in run.suite.cells]
-    arguments = (run.suite.experiment, cell, siblings, cell_dir, sender, lifeline)
+    arguments = (run.suite.experiment, cell, siblings, cell_dir, sender, lifeline, (reader, writer))
     process = context.Process(target=cell_main, args=arguments, name=f"cell {cell.id}")
     try:
         _start(context, process)
         sender.close()
         lifeline.close()
+        writer.close()
         while not wait(
             [receiver, process.sentinel], PROGRESS_SECONDS
         ):  # not the pipe alone: a child may hold its other end
@@ -357,10 +361,15 @@ def _run_in_process(
     finally:
         _end(process)
         held.close()
+        writer.close()  # also where the process did not start
+        unwritten = printed.finish()
+        reader.close()
     if answer is None:
         return "failed", _death(process.exitcode, cell_dir)
     if answer[0] == "host":
         raise HostError(answer[1])
+    if unwritten is not None:
+        raise no_space(unwritten, cell_dir)
     return str(answer[0]), str(answer[1])
 
 

@@ -7,10 +7,11 @@ holds the same value.
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
 
@@ -60,6 +61,11 @@ _SHAPES: Final = [
 # Base62 noise: commit ids and digests are spared by having no capitals, names in CamelCase by having few digits.
 _OPAQUE: Final = re.compile(r"(?<![A-Za-z0-9])[A-Za-z0-9]{20,}(?![A-Za-z0-9])")
 
+# user:password in an address, be there a slash or an @ in the password; "host:8080/a@b" holds none.
+_LOGIN: Final = r"([^/\s?#]+|[^/\s:]+:(?!\d{1,5}[/?#])\S+)@"
+_URL_LOGIN: Final = re.compile("://" + _LOGIN)
+_PROXY_LOGIN: Final = re.compile(r"^(?:\w+://)?" + _LOGIN)
+
 _NAMED: Final = re.compile(r"(?P<name>[A-Za-z_][\w.-]*)(?P<sep>[\"'\\\])]*\s*(?:=|:(?!//)|%3[AaDd])\s*)(?=\S)")
 _FLAG: Final = re.compile(r"(?:^|(?<=[\s\"']))(?P<name>--?[A-Za-z][\w.-]*)(?P<sep>\s+)(?=\S)")
 _ENDS_IN_NAME: Final = re.compile(r"(?:^|[\s\"'])(?P<name>(?:--?)?[A-Za-z_][\w.-]*)[\"']?\s*(?P<sep>[=:]?)\s*$")
@@ -78,6 +84,16 @@ def is_secret_name(name: str) -> bool:
         word.lower() in _SECRET_WORDS or (_SECRET_PART.search(word) and not _ORDINARY_WORDS.fullmatch(word))
         for word in words
     )
+
+
+def split_login(url: str) -> tuple[str, str]:
+    """Return ``url`` without the login in it, and the login as it stands there, empty where there is none.
+
+    >>> split_login("https://me:pass/word@hub.example/x"), split_login("https://hub.example:80/a@b")
+    (('https://hub.example/x', 'me:pass/word'), ('https://hub.example:80/a@b', ''))
+    """
+    match = _URL_LOGIN.search(url)
+    return (url[: match.start(1)] + url[match.end() :], match[1]) if match else (url, "")
 
 
 def scrub_text(text: str, known: Sequence[str] = ()) -> str:
@@ -138,11 +154,23 @@ def scrub_json(value: JSON, known: Sequence[str] = ()) -> JSON:
 
 
 def known_secrets(environ: Mapping[str, str]) -> list[str]:
-    """Return the values of the variables with secret-like names, longest first, also as they look inside a URL.
+    """Return the secrets that variables hold, longest first: values under secret-like names, and logins in URLs.
 
-    Values under eight characters are left out: they are rarely secrets, and masking ``1`` everywhere helps nobody.
+    Also as they look inside a URL and in an Authorization header, and each line of those of several lines. Values under
+    eight characters are left out: they are rarely secrets, and masking ``1`` everywhere helps nobody.
+
+    >>> secrets = known_secrets({"HTTPS_PROXY": "http://me:open%20sesame@proxy:3128"})
+    >>> {"open sesame", "open%20sesame", "bWU6b3BlbiBzZXNhbWU="} <= {*secrets}
+    True
     """
     values = {value.strip() for name, value in environ.items() if is_secret_name(name)}
+    values |= {line.strip() for value in values for line in value.splitlines()}
+    for name, value in environ.items():
+        pattern = _PROXY_LOGIN if name.lower().endswith("_proxy") else _URL_LOGIN
+        for login in pattern.findall(value):
+            plain = unquote(login)
+            header = base64.b64encode(plain.encode(errors="replace")).decode()
+            values |= {login, plain, header, login.partition(":")[2], plain.partition(":")[2]}
     long = {value for value in values if len(value) >= 8}
     return sorted(long | {quote(value, safe="") for value in long}, key=len, reverse=True)
 

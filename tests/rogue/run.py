@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from modelassay.models.hub import open_files
 
 if TYPE_CHECKING:
     from modelassay.meter import Meter
@@ -100,3 +104,26 @@ def damage_the_checkpoint(_meter: Meter, state: State) -> None:
     (checkpoint,) = Path(state.artifacts.parent, "checkpoint").iterdir()
     (checkpoint / "state.json").write_text("")
     raise ValueError("now try again")
+
+
+def tell(_meter: Meter, _state: State) -> None:
+    """Say what the variables hold whose names TELL lists, and the text of SAY, in every way there is."""
+    text = " ".join([*(os.environ[name] for name in os.environ.get("TELL", "").split()), os.environ.get("SAY", "")])
+    print("python:", text, flush=True)
+    warnings.warn(f"warning: {text}", stacklevel=1)
+    os.write(2, f"native: {text}\n".encode())
+    subprocess.run(["echo", f"child: {text}"], check=True)
+    raise ValueError(f"error: {text}")
+
+
+def print_and_be_killed(_meter: Meter, _state: State) -> None:
+    """Print far more than a pipe holds, the last line without its end, and be gone."""
+    for number in range(50_000):
+        os.write(1, f"line {number}\n".encode())
+    os.write(1, b"the last")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def ask_the_hub(_meter: Meter, _state: State) -> None:
+    """Fetch a model's config.json."""
+    print("fetched", open_files("hf:lab/model").get("config.json"))

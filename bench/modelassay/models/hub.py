@@ -2,18 +2,31 @@
 
 `huggingface_hub` does the fetching, the caching and the authentication, and reads HF_HOME, HF_ENDPOINT, HF_TOKEN and
 HF_HUB_OFFLINE itself. What is here decides which files are asked for, and turns its errors into ours.
+
+A login in HF_ENDPOINT is kept from it: it would stand in every address that the library warns of or raises.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import unquote
 
 from modelassay.errors import CheckpointError, HostError
+from modelassay.scrub import split_login
+
+if TYPE_CHECKING:
+    import httpx
+
+LOGIN: Final = "MODELASSAY_HUB_LOGIN"
+"""The variable that holds HF_ENDPOINT as it was set, where it was set with a login."""
 
 _REFERENCE = re.compile(r"hf:(?P<repo>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))?")
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -21,6 +34,49 @@ _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 class HubUnavailable(HostError):
     """The Hub was reached and did not serve one request: a refusal with a status, or a timeout. The next may be served."""
+
+
+def set_login_aside(environ: MutableMapping[str, str]) -> None:
+    """Take user and password out of HF_ENDPOINT, for this process and all that it starts; `log_in` gives them to the Hub.
+
+    >>> environ = {"HF_ENDPOINT": "https://me:word@hub.example/api"}
+    >>> set_login_aside(environ)
+    >>> environ
+    {'HF_ENDPOINT': 'https://hub.example/api', 'MODELASSAY_HUB_LOGIN': 'https://me:word@hub.example/api'}
+    """
+    endpoint = environ.get("HF_ENDPOINT", "")
+    bare, login = split_login(endpoint)
+    if login:
+        environ.update({"HF_ENDPOINT": bare, LOGIN: endpoint})
+
+
+def log_in() -> None:
+    """Let `huggingface_hub` send the login of HF_ENDPOINT to that host, and to no other, without it being in an address."""
+    set_login_aside(os.environ)
+    endpoint, login = split_login(os.environ.get(LOGIN, ""))
+    if login:
+        _send_login(endpoint, unquote(login))
+
+
+@cache
+def _send_login(endpoint: str, login: str) -> None:
+    import httpx
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    hub, header = httpx.URL(endpoint), f"Basic {base64.b64encode(login.encode()).decode()}"
+
+    def authorize(request: httpx.Request) -> httpx.Request:
+        if (request.url.scheme, request.url.netloc) == (hub.scheme, hub.netloc):
+            request.headers["Authorization"] = header
+        return request
+
+    def client() -> httpx.Client:
+        made = default_client_factory()
+        made.auth = authorize
+        return made
+
+    set_client_factory(client)
 
 
 class Files(Protocol):
@@ -100,6 +156,7 @@ class HubFiles:
     def __init__(self, reference: str, repo: str, revision: str | None) -> None:
         """Resolve the revision to a commit by fetching config.json; a full commit that is cached needs no request."""
         self.reference, self._repo = reference, repo
+        log_in()
         config = self._fetch("config.json", revision, required=True)
         if config is None:
             raise CheckpointError(

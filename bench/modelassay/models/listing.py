@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from modelassay.errors import CheckpointError, HostError, UsageError
-from modelassay.models.hub import HubUnavailable, hub_errors
+from modelassay.models.hub import HubUnavailable, hub_errors, log_in
+from modelassay.scrub import split_login
 
 SCHEMA: Final = 1
 """Version of a saved listing; a reader refuses another."""
@@ -102,6 +103,7 @@ def take_listing(base: str) -> Listing:
         HostError: offline, or the Hub cannot be reached or still does not serve the list at the third try.
         CheckpointError: not a name of the Hub's, or nothing names it as its base.
     """
+    log_in()
     from huggingface_hub import HfApi, constants, is_offline_mode
 
     if not base.startswith("hf:"):
@@ -120,7 +122,7 @@ def take_listing(base: str) -> Listing:
     found = {info.id: _member(info, repository) for info in _patiently(ask) if info.id != repository}
     if not found:
         raise CheckpointError(f"{base}: the Hub lists no model that names {repository} as its base; check the spelling")
-    return Listing(base=repository, taken=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), endpoint=constants.ENDPOINT,
+    return Listing(base=repository, taken=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), endpoint=split_login(constants.ENDPOINT)[0],
                    members=tuple(found[name] for name in sorted(found)))  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from ruamel.yaml.events import (
 )
 
 from modelassay.errors import SuiteError, printable
+from modelassay.redact import Mask
 
 JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
 
@@ -47,6 +49,7 @@ _WORDS = {
 }
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+NO_SECRETS = "holds a token or password, and a run records all of its suite; leave it out, and set it in the environment, as HF_TOKEN"
 _PLAIN_KEY = re.compile(r"[^\s\"'\[\]{}]+")
 
 
@@ -194,6 +197,7 @@ class _Composer:
         self.events: Iterator[Event] = YAML(typ="safe", pure=True).parse(io.StringIO(text))
         self.anchors: dict[str, Node] = {}
         self.num_nodes = 0
+        self.mask = Mask(os.environ)
 
     def document(self, path: str) -> Node:
         """Compose the only document, located at ``path``."""
@@ -246,6 +250,8 @@ class _Composer:
     def _scalar(self, event: ScalarEvent, place: Node) -> Node:
         """Resolve a scalar; only an unquoted one is anything but text."""
         text: str = event.value
+        if self.mask.refuses(text):
+            raise replace(place, path=self.mask(place.path)).error(NO_SECRETS)
         if _SURROGATE.search(text):
             raise place.error("holds half of a surrogate pair, which is no character")
         if event.style:

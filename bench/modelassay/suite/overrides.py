@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from pydantic import BaseModel
 
 from modelassay.errors import SuiteError, printable
+from modelassay.redact import Mask, masked
+from modelassay.scrub import known_secrets, scrub_text
 from modelassay.suite.form import Matrix
-from modelassay.suite.located_yaml import Entry, Node, parse
+from modelassay.suite.located_yaml import NO_SECRETS, Entry, Node, parse
 from modelassay.suite.matrix import covers
 from modelassay.suite.problems import Problems, closest, exists, paths, suggest, validate
 
@@ -71,8 +74,10 @@ def _parse(text: str) -> tuple[str, Entry]:
     """
     path, equals, value = text.partition("=")
     path = path.strip()
-    shown = printable(text if len(text) <= 80 else f"{text[:77]}...")
-    key = Node(path, f"-o {shown}", printable(path))
+    clean = scrub_text(text, known_secrets(os.environ))  # whole, since half a token is one that no pattern knows
+    key = Node(path, f"-o {printable(clean if len(clean) <= 80 else f'{clean[:77]}...')}", printable(masked(path)))
+    if Mask(os.environ).refuses(text):  # a comment in it is recorded too
+        raise key.error(NO_SECRETS)
     if not equals or not _PATH.fullmatch(path):
         raise replace(key, path="").error("must be PATH=VALUE, as in -o train.steps=100 or -o 'matrix.seed=[0, 1]'")
     node = parse(value, key.file, path=key.path, located=False)

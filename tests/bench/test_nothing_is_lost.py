@@ -72,7 +72,9 @@ class World:
 
     def ends(self, **ending: Any) -> None:
         """Let the container start and end like this."""
-        self.patch.setattr(container, "start", lambda *_: Attached(identity="c", events=MagicMock(), stream=MagicMock()))
+        self.patch.setattr(
+            container, "start", lambda *_: Attached(identity="c", events=MagicMock(), stream=MagicMock())
+        )
         self.patch.setattr(container, "follow", lambda *_, **__: Ending(**ending))
 
     def raises(self, error: BaseException, *, in_: str = "follow") -> None:

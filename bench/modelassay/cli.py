@@ -48,7 +48,7 @@ def cli() -> None:
     "-o", "--override", "overrides", multiple=True, metavar="A.B=C", help="Set a parameter; the value is YAML."
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would run, what is reused and why.")
-@click.option("--into", type=click.Path(path_type=Path), help="Make the new run directory this one.")
+@click.option("--into", type=click.Path(path_type=Path), help="Make this new or empty folder the run directory.")
 @click.option(
     "--in", "place", type=click.Choice(["container"]), help="Run the same command in the suite's pinned image."
 )

@@ -79,6 +79,8 @@ ARG IMAGE
 ARG VERSION
 ARG REVISION
 ARG LOCK_SHA256
+# By this a run knows that it is in an image, and which; `--in container` gives the reference that was asked for.
+ENV MODELASSAY_IMAGE=modelassay/${IMAGE}:${VERSION}
 LABEL org.opencontainers.image.title="modelassay ${IMAGE}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \

@@ -48,7 +48,7 @@ def cli() -> None:
     "-o", "--override", "overrides", multiple=True, metavar="A.B=C", help="Set a parameter; the value is YAML."
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would run, what is reused and why.")
-@click.option("--into", type=click.Path(path_type=Path), help="Make the new run directory this one.")
+@click.option("--into", type=click.Path(path_type=Path), help="Make this new or empty folder the run directory.")
 @click.option(
     "--in", "place", type=click.Choice(["container"]), help="Run the same command in the suite's pinned image."
 )
@@ -61,6 +61,7 @@ def run(
 ) -> None:  # fmt: skip
     """Execute SUITE (a shipped name or a file) in a new run directory, or go on with RUN."""
     from modelassay import runner, show
+    from modelassay.image_mounts import loss_warning
     from modelassay.suite import load_suite
 
     folder = runner.find_run(target, runs)
@@ -80,7 +81,11 @@ def run(
         job = container.Job(suite=suite, target=target, run=found, folder=folder or into or runner.new_folder(suite, runs),
                             arguments=[*given, *(("--json",) if as_json else ())])  # fmt: skip
         sys.exit(container.run_inside(job, container.Options(**boxed), report=_progress, write=_pass_on))
-    found = found or runner.create_run(suite, into or runner.new_folder(suite, runs))
+    if found is None:
+        found = runner.create_run(suite, into or runner.new_folder(suite, runs))
+        warning = loss_warning(found.folder, mounted=into or runs, arguments=sys.argv[1:], environ=os.environ)
+        if warning is not None:
+            _progress(warning)
     try:
         runner.execute(found, report=_progress)
     finally:

@@ -8,10 +8,10 @@ is locked by the client as long as it lives. So whoever dies first, nothing is l
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from typing import Any
 import docker.errors
 import docker.utils
 
-from modelassay.container_session import CLIENT_LOCK, Ending, TimedOut, follow, remove_left, start, stop
+from modelassay.container_session import Ending, TimedOut, follow, remove_left, start, stop
 from modelassay.container_settings import Bind, Settings, binds, environment, is_offline, shm_bytes
 from modelassay.engine import Engine, LocalImage, connect, find_image, require_locked
 from modelassay.errors import AssayError, HostError, UsageError
+from modelassay.run_folder import CELLS, CLIENT_LOCK, MANIFEST_DRAFT, Scaffold, is_run, require_free
 from modelassay.runner import Report, Run, run_lock, sigterm_interrupts, unwritable
 from modelassay.suite import Suite
 
@@ -77,10 +78,12 @@ def run_inside(job: Job, options: Options, *, report: Report, write: Callable[[b
         write: receives what goes to stdout.
 
     Raises:
-        UsageError: an option that cannot be understood.
+        UsageError: an option that cannot be understood, or a new run in a folder that holds anything.
         HostError: no engine, no image or not the one that is pinned, a folder that cannot be written, no GPU for
             containers, time or memory over, or the container was killed.
     """
+    if job.run is None:
+        require_free(job.folder)
     engine = connect()
     memory_bytes = memory_limit(options.memory, engine)
     image = choose_image(engine, job, options)
@@ -97,18 +100,45 @@ def run_inside(job: Job, options: Options, *, report: Report, write: Callable[[b
         shm_bytes=shm_bytes(memory_bytes, engine.memory_bytes),
         own_user_ids=engine.remaps_users,
     )
-    prepare(shown, owner)
-    report(f"{job.folder}: inside {image.reference} ({image.digest}) on {engine.name}, network {settings.network}")
-    try:
-        with run_lock(job.folder, CLIENT_LOCK), sigterm_interrupts():
-            _give(job.folder / CLIENT_LOCK, owner)
-            remove_left(engine, settings)
-            return _run(engine, image, settings, job, options, report=report, write=write)
-    finally:
-        if (job.folder / "run.json").is_file():
-            report(f"run directory: {job.folder}")
-        elif job.run is None:  # nothing was begun
-            shutil.rmtree(job.folder, ignore_errors=True)
+    scaffold = Scaffold()
+    with sigterm_interrupts():
+        try:
+            prepare(shown, owner, scaffold)
+            report(
+                f"{job.folder}: inside {image.reference} ({image.digest}) on {engine.name}, network {settings.network}"
+            )
+            with _client_lock(job, owner, scaffold):
+                remove_left(engine, settings)
+                return _run(engine, image, settings, job, options, report=report, write=write)
+        finally:
+            if is_run(job.folder):
+                report(f"run directory: {job.folder}")
+            else:
+                scaffold.remove()
+
+
+@contextmanager
+def _client_lock(job: Job, owner: tuple[int, int], scaffold: Scaffold) -> Iterator[None]:
+    """Hold the run directory; while it is held, what belongs to a run that did not begin is removed.
+
+    Raises:
+        UsageError: the folder of a new run was filled by somebody else.
+        HostError: another client holds it.
+    """
+    lock = job.folder / CLIENT_LOCK
+    existed = os.path.lexists(lock)
+    with run_lock(job.folder, CLIENT_LOCK):
+        if not lock.exists():  # its last holder removed it between our opening and our locking it
+            raise HostError(f"{job.folder}: another client has just given it up; run the same command again")
+        if job.run is None:
+            require_free(job.folder)
+            scaffold.note(*(() if existed else (lock,)), job.folder / CELLS, job.folder / MANIFEST_DRAFT)
+        _give(lock, owner)
+        try:
+            yield
+        finally:
+            if not is_run(job.folder):
+                scaffold.remove()
 
 
 def told_of(image: LocalImage) -> dict[str, str]:
@@ -172,8 +202,13 @@ def user_inside(engine: Engine, owner: tuple[int, int]) -> str:
     return "0:0" if engine.rootless else f"{owner[0]}:{owner[1]}"
 
 
-def prepare(shown: Sequence[Bind], owner: tuple[int, int]) -> None:
+def prepare(shown: Sequence[Bind], owner: tuple[int, int], scaffold: Scaffold) -> None:
     """Make the writable folders, so that the engine does not make them as root, and write to each once as ``owner``.
+
+    Args:
+        shown: what the container sees, the run directory first.
+        owner: user and group that the folders are made for.
+        scaffold: notes those that are made.
 
     Raises:
         HostError: one cannot be made or written.
@@ -182,7 +217,8 @@ def prepare(shown: Sequence[Bind], owner: tuple[int, int]) -> None:
         if not bind.writable:
             continue
         try:
-            _make(bind.source, owner)
+            for folder in scaffold.folder(bind.source):
+                _give(folder, owner)
             trouble = _why_unwritable(bind.source, owner)
         except OSError as error:
             if not isinstance(unwritable(error, bind.path), HostError):
@@ -196,16 +232,9 @@ def prepare(shown: Sequence[Bind], owner: tuple[int, int]) -> None:
             )
 
 
-def _make(folder: Path, owner: tuple[int, int]) -> None:
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        _give(path, owner)
-
-
 def _give(path: Path, owner: tuple[int, int]) -> None:
     if os.geteuid() == 0:
-        os.chown(path, *owner)
+        os.chown(path, *owner, follow_symlinks=False)
 
 
 def _why_unwritable(folder: Path, owner: tuple[int, int]) -> str:

@@ -21,13 +21,11 @@ from modelassay.engine import Engine, LocalImage, engine_errors, explanation
 from modelassay.errors import HostError, UsageError
 from modelassay.gpu_clocks import ask as ask_nvml
 from modelassay.gpu_clocks import opened_nvml
+from modelassay.run_folder import CLIENT_LOCK
 from modelassay.runner import Report, run_lock
 
 GRACE_S: Final = 10
 """Seconds a container has to stop by itself, and the engine to tidy up."""
-
-CLIENT_LOCK: Final = "client.lock"
-"""The file by which a client holds its run directory."""
 
 TOOLKIT: Final = (
     "install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure --runtime=docker && systemctl restart docker"

@@ -32,6 +32,7 @@ from modelassay.errors import HostError, IncompleteRun, UsageError, did_you_mean
 from modelassay.progress import report_progress
 from modelassay.record import CellLog, Tables, no_space, read_cell, read_tables
 from modelassay.redact import Printed
+from modelassay.run_folder import CELLS, MANIFEST, MANIFEST_DRAFT, Scaffold, is_run, require_free
 from modelassay.state import latest_checkpoint
 from modelassay.storage.files import open_lock, read_json, require_folders, require_regular_tree
 from modelassay.suite import Cell, Suite, shipped_suites, suite_from_json
@@ -97,35 +98,43 @@ def new_folder(suite: Suite, root: Path) -> Path:
 
 
 def create_run(suite: Suite, folder: Path) -> Run:
-    """Make ``folder`` a run directory: write its ``run.json``.
+    """Make ``folder`` a run directory: write its ``run.json``. Where that fails, ``folder`` is left as it was.
 
     Raises:
-        UsageError: it is one already.
+        UsageError: it is one already, or holds anything else.
         HostError: the folder cannot be made or written.
     """
-    if (folder / "run.json").exists():
-        raise UsageError(f"{folder}: holds a run already; `modelassay run {folder}` goes on with it")
+    require_free(folder)
     manifest = {
         "schema": SCHEMA,
         "suite": suite.to_json(),
         "environment": environment.capture(),
         "code": environment.code_fingerprint(suite.experiment.package),
     }
-    aside = folder / "run.json.new"
+    scaffold = Scaffold()
     try:
-        (folder / "cells").mkdir(parents=True, exist_ok=True)
-        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-        with aside.open("wb") as handle:
-            handle.write(text.encode(errors="replace"))  # a path that is not UTF-8 holds lone surrogates
-            handle.flush()
-            os.fsync(handle.fileno())  # what is renamed before it is synced is an empty file after a power cut
-        aside.rename(folder / "run.json")
-    except OSError as error:
+        _write_manifest(manifest, folder, scaffold)
+    except BaseException as error:
+        scaffold.remove()
+        if not isinstance(error, OSError):
+            raise
         if isinstance(no_space(error, folder), HostError):
-            aside.unlink(missing_ok=True)
             raise HostError(f"{folder}: the disk is full; free some space and start the run anew") from error
         raise unwritable(error, folder) from error
     return open_run(folder)
+
+
+def _write_manifest(manifest: dict[str, Any], folder: Path, scaffold: Scaffold) -> None:
+    draft = folder / MANIFEST_DRAFT
+    scaffold.folder(folder / CELLS)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    with scaffold.file(draft) as handle:
+        handle.write(text.encode(errors="replace"))  # a path that is not UTF-8 holds lone surrogates
+        handle.flush()
+        os.fsync(handle.fileno())  # what is renamed before it is synced is an empty file after a power cut
+    if is_run(folder):  # by another process, before this one had the draft to itself
+        raise UsageError(f"{folder}: holds a run already; `modelassay run {folder}` goes on with it")
+    draft.rename(folder / MANIFEST)
 
 
 def unwritable(error: OSError, folder: Path) -> HostError | OSError:

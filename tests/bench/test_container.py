@@ -14,6 +14,7 @@ from modelassay.container_session import Attached, Ending, TimedOut, follow
 from modelassay.container_settings import Bind, Settings
 from modelassay.engine import Engine, LocalImage, require_locked
 from modelassay.errors import AssayError, HostError
+from modelassay.run_folder import Scaffold
 from modelassay.suite import load_suite
 from toy_suite import environ, modelassay, write_suite
 
@@ -160,7 +161,7 @@ def test_results_belong_to_the_folders_owner(tmp_path: Path) -> None:
     os.chown(tmp_path, 1234, 99)
     assert results_owner(tmp_path / "runs/a") == (1234, 99)
     folder = tmp_path / "runs/a"
-    prepare([Bind(path=folder, source=folder, writable=True)], (1234, 99))
+    prepare([Bind(path=folder, source=folder, writable=True)], (1234, 99), Scaffold())
     assert [(path.stat().st_uid, path.stat().st_gid) for path in (folder, folder.parent)] == [(1234, 99)] * 2
     assert list(folder.iterdir()) == [], "the probe leaves nothing"
 
@@ -171,7 +172,7 @@ def test_folder_that_cannot_be_made_is_told_with_its_fix(tmp_path: Path) -> None
     with pytest.raises(
         HostError, match="cannot be written by user .*: not a directory; choose another folder with --runs"
     ):
-        prepare([Bind(path=folder, source=folder, writable=True)], (os.geteuid(), os.getegid()))
+        prepare([Bind(path=folder, source=folder, writable=True)], (os.geteuid(), os.getegid()), Scaffold())
 
 
 def test_command_inside_is_the_command_outside(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -192,14 +193,18 @@ def transform(base: str | Path, transformation: str, out: str | Path, *, seed: i
     chosen = _overridden(defaults, settings or {})
     with reproducible():
         child = _child(base, made_by, chosen, seed=seed, device=device, other=other, timer=timer)
-        aside = out.with_name(f"{out.name}.new")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+    # A name of its own: whatever else lies beside ``out`` is the caller's, and removed is only what is made here.
+    aside = out.with_name(f".{out.name}.new-{secrets.token_hex(4)}")
+    aside.mkdir(parents=True)
+    try:
         for pattern in _BESIDE_WEIGHTS:
             for file in base.glob(pattern):
                 shutil.copyfile(file, aside / file.name)
         child.save_pretrained(aside)
-    aside.rename(out)
+        aside.rename(out)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     return out
 
 

@@ -137,6 +137,20 @@ def test_a_chain_is_one_call_after_another(llama: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(after, before, rtol=0, atol=2e-5)
 
 
+def test_what_lies_beside_the_new_folder_is_the_callers(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "child.new").mkdir()
+    (tmp_path / "child.new/thesis.tex").write_text("kept")
+    transform(llama, "heads", tmp_path / "child")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["child", "child.new"]
+    assert (tmp_path / "child.new/thesis.tex").read_text() == "kept"
+    monkeypatch.setattr(type(load_model(llama)), "save_pretrained", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        transform(llama, "heads", tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["child", "child.new"]
+
+
 def test_mistakes_say_what_to_do(qwen2: Path, llama: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
     with pytest.raises(UsageError, match="unknown transformation 'in8'; did you mean 'int8'"):

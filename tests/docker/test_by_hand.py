@@ -1,0 +1,97 @@
+"""`docker run IMAGE run SUITE` by hand: what would be lost with the container is said first, with the line that keeps it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelassay.images import locked_image
+from modelassay.runner import open_run
+from toy_suite import only_run
+
+from .conftest import ToyImages
+
+pytestmark = pytest.mark.slow
+SMOKE = ["run", "fingerprinting", "--profile", "smoke"]
+
+# Prints the warning of a run that would lie in ./runs, or nothing.
+ASKS = """
+import os, sys
+from pathlib import Path
+from modelassay.image_mounts import loss_warning
+print(loss_warning(Path("runs/a"), mounted=Path("runs"), arguments=["run", "walk"], environ=os.environ) or "kept")
+"""
+
+
+def test_image_says_which_it_is(engine: Any, cpu_image: str) -> None:
+    assert f"MODELASSAY_IMAGE={locked_image('cpu').reference}" in engine.images.get(cpu_image).attrs["Config"]["Env"]
+
+
+def test_results_without_a_mount_are_told_before_the_work_and_the_line_keeps_them(
+    engine: Any, cpu_image: str, tmp_path: Path
+) -> None:
+    told = {"MODELASSAY_IMAGE": cpu_image}
+    output = engine.containers.run(cpu_image, SMOKE, remove=True, stdout=False, stderr=True, environment=told)
+    lines = output.decode().splitlines()
+    assert lines[0].startswith("warning: runs/fingerprinting-")
+    assert "lies inside this container and is lost when the container is removed" in lines[0]
+    assert lines[1] == (
+        f'  mkdir -p runs && docker run --rm -v "$PWD"/runs:/runs {cpu_image} run fingerprinting --profile smoke'
+    )
+    assert "started" in lines[2]
+    if shutil.which("docker") is None:
+        pytest.skip("no docker command to run the line with")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    done = subprocess.run(["sh", "-c", lines[1]], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "warning: " not in done.stderr
+    run = open_run(only_run(folder / "runs"))
+    assert run.suite.name == "fingerprinting"
+    assert (run.folder.stat().st_uid, run.folder.stat().st_gid) == (os.geteuid(), os.getegid())
+
+
+@pytest.mark.parametrize(
+    ("mount", "kept"),
+    [
+        ("none", False),
+        ("bind", True),
+        ("bind above", True),
+        ("named volume", True),
+        ("volume without a name", False),
+        ("tmpfs", False),
+    ],
+)
+def test_only_a_mount_that_stays_keeps_results(
+    engine: Any, toy: ToyImages, tmp_path: Path, mount: str, kept: bool
+) -> None:
+    name = f"modelassay-test-{uuid.uuid4().hex[:8]}"
+    options: dict[str, Any] = {
+        "none": {},
+        "bind": {"volumes": {str(tmp_path / "runs"): {"bind": "/runs"}}},
+        "bind above": {"volumes": {str(tmp_path): {"bind": "/work"}}, "working_dir": "/work"},
+        "named volume": {"volumes": {name: {"bind": "/runs"}}},
+        "volume without a name": {"volumes": ["/runs"]},
+        "tmpfs": {"tmpfs": {"/runs": "mode=1777"}},
+    }[mount]
+    try:
+        said = engine.containers.run(
+            toy.locked, ["-c", ASKS], entrypoint="/opt/modelassay/bin/python", remove=True, **options
+        ).decode()
+    finally:
+        if mount == "named volume":
+            engine.volumes.get(name).remove(force=True)
+    assert (said == "kept\n") == kept, said
+
+
+def test_line_of_a_caller_who_named_a_user_names_one(engine: Any, toy: ToyImages) -> None:
+    said = engine.containers.run(
+        toy.locked, ["-c", ASKS], entrypoint="/opt/modelassay/bin/python", remove=True, user="1234:0"
+    ).decode()
+    assert '-v "$PWD"/runs:/runs --user "$(id -u):0" ' in said

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelassay_kernels.attention import _attention_reference
-from modelassay_kernels.attention_spans import make_spans
+from modelassay_kernels.attention.reference import attention_reference
+from modelassay_kernels.attention.spans import make_spans
 
 IGNORES_TORCH_JIT = "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
 """torch itself scripts its decompositions at the first jvp."""
@@ -39,7 +39,7 @@ class Case:
 
     def reference(self, *qkv: Tensor) -> Tensor:
         """The output by the definition, in float64."""
-        return _attention_reference(*qkv, self.spans(), self.options.get("scale"), self.options.get("softcap"))
+        return attention_reference(*qkv, self.spans(), self.options.get("scale"), self.options.get("softcap"))
 
     def __str__(self) -> str:
         return self.name

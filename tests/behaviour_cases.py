@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelassay.experiments.fingerprinting.methods.behaviour.prompts import Prompt, Prompts
-from modelassay.experiments.fingerprinting.methods.behaviour.speaker import Head, Responses
-from modelassay.experiments.fingerprinting.methods.behaviour.vocabulary import Vocabulary
+from modelassay.fingerprints.bottom_k.prompts import Prompt, Prompts
+from modelassay.fingerprints.bottom_k.responses import Head, Responses
+from modelassay.models.vocabulary import Vocabulary
 
 
 def words(num: int) -> dict[str, int]:
@@ -25,7 +25,7 @@ def vocabulary(pieces: dict[str, int], *, key: str | None = "same") -> Vocabular
 
 def prompts(num: int, num_rows: int, key: str = "prompts") -> Prompts:
     each = tuple(Prompt(ids=(at,), text=str(at)) for at in range(num))
-    return Prompts(grown_by="base", tokenizer_key="same", num_rows=num_rows, exact=each, stable=each, beyond=0, key=key)
+    return Prompts(source="base", tokenizer_key="same", num_rows=num_rows, exact=each, stable=each, beyond=0, key=key)
 
 
 def answers(hidden_PD: Tensor, weight_VD: Tensor, *, num_tokens: int | None = None, bias_V: Tensor | None = None,

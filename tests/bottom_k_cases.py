@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+from modelassay_kernels.dtypes import UP_TO_FP32
+
+DTYPES = [*UP_TO_FP32]
 BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
 

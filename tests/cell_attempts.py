@@ -1,4 +1,4 @@
-"""Cells of `fingerprinting` run in this process, cut off at a given unit and gone on with."""
+"""Cells run in this process, cut off at a given unit and gone on with."""
 
 import math
 from collections.abc import Iterator
@@ -6,49 +6,51 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from modelassay.experiments.fingerprinting.params import Params
-from modelassay.experiments.fingerprinting.run import run
-from modelassay.meter import Meter
-from modelassay.record import Log, read_cell, segments
-from modelassay.state import State, Store, latest_checkpoint
+import pytest
+
+from modelassay.experiments.fingerprinting import run as fingerprinting
+from modelassay.machine.code import SourceGraph
+from modelassay.recording.context import CellContext, Recorder
+from modelassay.recording.log import read_cell
+from modelassay.storage.store import Store
 
 
 class Cut(BaseException):
     """The process is gone."""
 
 
-class CutMeter(Meter):
-    """A meter that cuts the cell off before its unit number ``at``."""
+class CutCell(CellContext):
+    """A cell that is cut off before its unit number ``at``, those of its stages counted too."""
 
-    def __init__(self, log: Log, *, counters: dict[str, int] | None, at: int | None) -> None:
-        super().__init__(log, counters=counters)
+    def __init__(self, folder: Path, *, store: Store, due: Iterator[bool], at: int | None) -> None:
+        super().__init__(folder, cell=folder.name, seed=0, store=store, sources=SourceGraph())
         self.left = math.inf if at is None else at
-
-    def microbatch(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
-        if not self.left:
-            raise Cut
-        self.left -= 1
-        return super().microbatch(*args, **kwargs)
 
 
 def attempt(
-    folder: Path, params: Params, siblings: list[Params], store: Store, due: Iterator[bool], at: int | None
+    folder: Path, params: Any, store: Store, due: Iterator[bool], at: int | None, *, experiment: Any = fingerprinting
 ) -> bool:
-    """Run a cell in ``folder``, new or cut off before; return whether it came to its end."""
+    """Run a cell of ``experiment`` in ``folder``, new or cut off before; return whether it came to its end."""
     folder.mkdir(parents=True, exist_ok=True)
-    saved, number = latest_checkpoint(folder), 1 + max(segments(folder), default=0)
-    log = Log(
-        folder / f"attempt-{number}.jsonl", cell=folder.name, attempt=number, resumed_at=saved.position if saved else 0
-    )
-    meter = CutMeter(log, counters=saved.counters if saved else None, at=at)
-    state = State(folder, meter=meter, store=store, saved=saved, siblings=siblings)
-    state.checkpoint_due = lambda every_s=0.0: next(due)  # type: ignore[method-assign]
-    try:
-        run(params, meter, state)
-    except Cut:
-        return False
-    finally:
-        log.close()
+    cell = CutCell(folder, store=store, due=due, at=at)
+    plain = Recorder.microbatch
+
+    def microbatch(recorder: Recorder, *args: Any, **about: Any) -> AbstractContextManager[object]:
+        if not cell.left:
+            raise Cut
+        cell.left -= 1
+        return plain(recorder, *args, **about)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recorder, "microbatch", microbatch)
+        patch.setattr(Recorder, "checkpoint_due", lambda recorder: next(due))
+        try:
+            experiment.run(params, cell)
+        except Cut:
+            return False
+        finally:
+            cell.meter.settle()
+            cell.meter.log.close()
     return True
 
 

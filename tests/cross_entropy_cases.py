@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad, jvp
 
@@ -37,6 +38,33 @@ def make_labels(num_rows: int = NUM_ROWS, num_cols: int = NUM_COLS, ignored: int
     labels = (torch.arange(num_rows) * 7) % num_cols
     labels[::ignored] = -100
     return labels
+
+
+def linear_cross_entropy_reference(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    labels_N: Tensor,
+    *,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+) -> Tensor:
+    """Compute the same by PyTorch's own functions in float64, all logits at one time; autograd derives it any number of times."""
+    bias_V = None if bias is None else bias.double()
+    logits_NV = F.linear(hidden_ND.double(), weight_VD.double(), bias_V)
+    if softcap is not None:
+        logits_NV = softcap * torch.tanh(logits_NV / softcap)
+    losses_N = F.cross_entropy(
+        logits_NV, labels_N, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction="none"
+    )
+    keep_N = labels_N != ignore_index
+    losses_N = losses_N + torch.where(keep_N, z_loss * logits_NV.logsumexp(1).square(), 0.0)
+    if reduction == "none":
+        return losses_N
+    return losses_N.sum() if reduction == "sum" else losses_N.sum() / keep_N.sum()
 
 
 def scalar_loss(function: Callable[..., Tensor], labels: Tensor, **settings: Any) -> Loss:

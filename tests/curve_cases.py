@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from modelassay.experiments.fingerprinting.background import Background, Recorded
-from modelassay.experiments.fingerprinting.curves import ROLES, Curves
-from modelassay.experiments.fingerprinting.methods import Numbers
-from modelassay.experiments.fingerprinting.methods.configuration import Sizes
+from modelassay.fingerprints.background import Background, Recorded
+from modelassay.fingerprints.configuration import Sizes
+from modelassay.fingerprints.curves import ROLES, Curves
+from modelassay.fingerprints.methods import ModelSummary
 
 Array = np.ndarray
 
@@ -43,11 +43,11 @@ def child(parent: Curves, name: str, noise: float = 0.003, seed: int = 0) -> Cur
     return Curves(name=name, sigma=sigma, stratum=parent.stratum, family=parent.family)
 
 
-def numbers(curves: Curves) -> Numbers:
+def numbers(curves: Curves) -> ModelSummary:
     """The curves with a configuration that only their depth tells from another's."""
     sizes = Sizes(num_layers=curves.num_layers, hidden_size=64, num_heads=4, num_kv_heads=2, intermediate_size=192,
                   vocab_size=512, tokenizer_key="tokens")  # fmt: skip
-    return Numbers(curves=curves, sizes=sizes)
+    return ModelSummary(curves=curves, sizes=sizes)
 
 
 def background_of(models: Iterable[Curves], recorded: Recorded | None = None) -> Background:

@@ -7,13 +7,13 @@ import numpy as np
 
 from curve_cases import child, process
 from curve_cases import make as curves_of
-from modelassay.experiments.fingerprinting.background import Background, Recorded
-from modelassay.experiments.fingerprinting.curves import ROLES, Curves
-from modelassay.experiments.fingerprinting.evidence import Evidence, gather
-from modelassay.experiments.fingerprinting.measure import short_names
-from modelassay.experiments.fingerprinting.methods import Numbers
-from modelassay.experiments.fingerprinting.methods.configuration import Sizes
-from modelassay.models import zoo
+from modelassay import zoo
+from modelassay.experiments.fingerprinting.analyse.pairs import Evidence, gather
+from modelassay.fingerprints.background import Background, Recorded
+from modelassay.fingerprints.configuration import Sizes
+from modelassay.fingerprints.curves import ROLES, Curves
+from modelassay.fingerprints.methods import ModelSummary
+from modelassay.models.reference import short_names
 
 MINIS = tuple(f"zoo:mini-{number}" for number in range(1, 10))
 CHILDREN = tuple(
@@ -24,8 +24,8 @@ WORLD = (*MINIS, *OTHERS, *CHILDREN)
 """Nine roots that differ in their seed alone, two of other text, two of another size; five families with descendants."""
 
 
-def numbers(reference: str, name: str, *, family: str | None = None, parent: Numbers | None = None, num_layers: int = 6,
-            width: int = 48, tokenizer: str = "t", seed: int = 0) -> Numbers:  # fmt: skip
+def numbers(reference: str, name: str, *, family: str | None = None, parent: ModelSummary | None = None, num_layers: int = 6,
+            width: int = 48, tokenizer: str = "t", seed: int = 0) -> ModelSummary:  # fmt: skip
     """A model of a folder: random curves, or those of ``parent`` a little moved."""
     stratum = (num_layers, width, tokenizer)
     if parent is None:
@@ -37,12 +37,12 @@ def numbers(reference: str, name: str, *, family: str | None = None, parent: Num
         curves = Curves(name=name, sigma=kept, stratum=stratum, family=family)
     sizes = Sizes(num_layers=num_layers, hidden_size=width, num_heads=4, num_kv_heads=2, intermediate_size=3 * width,
                   vocab_size=512, tokenizer_key=tokenizer)  # fmt: skip
-    return Numbers(curves=curves, sizes=sizes)
+    return ModelSummary(curves=curves, sizes=sizes)
 
 
-def models(references: Sequence[str] = WORLD, *, seed: int = 0) -> dict[str, Numbers]:
+def models(references: Sequence[str] = WORLD, *, seed: int = 0) -> dict[str, ModelSummary]:
     """Models of the zoo by reference, parents before children."""
-    found: dict[str, Numbers] = {}
+    found: dict[str, ModelSummary] = {}
     for reference, name in zip(references, short_names(references), strict=True):
         made, family = zoo.member(reference), zoo.family(reference)
         root = f"zoo:{family}"
@@ -52,7 +52,7 @@ def models(references: Sequence[str] = WORLD, *, seed: int = 0) -> dict[str, Num
     return found
 
 
-def recorded(found: dict[str, Numbers], *methods: str, seed: int = 0) -> Recorded:
+def recorded(found: dict[str, ModelSummary], *methods: str, seed: int = 0) -> Recorded:
     """Scores of all pairs of models by methods that need weights: higher for relatives, one in ten not defined."""
     rng = np.random.default_rng(seed)
     curves = [model.curves for model in found.values()]
@@ -64,11 +64,11 @@ def recorded(found: dict[str, Numbers], *methods: str, seed: int = 0) -> Recorde
     return scores
 
 
-def evidence_of(found: dict[str, Numbers], scores: Recorded | None = None, *, alpha: float = 0.05) -> Evidence:
+def evidence_of(found: dict[str, ModelSummary], scores: Recorded | None = None, *, alpha: float = 0.05) -> Evidence:
     return gather(found, scores or {}, Background.from_models(found.values(), scores), alpha=alpha)
 
 
-def copy_of(model: Numbers, name: str, *, family: str | None, key: str | None = None) -> Numbers:
+def copy_of(model: ModelSummary, name: str, *, family: str | None, key: str | None = None) -> ModelSummary:
     return replace(model, curves=replace_curves(model.curves, name=name, family=family, weights_key=key))
 
 

@@ -161,9 +161,10 @@ def _child(parent: Path, folder: Path, noise: float, *, seed: int) -> Path:
 
 def suite_text(listings: dict[str, Path] | None = None) -> str:
     """A suite of the three families; with ``listings``, from snapshots."""
-    rows = [f"    - {{model: hf:{base}, members.listing: {path}}}" for base, path in (listings or {}).items()]
+    rows = [f"    - {{model: hf:{base}, listing: {path}}}" for base, path in (listings or {}).items()]
+    bases = f"[{', '.join(f'hf:{base}' for base in BASES)}]"
     return "\n".join([
-        "suite: fingerprinting", "question: noise?", "profiles:",
-        "  mine: {members: {earlier: 28, popular: 8, threshold: 0.05}}",
-        "matrix:", f"  model: [{', '.join(f'hf:{base}' for base in BASES)}]", *(["  include:", *rows] if rows else []), "",
+        "suite: downloads", "question: noise?", "profiles:",
+        f"  mine: {{bases: {bases}, random_sample: 28, most_downloaded: 8, threshold: 0.05}}",
+        "matrix:", f"  model: {bases}", *(["  include:", *rows] if rows else []), "",
     ])  # fmt: skip

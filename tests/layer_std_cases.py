@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DTYPES = [
-    torch.bfloat16,
-    torch.float16,
-    torch.float32,
-    torch.float64,
-    torch.float8_e4m3fn,
-    torch.float8_e5m2,
-]
+from modelassay_kernels.dtypes import CODES
+
+DTYPES = [*CODES]
 SIZES = [1, 2, 3, 31, 127, 4097, 1_000_003]
 RELATIVE_TOLERANCE = 1e-6  # of every type: the result is float64, whatever the elements are
 

@@ -158,8 +158,8 @@ def _table(suite: dict[str, Any], outside: Path) -> None:
     (outside / "table.csv").write_text("a,b\n0,0.5\n0.5,0\n")
     (outside / "suite").write_text("not a suite")
     suite["source"] = str(outside / "suite")
-    table = {"file": str(outside / "table.csv"), "statistic": "median"}
-    suite["claims"][0]["derived"] = {"source": "nobody", "table": table}
+    table = {"reader": "similarities", "file": str(outside / "table.csv"), "statistic": "median"}
+    suite["claims"][0]["derived"] = {"source": "nobody", "published": table}
 
 
 def _hard_link(run: Path, outside: Path) -> None:

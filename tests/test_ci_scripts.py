@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["ci/benchmark-kernels", "ci/check", "ci/demo", "ci/image", "ci/lock", "ci/nightly", "ci/peers", "ci/test",
-           "ci/test-docker", "ci/test-gpu", "ci/test-halves", "ci/venv", ".ci/run"]  # fmt: skip
+           "ci/test-docker", "ci/test-gpu", "ci/venv", ".ci/run"]  # fmt: skip
 
 # Stands for every program the scripts call: notes its name and arguments, and fails when FAIL names what is called.
 RECORDER = """#!/bin/bash
@@ -38,7 +38,7 @@ class Checkout:
         (self.folder / "runs/fingerprinting-20260102T000000Z-b").mkdir()
         programs = folder / "venv/bin"
         programs.mkdir(parents=True)
-        for name in ("python", "python3", "modelassay", "ruff", "mypy"):
+        for name in ("python", "python3", "modelassay", "ruff", "mypy", "lint-imports"):
             (programs / name).write_text(RECORDER)
             (programs / name).chmod(0o755)
 
@@ -115,7 +115,7 @@ def test_venv_says_which_python_it_wants(checkout: Checkout) -> None:
 def test_demo_runs_the_first_experiment_and_says_where_the_run_is(checkout: Checkout) -> None:
     checkout.run("ci/venv")
     code, output, calls = checkout.run("ci/demo", "--profile", "smoke")
-    assert (code, calls) == (0, ["modelassay run fingerprinting --profile embedded --profile smoke"])
+    assert (code, calls) == (0, ["modelassay run fingerprinting --profile quick --profile smoke"])
     assert "The run is runs/fingerprinting-20260102T000000Z-b;" in output
 
 
@@ -137,21 +137,19 @@ def test_check_runs_everything_even_after_a_failure(checkout: Checkout) -> None:
     checkout.run("ci/venv")
     code, _, calls = checkout.run("ci/check", FAIL="ruff format")
     assert code == 1
-    assert calls[:3] == ["ruff format --check .", "ruff check .", "mypy "]
-    assert set(calls[3].split()) == {"modelassay", "check", "suites/one.yaml", "suites/two.yaml"}
+    assert calls[:4] == ["ruff format --check .", "ruff check .", "mypy ", "lint-imports --no-cache"]
+    assert set(calls[4].split()) == {"modelassay", "check", "suites/one.yaml", "suites/two.yaml"}
     assert checkout.run("ci/check")[0] == 0
 
 
-def test_halves_are_the_whole_and_either_failure_counts(checkout: Checkout) -> None:
+def test_the_whole_is_tested_by_a_process_a_core(checkout: Checkout) -> None:
     checkout.run("ci/venv")
-    code, _, calls = checkout.run("ci/test-halves")
-    chosen, rest = sorted(
-        (call.split("nightly ", 1)[1].split() for call in calls if "pytest" in call), key=lambda of: "--" in of[0]
-    )
-    assert code == 0
-    assert rest == [f"--ignore={part}" for part in chosen]
-    assert checkout.run("ci/test-halves", FAIL="--ignore")[0] == 7
-    assert checkout.run("ci/test-halves", FAIL=f"nightly {chosen[0]}")[0] == 7
+    (call,) = checkout.run("ci/test")[2]
+    options = call.removeprefix("python -m pytest -m not gpu and not nightly ").split()
+    assert options[0] == "--numprocesses"
+    assert 1 <= int(options[1]) <= 4
+    assert options[2:] == ["--dist", "loadfile"]
+    assert checkout.run("ci/test", FAIL="--dist")[0] == 7
 
 
 def test_nightly_runs_every_suite_and_ends_with_the_first_failure(checkout: Checkout) -> None:
@@ -162,7 +160,7 @@ def test_nightly_runs_every_suite_and_ends_with_the_first_failure(checkout: Chec
     assert any(call == "modelassay run fingerprinting --profile embedded -o peers=[modeldna]" for call in calls)
     assert any(call.endswith("-m nightly") for call in calls)
     assert any(call.endswith("tests/benchmarks") for call in calls)
-    assert any("kernels/benchmarks" in call and "-m not gpu" in call for call in calls)
+    assert any("modelassay_kernels.benchmarking" in call for call in calls)
 
 
 def test_gpu_tests_need_a_gpu(checkout: Checkout) -> None:
@@ -174,9 +172,8 @@ def test_gpu_tests_are_followed_by_benchmarks_even_when_they_fail(checkout: Chec
     path = f"{checkout.calls.with_name('venv')}/bin:{os.environ['PATH']}"
     code, _, calls = checkout.run("ci/test-gpu", NO_GPU="0", FAIL="tests/kernels", PATH=path)
     assert code == 7
-    assert [call.split()[-1] for call in calls] == ["tests/kernels", "kernels/benchmarks"]
+    assert [call.split()[-1] for call in calls] == ["tests/kernels", "kernels/benchmarks/results"]
     assert " -m gpu " in calls[0]
-    assert "not gpu" not in calls[1]
 
 
 def test_image_is_built_from_the_wheels_of_its_lock(checkout: Checkout) -> None:
@@ -215,11 +212,11 @@ def test_ci_runs_every_step_and_names_those_that_failed(checkout: Checkout) -> N
     code, output, calls = checkout.run(".ci/run", FAIL="pytest")
     assert code == 1
     assert "== ci/check: exit 0 after" in output
-    assert "== ci/test-halves: exit 7 after" in output
-    assert "== ci/demo --profile smoke: exit 0 after" in output
-    assert output.splitlines()[-1].endswith(": ci/test-halves ci/test-docker")
+    assert "== ci/test: exit 7 after" in output
+    assert "== ci/demo: exit 0 after" in output
+    assert output.splitlines()[-1].endswith(": ci/test ci/test-docker")
     assert calls[-2:] == [
-        "modelassay run fingerprinting --profile embedded --profile smoke",
+        "modelassay run fingerprinting --profile quick",
         "python -m pytest -rs tests/docker",
     ]
     code, output, _ = checkout.run(".ci/run")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from modelassay.record import read_cell
+from modelassay.recording.log import read_cell
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -41,15 +42,20 @@ def environ(**extra: str) -> dict[str, str]:
 
 
 def start(*arguments: str | Path, **popen: Any) -> subprocess.Popen[str]:
+    """Start the command line, with SIGINT as a terminal gives it: a shell's background jobs ignore it, and so would their children."""
     command = [sys.executable, "-m", "modelassay.cli", *map(str, arguments)]
     popen.setdefault("env", environ())
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **popen)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
-def modelassay(*arguments: str | Path, **popen: Any) -> tuple[int, str, str]:
+def modelassay(*arguments: str | Path, timeout_s: float = 300, **popen: Any) -> tuple[int, str, str]:
     """Run the command line to its end: exit code, stdout, stderr."""
     process = start(*arguments, **popen)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=timeout_s)
     return process.returncode, out, err
 
 
@@ -65,3 +71,9 @@ def metrics_of(run: Path) -> dict[tuple[str, str, str], float]:
         for cell in sorted((run / "cells").iterdir())
         for metric in read_cell(cell).metrics
     }
+
+
+def facts_of(run: Path, kind: str) -> list[Any]:
+    """What a run of one cell recorded as facts of ``kind``."""
+    (cell,) = (run / "cells").iterdir()
+    return [fact["value"] for fact in read_cell(cell).facts if fact["fact"] == kind]

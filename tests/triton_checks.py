@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,38 +15,27 @@ import pytest
 SHARED_LIMIT_BYTES = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 
-def run_interpreted(test_file: str) -> None:
-    """Run the tests of a file that take `kernel_device` under TRITON_INTERPRET=1, and fail with their report.
+CAPABILITIES = [pytest.param(80, marks=pytest.mark.nightly), 90, pytest.param(100, marks=pytest.mark.nightly)]
+"""What kernels are compiled for: Hopper in CI, its elders and successors at night."""
+
+
+def run_interpreted(files: Sequence[Path], marker: str) -> None:
+    """Run the tests of some files that take `kernel_device` under TRITON_INTERPRET=1, and fail with their report.
 
     Triton reads the variable when it is imported and when a kernel is decorated, so it takes a process of its own.
     """
-    command = [sys.executable, "-m", "pytest", test_file, "-q", "--no-header", "-p", "no:cacheprovider", "--tb=short"]
+    options = ["-q", "--no-header", "-p", "no:cacheprovider", "--tb=short", "-m", marker]
     root = Path(__file__).parents[1]
     done = subprocess.run(
-        command, cwd=root, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "pytest", *options, *(str(file) for file in files)],
+        cwd=root,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode != 0:
-        pytest.fail(
-            f"in the interpreter (TRITON_INTERPRET=1 pytest {test_file}):\n{done.stdout}{done.stderr}", pytrace=False
-        )
-
-
-def check_asks_for_triton(module: str, *calls: str) -> None:
-    """Check in a process without Triton that a module of kernels is imported, and that each call of it, ``op``, asks for Triton."""
-    tries = "".join(
-        f"""
-try:
-    {call}
-except RuntimeError as error:
-    assert "Triton" in str(error) and "install" in str(error), error
-else:
-    raise AssertionError("no error")
-"""
-        for call in calls
-    )
-    program = f"import sys\nsys.modules['triton'] = None\nimport torch\nfrom modelassay_kernels import {module} as op\n{tries}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+        pytest.fail(f"in the interpreter (TRITON_INTERPRET=1 pytest FILE):\n{done.stdout}{done.stderr}", pytrace=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The verbs. Each reads its arguments, calls one function and prints; no logic lives here."""
+"""The verbs. Each reads its arguments, calls one function of `modelassay.commands` and prints."""
 
 from __future__ import annotations
 
@@ -11,26 +11,41 @@ from typing import Any, TypeVar
 import click
 
 from modelassay import __version__
-from modelassay.errors import AssayError, UsageError, displayed
+from modelassay.errors import AssayError, displayed
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
-_runs = click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
-                     help="Where run directories are.")  # fmt: skip
+_runs = click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where run directories are.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def _in_container(command: _Verb) -> _Verb:
-    """Add the options that say something of the container."""
+    """Add the options that apply only with ``--in container``."""
     for option in (
         click.option("--memory", metavar="SIZE", help="With --in container: its limit, as 4g; default: the machine's."),
-        click.option("--timeout", metavar="SECONDS", type=click.FloatRange(min=0, min_open=True),
-                     help="With --in container: stop it after so long; results are kept."),
-        click.option("--allow-unlocked", is_flag=True,
-                     help="With --in container: take an image that docker/images.lock.json does not pin."),
-        click.option("--image", metavar="NAME|REFERENCE",
-                     help="With --in container: another image than the suite's, as cpu on a machine without a GPU."),
-    ):  # fmt: skip
+        click.option(
+            "--timeout",
+            metavar="SECONDS",
+            type=click.FloatRange(min=0, min_open=True),
+            help="With --in container: stop it after so long; results are kept.",
+        ),
+        click.option(
+            "--allow-unlocked",
+            is_flag=True,
+            help="With --in container: take an image that docker/images.lock.json does not pin.",
+        ),
+        click.option(
+            "--image",
+            metavar="NAME|REFERENCE",
+            help="With --in container: another image than the suite's, as cpu on a machine without a GPU.",
+        ),
+    ):
         command = option(command)
     return command
 
@@ -49,6 +64,8 @@ def cli() -> None:
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would run, what is reused and why.")
 @click.option("--into", type=click.Path(path_type=Path), help="Make this new or empty folder the run directory.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N",
+              help="Cells side by side; default: as many as fit the cores. Timed cells always run alone.")  # fmt: skip
 @click.option(
     "--in", "place", type=click.Choice(["container"]), help="Run the same command in the suite's pinned image."
 )
@@ -56,41 +73,31 @@ def cli() -> None:
 @_runs
 @_json
 def run(
-    target: str, profile: str | None, overrides: tuple[str, ...], only_plan: bool, into: Path | None, place: str | None,
-    runs: Path, as_json: bool, **boxed: Any,
-) -> None:  # fmt: skip
+    target: str,
+    profile: str | None,
+    overrides: tuple[str, ...],
+    only_plan: bool,
+    into: Path | None,
+    jobs: int | None,
+    place: str | None,
+    runs: Path,
+    as_json: bool,
+    **container: Any,
+) -> None:
     """Execute SUITE (a shipped name or a file) in a new run directory, or go on with RUN."""
-    from modelassay import runner, show
-    from modelassay.image_mounts import loss_warning
-    from modelassay.suite import load_suite
+    from modelassay.commands import run as verb
+    from modelassay.commands.view import emit
 
-    folder = runner.find_run(target, runs)
-    if folder is not None and (profile or overrides or into):
-        raise UsageError(f"{folder}: a run keeps the parameters it began with; start a new run of its suite instead")
-    if place is None and (named := [name for name, value in boxed.items() if value]):
-        raise UsageError(f"--{named[0].replace('_', '-')} says something of a container; add --in container")
-    found = None if folder is None else runner.open_run(folder)
-    suite = found.suite if found else load_suite(target, profile=profile, overrides=overrides)
+    request = verb.Request(target=target, profile=profile, overrides=overrides, into=into, root=runs)
+    if place is None:
+        verb.refuse_container_options(container)
     if only_plan:
-        show.emit(show.plan_view(runner.plan(suite, root=runs, run=found)), as_json=as_json)
-        return
-    if place is not None:
-        from modelassay import container
-
-        given = [*(("--profile", profile) if profile else ()), *(word for text in overrides for word in ("-o", text))]
-        job = container.Job(suite=suite, target=target, run=found, folder=folder or into or runner.new_folder(suite, runs),
-                            arguments=[*given, *(("--json",) if as_json else ())])  # fmt: skip
-        sys.exit(container.run_inside(job, container.Options(**boxed), report=_progress, write=_pass_on))
-    if found is None:
-        found = runner.create_run(suite, into or runner.new_folder(suite, runs))
-        warning = loss_warning(found.folder, mounted=into or runs, arguments=sys.argv[1:], environ=os.environ)
-        if warning is not None:
-            _progress(warning)
-    try:
-        runner.execute(found, report=_progress)
-    finally:
-        _progress(f"run directory: {found.folder}")
-    show.emit(show.run_view(found, figures=found.folder / "figures"), as_json=as_json)
+        emit(verb.show_plan(request), as_json=as_json)
+    elif place is None:
+        emit(verb.run_here(request, jobs=jobs, report=_progress), as_json=as_json)
+    else:
+        code = verb.run_in_container(request, container, jobs=jobs, as_json=as_json, report=_progress, write=_pass_on)
+        sys.exit(code)
 
 
 @cli.command()
@@ -98,40 +105,51 @@ def run(
 @click.option("--profile", help="Which profile of the suite to resolve.")
 @click.option("--claims", is_flag=True, help="The ledger: every published number and what our runs say of it.")
 @click.option("--schema", is_flag=True, help="The JSON Schema of suite files, for editors.")
-@click.option("--figures", type=click.Path(path_type=Path, file_okay=False), metavar="FOLDER",
-              help="Draw the figures of RUN into this folder; `run` draws them into the run's own.")  # fmt: skip
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Draw the figures of RUN into this folder; `run` draws them into the run's own.",
+)
 @_runs
 @_json
-def show(target: str | None, profile: str | None, claims: bool, schema: bool, figures: Path | None, runs: Path,
-         as_json: bool) -> None:  # fmt: skip
+def show(
+    target: str | None, profile: str | None, claims: bool, schema: bool, figures: Path | None, runs: Path, as_json: bool
+) -> None:
     """List suites and runs; resolve SUITE; show the status and results of RUN."""
-    from modelassay import runner
-    from modelassay import show as views
+    from modelassay.commands import show as views
+    from modelassay.commands.ledger import ledger
+    from modelassay.commands.view import View, emit
+    from modelassay.runs.directory import find_run, open_run
     from modelassay.suite import load_suite, suite_schema
 
     if schema:
-        views.emit(views.View(data=suite_schema()), as_json=True)
+        emit(View(data=suite_schema()), as_json=True)
     elif claims:
-        views.emit(views.ledger(runs), as_json=as_json)
+        emit(ledger(runs), as_json=as_json)
     elif target is None:
-        views.emit(views.everything(runs), as_json=as_json)
-    elif (folder := runner.find_run(target, runs)) is not None:
-        views.emit(views.run_view(runner.open_run(folder), figures=figures), as_json=as_json)
+        emit(views.everything(runs), as_json=as_json)
+    elif (folder := find_run(target, runs)) is not None:
+        emit(views.run_view(open_run(folder), figures=figures), as_json=as_json)
     else:
-        views.emit(views.suite_view(load_suite(target, profile=profile)), as_json=as_json)
+        emit(views.suite_view(load_suite(target, profile=profile)), as_json=as_json)
 
 
 @cli.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--families", type=click.Path(path_type=Path), metavar="FILE",
-              help="Which models of the table are related: CSV (name,cluster) or JSON.")  # fmt: skip
+@click.option(
+    "--families",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Which models of the table are related: CSV (name,cluster) or JSON.",
+)
 @_json
 def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
     """Validate suites (.yaml), records (.jsonl) or published tables of similarities (.csv, .json) without running anything."""
-    from modelassay import show
-    from modelassay.check import check_files
+    from modelassay.commands.check import check_files
+    from modelassay.commands.view import emit
 
-    show.emit(check_files(files, families=families), as_json=as_json)
+    emit(check_files(files, families=families), as_json=as_json)
 
 
 @cli.command()
@@ -140,26 +158,51 @@ def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
 @click.option(
     "--figure", type=click.Path(path_type=Path), help="Draw curves and scores into this file (png, svg, pdf)."
 )
-@click.option("--alpha", default=0.05, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
-              help="Level at which a pair is called related.")  # fmt: skip
-@click.option("--attention-only", is_flag=True,
-              help="Read, and of hf: models fetch, nothing but the attention matrices; other methods are left out.")  # fmt: skip
-@click.option("--behaviour", is_flag=True,
-              help="Also run the models, and compare which tokens each finds least likely; fetches and loads them whole.")  # fmt: skip
+@click.option(
+    "--alpha",
+    default=0.05,
+    show_default=True,
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Level at which a pair is called related.",
+)
+@click.option(
+    "--attention-only",
+    is_flag=True,
+    help="Read, and of hf: models fetch, nothing but the attention matrices; other methods are left out.",
+)
+@click.option(
+    "--behaviour",
+    is_flag=True,
+    help="Also run the models, and compare which tokens each finds least likely; fetches and loads them whole.",
+)
 @_runs
 @_json
-def fingerprint(models: tuple[str, ...], against: str | None, figure: Path | None, alpha: float, attention_only: bool,
-                behaviour: bool, runs: Path, as_json: bool) -> None:  # fmt: skip
-    """Say of each pair of MODELs whether one derives from the other: folders, hf:ORG/NAME@COMMIT or zoo:NAME."""
-    from modelassay import runner, show
-    from modelassay.fingerprint import fingerprint as judged
+def fingerprint(
+    models: tuple[str, ...],
+    against: str | None,
+    figure: Path | None,
+    alpha: float,
+    attention_only: bool,
+    behaviour: bool,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Test for each pair of MODELs whether one derives from the other: folders, hf:ORG/NAME@COMMIT or zoo:NAME."""
+    from modelassay.commands import fingerprint as verb
+    from modelassay.commands.view import emit
+    from modelassay.runs.directory import require_run
 
-    background = None if against is None else runner.require_run(against, runs)
-    found = judged(
-        models, background=background, figure=figure, alpha=alpha, attention_only=attention_only, behaviour=behaviour,
+    background = None if against is None else require_run(against, runs)
+    view = verb.fingerprint(
+        models,
+        background=background,
+        figure=figure,
+        alpha=alpha,
+        attention_only=attention_only,
+        behaviour=behaviour,
         report=_progress,
-    )  # fmt: skip
-    show.emit(found, as_json=as_json)
+    )
+    emit(view, as_json=as_json)
 
 
 @cli.command()
@@ -168,12 +211,13 @@ def fingerprint(models: tuple[str, ...], against: str | None, figure: Path | Non
 @click.pass_context
 def doctor(context: click.Context, container: bool, as_json: bool) -> None:
     """Examine this machine; each fault with its fix."""
-    from modelassay import show
-    from modelassay.doctor import examine
-    from modelassay.doctor_container import examine_containers
+    from modelassay.commands.machine import doctor_view
+    from modelassay.commands.view import emit
+    from modelassay.containers.doctor import examine_containers
+    from modelassay.machine.doctor import examine
 
     checks = [*examine(), *examine_containers(required=container)]
-    show.emit(show.doctor_view(checks), as_json=as_json)
+    emit(doctor_view(checks), as_json=as_json)
     context.exit(6 if any(check.required and check.status != "ok" for check in checks) else 0)
 
 
@@ -182,11 +226,12 @@ def doctor(context: click.Context, container: bool, as_json: bool) -> None:
 @click.pass_context
 def images(context: click.Context, as_json: bool) -> None:
     """List the images that runs can happen in, and what pins them; build, lock and verify them."""
-    from modelassay import show
-    from modelassay.images import locked_images
+    from modelassay.commands.machine import images_view
+    from modelassay.commands.view import emit
+    from modelassay.containers.images import locked_images
 
     if context.invoked_subcommand is None:
-        show.emit(show.images_view(locked_images()), as_json=as_json)
+        emit(images_view(locked_images()), as_json=as_json)
 
 
 @images.command("build")
@@ -196,18 +241,19 @@ def images(context: click.Context, as_json: bool) -> None:
 @_json
 def images_build(name: str, base: str | None, wheels: Path | None, as_json: bool) -> None:
     """Build image NAME from the checkout."""
-    from modelassay import show
-    from modelassay.image_build import build
-    from modelassay.images import locked_image
+    from modelassay.commands.machine import built_view
+    from modelassay.commands.view import emit
+    from modelassay.containers.build import build
+    from modelassay.containers.images import locked_image
 
-    built = build(locked_image(name), base=base, wheels=wheels, report=_progress)
-    show.emit(show.built_view(built), as_json=as_json)
+    image = build(locked_image(name), base=base, wheels=wheels, report=_progress)
+    emit(built_view(image), as_json=as_json)
 
 
 @images.command("lock")
 def images_lock() -> None:
     """Bring docker/images.lock.json and the Dockerfiles up to date with the requirement locks; asks no registry."""
-    from modelassay.images import refresh_lock, required_checkout
+    from modelassay.containers.images import refresh_lock, required_checkout
 
     for line in refresh_lock(required_checkout("lock")) or ["everything is up to date"]:
         click.echo(line)
@@ -216,8 +262,8 @@ def images_lock() -> None:
 @images.command("verify")
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 def images_verify(names: tuple[str, ...]) -> None:
-    """Ask the registry whether each base's tag still names the pinned digest, and note when it did."""
-    from modelassay.image_build import verify_all
+    """ContainerRequest the registry whether each base's tag still names the pinned digest, and note when it did."""
+    from modelassay.containers.build import verify_all
 
     for name, when in verify_all(names).items():
         click.echo(f"{name}: confirmed at {when}")
@@ -236,18 +282,18 @@ def _pass_on(data: bytes) -> None:
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and its exit code."""
-    from modelassay import lifeline
     from modelassay.errors import HostError
+    from modelassay.machine import lifeline
+    from modelassay.machine.redact import mask_streams
     from modelassay.models.hub import set_login_aside
-    from modelassay.redact import mask_streams
 
-    lifeline.hold(os.environ)
+    lifeline.exit_when_stdin_closes(os.environ)
     set_login_aside(os.environ)
     mask_streams()
     try:
         sys.exit(cli(standalone_mode=False) or 0)
     except click.exceptions.Abort as abort:  # click's form of KeyboardInterrupt, but of EOFError too
-        from modelassay.runner import Interrupted
+        from modelassay.machine.signals import Interrupted
 
         if isinstance(abort.__cause__, EOFError):
             raise
@@ -260,12 +306,12 @@ def main() -> None:
         _progress(f"error: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
-        from modelassay.record import no_space
+        from modelassay.storage.files import no_space
 
-        shown = no_space(error, Path(error.filename or "."))
-        if error.filename is None and not isinstance(shown, HostError):
+        problem = no_space(error, Path(error.filename or "."))
+        if error.filename is None and not isinstance(problem, HostError):
             raise
-        _progress(f"error: {shown if isinstance(shown, HostError) else f'{error.filename}: {error.strerror}'}")
+        _progress(f"error: {problem if isinstance(problem, HostError) else f'{error.filename}: {error.strerror}'}")
         sys.exit(HostError.exit_code)
 
 

@@ -20,6 +20,7 @@ An interruption ends with 128 + signal (130 for Ctrl-C, 143 for SIGTERM), result
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -39,8 +40,15 @@ class UsageError(AssayError):
 class SuiteError(UsageError):
     """An invalid suite, located: ``file:line:column: dotted.path: message``."""
 
-    def __init__(self, message: str, *, file: str | None = None, line: int | None = None, column: int | None = None,
-                 path: str = "") -> None:  # fmt: skip
+    def __init__(
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        line: int | None = None,
+        column: int | None = None,
+        path: str = "",
+    ) -> None:
         """Keep the location as data; ``line`` and ``column`` count from 1, None where there is no file."""
         self.message, self.file, self.line, self.column, self.path = message, file, line, column, path
         where = ":".join(str(part) for part in (file, line, column) if part is not None)
@@ -83,16 +91,24 @@ class Diverged(Exception):  # noqa: N818 - a finding, not an error
     """Raised inside a cell whose training or generation blew up: the cell is complete, its outcome `diverged`."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest known name, or an empty string.
+def did_you_mean(name: str, *choices: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the choice that ``name`` resembles, or an empty string.
 
-    >>> did_you_mean("evry", ["eval_every", "every"])
-    "; did you mean 'every'?"
+    The first of ``choices`` that has one counts; a choice is compared as it stands, then by the words it is made of.
+
+    >>> did_you_mean("evry", ["eval_every", "every"]), did_you_mean("evry", ["steps"], ["steps", "eval_every"])
+    ("; did you mean 'every'?", "; did you mean 'eval_every'?")
     >>> did_you_mean("zzz", ["every"])
     ''
     """
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    for names in map(list, choices):
+        by_word = {word: choice for choice in reversed(names) for word in re.split("[._]", choice)}
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6) or [
+            by_word[word] for word in difflib.get_close_matches(name.rpartition(".")[2], by_word, n=1, cutoff=0.75)
+        ]
+        if close:
+            return f"; did you mean '{close[0]}'?"
+    return ""
 
 
 def printable(text: str) -> str:

@@ -18,14 +18,14 @@ def sweep(results: dict[str, Any]) -> dict[tuple[str, str], list[tuple[int, floa
     Raises:
         ValueError: the file holds no such row.
     """
-    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
     for row in results["benchmarks"]:
         if "test_sweep_over_k" in row["name"] and row.get("median_us") is not None:
-            found.setdefault((row["provider"], row["dtype"]), []).append((row["k"], row["median_us"] / row["rows"]))
-    if not found:
-        message = "no row of bench_bottom_k::test_sweep_over_k; run ci/benchmark-kernels"
+            lines.setdefault((row["provider"], row["dtype"]), []).append((row["k"], row["median_us"] / row["rows"]))
+    if not lines:
+        message = "no row of bottom_k::test_sweep_over_k; run ci/benchmark-kernels"
         raise ValueError(message)
-    return {key: sorted(points) for key, points in found.items()}
+    return {key: sorted(points) for key, points in lines.items()}
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

@@ -1,15 +1,16 @@
 """Operations close to the hardware's limit: C++ on CPUs, Triton on GPUs, plain PyTorch as the reference.
 
+A folder for each operation: what is called (`__init__`), its definition (`reference`), the CPU's and the GPU's code, what it
+cannot avoid (`work`) and its `benchmark`; ``python -m modelassay_kernels.benchmarking`` runs all benchmarks.
+
 Imports without a GPU, without Triton and without the compiled extension; each is a clear error only when it is needed.
 """
 
 from modelassay_kernels.attention import attention, attention_over_spans
-from modelassay_kernels.attention_transformers import register_attention
-from modelassay_kernels.bottom_k import bottom_k
+from modelassay_kernels.attention.transformers import register_attention
+from modelassay_kernels.bottom_k import bottom_k, linear_bottom_k
 from modelassay_kernels.cross_entropy import linear_cross_entropy
-from modelassay_kernels.layer_std import layer_std
-from modelassay_kernels.layer_std_file import FileSpan, layer_std_file
-from modelassay_kernels.linear_bottom_k import linear_bottom_k
+from modelassay_kernels.layer_std import FileSpan, layer_std, layer_std_file
 from modelassay_kernels.native import native_available, read_bandwidth, require_native
 from modelassay_kernels.softmax_ggn import softmax_ggn
 

@@ -11,14 +11,15 @@ from torch import Tensor
 try:
     import modelassay_kernels._native as _native
 except ImportError as error:
-    _missing: str | None = str(error)
+    unavailable: str | None = str(error)
+    """Why the extension cannot be used, None where it can."""
 else:
-    _missing = None
+    unavailable = None
 
 
 def native_available() -> bool:
     """Whether the compiled extension can be used; without it CPU tensors go to the PyTorch reference."""
-    return _missing is None
+    return unavailable is None
 
 
 def require_native() -> None:
@@ -27,9 +28,9 @@ def require_native() -> None:
     Raises:
         ImportError: it is not; the message says why and how to get it.
     """
-    if _missing is not None:
+    if unavailable is not None:
         raise ImportError(
-            f"modelassay_kernels._native: the compiled extension is missing ({_missing}); install a C++20 compiler "
+            f"modelassay_kernels._native: the compiled extension is missing ({unavailable}); install a C++20 compiler "
             "(GCC 12 or Clang 15, or later) and run `pip install --force-reinstall --no-deps .` in the source tree, "
             "with MODELASSAY_SKIP_CPP unset"
         )

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from modelassay.meter import Meter
-from modelassay.record import Log, read_cell
+from modelassay.recording.log import Log, read_cell
+from modelassay.recording.meter import Meter
 
 UNITS = 1_000
 ROUNDS = 50

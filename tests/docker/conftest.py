@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from modelassay.containers.images import expected_labels, locked_image
 from modelassay.errors import HostError
-from modelassay.images import expected_labels, locked_image
 from toy_suite import REPOSITORY
 
 BASE = os.environ.get("MODELASSAY_TEST_IMAGE", "modelassay/cpu:0.1.0")
@@ -30,12 +30,14 @@ class ToyImages:
     """Another digest, and a label that differs."""
     empty: str
     """Without modelassay."""
+    idle: str
+    """Sleeps for ten minutes instead of running modelassay."""
 
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[Any]:
     """The SDK's client of the engine that the environment names."""
-    from modelassay.engine import connect
+    from modelassay.containers.engine import connect
 
     try:
         found = connect(timeout_s=120)
@@ -79,13 +81,14 @@ def toy(engine: Any) -> Iterator[ToyImages]:
         )
     stem = f"modelassay-test/{uuid.uuid4().hex[:8]}"
     labels = expected_labels(locked_image("cpu"))
-    built = ToyImages(locked=f"{stem}:locked", unlocked=f"{stem}:unlocked", empty=f"{stem}:empty")
+    built = ToyImages(locked=f"{stem}:locked", unlocked=f"{stem}:unlocked", empty=f"{stem}:empty", idle=f"{stem}:idle")
     copy = "COPY bench /checkout/bench\nCOPY kernels /checkout/kernels\nCOPY toy /checkout/bench/toy\nENV PYTHONPATH=/checkout/bench:/checkout/kernels\n"
     _build(engine, built.locked, f"FROM {BASE}\n{copy}", labels)
     _build(engine, built.unlocked, f"FROM {built.locked}\n", labels | {"org.modelassay.lock.sha256": "f" * 64})
     _build(engine, built.empty, f"FROM {BASE}\nENTRYPOINT []\n", labels)
+    _build(engine, built.idle, f'FROM {BASE}\nENTRYPOINT ["sh", "-c", "exec sleep 600"]\n', labels)
     yield built
-    for reference in (built.empty, built.unlocked, built.locked):
+    for reference in (built.idle, built.empty, built.unlocked, built.locked):
         engine.images.remove(reference, force=True)
 
 

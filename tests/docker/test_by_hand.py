@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from modelassay.images import locked_image
-from modelassay.runner import open_run
+from modelassay.containers.images import locked_image
+from modelassay.runs.directory import open_run
+from modelassay.suite import load_suite
 from toy_suite import only_run
 
 from .conftest import ToyImages
@@ -24,7 +25,7 @@ SMOKE = ["run", "fingerprinting", "--profile", "smoke"]
 ASKS = """
 import os, sys
 from pathlib import Path
-from modelassay.image_mounts import loss_warning
+from modelassay.containers.mounts import loss_warning
 print(loss_warning(Path("runs/a"), mounted=Path("runs"), arguments=["run", "walk"], environ=os.environ) or "kept")
 """
 
@@ -44,7 +45,8 @@ def test_results_without_a_mount_are_told_before_the_work_and_the_line_keeps_the
     assert lines[1] == (
         f'  mkdir -p runs && docker run --rm -v "$PWD"/runs:/runs {cpu_image} run fingerprinting --profile smoke'
     )
-    assert "started" in lines[2]
+    num_cells = len(load_suite("fingerprinting", profile="smoke").cells)
+    assert lines[2] == f"fingerprinting: {num_cells} of {num_cells} cells to run"
     if shutil.which("docker") is None:
         pytest.skip("no docker command to run the line with")
     folder = tmp_path / "mine"

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from engine_relay import EngineRelay
-from modelassay.environment import LIBRARIES_THAT_DECIDE, code_fingerprint, differences, library_versions
-from modelassay.record import read_cell
-from modelassay.runner import open_run
+from modelassay.machine.code import LIBRARIES_THAT_DECIDE, differences, library_versions
+from modelassay.recording.log import read_cell
+from modelassay.runs.directory import code_of, open_run
 from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
 
 from .conftest import BASE, ToyImages
@@ -24,6 +24,9 @@ from .conftest import BASE, ToyImages
 FAST = SUITE.replace("pause_ms: 3.0", "pause_ms: 0.0")
 SLOW = SUITE.replace("pause_ms: 3.0", "pause_ms: 25.0")
 """Two and a half seconds, so that there is a middle to kill it in."""
+
+FINGERPRINTING_S = 900
+"""More than the shipped suite's smoke profile takes with the zoo to build, on a machine with other work to do."""
 
 Metrics = dict[tuple[str, str, str], float]
 pytestmark = pytest.mark.slow
@@ -87,7 +90,8 @@ def test_same_metrics_as_outside_under_tight_settings(
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert [cell["outcome"] for cell in json.loads(out)["cells"]] == ["done"] * 4
-    assert "[4/4] model=zoo:child,seed=1: done in" in err
+    assert "walk: 4 of 4 cells to run" in err
+    assert "4 cells run in " in err
     assert err.rstrip().endswith(f"run directory: {run}")
     assert metrics_of(run) == expected
     assert {(path.stat().st_uid, path.stat().st_gid) for path in [run, *run.rglob("*")]} == {owner}
@@ -148,11 +152,11 @@ def test_interruption_leaves_no_container_and_keeps_results(
 def test_timeout_stops_the_container_and_keeps_results(
     engine: Any, toy: ToyImages, expected: Metrics, tmp_path: Path, owner: tuple[int, int]
 ) -> None:
-    suite = write_suite(tmp_path, SLOW.replace("pause_ms: 25.0", "pause_ms: 200.0"))
-    code, _, err = modelassay("run", suite, "--runs", tmp_path / "runs", *inside(toy.locked, "--timeout", "4"))
+    suite = write_suite(tmp_path, SLOW.replace("pause_ms: 25.0", "pause_ms: 1000.0"))
+    code, _, err = modelassay("run", suite, "--runs", tmp_path / "runs", *inside(toy.locked, "--timeout", "8"))
     run = only_run(tmp_path / "runs")
     assert code == 6
-    assert f"error: {run}: timed out after 4 s; what was measured is kept, go on with: modelassay run {run}" in err
+    assert f"error: {run}: timed out after 8 s; what was measured is kept, go on with: modelassay run {run}" in err
     assert containers_of(engine, tmp_path / "runs") == []
 
 
@@ -198,7 +202,7 @@ def test_exit_codes_of_the_command_inside_pass_through(toy: ToyImages, tmp_path:
     (run / "run.json").write_text(json.dumps(manifest))
     code, out, err = modelassay("run", run, "--in", "container")
     assert (code, out) == (2, "")
-    assert "the code changed since this run began" in err
+    assert "what decides its numbers changed since this run began: toy/run.py changed" in err
 
 
 def test_token_reaches_the_container_and_nothing_else(engine: Any, toy: ToyImages, tmp_path: Path) -> None:
@@ -372,7 +376,9 @@ def test_fingerprinting_gives_the_same_metrics_as_outside(
 ) -> None:
     """The shipped suite's smoke profile in the image itself, not in one that holds the toy; each side makes its own zoo."""
     arguments = ("run", "fingerprinting", "--profile", "smoke", "--runs")
-    code, _, err = modelassay(*arguments, tmp_path / "runs", *inside(BASE, "--allow-unlocked"))
+    code, _, err = modelassay(
+        *arguments, tmp_path / "runs", *inside(BASE, "--allow-unlocked"), timeout_s=FINGERPRINTING_S
+    )
     if code == 2 and "No such option" in err:
         pytest.skip(f"image {BASE} was built from older sources; build it again")
     assert code == 0, err
@@ -380,12 +386,10 @@ def test_fingerprinting_gives_the_same_metrics_as_outside(
     here = library_versions()
     if any(there.environment["libraries"][name] != here[name] for name in LIBRARIES_THAT_DECIDE):
         pytest.skip("this environment has other versions of the libraries that decide numbers than the image")
-    if differences(
-        {"code": _sources(there.code)}, {"code": _sources(code_fingerprint(there.suite.experiment.package))}
-    ):
+    if differences({"code": _sources(there.code)}, {"code": _sources(code_of(there.suite))}):
         pytest.skip(f"image {BASE} was built from other sources; build it again")
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache-outside"))
-    assert modelassay(*arguments, tmp_path / "outside")[0] == 0
+    assert modelassay(*arguments, tmp_path / "outside", timeout_s=FINGERPRINTING_S)[0] == 0
     metrics, outside = metrics_of(there.folder), metrics_of(only_run(tmp_path / "outside"))
     assert len(metrics) > 40
     assert metrics.keys() == outside.keys()

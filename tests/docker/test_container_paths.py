@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from hostile_folders import HOSTILE, Scene, make_scene
-from modelassay.container_settings import PIDS_LIMIT
-from modelassay.record import read_cell
+from modelassay.containers.settings import PIDS_LIMIT
+from modelassay.recording.log import read_cell
 from tiny_models import expected_blocks, make_model, save
 from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
 

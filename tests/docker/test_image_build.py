@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from modelassay import image_build, images
+from modelassay.containers import build as image_build
+from modelassay.containers import images
+from modelassay.containers.build import build, revision, source_date_epoch, verify, verify_all, write_context
+from modelassay.containers.images import Image, expected_labels, locked_image, why_not_locked
 from modelassay.errors import HostError, UsageError
-from modelassay.image_build import build, revision, source_date_epoch, verify, verify_all, write_context
-from modelassay.images import Image, expected_labels, locked_image, why_not_locked
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,10 +18,9 @@ from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 import modelassay
-from modelassay import images
 from modelassay.cli import cli
-from modelassay.errors import HostError, UsageError
-from modelassay.images import (
+from modelassay.containers import images
+from modelassay.containers.images import (
     LABEL_BASE_DIGEST,
     LABEL_BASE_NAME,
     LABEL_IMAGE,
@@ -32,6 +31,7 @@ from modelassay.images import (
     locked_images,
     why_not_locked,
 )
+from modelassay.errors import HostError, UsageError
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["core", "cpu", "vllm"]

@@ -26,8 +26,8 @@ from transformers.masking_utils import (
 
 from attention_cases import IGNORES_TORCH_JIT, directions, flat, relative_error
 from modelassay_kernels import register_attention
-from modelassay_kernels.attention_spans import visible
-from modelassay_kernels.attention_transformers import attention_forward, spans_mask
+from modelassay_kernels.attention.spans import visible
+from modelassay_kernels.attention.transformers import attention_forward, spans_mask
 from tiny_models import make_model
 
 pytestmark = pytest.mark.filterwarnings(IGNORES_TORCH_JIT)

@@ -9,15 +9,17 @@ from torch import Tensor
 
 from bottom_k_cases import DTYPES, assert_is_bottom_k, hard_rows, normal, uniform
 from modelassay_kernels import bottom_k, native, native_available
-from modelassay_kernels.bottom_k import _bottom_k_native, _bottom_k_reference
+from modelassay_kernels.bottom_k.cpu import bottom_k_native
+from modelassay_kernels.bottom_k.reference import bottom_k_reference
+from pairwise import pairwise
 from sparse_rows import far_apart
 
 Engine = Callable[..., tuple[Tensor, Tensor]]
-ENGINES: dict[str, Engine] = {"reference": _bottom_k_reference}
+ENGINES: dict[str, Engine] = {"reference": bottom_k_reference}
 if native_available():
     from modelassay_kernels import _native
 
-    ENGINES |= {name: functools.partial(_bottom_k_native, instruction_set=name) for name in _native.instruction_sets()}
+    ENGINES |= {name: functools.partial(bottom_k_native, instruction_set=name) for name in _native.instruction_sets()}
 
 needs_native = pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
 
@@ -34,9 +36,11 @@ def restore_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("largest", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_cols", [1, 3, 65, 2047, 20_011])
+SIZES = [1, 3, 65, 2047, 20_011]
+HARD = pairwise(ENGINES, SIZES, DTYPES, [False, True])
+
+
+@pytest.mark.parametrize(("engine", "num_cols", "dtype", "largest"), HARD, indirect=["engine"])
 def test_hard_rows(engine: Engine, num_cols: int, dtype: torch.dtype, largest: bool) -> None:
     x_NV = torch.stack(list(hard_rows(num_cols).values())).to(dtype)
     for k in sorted({0, 1, num_cols // 70, num_cols // 2, num_cols}):
@@ -88,8 +92,7 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("engine", "dtype", "view"), pairwise(ENGINES, DTYPES, VIEWS), indirect=["engine"])
 def test_views(engine: Engine, dtype: torch.dtype, view: str) -> None:
     x_NV = VIEWS[view](normal(6, 3001, dtype=dtype))
     k = (x_NV.shape[1] + 2) // 3
@@ -132,7 +135,7 @@ def test_same_result_for_any_number_of_threads() -> None:
 
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     x_NV = torch.stack(list(hard_rows(501).values()))
-    monkeypatch.setattr(native, "_missing", "hidden by the test")
+    monkeypatch.setattr(native, "unavailable", "hidden by the test")
     assert_is_bottom_k(bottom_k(x_NV, 100), x_NV, 100)
 
 

@@ -9,15 +9,18 @@ from torch import Tensor
 
 from layer_std_cases import DTYPES, SIZES, assert_same_std, every_code, normal
 from modelassay_kernels import layer_std, native, native_available
-from modelassay_kernels.layer_std import _layer_std_native, _layer_std_reference, rows_of, split_scale
+from modelassay_kernels.layer_std.cpu import layer_std_native, rows_of
+from modelassay_kernels.layer_std.reference import layer_std_reference
+from modelassay_kernels.layer_std.scales import split_scale
+from pairwise import pairwise
 from sparse_rows import far_apart
 
 if native_available():
     from modelassay_kernels import _native
 
-    ENGINES = {name: functools.partial(_layer_std_native, instruction_set=name) for name in _native.instruction_sets()}
+    ENGINES = {name: functools.partial(layer_std_native, instruction_set=name) for name in _native.instruction_sets()}
 else:
-    ENGINES = {"reference": _layer_std_reference}
+    ENGINES = {"reference": layer_std_reference}
 
 needs_native = pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
 
@@ -35,33 +38,36 @@ def restore_threads() -> Iterator[None]:
 
 
 def test_reference_is_the_textbook_value() -> None:
-    got = _layer_std_reference([torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 4, 4, 4, 5, 5, 7, 9.0])], correction=0)
+    got = layer_std_reference([torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 4, 4, 4, 5, 5, 7, 9.0])], correction=0)
     assert_same_std(got, torch.tensor([math.sqrt(14 / 9), 2.0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_mixed_sizes(engine: Callable[..., Tensor], dtype: torch.dtype) -> None:
     tensors = [normal(size, dtype=dtype, std=0.5, seed=i) for i, size in enumerate(SIZES)]
-    assert_same_std(engine(tensors), _layer_std_reference(tensors))
+    assert_same_std(engine(tensors), layer_std_reference(tensors))
 
 
 def test_thousand_small_tensors_of_all_types(engine: Callable[..., Tensor]) -> None:
     tensors = [normal(1 + i % 211, dtype=DTYPES[i % 6], seed=i) for i in range(1000)]
-    assert_same_std(engine(tensors), _layer_std_reference(tensors))
+    assert_same_std(engine(tensors), layer_std_reference(tensors))
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype.itemsize <= 2])
 def test_every_code(engine: Callable[..., Tensor], dtype: torch.dtype) -> None:
     values = every_code(dtype)
     halves = [values[values.double().abs() < 1], values[values.double().abs() < 1e-3]]
-    assert_same_std(engine([values, *halves]), _layer_std_reference([values, *halves]))
+    assert_same_std(engine([values, *halves]), layer_std_reference([values, *halves]))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("mean", "std"), [(1.0, 0.1), (10.0, 0.02), (1000.0, 0.01), (-3.0, 1e-3)])
-def test_mean_far_from_zero(engine: Callable[..., Tensor], dtype: torch.dtype, mean: float, std: float) -> None:
+MEANS = [(1.0, 0.1), (10.0, 0.02), (1000.0, 0.01), (-3.0, 1e-3)]
+
+
+@pytest.mark.parametrize(("engine", "dtype", "moments"), pairwise(ENGINES, DTYPES, MEANS), indirect=["engine"])
+def test_mean_far_from_zero(engine: Callable[..., Tensor], dtype: torch.dtype, moments: tuple[float, float]) -> None:
+    mean, std = moments
     tensor = normal(300_001, dtype=dtype, mean=mean, std=std)
-    assert_same_std(engine([tensor]), _layer_std_reference([tensor]))
+    assert_same_std(engine([tensor]), layer_std_reference([tensor]))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +77,7 @@ def test_mean_far_from_zero(engine: Callable[..., Tensor], dtype: torch.dtype, m
 )
 def test_squares_beyond_the_range(engine: Callable[..., Tensor], dtype: torch.dtype, std: float) -> None:
     tensors = [normal(size, dtype=dtype, std=std, seed=size) for size in (5, 70_001)]
-    want = _layer_std_reference(tensors)
+    want = layer_std_reference(tensors)
     assert bool((want > 0.1 * std).all())
     assert_same_std(engine(tensors), want)
 
@@ -89,14 +95,14 @@ def test_outliers_where_the_centre_is_sampled(engine: Callable[..., Tensor]) -> 
     steps = torch.arange(200_001).div(50_000, rounding_mode="floor").float() * 1e4 + normal(
         200_001, dtype=torch.float32
     )
-    assert_same_std(engine([*tensors, steps]), _layer_std_reference([*tensors, steps]))
+    assert_same_std(engine([*tensors, steps]), layer_std_reference([*tensors, steps]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_two_values_whose_sums_always_round_the_same_way(engine: Callable[..., Tensor], dtype: torch.dtype) -> None:
     signs = normal(1_000_003, dtype=torch.float64).sign()
     tensors = [(signs * value).to(dtype) for value in (0.02, 0.1, 1 / 3)]
-    assert_same_std(engine(tensors), _layer_std_reference(tensors))
+    assert_same_std(engine(tensors), layer_std_reference(tensors))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -107,8 +113,10 @@ def test_constant_is_exactly_zero(engine: Callable[..., Tensor], dtype: torch.dt
     assert engine([blocks], scales=[torch.full((2, 2), 0.3)]).tolist() == [0.0]
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("dtype", DTYPES)
+BAD = [math.nan, math.inf, -math.inf]
+
+
+@pytest.mark.parametrize(("engine", "dtype", "bad"), pairwise(ENGINES, DTYPES, BAD), indirect=["engine"])
 def test_one_bad_element_spoils_its_tensor_alone(engine: Callable[..., Tensor], dtype: torch.dtype, bad: float) -> None:
     if dtype == torch.float8_e4m3fn:
         bad = math.nan  # the format has no infinity
@@ -120,7 +128,7 @@ def test_one_bad_element_spoils_its_tensor_alone(engine: Callable[..., Tensor], 
         tensors.append(spoiled.to(dtype))
     got = engine(tensors)
     assert got.isnan().tolist() == [False, True, True, True, True]
-    assert_same_std(got, _layer_std_reference(tensors))
+    assert_same_std(got, layer_std_reference(tensors))
 
 
 def test_too_few_elements(engine: Callable[..., Tensor]) -> None:
@@ -139,6 +147,7 @@ def test_correction(engine: Callable[..., Tensor], correction: int) -> None:
     assert_same_std(engine([tensor], correction=correction), want)
 
 
+WIDTHS = [torch.bfloat16, torch.float32, torch.float8_e4m3fn]
 VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "left columns": lambda w: w[:, :77],
     "middle columns": lambda w: w[:, 100:229],
@@ -154,11 +163,10 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float8_e4m3fn])
+@pytest.mark.parametrize(("engine", "dtype", "view"), pairwise(ENGINES, WIDTHS, VIEWS), indirect=["engine"])
 def test_views(engine: Callable[..., Tensor], dtype: torch.dtype, view: str) -> None:
     tensor = VIEWS[view](normal(17 * 19, 301, dtype=dtype, mean=0.5))
-    assert_same_std(engine([tensor]), _layer_std_reference([tensor]))
+    assert_same_std(engine([tensor]), layer_std_reference([tensor]))
 
 
 @pytest.mark.parametrize("view", sorted(VIEWS.keys() - {"every second column"}))
@@ -183,28 +191,30 @@ SCALES = {
 }
 
 
-@pytest.mark.parametrize("case", SCALES)
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16])
+SCALED = [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16]
+
+
+@pytest.mark.parametrize(("engine", "dtype", "case"), pairwise(ENGINES, SCALED, SCALES), indirect=["engine"])
 def test_scales(engine: Callable[..., Tensor], dtype: torch.dtype, case: str) -> None:
     shape, scale_shape = SCALES[case]
     tensor = normal(*shape, dtype=dtype, std=30.0)
     scale = normal(*scale_shape, dtype=torch.float32, mean=2e-3, std=1e-3, seed=1)
     plain = normal(64, dtype=torch.float32)
     got = engine([tensor, plain], scales=[scale, None])
-    assert_same_std(got, _layer_std_reference([tensor, plain], [scale, None]))
+    assert_same_std(got, layer_std_reference([tensor, plain], [scale, None]))
 
 
 def test_scaled_columns_are_read_in_place(engine: Callable[..., Tensor]) -> None:
     tensor = normal(300, 512, dtype=torch.float8_e4m3fn)[:, 128:384]
     scale = normal(3, 2, dtype=torch.float32, seed=1)
-    assert_same_std(engine([tensor], scales=[scale]), _layer_std_reference([tensor], [scale]))
+    assert_same_std(engine([tensor], scales=[scale]), layer_std_reference([tensor], [scale]))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30, 1e-38])
 def test_scale_of_any_size(engine: Callable[..., Tensor], scale: float) -> None:
     tensor = normal(200, 200, dtype=torch.float8_e5m2)
     scales = torch.full((2, 2), scale) * torch.tensor([1.0, 2.0])
-    assert_same_std(engine([tensor], scales=[scales]), _layer_std_reference([tensor], [scales]))
+    assert_same_std(engine([tensor], scales=[scales]), layer_std_reference([tensor], [scales]))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -245,7 +255,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
 def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = [normal(size, dtype=torch.bfloat16) for size in SIZES]
     with_it = layer_std(tensors)
-    monkeypatch.setattr(native, "_missing", "hidden by the test")
+    monkeypatch.setattr(native, "unavailable", "hidden by the test")
     assert not native_available()
     assert_same_std(layer_std(tensors), with_it)
     with pytest.raises(ImportError, match=r"hidden by the test.*pip install"):
@@ -285,7 +295,7 @@ def test_more_than_two_to_the_31_elements() -> None:
 @needs_native
 def test_addresses_beyond_two_to_the_31(tmp_path: Path) -> None:
     values = normal(3, 1001, dtype=torch.bfloat16)
-    assert_same_std(layer_std([far_apart(values, tmp_path / "sparse")]), _layer_std_reference([values]))
+    assert_same_std(layer_std([far_apart(values, tmp_path / "sparse")]), layer_std_reference([values]))
 
 
 @needs_native

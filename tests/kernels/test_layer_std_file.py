@@ -9,7 +9,8 @@ from torch import Tensor
 
 from layer_std_cases import DTYPES, assert_same_std, every_code, normal
 from modelassay_kernels import FileSpan, layer_std, layer_std_file, native, native_available
-from modelassay_kernels.layer_std import DTYPE_CODES, _layer_std_reference
+from modelassay_kernels.dtypes import CODES
+from modelassay_kernels.layer_std.reference import layer_std_reference
 
 needs_native = pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
 
@@ -17,7 +18,7 @@ needs_native = pytest.mark.skipif(not native_available(), reason="needs the comp
 @pytest.fixture(params=["native", "fallback"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "fallback":
-        monkeypatch.setattr(native, "_missing", "hidden by the test")
+        monkeypatch.setattr(native, "unavailable", "hidden by the test")
     elif not native_available():
         pytest.skip("needs the compiled extension")
     return str(request.param)
@@ -29,11 +30,11 @@ def write(path: Path, tensor: Tensor, *, offset: int = 0) -> FileSpan:
         file.write(b"\xff" * offset)
         file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     num_rows, num_cols = tensor.shape
-    return FileSpan(str(path), offset, DTYPE_CODES[tensor.dtype], num_rows, num_cols, num_cols)
+    return FileSpan(str(path), offset, CODES[tensor.dtype], num_rows, num_cols, num_cols)
 
 
 def columns(span: FileSpan, first: int, last: int) -> FileSpan:
-    size = {code: dtype.itemsize for dtype, code in DTYPE_CODES.items()}[span.dtype]
+    size = {code: dtype.itemsize for dtype, code in CODES.items()}[span.dtype]
     return span._replace(offset=span.offset + first * size, num_cols=last - first)
 
 
@@ -43,7 +44,7 @@ def columns(span: FileSpan, first: int, last: int) -> FileSpan:
 def test_matches_memory(tmp_path: Path, dtype: torch.dtype, offset: int) -> None:
     tensors = [normal(rows, cols, dtype=dtype, mean=0.5) for rows, cols in [(1, 1), (3, 7), (641, 1031), (1, 300_007)]]
     spans = [write(tmp_path / str(i), tensor, offset=offset) for i, tensor in enumerate(tensors)]
-    assert_same_std(layer_std_file(spans), _layer_std_reference(tensors))
+    assert_same_std(layer_std_file(spans), layer_std_reference(tensors))
 
 
 @needs_native
@@ -62,7 +63,7 @@ def test_safetensors_file(tmp_path: Path) -> None:
     save_file(tensors, path)
     start = 8 + int.from_bytes(path.read_bytes()[:8], "little")
     spans = [FileSpan(str(path), start + 45 * 4, "BF16", 70, 31, 31), FileSpan(str(path), start, "F32", 1, 45, 45)]
-    assert_same_std(layer_std_file(spans), _layer_std_reference(list(tensors.values())))
+    assert_same_std(layer_std_file(spans), layer_std_reference(list(tensors.values())))
 
 
 @pytest.mark.usefixtures("engine")
@@ -74,7 +75,7 @@ def test_columns(tmp_path: Path, dtype: torch.dtype, num_rows: int, num_cols: in
     span = write(tmp_path / "x", tensor)
     cuts = [(0, 768), (100, 101), (1, num_cols)]
     got = layer_std_file([columns(span, *cut) for cut in cuts])
-    assert_same_std(got, _layer_std_reference([tensor[:, slice(*cut)] for cut in cuts]))
+    assert_same_std(got, layer_std_reference([tensor[:, slice(*cut)] for cut in cuts]))
 
 
 @pytest.mark.usefixtures("engine")
@@ -84,9 +85,9 @@ def test_scales(tmp_path: Path, dtype: torch.dtype) -> None:
     span = write(tmp_path / "x", tensor)
     scales = [normal(*shape, dtype=torch.float32, seed=1) for shape in [(3, 4), (300, 1), (1,), (1, 400)]]
     got = layer_std_file([span._replace(scale=scale) for scale in scales])
-    assert_same_std(got, _layer_std_reference([tensor] * 4, scales))
+    assert_same_std(got, layer_std_reference([tensor] * 4, scales))
     cut = columns(span, 128, 384)._replace(scale=scales[0][:, 1:3])
-    assert_same_std(layer_std_file([cut]), _layer_std_reference([tensor[:, 128:384]], [scales[0][:, 1:3]]))
+    assert_same_std(layer_std_file([cut]), layer_std_reference([tensor[:, 128:384]], [scales[0][:, 1:3]]))
 
 
 @pytest.mark.usefixtures("engine")
@@ -101,7 +102,7 @@ def test_hostile_values(tmp_path: Path) -> None:
     got = layer_std_file(spans)
     assert got[1] == 0
     assert got.isnan().tolist() == [False, False, False, True, True, True]
-    assert_same_std(got, _layer_std_reference(tensors))
+    assert_same_std(got, layer_std_reference(tensors))
 
 
 @pytest.mark.usefixtures("engine")
@@ -163,7 +164,7 @@ def test_offsets_and_indices_beyond_two_to_the_31(tmp_path: Path) -> None:
             file.seek(offset + i * stride)
             file.write(values[i].view(torch.uint8).numpy().tobytes())
     span = FileSpan(str(tmp_path / "sparse"), offset, "F8_E4M3", 4, 1001, stride)
-    assert_same_std(layer_std_file([span]), _layer_std_reference([values]))
+    assert_same_std(layer_std_file([span]), layer_std_reference([values]))
 
 
 RESIDENT = """

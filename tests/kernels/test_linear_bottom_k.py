@@ -1,5 +1,4 @@
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,10 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bottom_k_cases import assert_is_bottom_k, normal, uniform
 from modelassay_kernels import linear_bottom_k, native, native_available
+from modelassay_kernels.bottom_k import linear as op
+from modelassay_kernels.dtypes import FLOATS
 
-op = importlib.import_module("modelassay_kernels.linear_bottom_k")  # the package exports a function of this name
-
-DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+DTYPES = [*FLOATS]
 MODES = ["plain"]
 if native_available():
     from modelassay_kernels import _native
@@ -26,9 +25,9 @@ def compute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """`linear_bottom_k` with one way to keep the k, in chunks of which the last are ragged."""
     monkeypatch.setattr(op, "CPU_CHUNK", (3, 700))
     if request.param == "plain":
-        monkeypatch.setattr(native, "_missing", "hidden by the test")
+        monkeypatch.setattr(native, "unavailable", "hidden by the test")
     else:
-        monkeypatch.setattr(op, "_NativeRunning", functools.partial(op._NativeRunning, instruction_set=request.param))
+        monkeypatch.setattr(op, "NativeRunning", functools.partial(op.NativeRunning, instruction_set=request.param))
     return linear_bottom_k
 
 

@@ -14,7 +14,7 @@ SPEC.loader.exec_module(plot)
 
 
 def row(provider: str, dtype: str, k: int, median_us: float | None) -> dict[str, object]:
-    name = f"bench_bottom_k::test_sweep_over_k[{dtype}-{k}-{provider}]"
+    name = f"bottom_k::test_sweep_over_k[{dtype}-{k}-{provider}]"
     return {"name": name, "provider": provider, "dtype": dtype, "k": k, "rows": 64, "median_us": median_us}
 
 
@@ -24,7 +24,7 @@ def test_rows_are_sorted_and_failed_ones_left_out(tmp_path: Path) -> None:
         row("modelassay", "F32", 10, 64.0),
         row("torch.topk", "F32", 10, None),
     ]
-    results = {"benchmarks": [*rows, {"name": "bench_layer_std::test_baseline[x]", "median_us": 1.0}]}
+    results = {"benchmarks": [*rows, {"name": "layer_std::test_baseline[x]", "median_us": 1.0}]}
     assert plot.sweep(results) == {("modelassay", "F32"): [(10, 1.0), (100, 10.0)]}
     plot.draw(results, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 
-from modelassay.claims import Finding, Findings, Table
-from modelassay.record import Tables
+from modelassay.experiments.findings import Finding, Findings, Table
+from modelassay.recording.tables import RunData
+from modelassay.statistics.estimate import Estimate
 
 
-def analyse(_tables: Tables) -> Findings:
+def analyse(_tables: RunData) -> Findings:
     """Return one finding, or misbehave."""
     match os.environ.get("ROGUE_ANALYSIS"):
         case "raise":
@@ -17,7 +18,9 @@ def analyse(_tables: Tables) -> Findings:
         case "print":
             print("said by the analysis")
         case "undefined":
-            return Findings(findings=[Finding(name="number", value=math.nan, low=-math.inf, high=math.inf)])
+            return Findings(
+                findings=[Finding(name="number", estimate=Estimate(value=math.nan, low=-math.inf, high=math.inf))]
+            )
         case "markup":
             return Findings(tables=[Table(title="[/red]", columns=("[/b]",), rows=[("[/i] :bug:",)])])
-    return Findings(findings=[Finding(name="number", value=1.0)])
+    return Findings(findings=[Finding(name="number", estimate=Estimate(value=1.0))])

@@ -1,10 +1,13 @@
 """What a toy cell takes."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from modelassay.references import ModelReference
+from modelassay.experiments import StageCost
+from modelassay.experiments.references import ModelReference
+from modelassay.storage.needs import Artifact, File, Need
 
 
 class Walk(BaseModel):
@@ -18,6 +21,10 @@ class Walk(BaseModel):
     """Random numbers drawn per step."""
     bounds: tuple[float, float] = (-100.0, 100.0)
     """The value is kept between these."""
+
+
+TABLE = Artifact(name="toy:table", recipe={"kind": "toy-table", "version": 1}, build="toy.build:table")
+"""What every cell with stages needs."""
 
 
 class Params(BaseModel):
@@ -60,9 +67,31 @@ class Params(BaseModel):
     """The step that takes `allocate_mib`."""
     allocate_mib: int = Field(default=0, ge=0)
     """Memory taken at `allocate_at` and kept to the end, in MiB."""
-    count_siblings: bool = False
-    """Record how many cells the run has, and the sum of their seeds."""
+    staged_steps: int = Field(default=0, ge=0, le=1000)
+    """Steps of each of two stages before the walk; 0: there are none."""
+    timed: bool = True
+    """Whether the cell's times mean something, so that it runs alone."""
+    data: str = ""
+    """A file that the walk starts from; "" for none."""
     say: str = ""
     """Printed before each step."""
     only_first: bool = False
     """Trouble happens only in an attempt that starts without a checkpoint, so that the next one gets through."""
+
+
+def needs(params: Params) -> list[Need]:
+    """What must be there before a cell starts."""
+    return [*([TABLE] if params.staged_steps else []), *([File(path=Path(params.data))] if params.data else [])]
+
+
+def stages(params: Params) -> list[StageCost]:
+    """What a cell will do."""
+    return [
+        StageCost(name="sum", index=index, tokens=params.staged_steps)
+        for index in range(2 if params.staged_steps else 0)
+    ]
+
+
+def cores(params: Params) -> int | None:
+    """One core unless its times mean something."""
+    return None if params.timed else 1

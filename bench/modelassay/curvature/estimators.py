@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modelassay.curvature.estimate import LEVEL, Cost, Estimate, Spending, check_probes, half_interval
+from modelassay.curvature.cost import Cost, CostMeter, check_probes
 from modelassay.curvature.lanczos import Krylov, extend, krylov
 from modelassay.curvature.operators import Operator
 from modelassay.curvature.vectors import Budget, VectorStore
 from modelassay.errors import UsageError
+from modelassay.statistics.estimate import LEVEL, Estimate
+from modelassay.statistics.intervals import student_half_width
 
 Array = NDArray[np.float64]
 
@@ -40,9 +42,9 @@ class SpectralDensity:
     def mean_of(self, function: Callable[[Array], Array], *, level: float = LEVEL) -> Estimate:
         """Return the mean of f over the eigenvalues, tr f(A) / P, with a Student-t interval over the probes."""
         means = np.array([weights @ function(nodes) for nodes, weights in zip(self.nodes, self.weights, strict=True)])
-        half = half_interval(means, level)
+        half = student_half_width(means, level)
         return Estimate(value=float(means.mean()), low=float(means.mean() - half), high=float(means.mean() + half),
-                        level=level, method="stochastic Lanczos quadrature, t over probes", cost=self.cost)  # fmt: skip
+                        level=level, method="stochastic Lanczos quadrature, Student over probes", n=len(means))  # fmt: skip
 
     def quantile(self, share: float) -> float:
         """Return the value below which ``share`` of the eigenvalues lie; a step function of the nodes.
@@ -86,15 +88,15 @@ def lanczos_quadrature(operator: Operator, *, steps: int = 100, num_probes: int 
     check_probes("lanczos_quadrature", num_probes, LEVEL)
     if steps < 1:
         raise UsageError(f"lanczos_quadrature: steps must be at least 1, got {steps}")
-    spending, generator = Spending(operator), torch.Generator().manual_seed(seed)
+    meter, generator = CostMeter(operator), torch.Generator().manual_seed(seed)
     nodes, weights, vector_bytes = [], [], 0
     for _ in range(num_probes):
         space = extend(krylov(operator, start_P=signs(operator, generator)[0], budget=budget), operator, steps)
         values, _, rows = space.ritz()
         nodes.append(values)
         weights.append(rows[:, 0] ** 2)
-        vector_bytes = max(vector_bytes, spending.cost(space.basis).vector_bytes)
-    return SpectralDensity(nodes=tuple(nodes), weights=tuple(weights), cost=spending.cost(more_bytes=vector_bytes))
+        vector_bytes = max(vector_bytes, meter.cost(space.basis).vector_bytes)
+    return SpectralDensity(nodes=tuple(nodes), weights=tuple(weights), cost=meter.cost(more_bytes=vector_bytes))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,7 @@ class Moments:
         if left == 0:
             return 0.0, 0.0
         share = float(samples_K.sum() / self.lengths_K.sum())
-        return share * left, half_interval(samples_K - share * self.lengths_K, level)
+        return share * left, student_half_width(samples_K - share * self.lengths_K, level)
 
 
 def deflated_moments(operator: Operator, space: Krylov, *, num_probes: int = 10, seed: int = 0) -> Moments:
@@ -152,9 +154,9 @@ def deflated_moments(operator: Operator, space: Krylov, *, num_probes: int = 10,
         UsageError: fewer than two probes.
     """
     check_probes("deflated_moments", num_probes, LEVEL)
-    spending, generator = Spending(operator), torch.Generator().manual_seed(seed)
+    meter, generator = CostMeter(operator), torch.Generator().manual_seed(seed)
     samples_K3 = np.array([deflated_probe(operator, space, generator) for _ in range(num_probes)])
-    return moments(space, samples_K3, size=operator.size, cost=spending.cost(space.basis))
+    return moments(space, samples_K3, size=operator.size, cost=meter.cost(space.basis))
 
 
 def deflated_probe(operator: Operator, space: Krylov, generator: torch.Generator) -> tuple[float, float, float]:
@@ -190,7 +192,7 @@ def trace(operator: Operator, *, num_products: int = 30, seed: int = 0, level: f
     """
     third = num_products // 3
     check_probes("trace", third, level)
-    spending, generator = Spending(operator), torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     basis = VectorStore(operator.size, dtype=operator.dtype, device=operator.device, budget=budget)
     inside = 0.0
     for _ in range(min(third, operator.size)):
@@ -206,9 +208,9 @@ def trace(operator: Operator, *, num_products: int = 30, seed: int = 0, level: f
     for index in range(third):
         probe_P = _off(basis, signs(operator, generator)[0])
         outside[index] = float(probe_P @ operator.matvec(probe_P))
-    value, half = inside + float(outside.mean()), half_interval(outside, level)
-    return Estimate(value=value, low=value - half, high=value + half, level=level, method="Hutch++, t over probes",
-                    cost=spending.cost(basis))  # fmt: skip
+    value, half = inside + float(outside.mean()), student_half_width(outside, level)
+    return Estimate(value=value, low=value - half, high=value + half, level=level, method="Hutch++, Student over probes",
+                    n=third)  # fmt: skip
 
 
 def _off(basis: VectorStore, vector_P: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from modelassay.curvature.loss import Counted, model_logits, token_losses
+from modelassay.curvature.loss import TargetBatch, model_logits, token_losses
 from modelassay.curvature.operators import CurvatureOperator, over_vectors
 from modelassay.errors import UsageError
 from modelassay_kernels import softmax_ggn
@@ -26,7 +26,7 @@ class JacobianOperator(CurvatureOperator):
     pull-back), and 4/3 + 2/(3k) of a gradient each when k vectors share the primal passes.
     """
 
-    def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _batch_products(self, batch: TargetBatch, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
         outputs = self._outputs(batch)
         changes_K = over_vectors(lambda tangent: torch.func.jvp(outputs, (self._selected,), (tangent,))[1], tangents)
         output, pulled = torch.func.vjp(outputs, self._selected)[:2]
@@ -35,7 +35,7 @@ class JacobianOperator(CurvatureOperator):
         return products
 
     @abstractmethod
-    def _outputs(self, batch: Counted) -> Callable[[dict[str, Tensor]], Tensor]:
+    def _outputs(self, batch: TargetBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         """Return the function of the selected parameters whose Jacobian is J."""
 
     def _weighed(self, output: Tensor, change: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class GaussNewton(JacobianOperator):
     [N, V] and [K, N, V] in fp32, are in memory: keep microbatches small where V is large. Schraudolph 2002.
     """
 
-    def _outputs(self, batch: Counted) -> Callable[[dict[str, Tensor]], Tensor]:
+    def _outputs(self, batch: TargetBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         return lambda selected: model_logits(self._module, self._tensors(selected), batch)
 
     def _weighed(self, output: Tensor, change: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class SampledFisher(JacobianOperator):
                 uniform_NS = torch.rand(batch.num_tokens, num_samples, generator=generator, dtype=torch.float64)
                 self._labels[id(batch)] = _draw(logits_NV, uniform_NS.to(self.device)).T
 
-    def _outputs(self, batch: Counted) -> Callable[[dict[str, Tensor]], Tensor]:
+    def _outputs(self, batch: TargetBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         labels_SN = self._labels[id(batch)]
         scale = len(labels_SN) ** -0.5  # twice through it, once on each side: the mean over samples
 
@@ -125,7 +125,7 @@ class EmpiricalFisher(JacobianOperator):
             raise UsageError(f"EmpiricalFisher: per must be 'token' or 'sequence', got {per!r}")
         self.per = per
 
-    def _outputs(self, batch: Counted) -> Callable[[dict[str, Tensor]], Tensor]:
+    def _outputs(self, batch: TargetBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         def losses(selected: dict[str, Tensor]) -> Tensor:
             losses_N = token_losses(model_logits(self._module, self._tensors(selected), batch), batch.targets_N)
             if self.per == "token":

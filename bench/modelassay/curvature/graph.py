@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modelassay.curvature.layers import in_place_of
-from modelassay_kernels.attention_autograd import deferring
+from modelassay_kernels.attention.autograd import deferring
 
 
 class Graph:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
-from modelassay.curvature.estimate import Cost, Estimate, Spending
+from modelassay.curvature.cost import Cost, CostMeter
 from modelassay.curvature.operators import Operator
 from modelassay.curvature.vectors import Budget, VectorStore
 from modelassay.errors import UsageError
+from modelassay.statistics.estimate import Estimate
 
 Array = NDArray[np.float64]
 
@@ -106,6 +107,7 @@ class Extremes:
     converged: bool
     """Whether every error estimate is within the tolerance."""
     space: Krylov
+    cost: Cost
 
 
 def extreme_eigenvalues(operator: Operator, *, largest: int = 1, smallest: int = 0, tolerance: float = 1e-3,
@@ -132,7 +134,7 @@ def extreme_eigenvalues(operator: Operator, *, largest: int = 1, smallest: int =
     wanted = largest + smallest
     if min(largest, smallest) < 0 or wanted < 1 or max_products < wanted:
         raise UsageError(f"extreme_eigenvalues: ask for at least one value and at most max_products = {max_products}, got {largest} largest and {smallest} smallest")  # fmt: skip
-    spending = Spending(operator)
+    meter = CostMeter(operator)
     space = krylov(operator, seed=seed, budget=budget)
     converged = False
     while not converged and space.steps < max_products and space.following_P is not None:
@@ -140,25 +142,22 @@ def extreme_eigenvalues(operator: Operator, *, largest: int = 1, smallest: int =
         converged = space.following_P is None or (
             space.steps >= wanted and _converged(space, largest, smallest, tolerance)
         )
-    cost = spending.cost(space.basis)
     values, residuals, _ = space.ritz()
     ends = min(largest, space.steps), min(smallest, space.steps)
     return Extremes(
-        largest=tuple(ritz_estimate(space, operator, values[i], residuals[i], cost, upward=True) for i in range(ends[0])),
-        smallest=tuple(ritz_estimate(space, operator, values[-1 - i], residuals[-1 - i], cost, upward=False)
+        largest=tuple(ritz_estimate(space, operator, values[i], residuals[i], upward=True) for i in range(ends[0])),
+        smallest=tuple(ritz_estimate(space, operator, values[-1 - i], residuals[-1 - i], upward=False)
                        for i in range(ends[1])),
-        converged=converged, space=space,
+        converged=converged, space=space, cost=meter.cost(space.basis),
     )  # fmt: skip
 
 
-def ritz_estimate(
-    space: Krylov, operator: Operator, value: float, residual: float, cost: Cost, *, upward: bool
-) -> Estimate:
+def ritz_estimate(space: Krylov, operator: Operator, value: float, residual: float, *, upward: bool) -> Estimate:
     """Return a Ritz value with its residual interval, outward from the spectrum's middle."""
     rounding = 8 * torch.finfo(operator.dtype).eps * max(map(abs, (*space.diagonal, *space.coupling)))
     low, high = (rounding, residual + rounding) if upward else (residual + rounding, rounding)
-    return Estimate(value=float(value), low=float(value - low), high=float(value + high), level=None,
-                    method="Ritz value, residual bound", cost=cost)  # fmt: skip
+    return Estimate(value=float(value), low=float(value - low), high=float(value + high), 
+                    method="Ritz value, residual bound")  # fmt: skip
 
 
 def _converged(space: Krylov, largest: int, smallest: int, tolerance: float) -> bool:

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modelassay_kernels import linear_cross_entropy
-from modelassay_kernels.cross_entropy_autograd import apply_gradient, apply_gradient_tangent, apply_losses_tangent
-from modelassay_kernels.cross_entropy_chunks import Wanted
-from modelassay_kernels.cross_entropy_rows import Spec
+from modelassay_kernels.cross_entropy.autograd import apply_gradient, apply_gradient_tangent, apply_losses_tangent
+from modelassay_kernels.cross_entropy.chunks import GradientMask
+from modelassay_kernels.cross_entropy.rows import Spec
 
 
 def _apply(function: type[torch.autograd.Function], *args: Any) -> Any:
@@ -229,7 +229,7 @@ class _SummedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h_ND: Tensor, weight_VD: Tensor, labels_N: Tensor) -> Tensor:
         total, of_h, *_ = apply_gradient(
-            _ones(labels_N, h_ND), h_ND, weight_VD, None, labels_N, Spec(), Wanted(weight=False, bias=False)
+            _ones(labels_N, h_ND), h_ND, weight_VD, None, labels_N, Spec(), GradientMask(weight=False, bias=False)
         )
         ctx.save_for_backward(h_ND, weight_VD, labels_N, of_h)
         return total
@@ -241,9 +241,9 @@ class _SummedLoss(torch.autograd.Function):
             return *_apply(_SummedLossGradient, g, h_ND, weight_VD, labels_N, of_h), None
         of_weight = None
         if ctx.needs_input_grad[1]:
-            wanted = Wanted(hidden=False, bias=False)
+            mask = GradientMask(hidden=False, bias=False)
             ones_N = _ones(labels_N, h_ND)
-            of_weight = apply_gradient(ones_N, h_ND, weight_VD, None, labels_N, Spec(), wanted)[2] * g
+            of_weight = apply_gradient(ones_N, h_ND, weight_VD, None, labels_N, Spec(), mask)[2] * g
         return of_h * g, of_weight, None
 
 
@@ -263,11 +263,11 @@ class _SummedLossGradient(torch.autograd.Function):
         tangents = [None if part is None else part[None] for part in (u_ND, v_VD)]
         point, ones_N = (h_ND, weight_VD, None), _ones(labels_N, h_ND)
         g_bar = apply_losses_tangent(*point, *tangents, None, labels_N, Spec()).sum().to(g.dtype) if of_g else None
-        wanted = Wanted(hidden=of_point[0], weight=of_point[1], bias=False)
+        mask = GradientMask(hidden=of_point[0], weight=of_point[1], bias=False)
         _, h_bar, weight_bar, _ = apply_gradient_tangent(
-            ones_N * g, *point, None, *tangents, None, labels_N, Spec(), wanted
+            ones_N * g, *point, None, *tangents, None, labels_N, Spec(), mask
         )
-        return g_bar, h_bar[0] if wanted.hidden else None, weight_bar[0] if wanted.weight else None, None, None
+        return g_bar, h_bar[0] if mask.hidden else None, weight_bar[0] if mask.weight else None, None, None
 
 
 def _ones(labels_N: Tensor, like: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Microbatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
+class TargetBatch:
     """A microbatch on its device, with the tokens that carry loss found in it."""
 
     input_ids_BT: Tensor
@@ -62,10 +62,10 @@ class Counted:
         """Tokens that carry loss."""
         return len(self.targets_N)
 
-    def to(self, device: torch.device) -> Counted:
+    def to(self, device: torch.device) -> TargetBatch:
         """Return the same on ``device``."""
         moved: dict[str, Any] = {name: None if part is None else part.to(device) for name, part in vars(self).items()}
-        return Counted(**moved)
+        return TargetBatch(**moved)
 
 
 def microbatches(input_ids_BT: Tensor, *, size: int, labels_BT: Tensor | None = None,
@@ -93,7 +93,7 @@ def microbatches(input_ids_BT: Tensor, *, size: int, labels_BT: Tensor | None = 
     return [Microbatch(input_ids_BT=ids, labels_BT=kept, attention_mask_BT=mask) for ids, kept, mask in parts]
 
 
-def count_tokens(batches: Sequence[Microbatch], *, vocabulary: int, device: torch.device) -> list[Counted]:
+def count_tokens(batches: Sequence[Microbatch], *, vocabulary: int, device: torch.device) -> list[TargetBatch]:
     """Check microbatches, move them to the device, and find their counted tokens; those without any are left out.
 
     Raises:
@@ -112,7 +112,7 @@ def count_tokens(batches: Sequence[Microbatch], *, vocabulary: int, device: torc
     return [batch for batch in counted if batch.num_tokens]
 
 
-def _count(index: int, batch: Microbatch, vocabulary: int) -> Counted:
+def _count(index: int, batch: Microbatch, vocabulary: int) -> TargetBatch:
     where, ids, labels, mask = f"microbatch {index}", batch.input_ids_BT, batch.labels_BT, batch.attention_mask_BT
     shapes = [tuple(part.shape) for part in (ids, labels, mask) if part is not None]
     if ids.dim() != 2 or len(set(shapes)) > 1:
@@ -122,7 +122,7 @@ def _count(index: int, batch: Microbatch, vocabulary: int) -> Counted:
             raise UsageError(f"{where}: {name} must lie in 0 .. {vocabulary - 1}, got {int(part.min())} .. {int(part.max())}; use the model's own tokenizer")  # fmt: skip
     following = F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
     positions = (following.reshape(-1) != IGNORED).nonzero().squeeze(1)
-    return Counted(input_ids_BT=ids, attention_mask_BT=mask, positions_N=positions,
+    return TargetBatch(input_ids_BT=ids, attention_mask_BT=mask, positions_N=positions,
                    targets_N=following.reshape(-1)[positions], sequences_N=positions // max(ids.shape[1], 1))  # fmt: skip
 
 
@@ -137,7 +137,7 @@ class CausalLoss(nn.Module):
         super().__init__()
         self.model, self.summed_loss = model, SummedLoss()
 
-    def forward(self, batch: Counted, output: Literal["loss", "logits"]) -> Tensor:
+    def forward(self, batch: TargetBatch, output: Literal["loss", "logits"]) -> Tensor:
         """Return the summed loss [] or the logits [N, V] of the counted tokens, in fp32 (fp64 for an fp64 model)."""
         given = {"input_ids": batch.input_ids_BT, "attention_mask": batch.attention_mask_BT, "use_cache": False}
         if self.model.config.model_type in PLAIN_HEADS:
@@ -154,13 +154,13 @@ class CausalLoss(nn.Module):
         return wide_NV if output == "logits" else token_losses(wide_NV, batch.targets_N).sum()
 
 
-def model_loss(module: CausalLoss, tensors: dict[str, Tensor], batch: Counted) -> Tensor:
+def model_loss(module: CausalLoss, tensors: dict[str, Tensor], batch: TargetBatch) -> Tensor:
     """Return the loss of a microbatch, summed over its counted tokens, with ``tensors`` in place of the model's own."""
     loss: Tensor = torch.func.functional_call(module, tensors, (batch, "loss"))
     return loss
 
 
-def model_logits(module: CausalLoss, tensors: dict[str, Tensor], batch: Counted) -> Tensor:
+def model_logits(module: CausalLoss, tensors: dict[str, Tensor], batch: TargetBatch) -> Tensor:
     """Return the logits [N, V] of the counted tokens, with ``tensors`` in place of the model's own."""
     logits_NV: Tensor = torch.func.functional_call(module, tensors, (batch, "logits"))
     return logits_NV

@@ -20,8 +20,8 @@ from modelassay.curvature.layers import replacements
 from modelassay.curvature.loss import (
     Attention,
     CausalLoss,
-    Counted,
     Microbatch,
+    TargetBatch,
     attention_for,
     count_tokens,
     model_loss,
@@ -213,7 +213,7 @@ class CurvatureOperator(Operator):
         return result_KP.div_(self.num_tokens)
 
     @abstractmethod
-    def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _batch_products(self, batch: TargetBatch, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the products with the tangents {name: [K, *shape]}, summed over the tokens of one microbatch."""
 
     def _gradient(self, selected: dict[str, Tensor]) -> Tensor:
@@ -224,7 +224,7 @@ class CurvatureOperator(Operator):
                     self.parameters.add_flat(result_1P, torch.func.grad(self._batch_loss(batch))(selected))
         return result_1P[0].div_(self.num_tokens)
 
-    def _batch_loss(self, batch: Counted) -> Callable[[dict[str, Tensor]], Tensor]:
+    def _batch_loss(self, batch: TargetBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         return lambda selected: model_loss(self._module, self._tensors(selected), batch)
 
     def _tensors(self, selected: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -233,7 +233,7 @@ class CurvatureOperator(Operator):
     def _passes(self) -> AbstractContextManager[None]:
         return second_order(self._module.model, self._compute, self.attention)
 
-    def _timed(self, batch: Counted, num_vectors: int) -> AbstractContextManager[object]:
+    def _timed(self, batch: TargetBatch, num_vectors: int) -> AbstractContextManager[object]:
         if self._unit is None:
             return nullcontext()
         return self._unit(type(self).__name__, tokens=batch.num_tokens, vectors=num_vectors)
@@ -273,7 +273,7 @@ class Hessian(CurvatureOperator):
         """Bytes that the graphs kept so far hold."""
         return sum(graph.num_bytes for graph in self._graphs.values())
 
-    def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _batch_products(self, batch: TargetBatch, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
         graph = self._graphs.get(id(batch)) or self._graph_of(batch)
         rows = range(len(next(iter(tangents.values()))))
         columns = [
@@ -285,7 +285,7 @@ class Hessian(CurvatureOperator):
             return {name: part[None] for name, part in columns[0].items()}  # no copy
         return {name: torch.stack([column[name] for column in columns]) for name in tangents}
 
-    def _graph_of(self, batch: Counted) -> Graph:
+    def _graph_of(self, batch: TargetBatch) -> Graph:
         if self._graph_bytes is None:
             self._graph_bytes = free_bytes(self.device) // 4
         if self._stand_ins is None:
@@ -336,7 +336,7 @@ class FiniteDifferenceHessian(CurvatureOperator):
         behind = self._gradient({name: tensor - step[name][0] for name, tensor in self._selected.items()})
         return (ahead - behind) * (norm / (2 * self.step))
 
-    def _batch_products(self, batch: Counted, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _batch_products(self, batch: TargetBatch, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
         raise NotImplementedError  # differences are taken of the whole gradient, once per sign
 
 

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from modelassay.curvature.estimate import LEVEL, Cost, Estimate, Spending
+from modelassay.curvature.cost import Cost, CostMeter
 from modelassay.curvature.estimators import Moments, deflated_moments
 from modelassay.curvature.lanczos import Krylov, extend, krylov, ritz_estimate
 from modelassay.curvature.operators import Operator
 from modelassay.curvature.vectors import Budget
 from modelassay.errors import UsageError
+from modelassay.statistics.estimate import LEVEL, Estimate, undefined
 
 Array = NDArray[np.float64]
 
@@ -55,6 +56,7 @@ class Spectrum:
     """Unit Ritz vectors of the largest eigenvalues by value (ten unless told), largest first; for `overlap` with another model's."""
     trace: Estimate
     """tr A."""
+    cost: Cost
 
 
 def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PROBES, seed: int = 0, level: float = LEVEL,
@@ -69,10 +71,10 @@ def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PR
         UsageError: an operator with no more eigenvalues than are to be removed, or fewer steps than that.
     """
     check_size(operator.size, steps)
-    spending = Spending(operator)
+    meter = CostMeter(operator)
     space = extend(krylov(operator, seed=seed, budget=budget), operator, steps)
     moments = deflated_moments(operator, space, num_probes=num_probes, seed=seed + 1)
-    return summary(operator, space, moments, cost=spending.cost(space.basis), level=level, num_vectors=num_vectors)
+    return summary(operator, space, moments, cost=meter.cost(space.basis), level=level, num_vectors=num_vectors)
 
 
 def check_size(size: int, steps: int) -> None:
@@ -90,18 +92,21 @@ def summary(operator: Operator, space: Krylov, moments: Moments, *, cost: Cost, 
             num_vectors: int = NUM_VECTORS) -> Spectrum:  # fmt: skip
     """Put together what a Krylov space and the moments off it tell; no product is made. Without vectors it needs no basis."""
     values, residuals, rows = space.ritz()
-    ends = [ritz_estimate(space, operator, values[i], residuals[i], cost, upward=i >= 0) for i in (0, -1)]
-    second = ritz_estimate(space, operator, values[1], residuals[1], cost, upward=True) if len(values) > 1 else ends[0]
+    probes = len(moments.lengths_K)
+    ends = [ritz_estimate(space, operator, values[i], residuals[i], upward=i >= 0) for i in (0, -1)]
+    second = ritz_estimate(space, operator, values[1], residuals[1], upward=True) if len(values) > 1 else ends[0]
     bulk = {name: _bulk(moments, values, residuals, count, level) for name, count in REMOVED.items()}
-    sigmas = {name: _estimate(part.sigma, part.sigma_low, part.sigma_high, level, cost) for name, part in bulk.items()}
+    sigmas = {
+        name: _estimate(part.sigma, part.sigma_low, part.sigma_high, level, probes) for name, part in bulk.items()
+    }
     chosen, sigma = bulk[PREREGISTERED], sigmas[PREREGISTERED]
     total, half = moments.trace(level)
     return Spectrum(
-        lambda_max=ends[0], lambda_min=ends[1], sigma_bulk=sigmas, centre=_estimate(chosen.centre, *chosen.centre_interval, level, cost),
+        lambda_max=ends[0], lambda_min=ends[1], sigma_bulk=sigmas, centre=_estimate(chosen.centre, *chosen.centre_interval, level, probes),
         spread=_difference(ends[0], ends[1]), gap=_difference(ends[0], second),
-        outliers=_outliers(values, residuals, chosen, cost), ratio=_ratio(ends[0], sigma),
+        outliers=_outliers(values, residuals, chosen), ratio=_ratio(ends[0], sigma),
         vectors_KP=space.vectors(rows[:num_vectors] if num_vectors else np.zeros((0, len(space.basis)))),
-        trace=_estimate(total, total - half, total + half, level, cost),
+        trace=_estimate(total, total - half, total + half, level, probes), cost=cost,
     )  # fmt: skip
 
 
@@ -161,36 +166,37 @@ def _errors(values: Array, residuals: Array) -> Array:
     return smaller
 
 
-def _outliers(values: Array, residuals: Array, bulk: _Bulk, cost: Cost) -> Estimate:
+def _outliers(values: Array, residuals: Array, bulk: _Bulk) -> Estimate:
     threshold = bulk.centre + OUTLIER_SIGMAS * bulk.sigma
     least = bulk.centre_interval[0] + OUTLIER_SIGMAS * bulk.sigma_low
     most = bulk.centre_interval[1] + OUTLIER_SIGMAS * bulk.sigma_high
     counts = [int(np.sum(part)) for part in (values > threshold, values - residuals > most, values + residuals > least)]
-    return Estimate(value=counts[0], low=min(counts[:2]), high=max(counts[0], counts[2]), level=None,
-                    method="Ritz values above the threshold, residual bounds", cost=cost)  # fmt: skip
+    return Estimate(value=counts[0], low=min(counts[:2]), high=max(counts[0], counts[2]),
+                    method="Ritz values above the threshold, residual bounds")  # fmt: skip
 
 
 def _difference(larger: Estimate, smaller: Estimate) -> Estimate:
-    return Estimate(value=larger.value - smaller.value, low=larger.low - smaller.high, high=larger.high - smaller.low,
-                    level=None, method="difference of Ritz values, residual bounds", cost=larger.cost)  # fmt: skip
+    (low, high), (least, most) = _ends(larger), _ends(smaller)
+    return Estimate(value=larger.value - smaller.value, low=low - most, high=high - least,
+                    method="difference of Ritz values, residual bounds")  # fmt: skip
 
 
 def _ratio(top: Estimate, sigma: Estimate) -> Estimate:
     if sigma.value == 0:
-        return Estimate(
-            value=np.nan,
-            low=np.nan,
-            high=np.nan,
-            level=sigma.level,
-            method="not defined: sigma_bulk is 0",
-            cost=top.cost,
-        )
-    corners = [end / width if width else np.inf for end in (top.low, top.high) for width in (sigma.low, sigma.high)]
+        return undefined("sigma_bulk is 0", n=sigma.n)
+    corners = [end / width if width else np.inf for end in _ends(top) for width in _ends(sigma)]
     return Estimate(value=top.value / sigma.value, low=min(corners), high=max(corners), level=sigma.level,
-                    method="ratio of the two intervals' ends", cost=top.cost)  # fmt: skip
+                    method="ratio of the two intervals' ends", n=sigma.n)  # fmt: skip
 
 
-def _estimate(value: float, low: float, high: float, level: float, cost: Cost) -> Estimate:
+def _ends(estimate: Estimate) -> tuple[float, float]:
+    """Return the interval; the value twice where there is none."""
+    if estimate.low is None or estimate.high is None:
+        return estimate.value, estimate.value
+    return estimate.low, estimate.high
+
+
+def _estimate(value: float, low: float, high: float, level: float, num_probes: int) -> Estimate:
     return Estimate(
-        value=value, low=low, high=high, level=level, method="deflated Hutchinson, t over probes", cost=cost
+        value=value, low=low, high=high, level=level, method="deflated Hutchinson, Student over probes", n=num_probes
     )

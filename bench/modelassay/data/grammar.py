@@ -77,27 +77,27 @@ class Grammar:
             return memo[key]
 
         def rule_ends(rule: str, start: int) -> frozenset[int]:
-            found: set[int] = set()
+            after: set[int] = set()
             for production in self.rules[rule]:
                 positions = {start}
                 for part in production.symbols:
                     positions = {end for position in positions for end in ends(part, position)}
                     if not positions:
                         break
-                found |= positions
-            return frozenset(found)
+                after |= positions
+            return frozenset(after)
 
         return len(units) in ends(symbol, 0)
 
     def _word_ends(self, word_class: str, units: Units, start: int) -> frozenset[int]:
-        node, found = self._tries[word_class], set()
+        node, ends = self._tries[word_class], set()
         for position in range(start, len(units)):
             if (following := node.get(units[position])) is None:
                 break
             node = following
             if _END in node:
-                found.add(position + 1)
-        return frozenset(found)
+                ends.add(position + 1)
+        return frozenset(ends)
 
 
 def compile_grammar(rules: str, *, features: Mapping[str, Sequence[str]], words: Mapping[str, Sequence[str]],

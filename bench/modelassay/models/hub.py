@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import base64
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
 from modelassay.errors import CheckpointError, HostError
-from modelassay.scrub import split_login
+from modelassay.machine.scrub import split_login
 
 if TYPE_CHECKING:
     import httpx
@@ -111,8 +112,6 @@ def open_files(reference: str | Path) -> Files:
         HostError: the Hub cannot be reached, or its cache cannot be written.
     """
     text = str(reference)
-    if text.startswith("zoo:"):
-        raise CheckpointError(f"{text}: a model of the zoo is made before it is opened; pass the folder it was made in")
     if not text.startswith("hf:"):
         return LocalFiles(text)
     match = _REFERENCE.fullmatch(text)
@@ -155,7 +154,7 @@ class HubFiles:
 
     def __init__(self, reference: str, repo: str, revision: str | None) -> None:
         """Resolve the revision to a commit by fetching config.json; a full commit that is cached needs no request."""
-        self.reference, self._repo = reference, repo
+        self.reference, self.repository = reference, repo
         log_in()
         config = self._fetch("config.json", revision, required=True)
         if config is None:
@@ -169,7 +168,7 @@ class HubFiles:
         """Return the file, fetched if it was not in the cache; None where the commit has none."""
         from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 
-        cached = try_to_load_from_cache(self._repo, name, revision=self.revision)
+        cached = try_to_load_from_cache(self.repository, name, revision=self.revision)
         if cached is _CACHED_NO_EXIST:
             return None
         return Path(cached) if isinstance(cached, str) else self._fetch(name, self.revision, required=required)
@@ -181,7 +180,7 @@ class HubFiles:
         if is_offline_mode():
             return LocalFiles(str(self.folder)).weight_files()
         with hub_errors(self.reference, "its list of files"):
-            names = HfApi().list_repo_files(self._repo, revision=self.revision)
+            names = HfApi().list_repo_files(self.repository, revision=self.revision)
         return sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
 
     def _fetch(self, name: str, revision: str | None, *, required: bool = False) -> Path | None:
@@ -190,7 +189,7 @@ class HubFiles:
 
         with hub_errors(self.reference, name):
             try:
-                return Path(hf_hub_download(self._repo, name, revision=revision))
+                return Path(hf_hub_download(self.repository, name, revision=revision))
             except RemoteEntryNotFoundError:
                 return None
             except LocalEntryNotFoundError:
@@ -271,3 +270,42 @@ def _kind_of(error: BaseException) -> type[HostError]:
 
     slow = isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
     return HubUnavailable if slow or isinstance(error, httpx.RemoteProtocolError) else HostError
+
+
+def read_json(path: Path, *, unique: bool = False) -> dict[str, Any]:
+    """Return the JSON object in a file; with ``unique``, a key that appears twice is an error, else the last one holds.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds anything but one JSON object.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
+    return load_json(path, text, f"the file; {DAMAGED}", unique=unique)
+
+
+DAMAGED = "the file is damaged or its download was cut short; fetch it again"
+
+
+def load_json(path: Path, text: bytes, what: str, *, unique: bool) -> dict[str, Any]:
+    """Return the JSON object that ``text`` holds; ``what`` names it in an error.
+
+    Raises:
+        CheckpointError: it is anything but one JSON object.
+    """
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_without_repeats if unique else None)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}) in {what}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__} in {what}")
+    return value
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} appears twice")
+    return table

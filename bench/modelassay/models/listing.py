@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from modelassay.errors import CheckpointError, HostError, UsageError
+from modelassay.machine.scrub import split_login
 from modelassay.models.hub import HubUnavailable, hub_errors, log_in
-from modelassay.scrub import split_login
 
 SCHEMA: Final = 1
 """Version of a saved listing; a reader refuses another."""
@@ -38,7 +38,7 @@ class Member:
     """What the Hub's listing said of one model."""
 
     name: str
-    """``ORG/NAME``."""
+    """``ORG/NAME`` on the Hub; of another source a whole reference."""
     revision: str | None
     """Commit of its main branch."""
     relation: str
@@ -64,6 +64,8 @@ class Member:
     @property
     def reference(self) -> str:
         """The name by which it is opened, at the commit that was listed."""
+        if ":" in self.name:
+            return self.name
         return f"hf:{self.name}@{self.revision}" if self.revision else f"hf:{self.name}"
 
 
@@ -72,11 +74,11 @@ class Listing:
     """A base's family at one moment, members by name."""
 
     base: str
-    """``ORG/NAME``."""
+    """``ORG/NAME`` on the Hub; of another source a whole reference."""
     taken: str
-    """When the Hub was asked, UTC, ISO 8601."""
+    """When it was asked for, UTC, ISO 8601."""
     endpoint: str
-    """Which Hub."""
+    """Which Hub, or what else lists it."""
     members: tuple[Member, ...]
 
     @property
@@ -107,11 +109,9 @@ def take_listing(base: str) -> Listing:
     from huggingface_hub import HfApi, constants, is_offline_mode
 
     if not base.startswith("hf:"):
-        raise CheckpointError(
-            f"{base}: only the Hub knows a family; name the base hf:ORG/NAME, or give members.listing"
-        )
+        raise CheckpointError(f"{base}: only the Hub knows a family; name the base hf:ORG/NAME, or give listing")
     if is_offline_mode():
-        raise HostError(f"{base}: HF_HUB_OFFLINE is set, so its family cannot be listed; unset it, or give members.listing the "
+        raise HostError(f"{base}: HF_HUB_OFFLINE is set, so its family cannot be listed; unset it, or give listing the "
                         "listing.json among the artifacts of an earlier run")  # fmt: skip
     repository = base.removeprefix("hf:").partition("@")[0]
 
@@ -143,7 +143,7 @@ def read_listing(path: Path) -> Listing:
         return TypeAdapter(Listing).validate_python(data)
     except OSError as error:
         raise UsageError(
-            f"{path}: cannot be read: {error.strerror}; members.listing names the listing.json that a run saved"
+            f"{path}: cannot be read: {error.strerror}; listing names the listing.json that a run saved"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         said = " ".join(str(error).split())[:120]

@@ -1,7 +1,8 @@
-"""Loading a local checkpoint through transformers: offline, no remote code, errors that say what to do."""
+"""Loading a local checkpoint through transformers: offline, no remote code, the same bits each time, errors that say what to do."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,16 @@ from modelassay.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def preload() -> None:
+    """Import what loading a model takes (4 s), so that processes forked from this one need not.
+
+    Of architectures those of the zoo and of most checkpoints; others are imported when first met, in a fraction of a second.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+    from transformers.models.llama import modeling_llama  # noqa: F401
+    from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu",
@@ -87,14 +98,44 @@ def quiet() -> Iterator[None]:
         logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
+WIDE = 1024
+"""Hidden size from which matrices are large enough that several threads share the work of one faster than one alone."""
+
+
+def threads_for(hidden_size: int) -> int:
+    """Return how many threads work on a model: one on a narrow one, whose bits then do not depend on the machine's cores."""
+    import torch
+
+    return 1 if hidden_size < WIDE else torch.get_num_threads()
+
+
+@contextmanager
+def reproducible(num_threads: int = 1) -> Iterator[None]:
+    """Hold the number of threads, which the last bits depend on, and put back what making or running a model changes in the process."""
+    import torch
+
+    threads, switch = torch.get_num_threads(), os.environ.get("TOKENIZERS_PARALLELISM")
+    torch.set_num_threads(num_threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        with torch.random.fork_rng(devices=[]), quiet():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        if switch is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = switch
+
+
 def _folder(path: str | Path, *, needs: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: not a folder; give the local folder of a Hugging Face checkpoint")
     if not (folder / needs).is_file():
-        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
         raise CheckpointError(
-            f"{folder}: no {needs}, found {found}; give the folder that holds a whole Hugging Face checkpoint"
+            f"{folder}: no {needs}, found {names}; give the folder that holds a whole Hugging Face checkpoint"
         )
     return folder
 

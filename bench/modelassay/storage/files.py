@@ -7,15 +7,20 @@ waiting for the other end of a pipe, and without changing what they hold.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
+import re
+import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from modelassay.errors import UsageError, printable
+from modelassay.errors import HostError, UsageError, printable
 
 MAX_FOLDER_DEPTH = 64
 """Folders within folders; a run's own lie four deep, an experiment's a few more."""
@@ -29,6 +34,11 @@ MAX_JSON_DEPTH = 64
 _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe without a writer would block for ever
 _KINDS = ((stat.S_ISLNK, "a symbolic link"), (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"),
           (stat.S_ISSOCK, "a socket"), (stat.S_ISREG, "a regular file"))  # fmt: skip
+
+MAX_HOLDER = 300
+"""Bytes that a lock says of who holds it."""
+
+_HOLDER = re.compile(rb"(\d+( in container [\w.-]+)?)?\s*")
 
 
 def _kind(mode: int) -> str:
@@ -182,3 +192,90 @@ def _not_finite(word: str) -> NoReturn:
 def _finite(text: str) -> float:
     value = float(text)
     return value if math.isfinite(value) else _not_finite(text)
+
+
+def unwritable(error: OSError, folder: Path) -> HostError | OSError:
+    """Return a HostError in place of an ``error`` that says that ``folder`` cannot be made or written, others unchanged."""
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
+        return HostError(f"{folder}: cannot be written; choose another place with --runs")
+    return no_space(error, folder)
+
+
+@contextmanager
+def run_lock(folder: Path, name: str = "run.lock") -> Iterator[None]:
+    """Hold the run directory for this process by the file ``name`` in it.
+
+    Raises:
+        HostError: another process holds it.
+        UsageError: the file is not ours: a link, a pipe, or one with other content than a lock's.
+    """
+    try:
+        opened = open_lock(folder / name)
+    except OSError as error:
+        raise unwritable(error, folder) from error
+    with opened as handle:
+        holder = handle.read(MAX_HOLDER + 1)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            process = holder.decode(errors="replace").strip() or "unknown"
+            raise HostError(f"{folder}: process {process} is running it; wait for it or stop it first") from error
+        if len(holder) > MAX_HOLDER or not _HOLDER.fullmatch(holder):
+            raise UsageError(f"{folder / name}: not a lock, it holds something else than a process's number; remove it")
+        where = f" in container {socket.gethostname()}" if "MODELASSAY_IMAGE" in os.environ else ""
+        handle.truncate(0)
+        handle.seek(0)
+        handle.write(f"{os.getpid()}{where}".encode())
+        yield
+
+
+def no_space(error: OSError, path: Path) -> HostError | OSError:
+    """Return a HostError in place of a full disk or quota, any other ``error`` unchanged."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return HostError(f"{path}: the disk is full; free some space and run the same directory again, nothing is lost")
+    return error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the file ``path`` (made if missing); the kernel releases it if the process dies.
+
+    Raises:
+        UsageError: something else than a file of its own lies there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_lock(path) as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock ``path``; nothing is made where there is none.
+
+    Raises:
+        UsageError: something else than a file of its own lies there.
+    """
+    if not path.exists():
+        return False
+    with open_lock(path) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Rename the folder ``aside`` to ``final`` once all in it is on the disk: a power cut leaves whole folders or none."""
+    for path in [*aside.rglob("*"), aside]:
+        _sync(path)
+    aside.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, JsonValue, ValidationError
+from pydantic import BaseModel, Field, JsonValue, ValidationError, create_model
 
 import modelassay
 from modelassay.errors import SuiteError, did_you_mean, printable
@@ -25,7 +25,7 @@ from modelassay.suite.form import (
     Evidence,
     Form,
     Name,
-    PublishedTable,
+    Published,
     Selector,
     SuiteForm,
     Text,
@@ -41,13 +41,13 @@ __all__ = [
     "Claim",
     "Derived",
     "Evidence",
-    "PublishedTable",
+    "Published",
     "Selector",
     "Suite",
     "check_suite",
-    "claims_of",
     "load_suite",
     "parse_selector",
+    "read_claims",
     "shipped_suites",
     "suite_from_json",
     "suite_schema",
@@ -115,9 +115,17 @@ def load_suite(reference: str, *, profile: str | None = None, overrides: Sequenc
     file.problems.raise_first()
     form, experiment = file.complete()
     return Suite(
-        name=form.suite, question=form.question, image=form.image, profile=chosen, experiment=experiment, cells=cells,
-        claims=form.claims, source=path, provenance=provenance, overrides=tuple(overrides),
-    )  # fmt: skip
+        name=form.suite,
+        question=form.question,
+        image=form.image,
+        profile=chosen,
+        experiment=experiment,
+        cells=cells,
+        claims=form.claims,
+        source=path,
+        provenance=provenance,
+        overrides=tuple(overrides),
+    )
 
 
 def check_suite(path: str | Path) -> list[tuple[str, int]]:
@@ -127,30 +135,27 @@ def check_suite(path: str | Path) -> list[tuple[str, int]]:
         SuiteError: As ``load_suite``, over all profiles.
     """
     file = _File(Path(path))
-    found = [(name, len(file.resolve(name, ())[0])) for name in file.profiles]
+    sizes = [(name, len(file.resolve(name, ())[0])) for name in file.profiles]
     file.problems.raise_first()
-    return found
+    return sizes
 
 
-def claims_of(path: str | Path) -> tuple[Claim, ...]:
-    """Return the claims of the file at ``path``.
+def read_claims(path: str | Path) -> tuple[tuple[Claim, ...], Experiment]:
+    """Return the claims of the file at ``path``, and the experiment whose readers read the data they name.
 
     Raises:
         SuiteError: As ``check_suite``.
     """
     file = _File(Path(path))
     file.problems.raise_first()
-    return file.complete()[0].claims
+    form, experiment = file.complete()
+    return form.claims, experiment
 
 
 def shipped_suites() -> dict[str, Path]:
-    """Return the suites that come with modelassay by name, sorted: those of the checkout, or those in the wheel."""
+    """Return the suites that come with modelassay by name, sorted: a wheel has them inside, a checkout beside ``bench``."""
     package = Path(modelassay.__file__).parent
-    checkout = package.parents[1]
-    if package.parent.name == "bench" and (checkout / "pyproject.toml").is_file() and (checkout / "suites").is_dir():
-        folder = checkout / "suites"
-    else:
-        folder = package / "suites"
+    folder = package / "suites" if (package / "suites").is_dir() else package.parents[1] / "suites"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -179,10 +184,17 @@ def suite_from_json(data: Any, *, file: str = "run.json") -> Suite:
     except SuiteError as error:
         raise SuiteError(error.message, file=file, path=error.path) from None
     return Suite(
-        name=stored.suite, question=stored.question, image=stored.image, profile=stored.profile, experiment=experiment,
-        cells=cells, claims=stored.claims, source=Path(stored.source), provenance=stored.provenance,
+        name=stored.suite,
+        question=stored.question,
+        image=stored.image,
+        profile=stored.profile,
+        experiment=experiment,
+        cells=cells,
+        claims=stored.claims,
+        source=Path(stored.source),
+        provenance=stored.provenance,
         overrides=stored.overrides,
-    )  # fmt: skip
+    )
 
 
 class _StoredExperiment(Form):
@@ -232,7 +244,7 @@ class _File:
             what = "empty" if self.root.value is None else "not a mapping"
             raise self.root.error(f"{what}; a suite has at least 'suite', 'question' and 'profiles'")
         self.form = validate(SuiteForm, self.root, self.problems)
-        broken = {str(error.path).partition(".")[0].partition("[")[0] for error in self.problems.found.values()}
+        broken = {str(error.path).partition(".")[0].partition("[")[0] for error in self.problems.errors.values()}
         self.sound = "profiles" in self.root.entries and not broken & {"profiles", "matrix"}
         # A misspelt key may be the one that names the experiment.
         misspelt = "experiment" not in self.root.entries and broken - set(SuiteForm.model_fields)
@@ -240,6 +252,8 @@ class _File:
         self.experiment = None if misspelt or nameless else self._experiment()
         if self.sound:
             self._check_claims()
+        if self.experiment is not None:
+            self._check_published(self.experiment)
 
     @property
     def profiles(self) -> list[str]:
@@ -302,14 +316,33 @@ class _File:
                 hint = did_you_mean(name, self.profiles) or f"; it has {', '.join(self.profiles)}"
                 self.problems.add(profile.node, f"no profile {name!r}{hint}")
 
+    def _check_published(self, experiment: Experiment) -> None:
+        """Note `published:` mappings whose reader does not exist or refuses them."""
+        readers = experiment.readers()
+        claims = self.root.entries["claims"].node.items if "claims" in self.root.entries else []
+        for claim in claims:
+            evidence = claim.entries["counter_evidence"].node.items if "counter_evidence" in claim.entries else []
+            derived = [claim.entries["derived"].node] if "derived" in claim.entries else []
+            for item in (*derived, *evidence):
+                entry = item.entries.get("published")
+                reader = None if entry is None else entry.node.entries.get("reader")
+                if entry is None or reader is None or not isinstance(name := reader.node.value, str):
+                    continue  # none, or the form refuses it
+                if name in readers:
+                    holder = create_model("Holder", published=(readers[name], ...))
+                    validate(holder, replace(item, value={"published": entry}), self.problems)
+                else:
+                    hint = did_you_mean(name, readers) or f"; it has {', '.join(readers) or 'none'}"
+                    self.problems.add(reader.node, f"{experiment.package}.published has no reader {name!r}{hint}")
+
 
 def _find(reference: str) -> Path:
     """Return the path that ``reference`` names, relative to here where it can be."""
     if reference.endswith((".yaml", ".yml")) or "/" in reference:
         return Path(reference)
-    known = shipped_suites()
-    if reference not in known:
-        hint = did_you_mean(reference, known) or f"; shipped: {', '.join(known) or 'none'}"
+    suites = shipped_suites()
+    if reference not in suites:
+        hint = did_you_mean(reference, suites) or f"; shipped: {', '.join(suites) or 'none'}"
         raise SuiteError(f"no suite of this name{hint} (or give the path of a .yaml file)", file=printable(reference))
     here = Path.cwd()
-    return known[reference].relative_to(here) if known[reference].is_relative_to(here) else known[reference]
+    return suites[reference].relative_to(here) if suites[reference].is_relative_to(here) else suites[reference]

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 from pydantic import BaseModel
 
+from modelassay.errors import did_you_mean
 from modelassay.experiments import Experiment
-from modelassay.state import content_key
+from modelassay.storage.store import content_key
 from modelassay.suite.located_yaml import JSON, Entry, Node, scalar
 from modelassay.suite.matrix import WORDS, Combination, axes_of, covers, expand, layered, leaves, merge, nested
+from modelassay.suite.model_patterns import with_models
 from modelassay.suite.overrides import Overrides, parse_overrides
-from modelassay.suite.problems import Problems, closest, exists, paths, suggest, validate
+from modelassay.suite.problems import Problems, exists, paths, suggest, validate
 
 SCHEMA_VERSION = 1
 """Part of every cell's id and of run.json; raised when the meaning of a suite file changes."""
@@ -57,12 +59,14 @@ def resolve(
 
     ``matrix`` is the suite's own; the profile's replaces it key by key. What is wrong goes to ``problems``.
     """
-    params_type, num_before = experiment.params(), len(problems.found)
+    params_type, num_before = experiment.params(), len(problems.errors)
+    profile = Entry(profile.key, with_models(profile.node, problems))
+    matrix = matrix and Entry(matrix.key, with_models(matrix.node, problems))
     matrices = [entry for entry in (matrix, profile.node.entries.get("matrix")) if entry is not None]
     over = parse_overrides(overrides, params_type, layered(*(entry.node for entry in matrices)), problems)
     axes_and_words = layered(*(entry.node for entry in matrices), over.matrix)
     over.refuse_axes(axes_of(axes_and_words), problems)
-    if len(problems.found) > num_before:
+    if len(problems.errors) > num_before:
         return (), {}
     _check_names(axes_and_words, params_type, problems)
     combinations = expand(axes_and_words, matrices[-1].key if matrices else profile.key, problems)
@@ -74,18 +78,18 @@ def resolve(
         for name, entry in [*combination.items(), *over.leaves.items()]:
             tree = merge(tree, nested(name, entry))
         axes = {name: entry.node.plain() for name, entry in combination.items()}
-        whole = f" in cell {_label(axes)}; set it in the profile or the matrix"
-        params = validate(params_type, tree, problems, top=profile.key, whole=whole)
+        context = f" in cell {_label(axes)}; set it in the profile or the matrix"
+        params = validate(params_type, tree, problems, top=profile.key, context=context)
         if params is None:
             continue
         cell = Cell(id=cell_id(experiment, params), params=params, axes=axes)
         if cell.id in cells:
-            first, known = cells[cell.id]
-            problems.add(_difference(known, combination), f"cell {cell.label} repeats cell {first.label}")
+            first, original = cells[cell.id]
+            problems.add(_difference(original, combination), f"cell {cell.label} repeats cell {first.label}")
         else:
             cells[cell.id] = (cell, combination)
-    found = tuple(cell for cell, _ in cells.values())
-    return found, _provenance(profile.key.value, base, combinations, over, found)
+    resolved = tuple(cell for cell, _ in cells.values())
+    return resolved, _provenance(profile.key.value, base, combinations, over, resolved)
 
 
 def _check_names(matrix: Mapping[str, Entry], params: type[BaseModel], problems: Problems) -> None:
@@ -98,16 +102,16 @@ def _check_names(matrix: Mapping[str, Entry], params: type[BaseModel], problems:
     for entry in [*axes_of(matrix).values(), *included]:
         name = str(entry.key.value)
         if not exists(params, name):
-            hint = closest(name, [*paths(params), *WORDS]) or suggest(params, name.split("."))
+            hint = did_you_mean(name, [*paths(params), *WORDS]) or suggest(params, name.split("."))
             problems.add(entry.key, f"not a parameter{hint}")
 
 
-def _difference(known: Combination, repeated: Combination) -> Node:
+def _difference(original: Combination, repeated: Combination) -> Node:
     """Return the value that stands elsewhere in the file than in the combination it repeats."""
-    written = [
-        entry.node for name, entry in repeated.items() if name not in known or known[name].node is not entry.node
+    nodes = [
+        entry.node for name, entry in repeated.items() if name not in original or original[name].node is not entry.node
     ]
-    return (written or [entry.node for entry in repeated.values()])[0]
+    return (nodes or [entry.node for entry in repeated.values()])[0]
 
 
 def _provenance(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -133,64 +132,31 @@ class Form(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
 
-Statistic: TypeAlias = Literal["quantile", "median", "max", "mean", "share_above", "auroc", "tpr_at_fpr"]
-_WITH_LEVEL = {"quantile": (0.0, 1.0), "share_above": (-math.inf, math.inf), "tpr_at_fpr": (0.0, 1.0)}
-_OF_BOTH_KINDS = {"auroc", "tpr_at_fpr"}
+class Published(Form):
+    """Published data that a number follows from; what else it takes is the reader's, and checked by that."""
 
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)
 
-class PublishedTable(Form):
-    """A published table of similarities, and the statistic of it that is meant; computed wherever the claim is shown."""
-
-    file: Text
-    """CSV or JSON, relative to the suite's file."""
-    format: Literal["matrix", "pairs"] | None = None
-    """A square matrix or one pair per line; seen from the file if not given."""
-    families: Text | None = None
-    """CSV (name, cluster) or JSON that says which models are related, relative to the suite's file."""
-    statistic: Statistic
-    """What is computed."""
-    at: float | None = None
-    """Level of `quantile`, score of `share_above`, false-positive rate of `tpr_at_fpr`; the others have none."""
-    pairs: Literal["unrelated", "related", "all"] = "unrelated"
-    """The pairs it is computed over; `auroc` and `tpr_at_fpr` set related against unrelated ones."""
-    get: Text | None = None
-    """Where the file is to be had; with it, a file that is not there is no mistake."""
-
-    @model_validator(mode="after")
-    def _level_fits_the_statistic(self) -> Self:
-        """A level is given exactly where the statistic has one."""
-        needs = self.statistic in _WITH_LEVEL
-        if needs != (self.at is not None):
-            wrong = "needs 'at'" if needs else "has no 'at'; leave it out"
-            raise PydanticCustomError("level", "statistic '{statistic}' {wrong}",
-                                      {"statistic": self.statistic, "wrong": wrong, "field": "at"})  # fmt: skip
-        low, high = _WITH_LEVEL.get(self.statistic, (0.0, 0.0))
-        if self.at is not None and not low <= self.at <= high:
-            raise PydanticCustomError("level", "must lie between {low} and {high}",
-                                      {"low": f"{low:g}", "high": f"{high:g}", "field": "at"})  # fmt: skip
-        if self.statistic == "tpr_at_fpr" and self.at == 0:
-            raise PydanticCustomError("level", "must be above 0", {"field": "at"})
-        if self.statistic in _OF_BOTH_KINDS and self.pairs != "unrelated":
-            raise PydanticCustomError("pairs", "statistic '{statistic}' sets related pairs against unrelated ones; leave it out",
-                                      {"statistic": self.statistic, "field": "pairs"})  # fmt: skip
-        return self
+    reader: Text
+    """What reads the data: one of the experiment's `published.READERS`."""
 
 
 class Derived(Form):
-    """What the published data themselves give: a number, a table to compute it from, or both."""
+    """What the published data themselves give: a number, what to compute it from, or both."""
 
     value: float | None = None
-    """The number as it was worked out; in the claim's units unless a table's statistic says otherwise."""
+    """The number as it was worked out; in the claim's units unless the published data's statistic says otherwise."""
     source: Text
     """How it was worked out, or by whom."""
-    table: PublishedTable | None = None
-    """The published table it follows from."""
+    published: Published | None = None
+    """The published data it follows from."""
 
     @model_validator(mode="after")
     def _has_a_number(self) -> Self:
         """Without a number there is nothing derived."""
-        if self.value is None and self.table is None:
-            raise PydanticCustomError("number", "needs a 'value', a 'table' to compute it from, or both")
+        if self.value is None and self.published is None:
+            raise PydanticCustomError("number", "needs a 'value', 'published' data to compute it from, or both")
         return self
 
 
@@ -198,13 +164,13 @@ class Evidence(Form):
     """What speaks against a claim: the authors' own data or others' work."""
 
     statement: Text
-    """What was found, in a sentence."""
+    """What contradicts the claim, in a sentence."""
     value: float | None = None
-    """The number found, where there is one; in the claim's units unless a table's statistic says otherwise."""
+    """Its number, where there is one; in the claim's units unless the published data's statistic says otherwise."""
     source: Text
-    """Where it was found."""
-    table: PublishedTable | None = None
-    """The published table it follows from."""
+    """Where that stands."""
+    published: Published | None = None
+    """The published data it follows from."""
 
 
 class Claim(Form):
@@ -286,22 +252,37 @@ class SuiteForm(Form):
 
 
 def suite_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a suite file, with the parameters of each shipped experiment."""
+    """Return the JSON Schema of a suite file, with the parameters and the readers of each shipped experiment."""
     schema = SuiteForm.model_json_schema()
     for name in known_experiments():
-        params = find_experiment(name).params()
-        own = _partial(params.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}"))
-        schema["$defs"] |= {f"{name}.{model}": definition for model, definition in own.pop("$defs", {}).items()}
-        own.setdefault("properties", {})["matrix"] = {"$ref": "#/$defs/Matrix"}
+        experiment = find_experiment(name)
+
+        params = _own_schema(experiment.params(), name, schema["$defs"], partial=True)
+        params.setdefault("properties", {})["matrix"] = {"$ref": "#/$defs/Matrix"}
+        properties: dict[str, Any] = {"profiles": {"additionalProperties": params}}
+        if readers := [_own_schema(reader, name, schema["$defs"]) for reader in experiment.readers().values()]:
+            published = {"properties": {"published": {"anyOf": readers}}}
+            claim = {"derived": published, "counter_evidence": {"items": published}}
+            properties["claims"] = {"items": {"properties": claim}}
         schema.setdefault("allOf", []).append({
             "if": {
                 "properties": {"suite": {"const": name}},
                 "required": ["suite"],
                 "not": {"required": ["experiment"]},
             },
-            "then": {"properties": {"profiles": {"additionalProperties": own}}},
+            "then": {"properties": properties},
         })
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "modelassay suite"}
+
+
+def _own_schema(
+    model: type[BaseModel], experiment: str, definitions: dict[str, Any], *, partial: bool = False
+) -> dict[str, Any]:
+    """Return the schema of an experiment's model; what it refers to moves into ``definitions``."""
+    schema = model.model_json_schema(ref_template=f"#/$defs/{experiment}.{{model}}")
+    schema = _partial(schema) if partial else schema
+    definitions |= {f"{experiment}.{name}": part for name, part in schema.pop("$defs", {}).items()}
+    return schema
 
 
 def _partial(schema: Any) -> Any:

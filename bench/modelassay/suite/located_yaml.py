@@ -31,7 +31,7 @@ from ruamel.yaml.events import (
 )
 
 from modelassay.errors import SuiteError, printable
-from modelassay.redact import Mask
+from modelassay.machine.redact import Mask
 
 JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
 
@@ -349,9 +349,9 @@ def _syntax_message(context: str, problem: str) -> str:
         ("flow mapping", "a '{' that is never closed, or misses a comma"),
         ("simple key", "expected 'key: value'; the ':' is missing"),
     )
-    said = next((text for mark, text in table if mark in problem), None)
-    said = said or next((text for mark, text in contexts if mark in context), None)
-    return f"not valid YAML: {said or printable(problem)}"
+    advice = next((text for mark, text in table if mark in problem), None)
+    advice = advice or next((text for mark, text in contexts if mark in context), None)
+    return f"not valid YAML: {advice or printable(problem)}"
 
 
 def _collection(place: Node, value: list[Node] | dict[str, Entry], children: Sequence[Node]) -> Node:

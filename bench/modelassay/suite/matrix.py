@@ -14,6 +14,7 @@ from dataclasses import replace
 from modelassay.errors import did_you_mean
 from modelassay.suite.located_yaml import JSON, Entry, Node
 from modelassay.suite.problems import Problems
+from modelassay.zoo.patterns import is_pattern, matching
 
 MAX_CELLS = 256  # what GitHub allows; matrix.max_cells raises it
 MAX_PRODUCT = 65_536
@@ -101,8 +102,8 @@ def _excluded(
     for item in exclude:
         unknown = [entry for name, entry in item.entries.items() if name not in axes]
         for entry in unknown:
-            known = f"the axes are {', '.join(axes)}" if axes else "the matrix has no axes"
-            problems.add(entry.key, f"not an axis{did_you_mean(str(entry.key.value), axes) or f'; {known}'}")
+            axes_text = f"the axes are {', '.join(axes)}" if axes else "the matrix has no axes"
+            problems.add(entry.key, f"not an axis{did_you_mean(str(entry.key.value), axes) or f'; {axes_text}'}")
         if unknown:
             continue
         if not any(_matches(item, combination) for combination in combinations) and _beside(item, axes):
@@ -127,9 +128,14 @@ def _included(originals: list[Combination], include: Iterable[Node], axes: Mappi
 def _matches(item: Node, combination: Combination) -> bool:
     """Whether every key of ``item`` has its value in ``combination``."""
     return all(
-        name in combination and _same(entry.node.plain(), combination[name].node.plain())
+        name in combination and _means(entry.node.plain(), combination[name].node.plain())
         for name, entry in item.entries.items()
     )
+
+
+def _means(written: JSON, value: JSON) -> bool:
+    """Whether ``value`` is what is ``written``, or among the models that a pattern means."""
+    return value in matching(str(written)) if is_pattern(written) else _same(written, value)
 
 
 def _beside(item: Node, axes: Mapping[str, Entry]) -> bool:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel
 
-from modelassay.errors import SuiteError, printable
-from modelassay.redact import Mask, masked
-from modelassay.scrub import known_secrets, scrub_text
+from modelassay.errors import SuiteError, did_you_mean, printable
+from modelassay.machine.redact import Mask, masked
+from modelassay.machine.scrub import known_secrets, scrub_text
 from modelassay.suite.form import Matrix
 from modelassay.suite.located_yaml import NO_SECRETS, Entry, Node, parse
 from modelassay.suite.matrix import covers
-from modelassay.suite.problems import Problems, closest, exists, paths, suggest, validate
+from modelassay.suite.model_patterns import with_models
+from modelassay.suite.problems import Problems, exists, paths, suggest, validate
 
 _PATH = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*", re.ASCII)
 
@@ -51,6 +52,7 @@ def parse_overrides(
         except SuiteError as error:
             problems.add(Node(None, str(error.file), error.path), error.message)
             continue
+        entry = Entry(entry.key, with_models(entry.node, problems))
         group, _, name = path.partition(".")
         if group == "matrix" and name and (name in {*matrix, *Matrix.model_fields} or exists(params, name)):
             axes[name] = Entry(replace(entry.key, value=name), entry.node)
@@ -58,7 +60,7 @@ def parse_overrides(
             over.leaves[path] = entry
         else:
             every = [*paths(params), *(f"matrix.{axis}" for axis in matrix)]
-            hint = closest(path, every) or suggest(params, [*path.split(".")])
+            hint = did_you_mean(path, every) or suggest(params, [*path.split(".")])
             problems.add(entry.key, f"unknown parameter{hint}")
     tree = replace(over.matrix, value=axes)
     if validate(Matrix, tree, problems) is not None:

@@ -5,9 +5,7 @@ Pydantic says what is wrong with plain data; here each of its errors is brought 
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,12 +29,12 @@ _PATTERNS = {NAME: "must be lower-case words joined by '-'", TEXT: "must not be 
 class Problems:
     """Everything found wrong so far, one per place."""
 
-    found: dict[tuple[object, ...], SuiteError] = field(default_factory=dict)
+    errors: dict[tuple[object, ...], SuiteError] = field(default_factory=dict)
 
     def add(self, place: Node, message: str) -> None:
         """Note ``message`` at ``place``; a place says only the first thing that is wrong with it."""
         error = place.error(message)
-        self.found.setdefault((error.file, error.line, error.column, error.path), error)
+        self.errors.setdefault((error.file, error.line, error.column, error.path), error)
 
     def raise_first(self) -> None:
         """Raise the first problem in file order, those of overrides last, and say how many more there are.
@@ -44,20 +42,20 @@ class Problems:
         Raises:
             SuiteError: There was a problem.
         """
-        if not self.found:
+        if not self.errors:
             return
-        first = min(self.found.values(), key=lambda error: (error.line is None, error.line or 0, error.column or 0))
-        more = f" (and {len(self.found) - 1} more)" if len(self.found) > 1 else ""
+        first = min(self.errors.values(), key=lambda error: (error.line is None, error.line or 0, error.column or 0))
+        more = f" (and {len(self.errors) - 1} more)" if len(self.errors) > 1 else ""
         raise SuiteError(first.message + more, file=first.file, line=first.line, column=first.column, path=first.path)
 
 
 def validate(
-    model: type[Model], tree: Node, problems: Problems, *, top: Node | None = None, whole: str = ""
+    model: type[Model], tree: Node, problems: Problems, *, top: Node | None = None, context: str = ""
 ) -> Model | None:
     """Return ``tree`` as a ``model``; what is wrong goes to ``problems`` and None comes back.
 
     Types are taken as written: text is no number, true is no 1. A key that is missing because it is misspelt is one
-    mistake. ``top`` stands for the tree where it has no place of its own, ``whole`` is what something is missing from.
+    mistake. ``top`` stands for the tree where it has no place of its own, ``context`` is what something is missing from.
     """
     try:
         return model.model_validate_json(json.dumps(tree.plain()), strict=True)
@@ -66,14 +64,14 @@ def validate(
         unknown = [
             (detail["loc"], suggest(model, detail["loc"])) for detail in details if detail["type"] == "extra_forbidden"
         ]
-        said: dict[Node, str] = {}
+        messages: dict[Node, str] = {}
         for detail in details:
             if detail["type"] == "missing" and _misspelt(detail["loc"], unknown):
                 continue
             place = locate(tree, detail, top or tree)
-            message = f"missing{whole}" if detail["type"] == "missing" else explain(detail, model)
-            said[place] = _either(said[place], message) if place in said else message
-        for place, message in said.items():
+            message = f"missing{context}" if detail["type"] == "missing" else explain(detail, model)
+            messages[place] = _either(messages[place], message) if place in messages else message
+        for place, message in messages.items():
             problems.add(place, message)
     return None
 
@@ -131,8 +129,8 @@ def explain(detail: ErrorDetails, model: type[BaseModel] | None = None) -> str:
     if kind in _WORDING:
         return _WORDING[kind](ctx, shown(value))
     message = detail["msg"].replace("Input should be", "must be")
-    known = kind.startswith(("bytes", "date", "time", "uuid", "url", "path", "decimal", "frozen", "set", "tuple"))
-    return printable(f"{message}, got {shown(value)}" if known else message)
+    has_value = kind.startswith(("bytes", "date", "time", "uuid", "url", "path", "decimal", "frozen", "set", "tuple"))
+    return printable(f"{message}, got {shown(value)}" if has_value else message)
 
 
 def _size(word: str, limit: str) -> Callable[[dict[str, Any], str], str]:
@@ -194,11 +192,11 @@ def step(annotation: object, part: str | int) -> object | None:
     if annotation is Any or annotation is object:
         return annotation
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        known = annotation.model_fields.get(str(part))
-        return known.annotation if known is not None else None
+        field_info = annotation.model_fields.get(str(part))
+        return field_info.annotation if field_info is not None else None
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in {typing.Union, types.UnionType, typing.Annotated}:
-        return next((found for arg in args if (found := step(arg, part)) is not None), None)
+        return next((inner for arg in args if (inner := step(arg, part)) is not None), None)
     if isinstance(part, int):
         return args[min(part, len([arg for arg in args if arg is not Ellipsis]) - 1)] if args else None
     return args[1] if len(args) == 2 and isinstance(origin, type) and issubclass(origin, typing.Mapping) else None
@@ -231,28 +229,10 @@ def paths(annotation: object, prefix: str = "") -> Iterator[str]:
         yield from paths(step(annotation, name), f"{path}.")
 
 
-def closest(name: str, choices: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the choice that ``name`` resembles, whole or in one of its words, or nothing.
-
-    >>> closest("evry", ["steps", "eval_every"])
-    "; did you mean 'eval_every'?"
-    """
-    known = list(choices)
-    if hint := did_you_mean(name, known):
-        return hint
-    by_word = {word: choice for choice in reversed(known) for word in re.split("[._]", choice)}
-    words = difflib.get_close_matches(name.rpartition(".")[2], by_word, n=1, cutoff=0.75)
-    return f"; did you mean '{by_word[words[0]]}'?" if words else ""
-
-
 def suggest(model: type[BaseModel], loc: Sequence[str | int]) -> str:
-    """Return a hint for the unknown key at ``loc``: a sibling of like name, else any field of ``model`` of like name."""
+    """Return a hint for the unknown key at ``loc``: a field beside it of like name, else any field of ``model``."""
     here: object = model
     for part in loc[:-1]:
         here = step(here, part) or here
-    siblings, name = names(here), str(loc[-1])
-    return (
-        closest(name, siblings)
-        or closest(name, paths(model))
-        or (f"; known: {', '.join(siblings)}" if siblings else "")
-    )
+    fields = names(here)
+    return did_you_mean(str(loc[-1]), fields, paths(model)) or (f"; known: {', '.join(fields)}" if fields else "")

@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from hub_server import HubServer, serve_hub
-from modelassay.models.checkpoint import open_checkpoint
+from modelassay.models.checkpoints import open_checkpoint
 from tiny_models import NUM_LAYERS, make_model, save
 
 _FORKER = """
 import json, os, resource, signal, sys
 import torch  # the slow import, once; huggingface_hub is imported by each child under its own environment
 from modelassay.errors import AssayError
-from modelassay.models.checkpoint import open_checkpoint
+from modelassay.models.checkpoints import open_checkpoint
 
 def describe(reference):
     try:

@@ -78,7 +78,7 @@ def test_first_page_is_asked_for_again_where_that_may_help(hub: HubServer) -> No
 def test_offline_is_refused_without_a_request(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(
-        HostError, match="HF_HUB_OFFLINE is set, so its family cannot be listed; unset it, or give members.listing"
+        HostError, match="HF_HUB_OFFLINE is set, so its family cannot be listed; unset it, or give listing"
     ):
         take_listing("hf:lab/base")
     assert hub.requests == []
@@ -92,7 +92,7 @@ def test_hub_that_is_not_there_is_the_machines_fault(hub: HubServer, monkeypatch
 
 
 @pytest.mark.parametrize(("base", "message"), [
-    ("zoo:base", "only the Hub knows a family; name the base hf:ORG/NAME, or give members.listing"),
+    ("zoo:base", "only the Hub knows a family; name the base hf:ORG/NAME, or give listing"),
     ("hf:lab/childless", "the Hub lists no model that names lab/childless as its base"),
 ])  # fmt: skip
 def test_bases_without_a_family(hub: HubServer, base: str, message: str) -> None:
@@ -101,7 +101,7 @@ def test_bases_without_a_family(hub: HubServer, base: str, message: str) -> None
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (None, "cannot be read: No such file or directory; members.listing names the listing.json"),
+    (None, "cannot be read: No such file or directory; listing names the listing.json"),
     ("{", "not a saved listing"), ("[]", "not a saved listing"), ('{"schema": 2}', "a listing of schema 2, this modelassay reads 1"),
     ('{"schema": 1, "members": [{"name": "x"}]}', "not a saved listing"),
     (json.dumps({"schema": 1, "members": []}), "not a saved listing"),

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from modelassay import zoo
 from modelassay.errors import CheckpointError
-from modelassay.models import zoo
 from modelassay.models.load import load_model, load_tokenizer
-from modelassay.state import Store
+from modelassay.storage.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -5,23 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from malformed_suites import ALL, BASE, Case
-from malformed_yaml import SYNTAX
-from modelassay.errors import SuiteError
+from malformed_suites import BASE, FOLDER, GROUPS, cases
+from modelassay.errors import SuiteError, printable
 from modelassay.suite import check_suite, load_suite
-
-GROUPS = {**ALL, "yaml": SYNTAX}
-CASES = [
-    pytest.param(case, id=f"{group}-{index}") for group, cases in GROUPS.items() for index, case in enumerate(cases)
-]
-
-
-def edited(case: Case) -> tuple[str, int, int]:
-    """Return the suite with the mistake in it, and the line and column of its mark."""
-    assert BASE.count(case.old) == 1, f"{case.old!r} must stand once in the valid suite"
-    before, _, after = BASE.replace(case.old, case.new).partition("«")
-    assert "«" not in after
-    return before + after, before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
 
 
 def error_of(path: Path) -> SuiteError:
@@ -39,20 +25,27 @@ def test_the_valid_suite_is_valid(tmp_path: Path) -> None:
     assert check_suite(path) == [("embedded", 4), ("smoke", 4)]
 
 
-def test_the_table_is_large_and_without_repetition() -> None:
-    texts = [edited(param.values[0])[0] for param in CASES]
-    assert len(set(texts)) == len(texts) >= 200
-    assert all(param.values[0].says for param in CASES)
+def test_the_cases_are_many_and_without_repetition() -> None:
+    texts = [case.edited()[0] for group in GROUPS for case in cases(group)]
+    assert len(set(texts)) == len(texts) >= 370
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_mistake_is_located(case: Case, tmp_path: Path) -> None:
-    text, line, column = edited(case)
-    path = tmp_path / "suite.yaml"
-    path.write_text(text)
-    message = str(error_of(path))
-    assert message.startswith(f"{path}:{line}:{column}: ")
-    assert case.says in message
+@pytest.mark.parametrize("group", GROUPS)
+def test_mistakes_are_located_and_say_what_stands_beside_the_cases(
+    group: str, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    path, lines = tmp_path / "suite.yaml", []
+    for case in cases(group):
+        text, line, column = case.edited()
+        path.write_text(text)
+        message = str(error_of(path)).removeprefix(f"{tmp_path}/")
+        assert message.startswith(f"suite.yaml:{line}:{column}: "), message
+        source = text.split("\n")[line - 1]
+        lines += [message, printable(f"    {source[: column - 1]}«{source[column - 1 :]}"[:120].rstrip())]
+    expected = FOLDER / f"{group}.txt"
+    if pytestconfig.getoption("--update-messages"):
+        expected.write_text("\n".join(lines) + "\n")
+    assert expected.read_text().split("\n") == [*lines, ""], "if the new messages are better: pytest --update-messages"
 
 
 RAW = {

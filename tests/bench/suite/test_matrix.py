@@ -118,4 +118,4 @@ def test_random_matrices_against_sets(seed: int) -> None:
     else:
         problems, tree = Problems(), parse(text, "f")
         assert expand(tree.entries, Node(None, "f"), problems) == []
-        assert "leaves no cell to run" in str(*problems.found.values())
+        assert "leaves no cell to run" in str(*problems.errors.values())

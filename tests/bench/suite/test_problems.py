@@ -93,7 +93,7 @@ def test_errors_are_brought_back(text: str, expected: str) -> None:
     before, _, after = text.partition("«")
     problems = Problems()
     assert validate(Shapes, parse(before + after, "f"), problems) is None
-    (error,) = problems.found.values()
+    (error,) = problems.errors.values()
     assert str(error).startswith(f"f:1:{len(before) + 1}: {expected}")
     assert str(error).isprintable()
 

@@ -1,155 +1,126 @@
-"""A model's scores against other models' weights and behaviour; those of zoo models are kept, for the next run of the same code."""
+"""A model's scores against other models' weights and behaviour; kept for the next run of the same code."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 
-from modelassay import environment
-from modelassay.experiments.fingerprinting.derivation import derivation
-from modelassay.experiments.fingerprinting.evidence.derivations import swapped
-from modelassay.experiments.fingerprinting.measure import family_of, open_model, peer_fingerprint, worth_comparing
-from modelassay.experiments.fingerprinting.methods import BY_BEHAVIOUR, BY_WEIGHTS
-from modelassay.experiments.fingerprinting.methods.behaviour import Speaker, listen_to, signals
-from modelassay.experiments.fingerprinting.methods.peers import PEERS
-from modelassay.experiments.fingerprinting.methods.weights import load_weights
 from modelassay.experiments.fingerprinting.params import Params
-from modelassay.meter import Meter
-from modelassay.models import zoo
-from modelassay.models.checkpoint import Checkpoint
-from modelassay.models.zoo_members import untimed
-from modelassay.state import State, content_key
+from modelassay.fingerprints.bottom_k import PromptedModel, compute_responses, signals
+from modelassay.fingerprints.lineage import lineage, swapped
+from modelassay.fingerprints.methods import BY_BEHAVIOUR, BY_WEIGHTS
+from modelassay.fingerprints.peers import PEERS, peer_fingerprint
+from modelassay.fingerprints.weights import load_weights
+from modelassay.models.reference import Model
+from modelassay.recording.context import CellContext, Recorder
+from modelassay.storage.store import Store
+from modelassay.zoo.resolve import resolve
 
 
-class Reading(NamedTuple):
-    """One metric, as `Meter.metric` takes it."""
+def compare(params: Params, model: Model, cell: CellContext) -> None:
+    """Record ``score`` per method and other model of ``params.against``.
 
-    name: str
-    value: float
-    labels: dict[str, str]
-
-
-@cache
-def code_key() -> str:
-    """Return the key of everything but the models that decides a score: the code as it is on disk, and its libraries."""
-    versions = {name: environment.library_versions()[name] for name in environment.LIBRARIES_THAT_DECIDE}
-    return content_key([environment.code_fingerprint("modelassay.experiments.fingerprinting"), versions])
-
-
-def compare(params: Params, checkpoint: Checkpoint, done: int, meter: Meter, state: State) -> None:
-    """Record ``score`` per method and other model of ``params.against``, from the one after the first ``done``.
-
-    Where all are zoo models, what was recorded is kept in the store under the models' recipes and `code_key`, and a later run
-    reads it in one unit ``recall``; scores of a comparison that went on after an interruption are not kept.
+    One stage: what it records is kept and recalled by a later run of the same code where all models have an identity; otherwise
+    it lies in the cell's own folder. Goes on after the last checkpointed comparison.
     """
-    others = worth_comparing(params.model, checkpoint.hidden_size, params.against, store=state.store)
+    others = compared_with(model, params.against, params.families, store=cell.store)
     if not others:
         return
-    families = {cell.model: family_of(cell.model, cell.family) for cell in state.siblings}
-    mine = families.get(params.model)
-    relatives = [other for other in others if mine is not None and families.get(other) == mine]
-    readings = _readings(params, checkpoint, others, relatives, done, meter, state)
-    if done or not all(zoo.is_zoo(model) for model in (params.model, *others)):
-        _record(readings, meter)
-        return
-    measured: list[Reading] = []
-
-    def build(folder: Path) -> None:
-        measured.extend(_record(readings, meter))
-        (folder / "scores.json").write_text(json.dumps(measured))
-
-    folder = state.store.get(_recipe(params, others, relatives), build)
-    if not measured:
-        with meter.microbatch("recall", others=len(others)):
-            recalled = [Reading(*kept) for kept in json.loads((folder / "scores.json").read_text())]
-        _record(recalled, meter)
-
-
-def _record(readings: Iterable[Reading], meter: Meter) -> list[Reading]:
-    """Record each reading as it comes, and return them."""
-    recorded = []
-    for reading in readings:
-        meter.metric(reading.name, reading.value, **reading.labels)
-        recorded.append(reading)
-    return recorded
-
-
-def _recipe(params: Params, others: Sequence[str], relatives: Sequence[str]) -> dict[str, Any]:
-    return {
-        "kind": "scores", "model": zoo.recipe(params.model), "name": params.model, "relatives": list(relatives),
-        "others": [[other, content_key(zoo.recipe(other))] for other in others], "behaviour": params.behaviour,
-        "peers": {name: PEERS[name].installed_version() for name in params.peers}, "code": code_key(),
+    relatives = [other.reference for other in others if other.family is not None and other.family == model.family]
+    recipe = {
+        "model": [model.reference, model.identity], "others": [[other.reference, other.identity] for other in others],
+        "relatives": relatives, "behaviour": params.behaviour,
+        "peers": {name: PEERS[name].installed_version() for name in params.peers},
     }  # fmt: skip
+    build = partial(_compare, params, model, others, relatives, cell.store)
+    is_determined = all(each.identity is not None for each in (model, *others))
+    cell.stage("scores", recipe=recipe, build=build, shared=is_determined)
 
 
-def _readings(params: Params, checkpoint: Checkpoint, others: list[str], relatives: Sequence[str], done: int,
-              meter: Meter, state: State) -> Iterator[Reading]:  # fmt: skip
-    """Yield what the methods and the peers make of the model and each of ``others``; take checkpoints on the way."""
-    mine = load_weights(params.model, store=state.store)
+def compared_with(model: Model, against: Sequence[str], families: Mapping[str, str], *, store: Store) -> list[Model]:
+    """Return which of ``against`` a model is compared with.
+
+    Not itself; of two models that both stand in the list the later is compared with the earlier; and of models of another
+    width only the first of each, since strangers by shape tell little.
+    """
+    earlier = against[: against.index(model.reference)] if model.reference in against else against
+    width, widths = model.sizes().hidden_size, set[int]()
+    others = []
+    for reference in earlier:
+        other = resolve(reference, store=store, family=families.get(reference))
+        other_width = other.sizes().hidden_size
+        if other_width == width or other_width not in widths:
+            others.append(other)
+        widths.add(other_width)
+    return others
+
+
+def _compare(
+    params: Params, model: Model, others: Sequence[Model], relatives: Sequence[str], store: Store, stage: Recorder
+) -> None:
+    """Record what the methods and the peers make of the model and each of ``others``."""
+    saved = stage.restore()
+    done = 0 if saved is None else int(saved.payload["compared"])
+    weights = load_weights(model, store=store)
     peers = [PEERS[name] for name in params.peers]
-    prints = {peer.name: peer_fingerprint(peer, params.model, store=state.store) for peer in peers}
-    speaker, bases = _listen(params, others, done, meter, state) if params.behaviour else (None, {})
+    prints = {peer.name: peer_fingerprint(peer, model, store=store) for peer in peers}
+    suspect, bases = _respond(model, others, done, store, stage) if params.behaviour else (None, {})
     for number, other in enumerate(others[done:], start=done + 1):
-        with meter.microbatch("compare", other=other):
-            theirs = load_weights(other, store=state.store)
-            scores = {name: method.score(mine, theirs) for name, method in BY_WEIGHTS.items()}
+        with stage.microbatch("compare", other=other.reference):
+            other_weights = load_weights(other, store=store)
+            scores = {name: method.score(weights, other_weights) for name, method in BY_WEIGHTS.items()}
         for name, score in scores.items():
-            yield _score(name, other, score.value, score.reason)
-        if speaker is not None:
-            yield from _ask(speaker, bases.pop(other), meter)
-        if other in relatives:
-            yield _derive(params.model, checkpoint, other, meter, state)
+            _score(stage, name, other.reference, score.value, score.reason)
+        if suspect is not None:
+            _ask(suspect, bases.pop(other.reference), stage)
+        if other.reference in relatives:
+            _derive(model, other, stage)
         for peer in peers:
-            with meter.microbatch("peer", other=other, peer=peer.name):
-                found = peer.score(prints[peer.name], peer_fingerprint(peer, other, store=state.store))
-            for part, value in found.parts.items():
-                yield Reading("peer-signal", value, {"peer": peer.name, "signal": part, "other": other})
-            yield _score(peer.name, other, found.value, found.reason)
-        if state.checkpoint_due():
-            state.checkpoint({"layer": checkpoint.num_layers, "compared": number})
+            with stage.microbatch("peer", other=other.reference, peer=peer.name):
+                score_of_peer = peer.score(prints[peer.name], peer_fingerprint(peer, other, store=store))
+            for part, value in score_of_peer.parts.items():
+                stage.metric("peer-signal", value, peer=peer.name, signal=part, other=other.reference)
+            _score(stage, peer.name, other.reference, score_of_peer.value, score_of_peer.reason)
+        stage.progress(number, len(others), "comparisons")
+        if stage.checkpoint_due():
+            stage.checkpoint({"compared": number})
 
 
-def _listen(
-    params: Params, others: list[str], done: int, meter: Meter, state: State
-) -> tuple[Speaker, dict[str, Speaker]]:
+def _respond(
+    model: Model, others: Sequence[Model], done: int, store: Store, stage: Recorder
+) -> tuple[PromptedModel, dict[str, PromptedModel]]:
     """Answer the prompts of all others in one go, and return the model and those of them that are still to be compared."""
-    speaker = Speaker(params.model, store=state.store)
-    bases = {other: Speaker(other, store=state.store) for other in others}
-    timer = (
-        untimed if done else meter.microbatch
-    )  # all are answered again after an interruption: sums hang on the batch
-    with timer("listen", others=len(others)):
-        listen_to(speaker, bases.values())
-    return speaker, {other: bases[other] for other in others[done:]}
+    suspect = PromptedModel(model, store=store)
+    bases = {other.reference: PromptedModel(other, store=store) for other in others}
+    # All are answered again after an interruption: sums depend on the batch.
+    with nullcontext() if done else stage.microbatch("listen", others=len(others)):
+        compute_responses(suspect, bases.values())
+    return suspect, {other.reference: bases[other.reference] for other in others[done:]}
 
 
-def _ask(speaker: Speaker, base: Speaker, meter: Meter) -> Iterator[Reading]:
-    """Yield how alike a model and its suspected base answer the base's prompts."""
-    with meter.microbatch("ask", other=base.reference):
-        scores = {name: method.score(speaker, base) for name, method in BY_BEHAVIOUR.items()}
-        told = signals(speaker, base)
+def _ask(suspect: PromptedModel, base: PromptedModel, stage: Recorder) -> None:
+    """Record how alike a model and its suspected base answer the base's prompts."""
+    with stage.microbatch("ask", other=base.reference):
+        scores = {name: method.score(suspect, base) for name, method in BY_BEHAVIOUR.items()}
+        values = signals(suspect, base)
     for name, score in scores.items():
-        yield _score(name, base.reference, score.value, score.reason, grown_by=base.reference)
-    for signal, value in told.items():
-        yield Reading("bottom-k", value, {"signal": signal, "other": base.reference, "grown_by": base.reference})
+        _score(stage, name, base.reference, score.value, score.reason, grown_by=base.reference)
+    for signal, value in values.items():
+        stage.metric("bottom-k", value, signal=signal, other=base.reference, grown_by=base.reference)
 
 
-def _derive(model: str, checkpoint: Checkpoint, other: str, meter: Meter, state: State) -> Reading:
-    """Return what the weights of two relatives tell of how the one was made: 1 if the other is called the parent."""
-    theirs = open_model(other, store=state.store)
-    swap = swapped(model, other)
-    with meter.microbatch("derive", other=other):
-        found = derivation(theirs, checkpoint) if swap else derivation(checkpoint, theirs)
-    parent = math.nan if found.parent is None else float((found.parent == "a") == swap)
-    return Reading("derivation", parent, {"other": other, "kind": found.kind, "steps": "+".join(found.steps)})
+def _derive(model: Model, other: Model, stage: Recorder) -> None:
+    """Record what the weights of two relatives tell of how the one was made: 1 if the other is called the parent."""
+    swap = swapped(model.reference, other.reference)
+    pair = (other.checkpoint(), model.checkpoint()) if swap else (model.checkpoint(), other.checkpoint())
+    with stage.microbatch("derive", other=other.reference):
+        answer = lineage(*pair)
+    parent = math.nan if answer.parent is None else float((answer.parent == "a") == swap)
+    stage.metric("derivation", parent, other=other.reference, kind=answer.kind, steps="+".join(answer.steps))
 
 
-def _score(method: str, other: str, value: float, reason: str | None, **labels: str) -> Reading:
-    """Return a score, and where it is not defined why not."""
-    return Reading(
-        "score", value, {"method": method, "other": other, **labels, **({"reason": reason} if reason else {})}
-    )
+def _score(stage: Recorder, method: str, other: str, value: float, reason: str | None, **labels: str) -> None:
+    """Record a score, and where it is not defined why not."""
+    stage.metric("score", value, method=method, other=other, **labels, **({"reason": reason} if reason else {}))

@@ -6,51 +6,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from modelassay.references import FileReference, ModelReference
+from modelassay.experiments.references import ModelReference
+from modelassay.storage.needs import Need
+from modelassay.zoo.ancestry import is_zoo
+from modelassay.zoo.needs import needs_of
 
 Peer = Literal["modeldna"]
-
-
-class Measured(BaseModel):
-    """CSV files of overlaps that others measured: columns for a model, its overlap and its downloads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    earlier: tuple[FileReference, ...] = Field(min_length=1)
-    """Members of the family that were chosen whatever their downloads."""
-
-    popular: tuple[FileReference, ...] = ()
-    """Members that were chosen for their downloads; of one that stands in both the first row counts."""
-
-    same_tokenizer: tuple[FileReference, ...] = ()
-    """Models of other families with the base's tokenizer."""
-
-    other_tokenizer: tuple[FileReference, ...] = ()
-    """Models of other families with another tokenizer."""
-
-
-class Members(BaseModel):
-    """The family of a base on the Hub, and which of its members are compared with the base."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    listing: FileReference | None = None
-    """The ``listing.json`` among the artifacts of an earlier run; None: the Hub is asked, once, when the cell begins."""
-
-    earlier: int | None = Field(default=None, ge=1)
-    """How many loadable members are drawn whatever their downloads, the same for the same listing; None: all."""
-
-    popular: int = Field(default=50, ge=0)
-    """How many loadable members are taken for having the most downloads."""
-
-    more_than: int = Field(default=10, ge=0)
-    """Downloads that a member must exceed to pass the filter; 10 is the published one."""
-
-    threshold: float | None = Field(default=None, ge=0, le=1)
-    """Overlap from which a published rule calls a model this base's; None: there is no such rule."""
-
-    measured: Measured | None = None
-    """Tables to analyse instead: the Hub is not asked and no model is loaded."""
 
 
 class Params(BaseModel):
@@ -73,6 +34,9 @@ class Params(BaseModel):
     """Models that this one's weights are compared with, where a method needs both at hand; of two models of this list the
     later is compared with the earlier."""
 
+    families: dict[str, str] = {}
+    """The roots that models of ``against`` are known to descend from, by their names; zoo models know their own."""
+
     behaviour: bool = False
     """Ask this model and each of ``against`` which tokens they find least likely, with prompts that the latter grow; loads whole
     models, and of a repository on the Hub fetches all of them."""
@@ -83,10 +47,6 @@ class Params(BaseModel):
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Level at which a pair is called related, the same in all cells."""
 
-    members: Members | None = None
-    """Compare the members of this model's family on the Hub with it, and with the other models of the run, by bottom-k
-    overlap, and set that against their downloads; all cells of a run do, or none."""
-
     @field_validator("against", "peers")
     @classmethod
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -94,3 +54,14 @@ class Params(BaseModel):
             message = f"{repeated[0]} stands there twice; a pair is scored once, name each once"
             raise ValueError(message)
         return names
+
+
+def needs(params: Params) -> list[Need]:
+    """Return the model with its held-out losses, and all that it is compared with."""
+    others = [need for other in params.against for need in needs_of(other)]
+    return [*needs_of(params.model, with_utility=True), *others]
+
+
+def cores(params: Params) -> int | None:
+    """Return one core where all models are the zoo's, too small for a second to help; others are read as fast as memory allows."""
+    return 1 if all(is_zoo(model) for model in (params.model, *params.against)) else None

@@ -5,85 +5,58 @@ from __future__ import annotations
 import torch
 
 from modelassay.errors import Diverged
-from modelassay.experiments.fingerprinting.compare import code_key, compare
-from modelassay.experiments.fingerprinting.downloads.family import run_family
-from modelassay.experiments.fingerprinting.measure import (
-    attention_key,
-    fault_of,
-    make_together,
-    measure_layer,
-    num_bytes,
-    open_model,
-    spans_of,
-    utility_of,
-)
-from modelassay.experiments.fingerprinting.methods.peers import PEERS
+from modelassay.experiments.fingerprinting.compare import compare
 from modelassay.experiments.fingerprinting.params import Params
-from modelassay.meter import Meter
-from modelassay.models import (
-    zoo,
-    zoo_build,  # noqa: F401 - its transformers (4 s) is imported once, before cells are forked
-)
-from modelassay.models.checkpoint import Checkpoint
-from modelassay.models.layer_tensors import layer_spans
-from modelassay.state import State
+from modelassay.fingerprints.measure import attention_key, fault_of, measure_layer, num_bytes, spans_of
+from modelassay.fingerprints.peers import PEERS
+from modelassay.models.checkpoints import Checkpoint
+from modelassay.models.checkpoints.layers import layer_spans
+from modelassay.models.load import preload, threads_for
+from modelassay.recording.context import CellContext
+from modelassay.zoo.resolve import resolve, utility_of
 
-# What all cells ask for is found once, before they are forked.
-zoo.recipe("base")
-code_key()
-
-WIDE = 1024
-"""Hidden size from which matrices are large enough that several threads share the work of one faster than one alone."""
+preload()  # once, before cells are forked
 
 
-def run(params: Params, meter: Meter, state: State) -> None:
-    """Record ``model`` once, ``sigma`` and ``product`` per role and layer, ``score`` per method and other model.
+def run(params: Params, cell: CellContext) -> None:
+    """Record the fact ``model``, ``sigma`` and ``product`` per role and layer, ``score`` per method and other model.
 
-    Goes on after the last checkpointed layer or comparison. A model whose family is asked for takes another path (`family`).
+    Goes on after the last checkpointed layer, or comparison.
 
     Raises:
         Diverged: an attention matrix is not finite or is constant: a finding about the checkpoint.
         HostError: a peer is not installed; told before anything is made or measured.
     """
-    if params.members is not None:
-        run_family(params, params.members, meter, state)
-        return
     for peer in params.peers:
         PEERS[peer].installed_version()
-    named = [name for cell in state.siblings for name in (cell.model, *cell.against)]
-    make_together(named, params.model, store=state.store, meter=meter)
-    checkpoint = open_model(params.model, store=state.store)
-    if checkpoint.hidden_size < WIDE:
-        torch.set_num_threads(1)
-    saved = state.restore()
-    payload = {"layer": 0, "compared": 0} if saved is None else saved.payload
+    model = resolve(params.model, store=cell.store, family=params.family)
+    checkpoint = model.checkpoint()
+    torch.set_num_threads(threads_for(checkpoint.hidden_size))
+    saved = cell.restore()
+    payload = {"layer": 0} if saved is None else saved.payload
     if saved is None:
-        _describe(checkpoint, meter)
-        for name, loss in utility_of(params.model, store=state.store).items():
-            meter.metric("utility", loss, measure=name)
+        _describe(checkpoint, cell)
+        for name, loss in utility_of(params.model, store=cell.store).items():
+            cell.metric("utility", loss, measure=name)
     extras = layer_spans(checkpoint) if params.whole else [{} for _ in range(checkpoint.num_layers)]
     for layer in range(payload["layer"], checkpoint.num_layers):
         spans = spans_of(checkpoint, layer)
-        with meter.microbatch("layer", bytes=num_bytes(spans), layer=layer):
+        with cell.microbatch("layer", bytes=num_bytes(spans), layer=layer):
             measured = measure_layer(checkpoint, layer, spans, extras[layer])
         for name, role, value in measured:
-            meter.metric(name, value, role=role, layer=layer)
+            cell.metric(name, value, role=role, layer=layer)
         if faults := [fault for name, role, value in measured
                       if name == "sigma" and role in spans and (fault := fault_of(role, layer, value))]:  # fmt: skip
             raise Diverged("; ".join(faults))
-        if state.checkpoint_due():
-            state.checkpoint({"layer": layer + 1, "compared": 0})
-    compare(params, checkpoint, payload["compared"], meter, state)
+        if cell.checkpoint_due():
+            cell.checkpoint({"layer": layer + 1})
+    compare(params, model, cell)
 
 
-def _describe(checkpoint: Checkpoint, meter: Meter) -> None:
-    """Record what a background is matched by, and which weights these are, as labels on the number of layers."""
+def _describe(checkpoint: Checkpoint, cell: CellContext) -> None:
+    """Record what a background is matched by, and which weights these are."""
     stratum = checkpoint.stratum()
-    with meter.microbatch("hash", bytes=sum(num_bytes(spans_of(checkpoint, at)) for at in range(stratum.num_layers))):
+    with cell.microbatch("hash", bytes=sum(num_bytes(spans_of(checkpoint, at)) for at in range(stratum.num_layers))):
         key = attention_key(checkpoint)
-    meter.metric(
-        "model", stratum.num_layers, hidden_size=stratum.hidden_size, num_heads=stratum.num_heads,
-        num_kv_heads=stratum.num_kv_heads, vocab_size=stratum.vocab_size, tokenizer=stratum.tokenizer_key or "none",
-        intermediate_size=checkpoint.intermediate_size or "none", architecture=checkpoint.architecture,
-        revision=checkpoint.revision or "none", weights=key,
-    )  # fmt: skip
+    about = {"architecture": checkpoint.architecture, "revision": checkpoint.revision, "weights": key}
+    cell.fact("model", {**vars(stratum), "intermediate_size": checkpoint.intermediate_size, **about})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from modelassay.claims import Finding, Findings, Table
 from modelassay.curvature.spectrum import PREREGISTERED, REMOVED
-from modelassay.experiments.spectral.figures import Drawn, save_density
-from modelassay.models import zoo
-from modelassay.record import Tables
+from modelassay.experiments.findings import Figures, Finding, Findings, Table
+from modelassay.experiments.spectral.figures import Density, density_figure
+from modelassay.models.reference import short_names
+from modelassay.recording.tables import RunData
+from modelassay.statistics.estimate import LEVEL, Estimate
 
 QUANTITIES = ("lambda_max", "lambda_min", "sigma_bulk", "centre", "spread", "gap", "outliers", "ratio", "trace")
+FACTS = ("estimate", "ritz", "eigenvalues")
 SINGLES = ("loss", "gradient_norm", "parameters", "tokens", "products", "vector_bytes")
 MEMORIES = ("device_peak_bytes", "host_peak_bytes", "graph_bytes")
 MEANINGS = {
@@ -31,6 +33,8 @@ MEANINGS = {
     "ratio": f"lambda_max / sigma_bulk ({PREREGISTERED})",
     "trace": "sum of all",
 }
+BOUNDED = ("lambda_max", "lambda_min", "spread", "gap", "outliers")
+"""Quantities whose ends are residual bounds of Ritz values and no random interval."""
 CAVEATS = (
     "intervals hold for the text that was read: another sample of it moves lambda_max by some 10 % at 8 rows and 4 % at 192",
     f"sigma_bulk depends on its definition; {PREREGISTERED} was fixed beforehand, the others show by how much",
@@ -39,124 +43,130 @@ CAVEATS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class CellSpectrum:
     """One cell."""
 
     name: str
     """Model, and operator if it is not the Hessian."""
     labels: dict[str, str]
     """Of its findings."""
-    estimates: dict[str, tuple[float, float, float]]
-    """Value, low, high of each quantity; a definition of sigma_bulk follows the name after a space."""
+    estimates: dict[str, Estimate]
+    """By quantity; a definition of sigma_bulk follows the name after a space."""
     exact: dict[str, float]
     """The same from the whole matrix, where it was formed."""
     numbers: dict[str, float]
     """Loss, parameters, tokens, products and the like."""
-    drawn: Drawn
+    density: Density
     hvp_s: float
     """Median time of a product."""
     peak_bytes: float
     """Highest memory of the process seen before a product, device's where there is one."""
     graph_bytes: float
 
+    @property
+    def minutes(self) -> float:
+        """Time of all products."""
+        return self.hvp_s * self.numbers["products"] / 60
 
-def analyse(tables: Tables) -> Findings:
+
+def analyse(tables: RunData) -> Findings:
     """Say what each cell found.
 
     Findings, each with ``model`` and ``operator``: the quantities of `Spectrum` (``sigma_bulk`` with its ``definition``),
     ``ratio_by_definition``, the largest over the smallest lambda_max / sigma_bulk of the three definitions, ``error[quantity]``,
     the relative difference from the exact spectrum where that was computed, ``minutes`` of all products, and ``peak_gib``.
     """
-    cells = [_measured(row, tables) for row in tables.cells.iter_rows(named=True) if row["outcome"] == "done"]
+    rows = [row for row in tables.cells.iter_rows(named=True) if row["outcome"] == "done"]
+    references = list(dict.fromkeys(row["model"] for row in rows))
+    names = dict(zip(references, short_names(references), strict=True))
+    cells = [_cell_spectrum(row, names[row["model"]], tables) for row in rows]
     findings = [finding for cell in cells for finding in _findings(cell)]
     shown = [_quantities(cell) for cell in cells] + ([_cost(cells)] if cells else [])
-    figures = {f"spectrum-{number}": partial(save_density, cell.drawn) for number, cell in enumerate(cells, start=1)}
+    figures = Figures({
+        f"spectrum-{number}": partial(density_figure, cell.density) for number, cell in enumerate(cells, start=1)
+    })
     return Findings(findings=findings, tables=shown, figures=figures, caveats=list(CAVEATS))
 
 
-def _measured(row: dict[str, Any], tables: Tables) -> Measured:
+def _cell_spectrum(row: dict[str, Any], model: str, tables: RunData) -> CellSpectrum:
     metrics = tables.metrics.filter(pl.col("cell") == row["cell"])
     lines = {str(name): part.to_dicts() for (name,), part in metrics.group_by("name", maintain_order=True)}
     one = {name: float(lines[name][0]["value"]) for name in SINGLES}
+    facts = {kind: [fact for fact in tables.facts(kind) if fact["cell"] == row["cell"]] for kind in FACTS}
+    recorded = {(fact["quantity"], fact.get("definition", "")): fact["value"] for fact in facts["estimate"]}
     estimates = {
-        name: ends for quantity in QUANTITIES for name, ends in _by_definition(quantity, lines[quantity]).items()
-    }
-    units = tables.microbatches.filter((pl.col("cell") == row["cell"]) & (pl.col("stage") == "hvp"))
-    model, operator = short_name(row["model"]), str(row["operator"])
+        f"{quantity} {definition}".strip(): _estimate(quantity, **ends)
+        for name in QUANTITIES for (quantity, definition), ends in recorded.items() if quantity == name
+    }  # fmt: skip
+    units = tables.units.filter((pl.col("cell") == row["cell"]) & (pl.col("stage") == "hvp"))
+    operator = str(row["operator"])
     name = model if operator == "hessian" else f"{model}, {operator}"
     name += "" if list(row["parameters"]) == ["*"] and row["embeddings"] else f", {one['parameters']:.0f} parameters"
     peaks = [float(units[memory].max() or 0) for memory in MEMORIES]  # type: ignore[arg-type]
-    return Measured(
+    return CellSpectrum(
         name=name, labels={"model": model, "operator": operator}, estimates=estimates, numbers=one,
         exact={line["quantity"]: line["value"] for line in lines.get("exact", [])},
-        drawn=_drawn(name, estimates, lines["ritz"], lines["weight"], lines.get("eigenvalue", [])),
+        density=_density(name, estimates, [fact["value"] for fact in facts["ritz"]], facts["eigenvalues"]),
         hvp_s=float(np.median(units["host_ms"].to_numpy())) / 1000, peak_bytes=peaks[0] or peaks[1], graph_bytes=peaks[2],
     )  # fmt: skip
 
 
-def short_name(reference: str) -> str:
-    """Return the last part of a model's name without the commit; a zoo model's whole name.
-
-    >>> short_name("hf:Qwen/Qwen2.5-0.5B@060db64"), short_name("runs/mine/"), short_name("zoo:smoke/base")
-    ('Qwen2.5-0.5B', 'mine', 'smoke/base')
-    """
-    if zoo.is_zoo(reference):
-        return reference.removeprefix(zoo.PREFIX)
-    return reference.rstrip("/").rsplit("/", 1)[-1].split("@")[0]
-
-
-def _by_definition(quantity: str, lines: Sequence[dict[str, Any]]) -> dict[str, tuple[float, float, float]]:
-    """Value, low and high of a quantity, under its name and, where there are several, the definition."""
-    ends: dict[str, dict[str, float]] = {}
-    for line in lines:
-        name = f"{quantity} {line['definition']}" if line.get("definition") else quantity
-        ends.setdefault(name, {})[line["bound"]] = line["value"]
-    return {name: (found["value"], found["low"], found["high"]) for name, found in ends.items()}
+def _estimate(quantity: str, *, value: float, low: float | None = None, high: float | None = None) -> Estimate:
+    """Return what a cell recorded of a quantity; of Ritz values the ends are bounds, which hold for certain."""
+    if low is None or high is None:
+        return Estimate(value=value, note=MEANINGS[quantity])
+    bound = quantity in BOUNDED
+    return Estimate(value=value, low=low, high=high, level=None if bound else LEVEL,
+                    method="Ritz values, residual bound" if bound else "deflated Hutchinson, Student over probes",
+                    note=MEANINGS[quantity])  # fmt: skip
 
 
-def _drawn(name: str, estimates: dict[str, tuple[float, float, float]], ritz: Sequence[dict[str, Any]],
-           weights: Sequence[dict[str, Any]], exact: Sequence[dict[str, Any]]) -> Drawn:  # fmt: skip
-    nodes, shares, values = (np.array([line["value"] for line in lines]) for lines in (ritz, weights, exact))
-    return Drawn(
-        name=name, nodes=nodes, weights=shares / (1 + max(line["run"] for line in ritz)),
-        sigmas={definition: estimates[f"sigma_bulk {definition}"][0] for definition in REMOVED},
-        centre=estimates["centre"][0], ends=(estimates["lambda_min"][0], estimates["lambda_max"][0]), exact=values,
+def _density(name: str, estimates: dict[str, Estimate], runs: Sequence[Mapping[str, Sequence[float]]],
+             exact: Sequence[Mapping[str, Any]]) -> Density:  # fmt: skip
+    """Return what the figure of a spectrum shows: the Ritz values of all Lanczos runs, each run of equal weight."""
+    nodes = np.concatenate([run["values"] for run in runs])
+    shares = np.concatenate([run["weights"] for run in runs])
+    values = np.array([value for fact in exact for value in fact["value"]], dtype=np.float64)
+    return Density(
+        name=name, nodes=nodes, weights=shares / len(runs),
+        sigmas={definition: estimates[f"sigma_bulk {definition}"].value for definition in REMOVED},
+        centre=estimates["centre"].value, ends=(estimates["lambda_min"].value, estimates["lambda_max"].value), exact=values,
     )  # fmt: skip
 
 
-def _findings(cell: Measured) -> list[Finding]:
-    found = []
-    for name, (value, low, high) in cell.estimates.items():
+def _findings(cell: CellSpectrum) -> list[Finding]:
+    findings = []
+    for name, estimate in cell.estimates.items():
         quantity, _, definition = name.partition(" ")
         labels = cell.labels | ({"definition": definition} if definition else {})
-        found.append(Finding(name=quantity, labels=labels, value=value, low=low, high=high, note=MEANINGS[quantity]))
-    top = cell.estimates["lambda_max"][0]
-    ratios = [top / sigma for definition in REMOVED if (sigma := cell.estimates[f"sigma_bulk {definition}"][0])]
+        findings.append(Finding(name=quantity, labels=labels, estimate=estimate))
+    top = cell.estimates["lambda_max"].value
+    ratios = [top / sigma for definition in REMOVED if (sigma := cell.estimates[f"sigma_bulk {definition}"].value)]
     note = "largest over smallest lambda_max / sigma_bulk of the definitions " + ", ".join(REMOVED)
-    by_definition = max(ratios) / min(ratios) if ratios else math.nan
-    found.append(Finding(name="ratio_by_definition", labels=cell.labels, value=by_definition, note=note))
+    by_definition = Estimate(value=max(ratios) / min(ratios) if ratios else math.nan, note=note)
+    findings.append(Finding(name="ratio_by_definition", labels=cell.labels, estimate=by_definition))
     for name, exact in cell.exact.items():
-        error = abs(cell.estimates[name][0] - exact) / abs(exact) if exact else math.nan
-        found.append(Finding(name="error", labels=cell.labels | {"quantity": name}, value=error,
-                             note="relative difference from the exact spectrum"))  # fmt: skip
-    minutes = cell.hvp_s * cell.numbers["products"] / 60
-    found.append(Finding(name="minutes", labels=cell.labels, value=minutes, note="median product times their number"))
-    found.append(
-        Finding(name="peak_gib", labels=cell.labels, value=cell.peak_bytes / 2**30, note="memory of the process")
-    )
-    return found
+        error = abs(cell.estimates[name].value - exact) / abs(exact) if exact else math.nan
+        findings.append(Finding(name="error", labels=cell.labels | {"quantity": name},
+                                estimate=Estimate(value=error, note="relative difference from the exact spectrum")))  # fmt: skip
+    minutes = Estimate(value=cell.minutes, unit="min", note="median product times their number")
+    memory = Estimate(value=cell.peak_bytes / 2**30, unit="GiB", note="memory of the process")
+    findings.append(Finding(name="minutes", labels=cell.labels, estimate=minutes))
+    findings.append(Finding(name="peak_gib", labels=cell.labels, estimate=memory))
+    return findings
 
 
-def _quantities(cell: Measured) -> Table:
+def _quantities(cell: CellSpectrum) -> Table:
     columns = ["quantity", "value", "low", "high", *(["exact"] if cell.exact else []), "what it is"]
     rows = []
-    for name, numbers in cell.estimates.items():
+    for name, estimate in cell.estimates.items():
         exact = [_number(cell.exact[name])] if cell.exact else []
+        numbers = (estimate.value, *(math.nan if end is None else end for end in (estimate.low, estimate.high)))
         rows.append([name, *map(_number, numbers), *exact, MEANINGS[name.partition(" ")[0]]])
     return Table(title=f"spectrum of {cell.name}", columns=columns, rows=rows)
 
 
-def _cost(cells: Sequence[Measured]) -> Table:
+def _cost(cells: Sequence[CellSpectrum]) -> Table:
     columns = (
         "model",
         "parameters",
@@ -173,9 +183,8 @@ def _cost(cells: Sequence[Measured]) -> Table:
     rows = []
     for cell in cells:
         n = cell.numbers
-        minutes = cell.hvp_s * n["products"] / 60
         rows.append([cell.name, f"{n['parameters']:.0f}", f"{n['tokens']:.0f}", f"{n['loss']:.4f}", _number(n["gradient_norm"]),
-                     f"{n['products']:.0f}", f"{cell.hvp_s:.3g}", f"{minutes:.2g}", f"{n['vector_bytes'] / 2**20:.0f}",
+                     f"{n['products']:.0f}", f"{cell.hvp_s:.3g}", f"{cell.minutes:.2g}", f"{n['vector_bytes'] / 2**20:.0f}",
                      f"{cell.graph_bytes / 2**20:.0f}", f"{cell.peak_bytes / 2**20:.0f}"])  # fmt: skip
     return Table(title="cost", columns=columns, rows=rows)
 

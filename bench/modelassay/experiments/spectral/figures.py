@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
-from matplotlib.figure import Figure
 
+from modelassay.charts import Row, rows, specification
 from modelassay.curvature.estimators import smoothed
 from modelassay.curvature.spectrum import OUTLIER_SIGMAS, PREREGISTERED
 
@@ -20,10 +21,11 @@ WIDTH = 0.004
 FLOOR = 1e-7
 """Lowest density shown, as a share of the highest."""
 COLOURS = {"all": "#009e73", "without_10": "#d55e00", "without_50": "#cc79a7"}
+LANCZOS, EXACT = "Lanczos quadrature", "exact"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class Density:
     """What is drawn of one operator."""
 
     name: str
@@ -37,42 +39,57 @@ class Drawn:
     ends: tuple[float, float]
     """lambda_min and lambda_max."""
     exact: Array
-    """All eigenvalues, where they are known; else empty."""
+    """All eigenvalues, where they were computed; else empty."""
 
 
-def save_density(drawn: Drawn, path: Path) -> None:
-    """Draw the density over the eigenvalues on a logarithmic scale and save it as PNG, SVG or PDF, by the suffix of ``path``.
+def density_figure(density: Density) -> dict[str, Any]:
+    """Return the density over the eigenvalues on a logarithmic scale as a Vega-Lite specification.
 
     Ticks below are Ritz values; vertical lines are centre + 5 sigma_bulk by each definition.
     """
-    figure = Figure(figsize=(7.6, 4.4), layout="constrained")
-    axis = figure.subplots()
-    low, high = drawn.ends
+    low, high = density.ends
     margin = 0.04 * (high - low) or 1.0
     grid = np.linspace(low - margin, high + margin, GRID)
     width = WIDTH * (grid[-1] - grid[0])
-    density = smoothed(grid, drawn.nodes, drawn.weights, width)
-    highest = float(density.max())
-    if len(drawn.exact):
-        shares = np.full(len(drawn.exact), 1 / len(drawn.exact))
-        exact = smoothed(grid, drawn.exact, shares, width)
-        axis.fill_between(grid, FLOOR * highest, exact, color="0.85", label="exact", linewidth=0)
-        highest = max(highest, float(exact.max()))
-    axis.plot(grid, density, color="#0072b2", linewidth=1.3, label="Lanczos quadrature")
-    for definition, sigma in drawn.sigmas.items():
-        marked = " (pre-registered)" if definition == PREREGISTERED else ""
-        axis.axvline(drawn.centre + OUTLIER_SIGMAS * sigma, color=COLOURS[definition], linewidth=1.0, linestyle="--",
-                     label=f"centre + {OUTLIER_SIGMAS:.0f} σ, {definition}{marked}")  # fmt: skip
-    axis.plot(
-        drawn.nodes, np.full(len(drawn.nodes), 1.6 * FLOOR * highest), "|", color="#0072b2", markersize=7, alpha=0.6
+    curves = {LANCZOS: smoothed(grid, density.nodes, density.weights, width)}
+    if len(density.exact):
+        shares = np.full(len(density.exact), 1 / len(density.exact))
+        curves[EXACT] = smoothed(grid, density.exact, shares, width)
+    highest = max(float(curve.max()) for curve in curves.values())
+    floor = FLOOR * highest
+    limits = {_limit_name(definition): (density.centre + OUTLIER_SIGMAS * sigma, COLOURS[definition])
+              for definition, sigma in density.sigmas.items()}  # fmt: skip
+    colours = {EXACT: "#c8c8c8", LANCZOS: "#0072b2"} if EXACT in curves else {LANCZOS: "#0072b2"}
+    colours |= {name: shade for name, (_, shade) in limits.items()}
+    legend = alt.Legend(title=None, orient="top", columns=2, symbolType="stroke", symbolSize=260)
+    shade = alt.Color("what:N", scale=alt.Scale(domain=list(colours), range=list(colours.values())), legend=legend)
+    x = alt.X("eigenvalue:Q", title="eigenvalue", scale=alt.Scale(domain=[grid[0], grid[-1]], nice=False))
+    y = alt.Y("density:Q", title="density", scale=alt.Scale(type="log", domain=[floor, 3 * highest], nice=False, clamp=True),
+              axis=alt.Axis(format="~e", tickCount=8))  # fmt: skip
+    ticks = [{"eigenvalue": node, "density": 1.6 * floor} for node in density.nodes]
+    layers: list[alt.Chart] = []
+    if EXACT in curves:
+        exact = alt.Chart(rows(_curve(grid, curves[EXACT], EXACT, floor), name="exact"))
+        layers.append(exact.mark_area().encode(x=x, y=y, y2=alt.datum(floor), fill=shade))
+    line = alt.Chart(rows(_curve(grid, curves[LANCZOS], LANCZOS, floor), name="density"))
+    rules = alt.Chart(rows(({"what": name, "eigenvalue": at} for name, (at, _) in limits.items()), name="limits"))
+    nodes = alt.Chart(rows(ticks, name="ritz_values"))
+    layers += [
+        line.mark_line(strokeWidth=1.6).encode(x=x, y=y, color=shade),
+        rules.mark_rule(strokeDash=[5, 3], clip=True).encode(x=x, color=shade),
+        nodes.mark_tick(color="#0072b2", opacity=0.6, thickness=1, size=9, orient="vertical").encode(x=x, y=y),
+    ]
+    title = alt.TitleParams(
+        f"{density.name}: λ_min {low:.3g}, λ_max {high:.3g}", subtitle="ticks at the bottom: Ritz values"
     )
-    axis.set_yscale("log")
-    axis.set_ylim(FLOOR * highest, 3 * highest)
-    axis.set_xlim(grid[0], grid[-1])
-    axis.set_xlabel("eigenvalue")
-    axis.set_ylabel("density")
-    axis.set_title(f"{drawn.name}: λ_min {low:.3g}, λ_max {high:.3g}", loc="left", fontsize="medium")
-    axis.grid(color="0.92", linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize="small")
-    figure.savefig(path, dpi=160)
+    return specification(alt.layer(*layers).properties(width=620, height=320, title=title))
+
+
+def _limit_name(definition: str) -> str:
+    mark = " (pre-registered)" if definition == PREREGISTERED else ""
+    return f"centre + {OUTLIER_SIGMAS:.0f} σ, {definition}{mark}"
+
+
+def _curve(grid: Array, density: Array, what: str, floor: float) -> Iterator[Row]:
+    for value, height in zip(grid, density, strict=True):
+        yield {"eigenvalue": value, "density": max(height, floor), "what": what}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,38 +12,17 @@ from modelassay.curvature.loss import microbatches
 from modelassay.curvature.operators import CurvatureOperator, Hessian
 from modelassay.curvature.parameters import select_parameters
 from modelassay.curvature.spectrum import OUTLIER_SIGMAS, PREREGISTERED, REMOVED
+from modelassay.data.text import rows_of
 from modelassay.errors import UsageError
 from modelassay.experiments.spectral.params import Params
-from modelassay.experiments.spectral.sitting import Array, Counted
-from modelassay.experiments.spectral.text import rows_of
-from modelassay.models import zoo
-from modelassay.models.hub import open_files
-from modelassay.models.load import load_model, load_tokenizer
-from modelassay.state import Store
+from modelassay.experiments.spectral.resumable import Array, TimedOperator
+from modelassay.storage.store import Store
+from modelassay.zoo.resolve import resolve
 
 MAX_DENSE = 6_000
 """Parameters of a matrix that is formed whole: 288 MB in fp64, and its eigenvalues in about a minute."""
 BLOCK = 64
 """Rows of it at a time."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
-                   "vocab.json", "merges.txt", "added_tokens.json", "model.safetensors.index.json")  # fmt: skip
-
-
-def folder_of(reference: str, *, store: Store) -> Path:
-    """Return the folder of a model: a zoo model is made, one of the Hub fetched, where they are not yet there.
-
-    Raises:
-        CheckpointError: there is no such model.
-    """
-    if zoo.is_zoo(reference):
-        return zoo.ensure(reference, store=store)
-    files = open_files(reference)
-    if not files.local:
-        for name in TOKENIZER_FILES:
-            files.get(name)
-        for name in files.weight_files():
-            files.get(name, required=True)
-    return files.folder
 
 
 def operator_of(params: Params, *, store: Store) -> CurvatureOperator:
@@ -56,11 +34,11 @@ def operator_of(params: Params, *, store: Store) -> CurvatureOperator:
     """
     if params.model is None or params.data is None:
         raise UsageError("spectral: this profile measures a model and a text of yours: -o model=FOLDER -o data=FILE (a .txt or .jsonl file, or corpus:en)")  # fmt: skip
-    folder = folder_of(params.model, store=store)
+    reference = resolve(params.model, store=store)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[params.precision]
-    model: Any = load_model(folder, dtype=dtype, device=device)
-    rows_BT = rows_of(params.data, load_tokenizer(folder), tokens=params.tokens, length=params.length)
+    model: Any = reference.load(dtype=dtype, device=device)
+    rows_BT = rows_of(params.data, reference.tokenizer(), tokens=params.tokens, length=params.length)
     subset = select_parameters(model, params.parameters, embeddings=params.embeddings)
     if params.dense and subset.size > MAX_DENSE:
         raise UsageError(f"dense: {subset.size} parameters are selected, at most {MAX_DENSE} make a matrix; select fewer by `parameters`")  # fmt: skip
@@ -76,7 +54,7 @@ def operator_of(params: Params, *, store: Store) -> CurvatureOperator:
     return Hessian(model, batches, graph_bytes=kept, **options)
 
 
-def dense_eigenvalues(operator: Counted) -> Array:
+def dense_eigenvalues(operator: TimedOperator) -> Array:
     """Return all eigenvalues, ascending, from the matrix formed row by row; P products."""
     blocks = torch.split(torch.eye(operator.size, dtype=operator.dtype, device=operator.device), BLOCK)
     matrix_PP = torch.cat([operator.matmat(block).cpu().double() for block in blocks]).numpy()

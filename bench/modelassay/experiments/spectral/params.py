@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelassay.references import FileReference, ModelReference
+from modelassay.data.corpus import CORPUS
+from modelassay.experiments.references import FileReference, ModelReference
+from modelassay.storage.needs import File, Need
+from modelassay.zoo.needs import needs_of
 
 Kind = Literal["hessian", "gauss-newton", "empirical-fisher", "sampled-fisher"]
 
@@ -72,3 +76,10 @@ class Params(BaseModel):
         if self.tokens < self.length:
             raise ValueError(f"tokens ({self.tokens}) must be at least one row of length ({self.length})")
         return self
+
+
+def needs(params: Params) -> list[Need]:
+    """Return the model, where it must be made or lies here, and the text, where it is a file."""
+    model = needs_of(params.model) if params.model else []
+    is_file = params.data is not None and not params.data.startswith(CORPUS)
+    return [*model, *([File(path=Path(str(params.data)))] if is_file else [])]

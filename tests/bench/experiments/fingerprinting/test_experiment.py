@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from modelassay.experiments.fingerprinting.analyse import analyse, models_of
-from modelassay.experiments.fingerprinting.curves import ROLES, paper_exact
-from modelassay.runner import open_run
+from modelassay.experiments.fingerprinting.analyse import analyse
+from modelassay.experiments.fingerprinting.analyse.read import models_of
+from modelassay.fingerprints.curves import ROLES, paper_exact
+from modelassay.runs.directory import open_run
 from tiny_models import expected_blocks, make_model, save
 from toy_suite import metrics_of, modelassay, only_run
 
@@ -64,7 +65,7 @@ def run(models: Path) -> Path:
 
 
 def test_sigma_equals_float64_over_the_loaded_models_own_blocks(models: Path, run: Path) -> None:
-    curves = {model.curves.name: model.curves for model in models_of(open_run(run).tables()).values()}
+    curves = {model.curves.name: model.curves for model in models_of(open_run(run).data()).values()}
     torch.manual_seed(0)
     for name in ("a", "a-child", "g"):
         from transformers import AutoModelForCausalLM
@@ -76,7 +77,7 @@ def test_sigma_equals_float64_over_the_loaded_models_own_blocks(models: Path, ru
 
 
 def test_relative_is_found_and_strangers_are_not(run: Path) -> None:
-    found = analyse(open_run(run).tables())
+    found = analyse(open_run(run).data())
     scores = {
         (f.labels["method"], f.labels["a"], f.labels["b"]): f.value for f in found.findings if f.name == "similarity"
     }
@@ -93,7 +94,7 @@ def test_relative_is_found_and_strangers_are_not(run: Path) -> None:
         for f in found.findings
         if f.name == "unrelated" and f.labels["method"] == "paper-exact"
     }
-    models = [model.curves for model in models_of(open_run(run).tables()).values()]
+    models = [model.curves for model in models_of(open_run(run).data()).values()]
     roots = [model for model in models if model.name == model.family]
     expected = [paper_exact(x, y).value for i, x in enumerate(roots) for y in roots[:i]]
     assert len(expected) == 21

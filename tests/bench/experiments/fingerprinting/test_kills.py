@@ -1,28 +1,52 @@
-"""The real experiment is killed at random moments and started again: identical metrics under identical unit keys."""
+"""The real experiment is killed at random moments and started again: identical metrics and facts, each unit once."""
 
 import json
 import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from modelassay.recording.log import CellLog, read_cell
 from toy_suite import environ, metrics_of, modelassay, only_run, start
+
+
+def logs_of(run: Path) -> dict[str, CellLog]:
+    return {cell.name: read_cell(cell) for cell in (run / "cells").iterdir()}
+
+
+def facts_of(run: Path) -> dict[str, list[Any]]:
+    """The facts of each cell, in order."""
+    return {
+        cell: [(fact["fact"], fact["value"], fact["labels"]) for fact in log.facts]
+        for cell, log in logs_of(run).items()
+    }
+
+
+def units_of(run: Path) -> dict[str, list[Any]]:
+    """What each cell timed, in order."""
+    return {
+        cell: [(unit["stage"], unit["index"], unit.get("labels")) for unit in log.microbatches]
+        for cell, log in logs_of(run).items()
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.nightly)])
 def test_kill_at_random_moments_loses_nothing(tmp_path: Path, num_kills: int) -> None:
-    """Every second trial starts from an empty artifact store, so that kills hit training as well as measuring."""
+    """Every second trial starts from an empty artifact store, so that kills hit what the cells need as well as measuring."""
     cache = tmp_path / "cache"
     env = environ(MODELASSAY_CACHE=str(cache))
     began = time.monotonic()
     code, _, err = modelassay("run", "fingerprinting", "--profile", "smoke", "--runs", tmp_path / "reference", env=env)
     assert code == 0, err
     seconds = time.monotonic() - began
-    expected = metrics_of(only_run(tmp_path / "reference"))
-    assert {name for _, name, _ in expected} >= {"model", "sigma", "product", "score", "utility"}
+    reference = only_run(tmp_path / "reference")
+    expected = metrics_of(reference)
+    assert {name for _, name, _ in expected} >= {"sigma", "product", "score", "utility"}
+    assert all([kind for kind, _, _ in facts] == ["model"] for facts in facts_of(reference).values())
     moments = random.Random(20260126)
     for trial in range(num_kills):
         if trial % 2 == 0:
@@ -37,4 +61,6 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path, num_kills: int) ->
         code, out, err = modelassay("run", *target, "--runs", root, "--json", env=env)
         assert code == 0, err
         assert metrics_of(only_run(root)) == expected
+        assert facts_of(only_run(root)) == facts_of(reference)
+        assert units_of(only_run(root)) == units_of(reference)
         assert {cell["outcome"] for cell in json.loads(out)["cells"]} == {"done"}

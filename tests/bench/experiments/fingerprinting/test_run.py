@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,17 @@ from cell_attempts import attempt, keyed
 from modelassay.errors import HostError, SuiteError
 from modelassay.experiments.fingerprinting import compare
 from modelassay.experiments.fingerprinting.analyse import analyse
-from modelassay.experiments.fingerprinting.evidence.derivations import swapped
-from modelassay.experiments.fingerprinting.measure import numbers_of, worth_comparing
-from modelassay.experiments.fingerprinting.methods import BY_WEIGHTS
-from modelassay.experiments.fingerprinting.methods.weights import weights_of
 from modelassay.experiments.fingerprinting.params import Params
-from modelassay.models.checkpoint import open_checkpoint
-from modelassay.record import read_cell
-from modelassay.runner import open_run
-from modelassay.state import Store
+from modelassay.fingerprints.lineage import swapped
+from modelassay.fingerprints.measure import summarise_model
+from modelassay.fingerprints.methods import BY_WEIGHTS
+from modelassay.fingerprints.weights import weights_of
+from modelassay.models.checkpoints import open_checkpoint
+from modelassay.recording.log import read_cell
+from modelassay.runs.directory import open_run
+from modelassay.storage.store import Store
 from modelassay.suite import load_suite
+from modelassay.zoo.resolve import resolve
 from tiny_models import make_model, save
 from toy_suite import metrics_of, modelassay, only_run
 
@@ -63,33 +65,44 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("rhythm", [(True,), (False, False, True), (False,)])
-def test_a_cell_cut_off_at_any_unit_ends_with_the_same_metrics(
-    models: Path, tmp_path: Path, rhythm: tuple[bool, ...]
+@pytest.mark.parametrize(
+    ("rhythm", "checkpoints"), [((True,), (1, 3, 4)), ((False, False, True), (4,)), ((False,), ())]
+)
+def test_a_cell_cut_off_at_any_unit_ends_with_the_same_records(
+    models: Path, tmp_path: Path, rhythm: tuple[bool, ...], checkpoints: tuple[int, ...]
 ) -> None:
+    """``checkpoints``: after how many units of the comparisons one is taken. They lie in the cell: no model has an identity."""
     against = tuple(str(models / name) for name in ("b", "a", "wide", "outside"))
-    params = Params(model=str(models / "a-child"), family="a", against=against)
-    siblings = [params, Params(model=str(models / "a"), family="a", against=against)]
+    params = Params(model=str(models / "a-child"), family="a", against=against, families={against[1]: "a"})
     store = Store(tmp_path / "store")
-    assert attempt(tmp_path / "whole", params, siblings, store, cycle([False]), None)
-    expected = keyed(tmp_path / "whole")
-    units = [(unit["stage"], unit["index"]) for unit in read_cell(tmp_path / "whole").microbatches]
-    stages = [stage for stage, _ in units]
+    assert attempt(tmp_path / "whole", params, store, cycle([False]), None)
+    expected, whole = keyed(tmp_path / "whole"), read_cell(tmp_path / "whole")
+    units = [(unit["stage"], unit["index"], unit.get("labels")) for unit in whole.microbatches]
+    stages = [stage for stage, _, _ in units]
     assert stages == ["hash", *["layer"] * LAYERS, "compare", "compare", "derive", "compare", "compare"]
+    first = stages.index("compare")
     for at in range(len(units)):
         folder = tmp_path / f"cut-{at}"
-        assert not attempt(folder, params, siblings, store, cycle(rhythm), at)
-        assert attempt(folder, params, siblings, store, cycle(rhythm), None)
+        assert not attempt(folder, params, store, cycle(rhythm), at)
+        assert attempt(folder, params, store, cycle(rhythm), None)
         np.testing.assert_equal(keyed(folder), expected)
-        assert [(unit["stage"], unit["index"]) for unit in read_cell(folder).microbatches] == units
+        log = read_cell(folder)
+        assert [(unit["stage"], unit["index"], unit.get("labels")) for unit in log.microbatches] == units
+        assert [(f["fact"], f["value"]) for f in log.facts] == [(f["fact"], f["value"]) for f in whole.facts]
+        kept = max((count for count in checkpoints if first + count <= at), default=0)
+        reused = [unit.get("reused", False) for unit in log.microbatches]
+        assert reused == [first <= place < first + kept for place in range(len(units))]
+        (record,) = (folder / "stages").glob("scores-0-*/record.json")
+        assert json.loads(record.read_text())["attempts"] == 1 + (at >= first)
+    assert not (store.root / "stages").exists()
 
 
 def test_a_cell_cut_off_again_and_again_gets_through(models: Path, tmp_path: Path) -> None:
     params = Params(model=str(models / "a"), against=(str(models / "b"), str(models / "c")))
     store = Store(tmp_path / "store")
-    assert attempt(tmp_path / "whole", params, [params], store, cycle([False]), None)
+    assert attempt(tmp_path / "whole", params, store, cycle([False]), None)
     for _ in range(50):
-        if attempt(tmp_path / "cut", params, [params], store, cycle([True]), 2):
+        if attempt(tmp_path / "cut", params, store, cycle([True]), 2):
             break
     assert read_cell(tmp_path / "cut").num_attempts == 5  # hash and a layer, two, two, the last, the other model
     np.testing.assert_equal(keyed(tmp_path / "cut"), keyed(tmp_path / "whole"))
@@ -98,7 +111,7 @@ def test_a_cell_cut_off_again_and_again_gets_through(models: Path, tmp_path: Pat
 def test_scores_are_the_methods_own_and_say_why_they_are_not(models: Path, tmp_path: Path) -> None:
     against = tuple(str(models / name) for name in ("a", "b", "wide"))
     params = Params(model=str(models / "a-child"), against=against)
-    attempt(tmp_path / "cell", params, [params], Store(tmp_path / "store"), cycle([False]), None)
+    attempt(tmp_path / "cell", params, Store(tmp_path / "store"), cycle([False]), None)
     scores = [m for m in read_cell(tmp_path / "cell").metrics if m["name"] == "score"]
     assert len(scores) == 3 * len(BY_WEIGHTS)
     mine = weights_of(open_checkpoint(models / "a-child"))
@@ -128,10 +141,10 @@ def test_who_is_called_the_parent_does_not_hang_on_the_order(
     def knows(a: Any, b: Any) -> Found:
         return Found("b" if "child" in str(a.folder) else "a")
 
-    monkeypatch.setattr(compare, "derivation", knows)
-    params = Params(model=str(models / model), family="x", against=(str(models / other),))
-    siblings = [params, Params(model=str(models / other), family="x")]
-    attempt(tmp_path / "cell", params, siblings, Store(tmp_path / "store"), cycle([False]), None)
+    monkeypatch.setattr(compare, "lineage", knows)
+    reference = str(models / other)
+    params = Params(model=str(models / model), family="x", against=(reference,), families={reference: "x"})
+    attempt(tmp_path / "cell", params, Store(tmp_path / "store"), cycle([False]), None)
     (told,) = [m for m in read_cell(tmp_path / "cell").metrics if m["name"] == "derivation"]
     assert told["value"] == float("child" in model)
     assert told["labels"] == {"other": str(models / other), "kind": "tuned", "steps": "tuned+noise"}
@@ -141,19 +154,19 @@ def test_who_is_called_the_parent_does_not_hang_on_the_order(
 def test_what_a_cell_records_is_what_the_verb_measures(models: Path, tmp_path: Path) -> None:
     reference = str(models / "b")
     params = Params(model=reference)
-    attempt(tmp_path / "cell", params, [params], Store(tmp_path / "store"), cycle([False]), None)
-    found = numbers_of(reference, name="b", family=None, store=Store(tmp_path / "store"))
+    attempt(tmp_path / "cell", params, Store(tmp_path / "store"), cycle([False]), None)
+    found = summarise_model(resolve(reference, store=Store(tmp_path / "store")), name="b")
     curves = dict(found.curves.sigma) | dict(found.curves.extra)
     recorded: dict[str, dict[int, float]] = {}
     for metric in read_cell(tmp_path / "cell").metrics:
         if metric["name"] in ("sigma", "product"):
             recorded.setdefault(metric["labels"]["role"], {})[metric["labels"]["layer"]] = metric["value"]
     assert recorded == {role: dict(enumerate(curve.tolist())) for role, curve in curves.items()}
-    (about,) = [m for m in read_cell(tmp_path / "cell").metrics if m["name"] == "model"]
-    assert about["labels"]["weights"] == found.curves.weights_key
-    assert about["labels"]["intermediate_size"] == found.sizes.intermediate_size == 16
+    (about,) = [fact["value"] for fact in read_cell(tmp_path / "cell").facts if fact["fact"] == "model"]
+    assert about["weights"] == found.curves.weights_key
+    assert about["intermediate_size"] == found.sizes.intermediate_size == 16
     bare = Params(model=reference, whole=False)
-    attempt(tmp_path / "bare", bare, [bare], Store(tmp_path / "store"), cycle([False]), None)
+    attempt(tmp_path / "bare", bare, Store(tmp_path / "store"), cycle([False]), None)
     assert {m["labels"]["role"] for m in read_cell(tmp_path / "bare").metrics if m["name"] == "sigma"} == set("qkvo")
 
 
@@ -161,7 +174,7 @@ def test_equal_attention_weights_have_equal_keys_whatever_else_differs(models: P
     from transformers import AutoModelForCausalLM
 
     def key(folder: Path) -> str | None:
-        return numbers_of(str(folder), name="x", family=None, store=Store(tmp_path)).curves.weights_key
+        return summarise_model(resolve(str(folder), store=Store(tmp_path)), name="x").curves.weights_key
 
     changed: dict[str, Callable[[Any], Any]] = {
         "same": lambda layer: None,
@@ -176,24 +189,27 @@ def test_equal_attention_weights_have_equal_keys_whatever_else_differs(models: P
     assert len({key(tmp_path / "v"), key(models / "a"), key(models / "b")}) == 3
 
 
-def test_worth_comparing_is_the_earlier_of_the_list_and_one_of_each_other_width(models: Path, tmp_path: Path) -> None:
+def test_a_model_is_compared_with_the_earlier_of_the_list_and_one_of_each_other_width(
+    models: Path, tmp_path: Path
+) -> None:
     names = [str(models / name) for name in ("wide", "a", "wide-2", "b", "c")]
     wide, a, wide_2, b, c = names
     store = Store(tmp_path)
 
-    def chosen(reference: str, width: int) -> list[str]:
-        return worth_comparing(reference, width, tuple(names), store=store)
+    def chosen(model: Any, against: tuple[str, ...] = tuple(names)) -> list[str]:
+        return [other.reference for other in compare.compared_with(model, against, {}, store=store)]
 
-    assert chosen(wide, 32) == []
-    assert chosen(a, 24) == [wide]
-    assert chosen(wide_2, 32) == [wide, a]
-    assert chosen(c, 24) == [wide, a, b]
-    assert chosen(str(models / "d"), 24) == [wide, a, b, c]
-    assert chosen(str(models / "d"), 32) == [wide, a, wide_2]
-    assert chosen(str(models / "d"), 99) == [wide, a]
-    assert worth_comparing(a, 24, (), store=store) == []
-    zoo = ("zoo:base", "zoo:mini-1", "zoo:mini-2", "zoo:stranger-1")
-    assert worth_comparing("zoo:mini-3", 48, zoo, store=store) == ["zoo:base", "zoo:mini-1", "zoo:mini-2"]
+    def outside(width: int) -> Any:
+        return SimpleNamespace(reference="outside", sizes=lambda: SimpleNamespace(hidden_size=width))
+
+    assert chosen(resolve(wide, store=store)) == []
+    assert chosen(resolve(a, store=store)) == [wide]
+    assert chosen(resolve(wide_2, store=store)) == [wide, a]
+    assert chosen(resolve(c, store=store)) == [wide, a, b]
+    assert chosen(resolve(str(models / "d"), store=store)) == [wide, a, b, c]
+    assert chosen(outside(32)) == [wide, a, wide_2]
+    assert chosen(outside(99)) == [wide, a]
+    assert chosen(resolve(a, store=store), ()) == []
 
 
 def suite_of(models: Path, more: str) -> str:
@@ -212,7 +228,7 @@ def test_a_run_with_comparisons_is_scored_and_an_outsider_among_them_is_left_out
     assert code == 0, err
     scored = [key for key in metrics_of(only_run(tmp_path / "runs")) if key[1] == "score" and "outside" in key[2]]
     assert len(scored) == 2 * 6  # both methods, every model but a, which stands before it in the list
-    found = analyse(open_run(only_run(tmp_path / "runs")).tables())
+    found = analyse(open_run(only_run(tmp_path / "runs")).data())
     accuracies = {f.labels["method"]: f.value for f in found.findings
                   if f.name == "accuracy" and (f.labels["metric"], f.labels["group"]) == ("auroc", "all")}  # fmt: skip
     assert list(accuracies) == [
@@ -239,7 +255,7 @@ def test_a_run_with_comparisons_is_scored_and_an_outsider_among_them_is_left_out
 def test_a_peer_that_is_not_installed_is_told_before_anything_is_measured(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modelassay.experiments.fingerprinting.methods import peers
+    from modelassay.fingerprints import peers
 
     def missing(name: str) -> str:
         raise peers.PackageNotFoundError(name)
@@ -247,7 +263,7 @@ def test_a_peer_that_is_not_installed_is_told_before_anything_is_measured(
     monkeypatch.setattr(peers, "version", missing)
     params = Params(model=str(models / "a"), against=(str(models / "b"),), peers=("modeldna",))
     with pytest.raises(HostError, match="peer modeldna: it is not installed for .*ci/peers"):
-        attempt(tmp_path / "cell", params, [params], Store(tmp_path / "store"), cycle([False]), None)
+        attempt(tmp_path / "cell", params, Store(tmp_path / "store"), cycle([False]), None)
     assert read_cell(tmp_path / "cell").metrics == []
 
 

@@ -13,17 +13,21 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from modelassay.charts import data_of
+from modelassay.data.text import rows_of
 from modelassay.errors import Diverged, UsageError
 from modelassay.experiments.spectral.analyse import analyse
 from modelassay.experiments.spectral.measure import exact_numbers
 from modelassay.experiments.spectral.params import Params
 from modelassay.experiments.spectral.run import run
-from modelassay.experiments.spectral.text import rows_of
-from modelassay.meter import Meter
-from modelassay.record import Log, read_tables, segments
-from modelassay.state import State, Store, latest_checkpoint
+from modelassay.machine.code import SourceGraph
+from modelassay.recording.context import CellContext
+from modelassay.recording.log import read_cell, segments
+from modelassay.recording.tables import read_tables
+from modelassay.runs.progress import position_of
+from modelassay.storage.store import Store
 from tiny_models import make_model, save
-from toy_suite import environ, metrics_of, modelassay, only_run
+from toy_suite import environ, facts_of, metrics_of, modelassay, only_run
 
 WORDS = [f"w{number}" for number in range(30)]
 SMALL: dict[str, Any] = {"tokens": 96, "length": 8, "microbatch": 7, "steps": 51, "probes": 3, "precision": "fp64"}
@@ -61,26 +65,34 @@ class Stopped(BaseException):
 
 def measure(folder: Path, params: Params, *, stop: int = -1, end: Callable[[], None] | None = None) -> None:
     """Run the cell in ``folder`` or take it up again, with a checkpoint at every ``EVERY``th product, until product ``stop``."""
-    cell = folder / "cells" / "c"
-    cell.mkdir(parents=True, exist_ok=True)
-    saved, attempt = latest_checkpoint(cell), 1 + max(segments(cell), default=0)
-    log = Log(cell / f"attempt-{attempt}.jsonl", cell="c", attempt=attempt, resumed_at=saved.position if saved else 0)
-    meter = Meter(log, counters=saved.counters if saved else None)
-    state = State(cell, meter=meter, store=Store(folder / "store"), saved=saved)
-    real = meter.microbatch
+    folder_of_cell = folder / "cells" / "c"
+    folder_of_cell.mkdir(parents=True, exist_ok=True)
+    cell = CellContext(folder_of_cell, cell="c", seed=0, store=Store(folder / "store"), sources=SourceGraph())
+    plain = cell.microbatch
 
     def microbatch(*args: Any, **labels: Any) -> Any:
-        if meter.counters.get("hvp", 0) == stop:
+        if cell.meter.counters.get("hvp", 0) == stop:
             (end or _stop)()
-        return real(*args, **labels)
+        return plain(*args, **labels)
 
-    meter.microbatch = microbatch  # type: ignore[method-assign]
-    state.checkpoint_due = lambda every_s=0.0: meter.counters["hvp"] % EVERY == 0  # type: ignore[method-assign]
+    cell.microbatch = microbatch  # type: ignore[method-assign]
+    cell.checkpoint_due = lambda: cell.meter.counters["hvp"] % EVERY == 0  # type: ignore[method-assign]
     try:
-        run(params, meter, state)
-        log.append("status", {"outcome": "done", "reason": "", "wall_s": 0.0})
+        run(params, cell)
+        cell.meter.log.append("status", {"outcome": "done", "reason": "", "wall_s": 0.0})
     finally:
-        log.close()
+        cell.meter.log.close()
+
+
+def recorded(folder: Path) -> list[tuple[str, Any]]:
+    """Metrics and facts, as they were recorded."""
+    log = read_cell(folder / "cells" / "c")
+    metrics = [(line["name"], line["value"]) for line in log.metrics]
+    return [*metrics, *((line["fact"], (line["value"], line["labels"])) for line in log.facts)]
+
+
+def ritz_values(folder: Path, what: str = "values") -> list[float]:
+    return [value for run in facts_of(folder, "ritz") for value in run[what]]
 
 
 def _stop() -> None:
@@ -106,16 +118,31 @@ def test_numbers_are_those_of_the_exact_spectrum(dense: tuple[Path, Params]) -> 
     errors = {key[2]: f.value for key, f in found.items() if key[0] == "error"}
     assert max(errors[name] for name in ("lambda_max", "lambda_min", "spread")) < 1e-6
     assert max(errors[name] for name in ("ratio", "sigma_bulk all", "sigma_bulk without_10")) < 0.2
-    metrics = metrics_of(folder)
-    exact_P = np.array(sorted(value for (_, name, _), value in metrics.items() if name == "eigenvalue"))
+    exact_P = np.array(sorted(facts_of(folder, "eigenvalues")[0]))
     exact = exact_numbers(exact_P)
-    assert found["lambda_max", None, None].low <= exact_P[-1] <= found["lambda_max", None, None].high
+    assert found["lambda_max", None, None].estimate.low <= exact_P[-1] <= found["lambda_max", None, None].estimate.high
     ratios = [exact_P[-1] / exact[f"sigma_bulk {name}"] for name in ("all", "without_10", "without_50")]
     assert found["ratio_by_definition", None, None].value == pytest.approx(max(ratios) / min(ratios), rel=0.4)
     assert {f.labels["model"] for f in findings.findings} == {"model"}
     assert len(findings.tables[0].rows) == len({line[0] for line in findings.tables[0].rows}) == 11
-    findings.figures["spectrum-1"](folder / "figure.svg")
-    assert "pre-registered" in (folder / "figure.svg").read_text()
+    assert found["lambda_max", None, None].estimate.level is None  # a residual bound holds for certain
+    assert found["trace", None, None].estimate.level == 0.95
+    figure = findings.figures["spectrum-1"]
+    grid, density = (np.array([row[key] for row in data_of(figure, "exact")]) for key in ("eigenvalue", "density"))
+    width = 0.004 * (grid[-1] - grid[0])
+    bumps = np.exp(-0.5 * ((grid[:, None] - exact_P) / width) ** 2) / (width * (2 * np.pi) ** 0.5)
+    np.testing.assert_allclose(density, np.maximum(bumps.mean(axis=1), density.min()), rtol=1e-3)
+    assert np.trapezoid(density, grid) == pytest.approx(1, abs=1e-3)
+    drawn = np.array([row["density"] for row in data_of(figure, "density")])
+    assert np.trapezoid(drawn, grid) == pytest.approx(1, abs=1e-3)
+    centre = found["centre", None, None].value
+    limits = {row["what"]: row["eigenvalue"] for row in data_of(figure, "limits")}
+    assert limits == {
+        f"centre + 5 σ, {name}{' (pre-registered)' if name == 'without_10' else ''}": pytest.approx(
+            centre + 5 * found["sigma_bulk", name, None].value, rel=1e-5)
+        for name in ("all", "without_10", "without_50")
+    }  # fmt: skip
+    assert len(data_of(figure, "ritz_values")) == len(ritz_values(folder))
 
 
 def test_what_is_recorded(dense: tuple[Path, Params]) -> None:
@@ -126,11 +153,11 @@ def test_what_is_recorded(dense: tuple[Path, Params]) -> None:
     assert numbers["products"] == 2 * 51 + 3
     assert numbers["vector_bytes"] == 52 * size * 8
     assert numbers["tokens"] == 12 * 7
-    weights = [value for (_, name, _), value in metrics.items() if name == "weight"]
+    weights = ritz_values(folder, "weights")
     assert len(weights) == 2 * 51
     assert sum(weights) == pytest.approx(2)
     tables = read_tables({"c": (folder / "cells" / "c", params.model_dump(mode="json"))}, profile="mine")
-    units = tables.microbatches
+    units = tables.units
     assert units["stage"].unique().to_list() == ["hvp"]
     assert len(units) == 105 + -(-int(size) // 64)
     assert units["tokens"].unique().to_list() == [84]
@@ -141,7 +168,7 @@ def test_what_is_recorded(dense: tuple[Path, Params]) -> None:
 @pytest.mark.parametrize("operator", ["gauss-newton", "empirical-fisher", "sampled-fisher"])
 def test_other_operators_are_positive(scene: Path, operator: str) -> None:
     measure(scene / operator, params_of(scene, operator=operator, data=str(scene / "text.jsonl")))
-    ritz = [value for (_, name, _), value in metrics_of(scene / operator).items() if name == "ritz"]
+    ritz = ritz_values(scene / operator)
     assert min(ritz) > -1e-12 * max(ritz)
     assert max(ritz) > 0
 
@@ -152,11 +179,11 @@ def test_interrupted_at_any_product_and_taken_up_again(scene: Path, dense: tuple
         with pytest.raises(Stopped):
             measure(scene / "stopped", dense[1], stop=stop)
     measure(scene / "stopped", dense[1])
-    expected = metrics_of(dense[0])
-    assert metrics_of(scene / "stopped") == expected
-    assert len(expected) > 500
+    expected = recorded(dense[0])
+    assert recorded(scene / "stopped") == expected
+    assert len(ritz_values(dense[0])) == 102
     assert len(segments(scene / "stopped" / "cells" / "c")) == 6
-    assert not list(scene.glob("stopped/cells/*/artifacts/vectors"))
+    assert not list(scene.glob("stopped/cells/*/vectors"))
 
 
 KILLED = """
@@ -174,7 +201,7 @@ def test_killed_and_taken_up_again(scene: Path, dense: tuple[Path, Params]) -> N
     for stop in (40, 53):
         assert subprocess.run([*command, str(stop)], env=environ(), check=False).returncode == -9
     measure(scene / "killed", dense[1])
-    assert metrics_of(scene / "killed") == metrics_of(dense[0])
+    assert recorded(scene / "killed") == recorded(dense[0])
 
 
 def test_a_model_that_has_blown_up_is_a_finding(scene: Path, tmp_path: Path) -> None:
@@ -190,7 +217,7 @@ def test_a_model_that_has_blown_up_is_a_finding(scene: Path, tmp_path: Path) -> 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"model": None}, "-o model=FOLDER -o data=FILE"),
     ({"data": "absent.txt"}, r"absent\.txt: cannot be read as text"),
-    ({"tokens": 100_000}, "holds 240 tokens of this model, 100000 are wanted"),
+    ({"tokens": 100_000}, "holds 240 tokens of this model, 100000 are asked for"),
     ({"parameters": ("*.mpl.*",)}, "matches none"),
     ({"parameters": ("model.norm.weight",)}, "more than 51 parameters"),
 ]
@@ -213,8 +240,8 @@ def test_one_model_from_the_command_line(scene: Path, tmp_path: Path) -> None:
     assert code == 0, err
     made = only_run(tmp_path)
     assert "spectrum of model" in out
-    assert [figure.name for figure in (made / "figures").iterdir()] == ["spectrum-1.png"]
-    assert next((made / "cells").glob("*/attempt-1.out")).read_text().endswith("hvp 54 of 54\n")
+    assert sorted(figure.name for figure in (made / "figures").iterdir()) == ["spectrum-1.png", "spectrum-1.vl.json"]
+    assert str(position_of(next((made / "cells").iterdir()))) == "54 of 54 products"
 
 
 def test_rows_of_a_text(scene: Path) -> None:

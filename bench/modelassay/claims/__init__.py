@@ -1,0 +1,1 @@
+"""Published numbers, and what our runs say of them."""

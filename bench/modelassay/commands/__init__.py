@@ -1,0 +1,1 @@
+"""The verbs: each module turns what one verb asks into one `View`."""

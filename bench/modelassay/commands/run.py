@@ -1,0 +1,118 @@
+"""``modelassay run SUITE|RUN``: a new run, an old one resumed, only its plan, or the same command in a container."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelassay.commands.show import plan_view, run_view
+from modelassay.commands.view import View
+from modelassay.containers.mounts import loss_warning
+from modelassay.errors import UsageError
+from modelassay.runs.directory import Run, create_run, find_run, new_folder, open_run
+from modelassay.runs.execute import execute
+from modelassay.runs.plan import plan, prepare
+from modelassay.runs.progress import board
+from modelassay.suite import Suite, load_suite
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the command line asks to run."""
+
+    target: str
+    """A suite by name or file, or a run."""
+    profile: str | None
+    overrides: Sequence[str]
+    into: Path | None
+    """The directory of a new run; None: one named by suite and time."""
+    root: Path
+    """Where run directories are."""
+
+    def open(self) -> tuple[Suite, Run | None]:
+        """Return the suite and, where ``target`` is one, the run.
+
+        Raises:
+            UsageError: a run cannot be read, or is asked to change its parameters.
+            SuiteError: there is no such suite, or it is invalid.
+        """
+        folder = find_run(self.target, self.root)
+        if folder is None:
+            return load_suite(self.target, profile=self.profile, overrides=self.overrides), None
+        if self.profile or self.overrides or self.into:
+            raise UsageError(f"{folder} is an existing run; --profile, -o and --into apply to new runs only")
+        run = open_run(folder)
+        return run.suite, run
+
+    def folder(self, suite: Suite, run: Run | None) -> Path:
+        """Return the directory of ``run``, or of the run to make."""
+        return run.folder if run is not None else self.into or new_folder(suite, self.root)
+
+
+def show_plan(request: Request) -> View:
+    """Show what would run, what is reused and why."""
+    suite, run = request.open()
+    planned = plan(suite, root=request.root, run=run)
+    preparation = prepare(suite, [entry.cell for entry in planned if entry.action != "reuse"])
+    return plan_view(planned, preparation)
+
+
+def run_here(request: Request, *, jobs: int | None, report: Callable[[str], None]) -> View:
+    """Execute the cells that are not complete, and show the run with its figures.
+
+    Raises:
+        IncompleteRun: a cell failed; the others are there.
+    """
+    suite, run = request.open()
+    if run is None:
+        run = create_run(suite, request.folder(suite, run))
+        mounted = request.into or request.root
+        warning = loss_warning(run.folder, mounted=mounted, arguments=sys.argv[1:], environ=os.environ)
+        if warning is not None:
+            report(warning)
+    try:
+        with board(report) as shown:
+            execute(run, board=shown, jobs=jobs)
+    finally:
+        report(f"run directory: {run.folder}")
+    return run_view(run, figures=run.folder / "figures")
+
+
+def run_in_container(
+    request: Request,
+    options: Mapping[str, Any],
+    *,
+    jobs: int | None,
+    as_json: bool,
+    report: Callable[[str], None],
+    write: Callable[[bytes], None],
+) -> int:
+    """Run the same command in the suite's image; return its exit code."""
+    from modelassay.containers import launch
+
+    suite, run = request.open()
+    arguments = [word for text in request.overrides for word in ("-o", text)]
+    if request.profile:
+        arguments = ["--profile", request.profile, *arguments]
+    if jobs:
+        arguments += ["--jobs", str(jobs)]
+    if as_json:
+        arguments.append("--json")
+    job = launch.Job(
+        suite=suite, target=request.target, run=run, folder=request.folder(suite, run), arguments=arguments
+    )
+    return launch.run_inside(job, launch.Options(**options), report=report, write=write)
+
+
+def refuse_container_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that have no meaning outside a container.
+
+    Raises:
+        UsageError: one is set.
+    """
+    if name := next((name for name, value in options.items() if value), None):
+        raise UsageError(f"--{name.replace('_', '-')} applies only with --in container")

@@ -1,0 +1,241 @@
+"""What the verbs print: each function turns one thing into a `View`, which is JSON and rich tables at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from modelassay.claims.ledger import enter, ledger_lines, ledger_table
+from modelassay.claims.published import PublishedTables
+from modelassay.claims.verdicts import ClaimVerdict, assess, number_json
+from modelassay.commands.ledger import from_here, published_of
+from modelassay.commands.view import View
+from modelassay.errors import AssayError, SuiteError
+from modelassay.experiments.findings import MEANINGLESS, Findings, Table
+from modelassay.recording.log import CellLog, read_cell
+from modelassay.runs.analysis import draw, run_findings, try_read
+from modelassay.runs.directory import Run, open_run, runs_under, summarise_outcomes
+from modelassay.runs.plan import Planned, Preparation
+from modelassay.runs.progress import in_words, position_of
+from modelassay.statistics.estimate import Estimate, Range
+from modelassay.storage.files import is_locked
+from modelassay.suite import Published, Suite, load_suite, read_claims, shipped_suites
+
+MAX_CELLS_SHOWN = 40
+"""Cells up to which a run's table lists them all; beyond, those that are not done."""
+
+
+def everything(root: Path) -> View:
+    """List the shipped suites and the runs under ``root``, those that cannot be read any more too."""
+    suites = {name: load_suite(name) for name in shipped_suites()}
+    run_rows = [(folder.name, *_listed(folder)) for folder in runs_under(root)]
+    return View(
+        data={
+            "suites": [{"suite": s.name, "question": s.question, "cells": len(s.cells)} for s in suites.values()],
+            "runs": [
+                {"run": str(root / name), "profile": profile, "status": status} for name, profile, status in run_rows
+            ],
+        },
+        tables=[
+            Table(title="suites", columns=("suite", "question"), rows=[(s.name, s.question) for s in suites.values()]),
+            Table(
+                title=f"runs in {root}",
+                columns=("run", "profile", "cells"),
+                rows=[(name, profile or "", status) for name, profile, status in run_rows],
+            ),
+        ],
+    )
+
+
+def _listed(folder: Path) -> tuple[str | None, str]:
+    """Return a run's profile and how its cells ended, as far as that can be read."""
+    run, why = try_read(partial(open_run, folder))
+    if run is None:
+        return None, f"unreadable: {why}"
+    status, why = try_read(lambda: summarise_outcomes([read_cell(run.cell_dir(cell)) for cell in run.suite.cells]))
+    return run.suite.profile, status or f"unreadable: {why}"
+
+
+def suite_view(suite: Suite) -> View:
+    """Show a resolved suite: its cells, and for each leaf the layer that set it."""
+    return View(
+        data=suite.to_json(),
+        tables=[
+            Table(
+                title=f"{suite.name} ({suite.profile}): {suite.question}",
+                columns=("parameter", "set by"),
+                rows=sorted(suite.provenance.items()),
+            ),
+            Table(title="cells", columns=("id", "cell"), rows=[(cell.id, cell.label) for cell in suite.cells]),
+            Table(
+                title="claims",
+                columns=("claim", "published", "profile", "source"),
+                rows=[(c.id, f"{c.published:g}", c.profile, c.source) for c in suite.claims],
+            ),
+        ],
+    )
+
+
+def plan_view(planned: Sequence[Planned], preparation: Preparation) -> View:
+    """Show what would run, what is reused and why, and what it will cost."""
+    seconds = [p.estimate_s for p in planned if p.action != "reuse" and p.estimate_s is not None]
+    num_open = sum(p.action != "reuse" for p in planned)
+    cost = f"{num_open} of {len(planned)} cells to run"
+    if seconds:
+        cost += f"; {len(seconds)} of them took {sum(seconds):.0f} s in earlier runs"
+    if len(seconds) < num_open:
+        cost += f"; {num_open - len(seconds)} never ran here, their cost is not known"
+    return View(
+        data=[
+            {"cell": p.cell.id, "label": p.cell.label, "action": p.action, "why": p.why, "estimate_s": p.estimate_s}
+            for p in planned
+        ],
+        tables=[
+            Table(
+                title="",
+                columns=("cell", "action", "why", "cost"),
+                rows=[
+                    (p.cell.label, p.action, p.why, "not known" if p.estimate_s is None else f"{p.estimate_s:.0f} s")
+                    for p in planned
+                ],
+            )
+        ],
+        lines=[cost, *_preparation_lines(preparation)],
+    )
+
+
+def _preparation_lines(preparation: Preparation) -> list[str]:
+    """Say what must be built first, and what stages will do and keep."""
+    lines = []
+    if preparation.num_missing:
+        lines.append(f"{preparation.num_missing} artifacts are built first, about {in_words(preparation.seconds)} of work on one core; "
+                     f"{preparation.num_built} are there")  # fmt: skip
+    elif preparation.num_built:
+        lines.append(f"all {preparation.num_built} artifacts that the cells need are there")
+    if preparation.tokens or preparation.bytes_kept:
+        lines.append(f"stages: {preparation.tokens:,} tokens, {preparation.bytes_kept / 2**20:,.0f} MiB kept")
+    return lines
+
+
+def run_view(run: Run, *, figures: Path | None = None) -> View:
+    """Show a run's cells, what its analysis says of those that are complete and, once all are, of the claims.
+
+    Its figures are drawn into the folder ``figures`` if one is given. An analysis that fails is the view's failure: the
+    cells are shown all the same.
+    """
+    logs = {cell.id: read_cell(run.cell_dir(cell)) for cell in run.suite.cells}
+    cells = [(cell.label, *_standing(run.cell_dir(cell), logs[cell.id])) for cell in run.suite.cells]
+    findings: Findings | None = None
+    failure: AssayError | None = None
+    try:
+        findings = run_findings(run)
+    except AssayError as error:
+        failure = error
+    num_missing = sum(not log.is_complete for log in logs.values())
+    why_none = "the analysis failed" if failure else f"not testable yet: {num_missing} cells are missing"
+    verdicts = assess(run.suite.claims, None if num_missing else findings, profile=run.suite.profile, why_none=why_none)
+    drawn: list[Path] = []
+    if findings is not None and figures is not None:
+        try:
+            drawn = draw(findings, figures)
+        except AssayError as error:
+            failure = error
+    entries = enter(run.suite.name, verdicts, _published_tables(run.suite), run.folder)
+    here = [entry for entry in entries if entry.claim.profile == run.suite.profile]
+    caveats = list(findings.caveats) if findings else []
+    if run.suite.profile == "smoke":
+        caveats.insert(0, MEANINGLESS)
+    return View(
+        data={
+            "run": str(run.folder),
+            "suite": run.suite.name,
+            "profile": run.suite.profile,
+            "cells": [
+                {"cell": cell.id, "label": label, "outcome": outcome, "attempts": int(attempts), "reason": reason}
+                for cell, (label, outcome, attempts, reason) in zip(run.suite.cells, cells, strict=True)
+            ],
+            "findings": None if findings is None else _findings_json(findings),
+            "claims": [entry.to_json() for entry in entries],
+            "caveats": caveats,
+            "figures": [str(path) for path in drawn],
+        },
+        tables=[
+            Table(
+                title=f"{run.suite.name} ({run.suite.profile}), {summarise_outcomes(logs.values())}",
+                columns=("cell", "outcome", "attempts", "reason"),
+                rows=cells if len(cells) <= MAX_CELLS_SHOWN else [cell for cell in cells if cell[1] != "done"],
+            ),
+            *(findings.tables if findings else ()),
+            *([ledger_table(here)] if here else []),
+        ],
+        lines=[
+            *ledger_lines(here),
+            *(f"note: {caveat}" for caveat in caveats),
+            *_elsewhere(verdicts, run),
+            *([f"figures: {', '.join(str(path) for path in drawn)}"] if drawn else []),
+            f"run directory: {run.folder}",
+        ],
+        failure=failure,
+    )
+
+
+def _standing(cell_dir: Path, log: CellLog) -> tuple[str, str, str]:
+    """Return a cell's outcome or what it does now, its attempts, and why or how far."""
+    attempts = str(log.num_attempts)
+    if log.status is not None:
+        return str(log.outcome), attempts, str(log.status.get("reason", ""))
+    if not log.num_attempts:
+        return "not run", attempts, ""
+    if not is_locked(cell_dir / "lock"):
+        return "cut off", attempts, ""
+    position = position_of(cell_dir)
+    return "running", attempts, "" if position is None else str(position)
+
+
+def _published_tables(suite: Suite) -> PublishedTables:
+    """Return the data beside the file of a run's suite, or beside the shipped file where that is gone.
+
+    A run says where its suite's file was and may name any file as a table; only what the suite's file itself names is read.
+    """
+    shipped = shipped_suites().get(suite.name)
+    at_hand = suite.source.suffix in (".yaml", ".yml") and suite.source.is_file()
+    path = suite.source if at_hand or shipped is None else from_here(shipped)
+    named: list[Published] = []
+    if published_of(suite.claims) and (at_hand or shipped is not None):
+        with suppress(SuiteError):  # no suite any more, so it names nothing
+            named = published_of(read_claims(path)[0])
+    return PublishedTables(path.parent, suite.experiment, named)
+
+
+def _elsewhere(verdicts: Sequence[ClaimVerdict], run: Run) -> list[str]:
+    """Count the claims that this run's profile cannot test; the ledger lists them."""
+    profiles = [verdict.claim.profile for verdict in verdicts if verdict.claim.profile != run.suite.profile]
+    return [
+        f"claims: {profiles.count(profile)} more are not testable at profile {run.suite.profile}, they need {profile}: "
+        "modelassay show --claims"
+        for profile in dict.fromkeys(profiles)
+    ]
+
+
+def _findings_json(findings: Findings) -> list[dict[str, Any]]:
+    return [
+        {"name": f.name, "labels": dict(f.labels), **number_json(f.estimate), **_basis_json(f.estimate), "note": f.note}
+        for f in findings.findings
+    ]
+
+
+def _basis_json(number: Estimate | Range) -> dict[str, Any]:
+    """Return what an estimate rests on."""
+    if isinstance(number, Range):
+        return {"n": number.n, "unit": number.unit}
+    return {
+        "level": number.level,
+        "method": number.method,
+        "n": number.n,
+        "p": number.p,
+        "min_p": number.min_p,
+        "unit": number.unit,
+    }

@@ -1,0 +1,1 @@
+"""The same command inside a pinned image."""

@@ -1,0 +1,197 @@
+"""Across cells: the curves of all models, a verdict per pair, how strangers score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import combinations
+
+import numpy as np
+import polars as pl
+
+from modelassay.errors import UsageError
+from modelassay.experiments.findings import Figures, Finding, Findings
+from modelassay.experiments.findings import Table as Table
+from modelassay.experiments.fingerprinting.analyse.figures import evidence_figures
+from modelassay.experiments.fingerprinting.analyse.lineage import derived_pairs, score_derivations
+from modelassay.experiments.fingerprinting.analyse.pairs import Evidence, gather
+from modelassay.experiments.fingerprinting.analyse.printed import caveats, verdict_table
+from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
+from modelassay.experiments.fingerprinting.analyse.scoring import score_methods
+from modelassay.fingerprints.background import Background
+from modelassay.fingerprints.curves import Curves
+from modelassay.fingerprints.figures import comparison_figure
+from modelassay.fingerprints.measure import curves_from as curves_from
+from modelassay.fingerprints.measure import sizes_of as sizes_of
+from modelassay.fingerprints.methods import ModelSummary as ModelSummary
+from modelassay.fingerprints.verdict import Verdict, adjust, judge
+from modelassay.models.checkpoints import Stratum as Stratum
+from modelassay.models.reference import short_names as short_names
+from modelassay.recording.tables import RunData
+from modelassay.statistics.estimate import Estimate
+from modelassay.zoo.resolve import family_of as family_of
+
+QUANTILES = (0.5, 0.95, 0.99, 1.0)
+"""Of the scores of unrelated pairs; 1 is the largest."""
+
+MAX_JUDGED = 120
+"""Pairs up to which all are judged and shown; 16 models make 120."""
+
+MAX_ROWS = 60
+"""Verdicts that are printed of a run that judged more than ``MAX_JUDGED``."""
+
+MAX_SHOWN = 16
+"""Models up to which all curves are drawn."""
+
+
+def analyse(tables: RunData) -> Findings:
+    """Judge every pair of the run's models against the run's own strangers.
+
+    Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix; ``unrelated[method, quantile]`` over
+    pairs of roots of different families; ``called-related[known=strangers]`` and ``called-related[known=family]``, the
+    shares of calibrated pairs of known ancestry that were called related: false positives, and power.
+
+    Raises:
+        UsageError: the cells differ in alpha, or measured a model twice.
+    """
+    alphas = tables.cells["alpha"].unique(maintain_order=True).to_list()
+    if len(alphas) > 1:
+        raise UsageError(f"fingerprinting: cells differ in alpha ({', '.join(map(str, alphas))}); a run has one level")
+    alpha, by_reference = float(alphas[0]), models_of(tables)
+    models = [numbers.curves for numbers in by_reference.values()]
+    recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in by_reference.items()})
+    background = Background.from_models(by_reference.values(), recorded)
+    evidence = gather(by_reference, recorded, background, alpha=alpha)
+    pairs = _pairs_to_judge(models, evidence)
+    verdicts = adjust([
+        judge(a, b, background, alpha=alpha, by_weights=recorded.get(frozenset((a.name, b.name)), {})) for a, b in pairs
+    ])  # fmt: skip
+    known = {
+        (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in pairs if a.family and b.family
+    }
+    findings = [finding for verdict in verdicts for finding in _similarity(verdict)]
+    findings += [finding for name in evidence.scores
+                 for finding in _unrelated(name, [pair.scores.get(name, np.nan) for pair in background.pairs])]  # fmt: skip
+    shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, known)]
+    scored, tables_of_methods, notes = score_methods(evidence)
+    derived, tables_of_derivations = score_derivations(derived_pairs(tables, evidence.made_by))
+    shown = _worth_showing(verdicts, known)
+    few = models if len(models) <= MAX_SHOWN else _an_example(models, verdicts, known)
+    return Findings(
+        findings=[*findings, *shares, *scored, *derived],
+        tables=[verdict_table(shown, known=known), *tables_of_methods, *tables_of_derivations],
+        figures=Figures({"curves": partial(comparison_figure, few, verdicts)} if few else {}) | evidence_figures(evidence),
+        caveats=[*_broken(tables), *_recalled(tables), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
+                 *caveats(verdicts, background), *notes],
+    )  # fmt: skip
+
+
+def _pairs_to_judge(models: Sequence[Curves], evidence: Evidence) -> list[tuple[Curves, Curves]]:
+    """Return all pairs of a small run; of a large one those with a model of unknown ancestry, and some of the known ones.
+
+    Each suspect with its own root, and the roots of one stratum with each other; the earlier in the run comes first.
+    """
+    everything = list(combinations(models, 2))
+    if len(everything) <= MAX_JUDGED:
+        return everything
+    wanted = {
+        frozenset((pair.suspect.name, pair.root.name)) for pair in evidence.pairs
+        if pair.related or (pair.suspect.is_root and pair.suspect.stratum == pair.root.stratum)
+    }  # fmt: skip
+    return [(a, b) for a, b in everything
+            if a.family is None or b.family is None or frozenset((a.name, b.name)) in wanted]  # fmt: skip
+
+
+def _worth_showing(verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]) -> list[Verdict]:
+    """Return all verdicts of a small run; of a large one those of unknown ancestry, then those that contradict what is known."""
+    if len(verdicts) <= MAX_JUDGED:
+        return list(verdicts)
+    wrong = {"strangers": "related", "family": "not distinguishable from strangers"}
+    surprising: dict[str | None, list[Verdict]] = {None: [], "strangers": [], "family": []}
+    for verdict in verdicts:
+        ancestry = known.get((verdict.a, verdict.b))
+        if ancestry is None or verdict.word == wrong[ancestry]:
+            surprising[ancestry].append(verdict)
+    return [verdict for group in surprising.values() for verdict in group][:MAX_ROWS]
+
+
+def _an_example(
+    models: Sequence[Curves], verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]
+) -> list[Curves]:
+    """Return a root, a descendant with the median score, and the stranger that comes closest to that root."""
+    ranked = sorted(
+        (
+            verdict
+            for verdict in verdicts
+            if known.get((verdict.a, verdict.b)) == "family" and not verdict.corrected.reason
+        ),
+        key=lambda verdict: verdict.corrected.value,
+    )
+    if not ranked:
+        return list(models[:3])
+    middle = ranked[len(ranked) // 2]
+    strangers = [verdict for verdict in verdicts if known.get((verdict.a, verdict.b)) == "strangers"
+                 and middle.a in (verdict.a, verdict.b)]  # fmt: skip
+    closest = max(strangers, key=lambda verdict: verdict.paper_exact.value, default=middle)
+    names = {middle.a, middle.b, closest.a, closest.b}
+    return [model for model in models if model.name in names]
+
+
+def _left_out(verdicts: Sequence[Verdict], shown: Sequence[Verdict], background: Background) -> list[str]:
+    notes = [
+        f"{lost} holds the same attention weights as {kept}: it counts as no stranger"
+        for lost, kept in background.duplicates
+    ]
+    if len(shown) < len(verdicts):
+        notes.append(f"{len(verdicts)} pairs were judged; shown are those of unknown ancestry or judged otherwise than known, "
+                     "--json has all")  # fmt: skip
+    return notes
+
+
+def _called_related(kind: str, verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]) -> list[Finding]:
+    """Return the share of calibrated pairs of ``kind`` that were called related; nothing where there is no such pair."""
+    judged = [verdict for verdict in verdicts if known.get((verdict.a, verdict.b)) == kind and verdict.background]
+    if not judged:
+        return []
+    num_related = sum(verdict.word == "related" for verdict in judged)
+    which = "of one family" if kind == "family" else "known to be strangers"
+    expected = f"; at alpha = {judged[0].alpha:g} up to {judged[0].alpha * len(judged):.1f} were to be expected"
+    note = f"{which}, {num_related} of {len(judged)} were called related{expected if kind == 'strangers' else ''}"
+    share = Estimate(value=num_related / len(judged), n=len(judged), note=note)
+    return [Finding(name="called-related", labels={"known": kind}, estimate=share)]
+
+
+def _similarity(verdict: Verdict) -> list[Finding]:
+    exact = Estimate(value=verdict.paper_exact.value, note=verdict.paper_exact.reason or "")
+    note = verdict.corrected.reason or "interval: layers drawn anew"
+    ours = replace(
+        verdict.interval or Estimate(value=verdict.corrected.value), value=verdict.corrected.value, note=note
+    )
+    return [Finding(name="similarity", labels={"method": method, "a": verdict.a, "b": verdict.b}, estimate=estimate)
+            for method, estimate in (("paper-exact", exact), ("corrected", ours))]  # fmt: skip
+
+
+def _unrelated(method: str, scores: Sequence[float]) -> list[Finding]:
+    finite = [score for score in scores if np.isfinite(score)]
+    if not finite:
+        return []
+    return [
+        Finding(name="unrelated", labels={"method": method, "quantile": quantile}, estimate=Estimate(
+            value=float(np.quantile(finite, quantile)), n=len(finite),
+            note=f"{len(finite)} pairs, which share models and so are not independent"))
+        for quantile in QUANTILES
+    ]  # fmt: skip
+
+
+def _broken(tables: RunData) -> list[str]:
+    return [
+        f"{row['model']} was left out: {row['reason']}"
+        for row in tables.cells.filter(pl.col("outcome") == "diverged").iter_rows(named=True)
+    ]
+
+
+def _recalled(tables: RunData) -> list[str]:
+    num = tables.units.filter(pl.col("reused") & (pl.col("stage") == "compare"))["cell"].n_unique()
+    which = f"scores of {num} of {tables.cells.height} models, or some of them,"
+    return [f"{which} were measured by an earlier run or attempt of the same code, and kept"] if num else []

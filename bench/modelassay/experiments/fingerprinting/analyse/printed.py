@@ -1,0 +1,75 @@
+"""Verdicts as a table, and what must be said beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from modelassay.experiments.findings import Table
+from modelassay.fingerprints.background import Background
+from modelassay.fingerprints.verdict import Verdict
+
+COLUMNS = (
+    "pair",
+    "paper-exact",
+    "corrected",
+    "layers redrawn",
+    "judged by",
+    "rank p",
+    "min p",
+    "strangers",
+    "phase p",
+    "verdict",
+)
+
+
+def verdict_table(verdicts: Sequence[Verdict], *, known: Mapping[tuple[str, str], str] | None = None) -> Table:
+    """Return a row per pair, the highest corrected scores first; ``known`` ancestry gets a column of its own."""
+    ranked = sorted(verdicts, key=lambda v: -v.corrected.value if np.isfinite(v.corrected.value) else np.inf)
+    rows = []
+    for verdict in ranked:
+        row: tuple[str, ...] = (
+            f"{verdict.a} · {verdict.b}", _number(verdict.paper_exact.value), _number(verdict.corrected.value),
+            f"{verdict.interval.low:.2f} to {verdict.interval.high:.2f}" if verdict.interval else "undefined",
+            f"{verdict.primary} {_number(verdict.score)}", *_chances(verdict), verdict.word,
+        )  # fmt: skip
+        rows.append(row if known is None else (*row, known.get((verdict.a, verdict.b), "not known")))
+    return Table(title="pairs", columns=COLUMNS if known is None else (*COLUMNS, "known as"), rows=rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if np.isfinite(value) else "undefined"
+
+
+def _chances(verdict: Verdict) -> tuple[str, str, str, str]:
+    """Return the columns of chance; nothing is printed there without a background."""
+    place, phase = verdict.background, verdict.phase
+    if place is None:
+        return "none", "none", "no background", "none"
+    why_none = "undefined" if verdict.primary == "corrected" else "not asked"
+    return (f"{place.p:.3f}", f"{place.min_p:.3f}", f"{place.n}, up to {place.max:.2f}",
+            why_none if phase is None else f"{phase.p:.4f}")  # fmt: skip
+
+
+def caveats(verdicts: Sequence[Verdict], background: Background) -> list[str]:
+    """Return what a reader must know before quoting the table."""
+    notes = []
+    if any(verdict.word == "uncalibrated" for verdict in verdicts):
+        notes.append(
+            "uncalibrated pairs have no strangers of their stratum (depth, shape, tokenizer): no p-value is printed"
+        )
+    if background.pairs:
+        notes.append("strangers share models, so their pairs are not independent and a rank p is approximate")
+    tests = [verdict.phase for verdict in verdicts if verdict.phase]
+    for phases in sorted({test.free_phases for test in tests}):
+        alike = [test for test in tests if test.free_phases == phases]
+        notes.append(f"phase p: {phases} free phases; {alike[0].draws} draws allow {alike[0].min_p:.4f}, "
+                     f"a copy would get {max(test.copy_p for test in alike):.4f} at worst")  # fmt: skip
+    calibrated = [verdict for verdict in verdicts if verdict.p_adjusted is not None]
+    if len(calibrated) > 1:
+        best = min(verdict.p_adjusted for verdict in calibrated if verdict.p_adjusted is not None)
+        notes.append(
+            f"each pair is judged at its own level; over all {len(calibrated)} pairs Holm's smallest adjusted rank p is {best:.2g}"
+        )
+    return notes

@@ -1,0 +1,140 @@
+"""Lanczos runs and probes that can be interrupted at any product and taken up again with the same numbers."""
+
+# P = parameters, M = Lanczos steps, K = probes
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelassay.curvature.estimators import deflated_probe, signs
+from modelassay.curvature.lanczos import Krylov, extend, krylov
+from modelassay.curvature.operators import Operator
+from modelassay.curvature.vectors import VectorStore
+from modelassay.recording.context import Recorder
+from modelassay.storage.files import no_space
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+class TimedOperator(Operator):
+    """An operator each of whose products is one timed unit."""
+
+    def __init__(self, operator: Operator, unit: Callable[[], AbstractContextManager[object]]) -> None:
+        """Multiply by ``operator`` inside ``unit()``."""
+        self.operator, self._unit = operator, unit
+        self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+
+    def _multiply(self, vectors_KP: Tensor) -> Tensor:
+        with self._unit():
+            return self.operator.matmat(vectors_KP)
+
+
+def empty_store(operator: Operator) -> VectorStore:
+    """Return room for vectors of an operator."""
+    return VectorStore(operator.size, dtype=operator.dtype, device=operator.device)
+
+
+class ResumableLanczos:
+    """Where a measurement stands: a payload for the checkpoint, and files of vectors beside it.
+
+    Vectors are written once, when a checkpoint is due, and not again: a checkpoint costs what is new.
+    """
+
+    def __init__(self, operator: Operator, recorder: Recorder) -> None:
+        """Go on from the checkpoint of a cell or stage, or begin."""
+        saved = recorder.restore()
+        self._operator, self._recorder = operator, recorder
+        self._folder = recorder.folder / "vectors"
+        self.payload: dict[str, Any] = {"runs": [], "samples": []} if saved is None else dict(saved.payload)
+        self._written = 0
+
+    def lanczos(self, run: int, *, steps: int, seed: int, basis_wanted: bool) -> Krylov:
+        """Return the Krylov space of ``steps`` steps of one run, from where it stood.
+
+        A run that was complete is returned without its vectors unless they are wanted.
+        """
+        runs, self._written = self.payload["runs"], 0
+        if run == len(runs):
+            space = self._begin(run, seed)
+            runs.append({"diagonal": [], "coupling": []})
+        else:
+            space = self._reopen(run, whole=basis_wanted or not self._is_complete(run, steps))
+        while not self._is_complete(run, steps):
+            extend(space, self._operator, 1)
+            runs[run] = {"diagonal": list(space.diagonal), "coupling": list(space.coupling)}
+            self._save_if_due(run, space)
+        return space
+
+    def probes(self, space: Krylov, count: int, seed: int) -> Array:
+        """Return `deflated_probe` of ``count`` probes off the space of run 0, [K, 3], from where they stood."""
+        samples, generator = self.payload["samples"], torch.Generator().manual_seed(seed)
+        for _ in samples:
+            signs(self._operator, generator)  # those that were drawn before
+        while len(samples) < count:
+            samples.append(list(deflated_probe(self._operator, space, generator)))
+            self._save_if_due(0, space)
+        return np.array(samples)
+
+    def remove_vectors(self) -> None:
+        """Remove the vectors: what they were for is recorded."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _is_complete(self, run: int, steps: int) -> bool:
+        """Whether the run took all its steps, or its space is exhausted."""
+        done = self.payload["runs"][run]
+        return len(done["diagonal"]) == steps or 0.0 in done["coupling"][-1:]
+
+    def _begin(self, run: int, seed: int) -> Krylov:
+        if run == 0:
+            return krylov(self._operator, seed=seed)
+        generator = torch.Generator().manual_seed(seed + run)
+        return krylov(
+            self._operator, start_P=torch.randn(self._operator.size, generator=generator, dtype=torch.float64)
+        )
+
+    def _reopen(self, run: int, *, whole: bool) -> Krylov:
+        diagonal, coupling = (list(self.payload["runs"][run][name]) for name in ("diagonal", "coupling"))
+        space = Krylov(basis=empty_store(self._operator), diagonal=diagonal, coupling=coupling)
+        if whole:
+            for index in range(space.steps):
+                space.basis.append(self._read(run, index))
+            if not coupling or coupling[-1] != 0.0:
+                space.following_P = self._read(run, space.steps).to(self._operator.device)
+            self._written = space.steps
+        return space
+
+    def _save_if_due(self, run: int, space: Krylov) -> None:
+        """Write the vectors that are not on the disk yet, the next one too, then say so in a checkpoint."""
+        if not self._recorder.checkpoint_due():
+            return
+        self._folder.mkdir(exist_ok=True)
+        try:
+            for index in range(self._written, space.steps):
+                self._write(run, index, space.basis.row(index))
+            if space.following_P is not None and self._written < space.steps:
+                self._write(run, space.steps, space.following_P)
+        except OSError as error:
+            raise no_space(error, self._folder) from error
+        self._written = space.steps
+        self._recorder.checkpoint(self.payload)
+
+    def _path(self, run: int, index: int) -> Path:
+        return self._folder / f"{run}-{index:05d}.npy"
+
+    def _write(self, run: int, index: int, vector_P: Tensor) -> None:
+        with self._path(run, index).open("wb") as file:
+            np.save(file, vector_P.cpu().numpy())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _read(self, run: int, index: int) -> Tensor:
+        return torch.from_numpy(np.load(self._path(run, index)))

@@ -1,0 +1,1 @@
+"""What tells one model from another: measured on weights and on answers, compared, judged."""

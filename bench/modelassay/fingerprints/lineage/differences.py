@@ -1,0 +1,203 @@
+"""The difference of two checkpoints, tensor by tensor: what corresponds, what of it is a symmetry, and what is left.
+
+Everything is read once, a layer's attention or one feed-forward network at a time, so that memory is bounded by the
+largest of these: three or four matrices of at most `weights.MAX_ELEMENTS` for each model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modelassay.fingerprints.lineage.deltas import Delta, Kind, delta
+from modelassay.fingerprints.lineage.symmetries import Floats, Symmetry, undo_attention, undo_neurons
+from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors, match_layers
+from modelassay.models.checkpoints.architectures import ROLES
+
+MIN_VOCABULARY = 128
+"""Rows of what counts as an embedding whose rows are tokens."""
+
+
+@dataclass(kw_only=True)
+class Difference:
+    """All that two checkpoints differ in."""
+
+    deltas: list[Delta] = field(default_factory=list)
+    symmetries: dict[Symmetry, int] = field(default_factory=dict)
+    """How many of the layers each was difference in."""
+    embeddings: list[tuple[Floats, Floats]] = field(default_factory=list)
+    """Pairs of differing tensors outside the stack of at least `MIN_VOCABULARY` rows [V, C]."""
+    layers: list[tuple[int, int]] = field(default_factory=list)
+    """Corresponding layers of a and b."""
+    match: float = 1.0
+    """Mean cosine of layers that were matched because the depths differ."""
+    repeated: float = 0.0
+    """Share of the deeper model's remaining layers that equal one of the shallower's too."""
+    experts: tuple[bool, bool] = (False, False)
+    expert_cosine: float = 1.0
+    """Median over dense feed-forward matrices of the largest cosine with one of the experts'."""
+    num_unpaired: int = 0
+    """Matrices of corresponding layers that only one model has, or tensors that differ in shape."""
+    narrowed: str = ""
+    """``a`` or ``b`` where that one is stored in a coarser format and the other holds more than it."""
+
+    def count(self, symmetries: set[Symmetry]) -> None:
+        """Add what was difference in one place."""
+        for symmetry in symmetries:
+            self.symmetries[symmetry] = self.symmetries.get(symmetry, 0) + 1
+
+
+def _as_pair(x: Tensor, y: Tensor, into: Difference) -> tuple[Floats, Floats, float]:
+    """Both in fp32 after rounding to the coarser format, and that format's spacing."""
+    if x.dtype != y.dtype:
+        coarser = x.dtype if torch.finfo(x.dtype).eps > torch.finfo(y.dtype).eps else y.dtype
+        finer = y if x.dtype == coarser else x
+        if not torch.equal(finer.to(coarser).to(finer.dtype), finer):
+            into.narrowed = "a" if x.dtype == coarser else "b"
+        x, y = x.to(coarser), y.to(coarser)
+    return x.float().numpy(), y.float().numpy(), torch.finfo(x.dtype).eps
+
+
+def compare(a: Tensors, b: Tensors) -> Difference:
+    """Read two checkpoints and return what they differ in. Linear in their size, but for orders of neurons.
+
+    Both must have one hidden size and one head layout; which layers correspond is difference by `match_layers`.
+    """
+    difference = Difference(experts=(_has_experts(a), _has_experts(b)))
+    difference.layers, difference.match, difference.repeated = match_layers(a, b)
+    probes = {difference.layers[len(difference.layers) * i // 4][0] for i in (1, 3)} if difference.layers else set()
+    expert_cosines: list[float] = []
+    turn_a = _mass(a) > _mass(b)
+    for i, j in difference.layers:
+        _compare_attention(a, b, i, j, difference, probe=i in probes, turn_a=turn_a)
+        names = a.by_layer.get(i, {}).keys() & b.by_layer.get(j, {}).keys()
+        difference.num_unpaired += _num_alone(a, i, names) + _num_alone(b, j, names)
+        _compare_rest(a, b, i, j, sorted(names), difference, probe=i in probes)
+        if difference.experts[0] != difference.experts[1] and i in probes:
+            dense, sparse = ((a, i), (b, j)) if difference.experts[1] else ((b, j), (a, i))
+            expert_cosines += _expert_cosines(*dense, *sparse)
+    outside = a.by_layer.get(OUTSIDE, {}).keys() & b.by_layer.get(OUTSIDE, {}).keys()
+    _compare_rest(a, b, OUTSIDE, OUTSIDE, sorted(outside), difference, probe=False)
+    if expert_cosines:
+        difference.expert_cosine = float(np.median(expert_cosines))
+    return difference
+
+
+def _num_alone(weights: Tensors, layer: int, names: set[str]) -> int:
+    alone = weights.by_layer.get(layer, {}).keys() - names
+    return sum(len(weights.info(layer, name).shape) > 1 for name in alone)
+
+
+def _mass(weights: Tensors) -> float:
+    """What decides which of two models has its symmetries undone: a number of the model's own, not of the arguments' order."""
+    return sum(
+        float(weights.checkpoint.read(weights.matrices[0, role]).abs().sum(dtype=torch.float64)) for role in ("q", "v")
+    )
+
+
+def _has_experts(weights: Tensors) -> bool:
+    return any("experts." in name for names in weights.by_layer.values() for name in names)
+
+
+def _compare_attention(a: Tensors, b: Tensors, i: int, j: int, difference: Difference, *, probe: bool, turn_a: bool) -> None:  # fmt: skip
+    sides: tuple[dict[str, Floats], dict[str, Floats]] = ({}, {})
+    eps, biased = 0.0, set()
+    for role in ROLES:
+        x, y, eps = _as_pair(a.checkpoint.read(a.matrices[i, role]), b.checkpoint.read(b.matrices[j, role]), difference)
+        biases = (a.bias(i, role), b.bias(j, role)) if role != "o" else (None, None)
+        if biases[0] is not None and biases[1] is not None:
+            p, q, _ = _as_pair(biases[0], biases[1], difference)
+            x, y = np.column_stack([x, p]), np.column_stack([y, q])
+            biased.add(role)
+        sides[0][role], sides[1][role] = x, y
+    first, second = sides if turn_a else sides[::-1]
+    fixed, symmetries = undo_attention(first, second, a.heads)
+    difference.count(symmetries)
+    sides = (fixed, sides[1]) if turn_a else (sides[0], fixed)
+    for role in ROLES:
+        x, y = sides[0][role], sides[1][role]
+        if role in biased:
+            difference.deltas.append(
+                delta(x[:, -1], y[:, -1], i, f"{role}.bias", "vector", eps, has_symmetry=bool(symmetries))
+            )
+            x, y = x[:, :-1], y[:, :-1]
+        difference.deltas.append(delta(x, y, i, role, "matrix", eps, has_symmetry=bool(symmetries), probe=probe))
+
+
+def _compare_rest(
+    a: Tensors, b: Tensors, i: int, j: int, names: list[str], difference: Difference, *, probe: bool
+) -> None:
+    taken = {a.bias_name(i, role) for role in ("q", "k", "v")} if i != OUTSIDE else set()
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        if name not in taken and a.readable(i, name) and b.readable(j, name):
+            groups.setdefault(".".join(name.split(".")[:-2]) if i != OUTSIDE else name, []).append(name)
+    for group in groups.values():
+        _compare_group(a, b, i, j, group, difference, probe=probe)
+
+
+def _compare_group(
+    a: Tensors, b: Tensors, i: int, j: int, names: list[str], difference: Difference, *, probe: bool
+) -> None:
+    sides: tuple[dict[str, Floats], dict[str, Floats]] = ({}, {})
+    eps, turned = 0.0, i != OUTSIDE and a.matrices[i, "o"].inputs_first
+    for name in names:
+        shapes = a.info(i, name).shape, b.info(j, name).shape
+        rows = None
+        if shapes[0] != shapes[1]:
+            if i != OUTSIDE or not (len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][1] == shapes[1][1]):
+                difference.num_unpaired += 1
+                continue
+            rows = min(shapes[0][0], shapes[1][0])
+        x, y, eps = _as_pair(a.read(i, name, rows), b.read(j, name, rows), difference)
+        sides[0][name], sides[1][name] = (_as_matrix(side, turned) for side in (x, y))
+    symmetries: set[Symmetry] = set()
+    fixed = sides[0]
+    if i != OUTSIDE:
+        fixed, symmetries = undo_neurons(*sides, a.checkpoint.hidden_size)
+    difference.count(symmetries)
+    for name, x in fixed.items():
+        y = sides[1][name]
+        kind: Kind = "vector" if min(x.shape) == 1 or x.ndim < 2 else "embedding" if i == OUTSIDE else "matrix"
+        difference.deltas.append(delta(x, y, i, name, kind, eps, has_symmetry=bool(symmetries), probe=probe))
+        if kind == "embedding" and len(x) >= MIN_VOCABULARY and difference.deltas[-1].dd:
+            difference.embeddings.append((x, y))
+
+
+def _as_matrix(x: Floats, turned: bool) -> Floats:
+    """Rows are output channels: experts one below the other, Conv1D turned, which stores [inputs, outputs]."""
+    if x.ndim == 2 and turned:
+        return np.ascontiguousarray(x.T)
+    return x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
+
+
+def _expert_cosines(dense: Tensors, i: int, sparse: Tensors, j: int) -> Iterator[float]:
+    """For each feed-forward matrix of a dense layer, the largest cosine with a matrix of that shape among the experts."""
+    candidates = [
+        block
+        for name in sparse.by_layer.get(j, {})
+        if sparse.readable(j, name)
+        for block in _blocks(sparse.read(j, name))
+    ]
+    for name in dense.by_layer.get(i, {}).keys() - sparse.by_layer.get(j, {}).keys():
+        if not dense.readable(i, name) or len(dense.info(i, name).shape) != 2:
+            continue
+        x = dense.read(i, name).float()
+        cosines = [float(torch.nn.functional.cosine_similarity(x.reshape(-1), y.reshape(-1), dim=0))
+                   for y in candidates if y.shape == x.shape]  # fmt: skip
+        yield max(map(abs, cosines), default=0.0)
+
+
+def _blocks(x: Tensor) -> Iterator[Tensor]:
+    """What a tensor of experts may hold of one dense matrix: itself, its first expert, halves and transposes of these."""
+    if x.ndim == 2:
+        yield x.float()
+    elif x.ndim == 3:
+        first = x[0].float()
+        for block in (first, *first.chunk(2, 0), *first.chunk(2, 1)):
+            yield block
+            yield block.T

@@ -1,0 +1,111 @@
+"""Sigma-curves of one checkpoint, layer by layer."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from modelassay.errors import CheckpointError
+from modelassay.fingerprints.configuration import Sizes
+from modelassay.fingerprints.curves import BEYOND, ROLES, Curves
+from modelassay.fingerprints.methods import ModelSummary
+from modelassay.fingerprints.products import product_curves
+from modelassay.models.checkpoints import Checkpoint, Stratum
+from modelassay.models.checkpoints.layers import layer_spans
+from modelassay.models.checkpoints.safetensors import DTYPE_BITS
+from modelassay.models.reference import Model
+from modelassay_kernels import FileSpan, layer_std_file
+
+
+def spans_of(checkpoint: Checkpoint, layer: int) -> dict[str, FileSpan]:
+    """Return the four matrices of one layer by role."""
+    return {matrix.role: matrix.span for matrix in checkpoint.matrices if matrix.layer == layer}
+
+
+def num_bytes(spans: Mapping[str, FileSpan]) -> int:
+    """Return the fewest bytes that reading ``spans`` takes: each weight once."""
+    return sum(span.num_rows * span.num_cols * DTYPE_BITS[span.dtype] // 8 for span in spans.values())
+
+
+def measure_layer(checkpoint: Checkpoint, layer: int, spans: Mapping[str, FileSpan],
+                  extras: Mapping[str, Sequence[FileSpan]]) -> list[tuple[str, str, float]]:  # fmt: skip
+    """Return what one layer gives the methods, as (metric, role, value).
+
+    ``sigma``: the standard deviation (correction 1, as torch.std) of each attention matrix, and of each of ``extras``: of
+    several tensors (experts) the root mean square over their elements. ``product``: see `products`. Values other than
+    the attention matrices' that are 0 or not finite are left out: a bias that is all 0 has no curve.
+    """
+    every = [*spans.values(), *(span for role in BEYOND for span in extras.get(role, ()))]
+    sigmas = iter(layer_std_file(every).tolist())
+    values = [("sigma", role, next(sigmas)) for role in spans]
+    beyond = {}
+    for role in BEYOND:
+        if role in extras:
+            sizes = [span.num_rows * span.num_cols for span in extras[role]]
+            total = sum(size * next(sigmas) ** 2 for size in sizes)
+            beyond[role] = math.sqrt(total / sum(sizes))
+    values += [("sigma", role, value) for role, value in beyond.items() if math.isfinite(value) and value > 0]
+    products = product_curves(checkpoint, layer)
+    return [
+        *values,
+        *(("product", role, value) for role, value in products.items() if math.isfinite(value) and value > 0),
+    ]
+
+
+def attention_key(checkpoint: Checkpoint) -> str:
+    """Return 16 hex digits of BLAKE2b over the attention matrices' stored values: equal weights under any name, equal keys."""
+    digest = hashlib.blake2b(digest_size=8)
+    for matrix in checkpoint.matrices:
+        digest.update(checkpoint.read(matrix).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fault_of(role: str, layer: int, sigma: float) -> str | None:
+    """Say what is wrong with a matrix of standard deviation ``sigma``; None if nothing is."""
+    if not math.isfinite(sigma):
+        return f"layer {layer}: {role} holds NaN or infinite weights"
+    return f"layer {layer}: {role} is constant" if sigma == 0 else None
+
+
+def curves_from(values: Iterable[tuple[str, str, int, float]], *, name: str, stratum: Stratum, family: str | None,
+                weights_key: str | None = None) -> Curves:  # fmt: skip
+    """Build curves of (metric, role, layer, value) in any order; roles that some layers lack are left out."""
+    by_role: dict[str, dict[int, float]] = {}
+    for _, role, layer, value in values:
+        by_role.setdefault(role, {})[layer] = value
+    curves = {
+        role: np.array([by_layer[layer] for layer in range(stratum.num_layers)])
+        for role, by_layer in by_role.items() if len(by_layer) == stratum.num_layers
+    }  # fmt: skip
+    sigma = {role: curves.pop(role) for role in ROLES if role in curves}
+    return Curves(name=name, sigma=sigma, stratum=stratum, family=family, extra=curves, weights_key=weights_key)
+
+
+def summarise_model(model: Model, *, name: str, whole: bool = True) -> ModelSummary:
+    """Return what a run would record of a model, all of it at once; ``whole`` as in `Params`.
+
+    Raises:
+        CheckpointError: it cannot be read, or an attention matrix is not finite or is constant.
+    """
+    checkpoint = model.checkpoint()
+    extras = layer_spans(checkpoint) if whole else [{} for _ in range(checkpoint.num_layers)]
+    values = []
+    for layer in range(checkpoint.num_layers):
+        spans = spans_of(checkpoint, layer)
+        for metric, role, value in measure_layer(checkpoint, layer, spans, extras[layer]):
+            if metric == "sigma" and role in spans and (fault := fault_of(role, layer, value)):
+                tensor = next(m.tensor_name for m in checkpoint.matrices if (m.layer, m.role) == (layer, role))
+                raise CheckpointError(f"{model.reference}: {fault}, so it has no sigma-curve; look at {tensor}")
+            values.append((metric, role, layer, value))
+    curves = curves_from(values, name=name, stratum=checkpoint.stratum(), family=model.family,
+                         weights_key=attention_key(checkpoint))  # fmt: skip
+    return ModelSummary(curves=curves, sizes=sizes_of(checkpoint.stratum(), checkpoint.intermediate_size))
+
+
+def sizes_of(stratum: Stratum, intermediate_size: int | None) -> Sizes:
+    """Return what the configuration tells."""
+    return Sizes(intermediate_size=intermediate_size, **vars(stratum))

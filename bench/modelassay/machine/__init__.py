@@ -1,0 +1,1 @@
+"""The machine, its code, and what must not leave it."""

@@ -1,0 +1,220 @@
+"""Which code and which libraries a result depends on: the import closure of what computes it, found from the sources.
+
+Nothing is imported. What a module imports inside functions counts; what it imports for type checkers alone does not, and
+``importlib.import_module(name)`` is not seen: what decides a result is imported by name.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from modelassay import __version__
+
+LIBRARIES: Final = (
+    "torch", "triton", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy", "polars",
+    "huggingface-hub", "modelassay",
+)  # fmt: skip
+
+# A new version of one of these can change a metric; the others only read, write or draw.
+LIBRARIES_THAT_DECIDE: Final = ("torch", "triton", "transformers", "peft", "numpy", "tokenizers")
+
+DATA_SUFFIXES: Final = frozenset({".json", ".txt"})
+"""Corpora and recipes beside a module decide its results as much as it does."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One module as it lies on the disk."""
+
+    files: tuple[tuple[str, str], ...]
+    """Path as it is imported (``modelassay/recording/meter.py``) and 16 hex digits of BLAKE2b: its own and the data beside it."""
+    imports: tuple[str, ...]
+    """Modules of the same distributions that it imports, the packages above them included."""
+
+
+class SourceGraph:
+    """The modules of some top-level packages by name, read when first asked for; small, and sent to every cell."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._sources: dict[str, Source | None] = {}
+
+    def closure(self, *roots: str) -> dict[str, str]:
+        """Return file -> hash of the modules ``roots`` and all that they import, sorted.
+
+        Only modules of modelassay, of modelassay_kernels and of the packages of ``roots`` are followed; the compiled extension
+        counts where modelassay_kernels is among them.
+
+        Raises:
+            ModuleNotFoundError: a root cannot be found.
+        """
+        followed = {"modelassay", "modelassay_kernels", *(root.split(".")[0] for root in roots)}
+        waiting, seen = [*roots], set[str]()
+        files: dict[str, str] = {}
+        while waiting:
+            module = waiting.pop()
+            if module in seen:
+                continue
+            seen.add(module)
+            source = self._read(module)
+            if source is None:
+                if module in roots:
+                    raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+                continue
+            files |= source.files
+            waiting += [name for name in source.imports if name.split(".")[0] in followed]
+        if "modelassay_kernels" in seen and (native := native_extension()) is not None:
+            files["modelassay_kernels/_native"] = _digest(native.read_bytes())
+        return dict(sorted(files.items()))
+
+    def _read(self, module: str) -> Source | None:
+        if module not in self._sources:
+            path = module_file(module)
+            self._sources[module] = None if path is None else _source(module, path)
+        return self._sources[module]
+
+
+def _source(module: str, path: Path) -> Source:
+    text = path.read_bytes()
+    inside = "/".join(module.split(".")[: None if path.name == "__init__.py" else -1])
+    files = [(f"{inside}/{path.name}", _digest(text))]
+    if path.name == "__init__.py":  # once a folder
+        data = sorted(file for file in path.parent.iterdir() if file.suffix in DATA_SUFFIXES)
+        files += [(f"{inside}/{file.name}", _digest(file.read_bytes())) for file in data]
+    names = dict.fromkeys(above for name in _imports(module, path, text) for above in _with_parents(name))
+    own = [name for name in (*names, *_with_parents(module)) if name != module]
+    return Source(files=tuple(files), imports=tuple(own))
+
+
+def _imports(module: str, path: Path, text: bytes) -> Iterator[str]:
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):  # the cell that imports it will say so
+        return
+    for node in _runtime_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield base
+            yield from (
+                f"{base}.{alias.name}" for alias in node.names
+            )  # a module, or a name in one: then there is no such file
+
+
+def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            waiting += node.orelse
+            continue
+        yield node
+        waiting += ast.iter_child_nodes(node)
+
+
+def _with_parents(module: str) -> Iterable[str]:
+    parts = module.split(".")
+    return [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+
+
+def module_file(module: str) -> Path | None:
+    """Return the source of a module without importing it or a package above it; None where there is none."""
+    top, *below = module.split(".")
+    for location in _locations(top):
+        folder = location.joinpath(*below)
+        for path in (folder / "__init__.py", folder.with_suffix(".py")):
+            if path.is_file():
+                return path
+    return None
+
+
+@cache
+def _locations(top: str) -> tuple[Path, ...]:
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # a module that was made by hand, like __main__
+        return ()
+    return tuple(Path(location) for location in (spec.submodule_search_locations or ())) if spec else ()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+
+def library_versions() -> dict[str, str | None]:
+    """Return the installed version of each of ``LIBRARIES`` without importing any; None where there is none."""
+    versions: dict[str, str | None] = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = __version__ if name == "modelassay" else None
+    return versions
+
+
+@cache
+def deciding_versions() -> dict[str, str | None]:
+    """Return the version of each of ``LIBRARIES_THAT_DECIDE``."""
+    versions = library_versions()
+    return {name: versions[name] for name in LIBRARIES_THAT_DECIDE}
+
+
+def native_extension() -> Path | None:
+    """Return the file of the compiled ``modelassay_kernels._native``, None where it was not built; imports nothing."""
+    parent = importlib.util.find_spec("modelassay_kernels")
+    for finder in sys.meta_path if parent else ():
+        # Asked one by one: importlib.util.find_spec would import the parent package, and that torch.
+        find = getattr(finder, "find_spec", None)
+        assert parent is not None
+        spec = find("modelassay_kernels._native", parent.submodule_search_locations) if find else None
+        if spec is not None and spec.origin:
+            return Path(spec.origin)
+    return None
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Say in words what changed between two states of what decides a run; empty when metrics made by both may be mixed.
+
+    Args:
+        old: ``{"code": ..., "libraries": ..., "files": ...}`` of the earlier time, each name -> hash or version; a key that is
+            missing, as in older runs, is not compared.
+        new: the same of now.
+
+    >>> then = {"code": {"modelassay/recording/meter.py": "aa", "modelassay/old.py": "bb"}, "libraries": {"torch": "2.11.0"}}
+    >>> now = {"code": {"modelassay/recording/meter.py": "ab", "modelassay/new.py": "cc"}, "libraries": {"torch": "2.13.0"}}
+    >>> for line in differences(then, now):
+    ...     print(line)
+    modelassay/new.py was added
+    modelassay/old.py was removed
+    modelassay/recording/meter.py changed
+    torch changed from 2.11.0 to 2.13.0
+    """
+    lines = []
+    for kind in ("code", "files"):
+        if kind in old and kind in new:
+            before, after = old[kind], new[kind]
+            for name in sorted(before.keys() | after.keys()):
+                if name not in before:
+                    lines.append(f"{name} was added")
+                elif name not in after:
+                    lines.append(f"{name} was removed")
+                elif before[name] != after[name]:
+                    lines.append(f"{name} changed")
+    if "libraries" in old and "libraries" in new:
+        for name in LIBRARIES_THAT_DECIDE:
+            was, now = old["libraries"].get(name) or "not installed", new["libraries"].get(name) or "not installed"
+            if was != now:
+                lines.append(f"{name} changed from {was} to {now}")
+    return lines

@@ -1,0 +1,135 @@
+"""What a layer holds besides its four attention matrices: biases, norms and the feed-forward network, by role."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelassay.models.checkpoints import Checkpoint, config_path
+from modelassay.models.checkpoints.architectures import language_config
+from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo
+from modelassay.models.checkpoints.tensors import TORCH_DTYPES, Matrix, TensorTable, read_elements
+from modelassay.models.hub import Files, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modelassay_kernels import FileSpan
+
+_MODULES = {
+    "norm-1": "input_layernorm|ln_1|attention_norm|ln_attn",
+    "norm-2": "post_attention_layernorm|ln_2|ffn_norm|ln_mlp",
+    "gate": "gate_proj|w1",
+    "up": "up_proj|w3|c_fc|fc1|fc_in|dense_h_to_4h",
+    "down": "down_proj|w2|mlp.c_proj|fc2|fc_out|dense_4h_to_h",
+}
+"""Role -> what modules of the language models in `architectures` call it; the experts of a layer share one role."""
+_OTHERWISE = {
+    "qwen": {"gate": "w2", "up": "w1", "down": "mlp.c_proj"},  # c_proj(w1(x) * silu(w2(x)))
+    **dict.fromkeys(("gemma2", "gemma3_text"), {"norm-2": "pre_feedforward_layernorm"}),  # norms on both sides of each part
+}  # fmt: skip
+"""Architectures where one of those names means something else."""
+_PLAIN_HEADS = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"})
+"""Architectures whose head is ``lm_head.weight`` without bias, or the embedding where that is not stored."""
+_EMBEDDING = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|embed_in)\.weight")
+
+
+def layer_spans(checkpoint: Checkpoint) -> list[dict[str, list[FileSpan]]]:
+    """Return for each layer the spans of ``norm-1 norm-2 gate up down q-bias k-bias v-bias``, those it has.
+
+    Tensors that hold no plain numbers (packed or scaled by a quantiser) are left out. Of a repository on the Hub the
+    files that hold these tensors are fetched.
+    """
+    stem, rest = checkpoint.layer_path.split("{layer}")
+    inside = re.compile(rf"{re.escape(stem)}(\d+){re.escape(rest)}(.+)")
+    modules = {**_MODULES, **_OTHERWISE.get(checkpoint.architecture, {})}
+    weights = [(role, re.compile(rf"(?:.*\.)?(?:{names})\.weight")) for role, names in modules.items()]
+    layers: list[dict[str, list[FileSpan]]] = [{} for _ in range(checkpoint.num_layers)]
+    for name in checkpoint.tensors.names():
+        match = inside.fullmatch(name)
+        if match is None or int(match[1]) >= checkpoint.num_layers:
+            continue
+        for role, pattern in weights:
+            if pattern.fullmatch(match[2]) and (span := _whole(*checkpoint.tensors.find(name))) is not None:
+                layers[int(match[1])].setdefault(role, []).append(span)
+    for matrix in checkpoint.matrices:
+        if matrix.role != "o" and (bias := _bias(checkpoint, matrix)) is not None:
+            layers[matrix.layer][f"{matrix.role}-bias"] = [bias]
+    return layers
+
+
+def _whole(path: Path, info: TensorInfo) -> FileSpan | None:
+    from modelassay_kernels import FileSpan
+
+    if info.dtype not in TORCH_DTYPES or info.dtype.startswith("F8_"):
+        return None
+    count = math.prod(info.shape)
+    return FileSpan(str(path), info.offset, info.dtype, 1, count, count)
+
+
+def _bias(checkpoint: Checkpoint, matrix: Matrix) -> FileSpan | None:
+    """Return where a projection's bias lies; None where it has none."""
+    from modelassay_kernels import FileSpan
+
+    name = matrix.tensor_name.removesuffix(".weight") + ".bias"
+    if name not in checkpoint.tensors.names():
+        return None
+    path, info = checkpoint.tensors.find(name)
+    sharers = [other for other in checkpoint.matrices if other.tensor_name == matrix.tensor_name]
+    count, before = matrix.shape[0], sum(other.shape[0] for other in sharers[: sharers.index(matrix)])
+    total = sum(other.shape[0] for other in sharers)
+    if info.dtype not in TORCH_DTYPES or info.shape != (total,):
+        return None
+    size = DTYPE_BITS[info.dtype] // 8
+    if matrix.grouped:
+        groups = checkpoint.num_kv_heads
+        offset, rows = info.offset + before // groups * size, (groups, count // groups, total // groups)
+    else:
+        offset, rows = info.offset + before * size, (1, count, count)
+    return FileSpan(str(path), offset, info.dtype, *rows)
+
+
+def read_span(span: FileSpan) -> Tensor:
+    """Return a copy of a span without scales as float64: [rows, columns]."""
+    count = (span.num_rows - 1) * span.row_stride + span.num_cols
+    flat = read_elements(Path(span.path), span.dtype, span.offset, count)
+    return flat.as_strided((span.num_rows, span.num_cols), (span.row_stride, 1)).double()
+
+
+def read_embedding(checkpoint: Checkpoint, num_rows: int) -> Tensor | None:
+    """Return the first rows of the input embedding as float64 [num_rows or fewer, hidden size]; None where none is known."""
+    for name in checkpoint.tensors.names():
+        if _EMBEDDING.fullmatch(name):
+            path, info = checkpoint.tensors.find(name)
+            if len(info.shape) == 2 and info.shape[1] == checkpoint.hidden_size and _whole(path, info) is not None:
+                rows = min(num_rows, info.shape[0])
+                flat = read_elements(path, info.dtype, info.offset, rows * info.shape[1])
+                return flat.double().reshape(rows, info.shape[1])
+    return None
+
+
+def read_head(files: Files) -> Tensor | None:
+    """Return the matrix that makes logits of hidden states, in fp32 [V, D]; None where the files alone do not tell which it is.
+
+    Saves loading a whole model; of a repository the file that holds it is fetched.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+    """
+    config = read_json(config_path(files))
+    model_type, own, _ = language_config(config)
+    if model_type not in _PLAIN_HEADS:
+        return None
+    tensors = TensorTable(files)
+    separate = "lm_head.weight" in tensors.names()
+    if separate and own.get("tie_word_embeddings", config.get("tie_word_embeddings")):
+        return None
+    name = "lm_head.weight" if separate else "model.embed_tokens.weight"
+    if name not in tensors.names():
+        return None
+    path, info = tensors.find(name)
+    if info.dtype not in {"F32", "F16", "BF16"} or len(info.shape) != 2:
+        return None
+    return read_elements(path, info.dtype, info.offset, math.prod(info.shape)).float().reshape(info.shape)

@@ -1,0 +1,117 @@
+"""What a safetensors file says it holds, and where: headers and shard indices, read without touching a weight.
+
+The header is parsed here because `safetensors.safe_open` does not tell byte offsets, which reading in place needs.
+Everything a header claims is checked here, once; whoever holds a `TensorInfo` may trust it.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from modelassay.errors import CheckpointError
+from modelassay.models.hub import DAMAGED, load_json, read_json
+
+MAX_HEADER_BYTES = 100_000_000
+"""Longest header that is read; the limit of the reference implementation."""
+
+DTYPE_BITS = {
+    **dict.fromkeys(["F64", "I64", "U64", "C64"], 64),
+    **dict.fromkeys(["F32", "I32", "U32"], 32),
+    **dict.fromkeys(["F16", "BF16", "I16", "U16"], 16),
+    **dict.fromkeys(["F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0", "I8", "U8", "BOOL"], 8),
+    **dict.fromkeys(["F6_E2M3", "F6_E3M2"], 6),
+    "F4": 4,
+}
+"""Bits per element of every dtype code of the format."""
+
+
+class TensorInfo(NamedTuple):
+    """Where one tensor lies in its file."""
+
+    dtype: str
+    """safetensors code, a key of `DTYPE_BITS`."""
+    shape: tuple[int, ...]
+    offset: int
+    """Byte of the first element, counted from the start of the file."""
+    size_bytes: int
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Return every tensor of a safetensors file by name, in file order, from its header alone.
+
+    Costs one read of the header, about 100 bytes per tensor.
+
+    Raises:
+        CheckpointError: the file cannot be opened, or its header is too long or too short, is not JSON, names a tensor
+            twice, knows a dtype we do not, or describes data that overlap, leave gaps, or end elsewhere than the file.
+    """
+    try:
+        file_size = path.stat().st_size
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            length = int.from_bytes(prefix, "little")
+            if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, file_size - 8):
+                raise CheckpointError(
+                    f"{path}: the header claims {length} bytes in a file of {file_size} (at most {MAX_HEADER_BYTES} are read); {DAMAGED}"
+                )
+            text = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
+    return _parse_header(path, text, data_start=8 + length, file_size=file_size)
+
+
+def _parse_header(path: Path, text: bytes, *, data_start: int, file_size: int) -> dict[str, TensorInfo]:
+    header = load_json(path, text, f"the header; {DAMAGED}", unique=True)
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor_info(path, name, entry, data_start) for name, entry in header.items()}
+    expected = data_start
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size_bytes)):
+        if info.offset != expected:
+            raise CheckpointError(f"{path}: {name}: data start at byte {info.offset}, expected {expected}; {DAMAGED}")
+        expected += info.size_bytes
+    if expected != file_size:
+        raise CheckpointError(f"{path}: tensors end at byte {expected} in a file of {file_size}; {DAMAGED}")
+    return tensors
+
+
+def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if all(
+            type(extent) is int and extent >= 0 for extent in shape
+        ):
+            pass
+        case _:
+            raise CheckpointError(
+                f"{path}: {name}: expected dtype, shape and data_offsets, got {entry!r:.200}; {DAMAGED}"
+            )
+    if dtype not in DTYPE_BITS:
+        raise CheckpointError(
+            f"{path}: {name}: unknown dtype {dtype!r}; known are {', '.join(DTYPE_BITS)}; save the model in one of them"
+        )
+    if 8 * (end - begin) != math.prod(shape) * DTYPE_BITS[dtype]:
+        raise CheckpointError(
+            f"{path}: {name}: {dtype} {shape} does not fill the {end - begin} bytes {begin}..{end}; {DAMAGED}"
+        )
+    return TensorInfo(dtype, tuple(shape), data_start + begin, end - begin)
+
+
+def read_shard_index(path: Path) -> dict[str, str]:
+    """Return which file of its folder holds each tensor, from a `model.safetensors.index.json`.
+
+    Raises:
+        CheckpointError: not JSON, no weight_map, or a file name that leads out of the folder.
+    """
+    index = read_json(path, unique=True)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{path}: weight_map: expected tensor names and their files, got {weight_map!r:.80}; {DAMAGED}"
+        )
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or "\\" in file or ".." in (parts := PurePosixPath(file)).parts or parts.root:
+            raise CheckpointError(
+                f"{path}: weight_map: {name}: {file!r} is not a file of this folder; do not use this checkpoint"
+            )
+    return weight_map

@@ -1,0 +1,129 @@
+"""What outlives a process: a cell's checkpoint, and the artifact store (zoo models, parents, factors) that cells share."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelassay.errors import RecordError
+from modelassay.recording.meter import Meter
+from modelassay.recording.random_state import random_states, set_random_states
+from modelassay.storage.files import no_space, publish, read_json, require_folders
+
+_STATE = {"position": int, "counters": dict, "payload": dict, "random": dict}
+"""What ``state.json`` holds."""
+_SERIAL = re.compile(r"[1-9][0-9]{0,17}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A moment a cell can go on from."""
+
+    folder: Path
+    """Holds ``state.json`` and whatever files the experiment wrote."""
+
+    position: int
+    """The log's next position when it was taken: later units are void."""
+
+    counters: dict[str, int]
+    """Units so far per stage."""
+
+    payload: dict[str, Any]
+    """The experiment's own JSON."""
+
+    random: dict[str, Any]
+    """Random states of Python, NumPy and torch, those that were loaded."""
+
+
+def latest_checkpoint(cell_dir: Path, position: int) -> Checkpoint | None:
+    """Return the newest checkpoint of a cell, None when there is none that its log, which ends at ``position``, reaches.
+
+    Raises:
+        RecordError: it is damaged.
+        UsageError: a file of it is no regular file.
+    """
+    require_folders([cell_dir / "checkpoint"])
+    folders = _by_serial(cell_dir / "checkpoint")
+    if not folders:
+        return None
+    newest = folders[max(folders)]
+    try:
+        saved = Checkpoint(folder=newest, **read_json(newest / "state.json", plain=False))
+        if wrong := [name for name, kind in _STATE.items() if type(getattr(saved, name)) is not kind]:
+            raise TypeError(f"no valid {', '.join(wrong)}")
+    except (OSError, ValueError, TypeError) as error:
+        raise RecordError(f"{newest}: a damaged checkpoint ({error}); delete it to begin the cell anew") from error
+    return saved if saved.position <= position else None
+
+
+def _by_serial(folder: Path) -> dict[int, Path]:
+    return {int(path.name): path for path in folder.glob("[0-9]*") if _SERIAL.fullmatch(path.name)}
+
+
+class Checkpoints:
+    """The moments that one attempt of a cell, or of a stage, can be gone on from; only the newest is kept."""
+
+    COST_SHARE = 0.05
+    """A checkpoint is due when the last one's cost is at most this share of the time since."""
+    FIRST_S = 2.0
+    """Seconds before the first of an attempt, when its cost is not known yet, and the least between two."""
+
+    def __init__(self, folder: Path, *, meter: Meter, saved: Checkpoint | None) -> None:
+        """Belong to the cell or stage in ``folder``, which goes on from ``saved``."""
+        self._folder, self._meter, self._saved = folder / "checkpoint", meter, saved
+        self._last, self._cost_s = time.monotonic(), 0.0
+
+    def restore(self) -> Checkpoint | None:
+        """Return the checkpoint to go on from with the random states set as they were, None at a fresh start."""
+        if self._saved is not None:
+            set_random_states(self._saved.random)
+        return self._saved
+
+    def save(self, payload: Mapping[str, Any], *, write: Callable[[Path], None] | None = None) -> None:
+        """Make this the moment to go on from: durable, and whole or absent.
+
+        Args:
+            payload: JSON that says where the experiment stands (step, data order, running numbers).
+            write: fills the folder it is given with files (tensors) that belong to this moment.
+
+        Raises:
+            HostError: the disk is full; the previous checkpoint stands.
+        """
+        began = time.monotonic()
+        self._meter.settle()
+        self._meter.log.sync()
+        position = self._meter.log.seq
+        serial = 1 + max(_by_serial(self._folder), default=0)
+        part, final = self._folder / f"new-{os.getpid()}", self._folder / str(serial)
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            if write is not None:
+                write(part)
+            moment = {"position": position, "counters": self._meter.counters, "payload": payload,
+                      "random": random_states()}  # fmt: skip
+            (part / "state.json").write_text(json.dumps(moment))
+            publish(part, final)
+        except OSError as error:
+            raise no_space(error, self._folder) from error
+        for old in self._folder.iterdir():
+            if old != final and old.is_dir():  # a file that some file manager left is in nobody's way
+                shutil.rmtree(old)
+        self._last = time.monotonic()
+        self._cost_s = self._last - began
+
+    def due(self) -> bool:
+        """Return whether a checkpoint now costs at most ``COST_SHARE`` of the time since the last."""
+        return time.monotonic() - self._last > max(self.FIRST_S, self._cost_s / self.COST_SHARE)
+
+    @staticmethod
+    def clear(folder: Path) -> None:
+        """Remove all checkpoints of a cell or stage: what they were for is done."""
+        shutil.rmtree(folder / "checkpoint", ignore_errors=True)

@@ -1,0 +1,1 @@
+"""A run directory: made, planned, executed, analysed."""

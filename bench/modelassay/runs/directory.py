@@ -1,0 +1,185 @@
+"""A run directory and what its ``run.json`` says."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelassay.errors import HostError, UsageError, did_you_mean
+from modelassay.machine import environment
+from modelassay.machine.code import SourceGraph
+from modelassay.recording.log import CellLog
+from modelassay.recording.tables import RunData, read_tables
+from modelassay.runs.folder import CELLS, MANIFEST, MANIFEST_DRAFT, Scaffold, is_run, require_free
+from modelassay.runs.needs import file_digests
+from modelassay.storage.files import no_space, read_json, require_folders, require_regular_tree, unwritable
+from modelassay.storage.needs import Need
+from modelassay.suite import Cell, Suite, shipped_suites, suite_from_json
+
+SCHEMA = 2
+"""Version of run.json; no other is read. 2: code by import closure, digests of input files, facts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One execution of a suite: its directory and what ``run.json`` says."""
+
+    folder: Path
+    suite: Suite
+    environment: dict[str, Any]
+    code: dict[str, str]
+    """Source file -> hash, of everything that can change a metric."""
+    files: dict[str, str]
+    """Input file or folder -> digest."""
+
+    def needs(self, cells: Iterable[Cell]) -> list[Need]:
+        """Return what ``cells`` need before they start."""
+        return needs_of(self.suite, cells)
+
+    def cell_dir(self, cell: Cell) -> Path:
+        """Return the folder of ``cell``."""
+        return self.folder / "cells" / cell.id
+
+    def data(self) -> RunData:
+        """Return what the logs say now."""
+        cells = {cell.id: (self.cell_dir(cell), cell.params.model_dump(mode="json")) for cell in self.suite.cells}
+        return read_tables(cells, profile=self.suite.profile)
+
+
+def needs_of(suite: Suite, cells: Iterable[Cell]) -> list[Need]:
+    """Return what ``cells`` of ``suite`` need before they start."""
+    return [need for cell in cells for need in suite.experiment.needs(cell.params)]
+
+
+def code_of(suite: Suite, sources: SourceGraph | None = None) -> dict[str, str]:
+    """Return file -> hash of all code that decides the metrics of ``suite``: what runs a cell, and its experiment's ``run``."""
+    return (sources or SourceGraph()).closure("modelassay.runs.cell", f"{suite.experiment.package}.run")
+
+
+def new_folder(suite: Suite, root: Path) -> Path:
+    """Return the name of a run directory under ``root`` that does not exist yet."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    return root / f"{suite.name}-{stamp}-{secrets.token_hex(3)}"
+
+
+def create_run(suite: Suite, folder: Path) -> Run:
+    """Make ``folder`` a run directory: write its ``run.json``. Where that fails, ``folder`` is left as it was.
+
+    Raises:
+        UsageError: it is one already, holds anything else, or an input file cannot be read.
+        HostError: the folder cannot be made or written.
+    """
+    require_free(folder)
+    manifest = {
+        "schema": SCHEMA,
+        "suite": suite.to_json(),
+        "environment": environment.capture(),
+        "code": code_of(suite),
+        "files": file_digests(needs_of(suite, suite.cells)),
+    }
+    scaffold = Scaffold()
+    try:
+        _write_manifest(manifest, folder, scaffold)
+    except BaseException as error:
+        scaffold.remove()
+        if not isinstance(error, OSError):
+            raise
+        if isinstance(no_space(error, folder), HostError):
+            raise HostError(f"{folder}: the disk is full; free some space and start the run anew") from error
+        raise unwritable(error, folder) from error
+    return open_run(folder)
+
+
+def open_run(folder: Path) -> Run:
+    """Read a run directory, whoever filled it.
+
+    Raises:
+        UsageError: it is not one, it holds anything but folders and regular files, its run.json is damaged or of another
+            version, or its experiment is gone.
+    """
+    path = folder / "run.json"
+    try:
+        require_regular_tree(folder)
+        manifest = read_json(path)
+        if manifest["schema"] != SCHEMA:
+            raise UsageError(
+                f"{path}: schema {manifest['schema']!r}, this modelassay reads {SCHEMA}; use the other version"
+            )
+        mappings = (manifest["environment"]["libraries"], manifest["code"], manifest["files"])
+        if not all(isinstance(mapping, dict) for mapping in mappings):
+            raise TypeError("environment.libraries, code and files must be mappings")
+        run = Run(folder=folder, suite=suite_from_json(manifest["suite"], file=str(path)),
+                  environment=manifest["environment"], code=manifest["code"], files=manifest["files"])  # fmt: skip
+        cell_dirs = [run.cell_dir(cell) for cell in run.suite.cells]
+        require_folders([folder / "cells", folder / "figures", *cell_dirs])
+        require_folders(cell_dir / name for cell_dir in cell_dirs for name in ("checkpoint", "artifacts"))
+        return run
+    except OSError as error:
+        raise UsageError(f"{folder}: not a run directory ({error.strerror}); a run directory holds run.json") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}: damaged ({type(error).__name__}: {error}); restore it, or start a new run"
+        ) from error
+
+
+def runs_under(root: Path) -> list[Path]:
+    """Return the run directories under ``root``, oldest first, those that cannot be read too."""
+    found = []
+    for folder in root.glob("*"):
+        with suppress(OSError):  # it holds no run.json
+            found.append(((folder / "run.json").lstat().st_mtime_ns, folder))
+    return [folder for _, folder in sorted(found)]
+
+
+def find_run(reference: str, root: Path) -> Path | None:
+    """Return the run directory meant by a path, a name under ``root`` or its short id; None when it names none.
+
+    The name of a shipped suite means the suite wherever one stands; ``./NAME`` means a folder that is called like one.
+    """
+    if reference in shipped_suites():
+        return None
+    for folder in (Path(reference), root / reference):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (folder / "run.json").lstat()
+            return folder
+    matching = [folder for folder in runs_under(root) if folder.name.endswith(f"-{reference}")]
+    return matching[0] if len(matching) == 1 else None
+
+
+def require_run(reference: str, root: Path) -> Run:
+    """Return the run meant by ``reference``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folder = find_run(reference, root)
+    if folder is None:
+        known = [path.name for path in runs_under(root)]
+        raise UsageError(f"{reference}: no such run under {root}{did_you_mean(reference, known)}")
+    return open_run(folder)
+
+
+def summarise_outcomes(logs: Iterable[CellLog]) -> str:
+    """Return how many cells ended how, as ``3 done, 1 failed``."""
+    words = [log.outcome or ("cut off" if log.num_attempts else "not run") for log in logs]
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
+
+
+def _write_manifest(manifest: dict[str, Any], folder: Path, scaffold: Scaffold) -> None:
+    draft = folder / MANIFEST_DRAFT
+    scaffold.folder(folder / CELLS)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    with scaffold.file(draft) as handle:
+        handle.write(text.encode(errors="replace"))  # a path that is not UTF-8 holds lone surrogates
+        handle.flush()
+        os.fsync(handle.fileno())  # what is renamed before it is synced is an empty file after a power cut
+    if is_run(folder):  # by another process, before this one had the draft to itself
+        raise UsageError(f"{folder}: holds a run already; `modelassay run {folder}` goes on with it")
+    draft.rename(folder / MANIFEST)

@@ -1,0 +1,1 @@
+"""Intervals, tests and accuracies; nothing here knows an experiment."""

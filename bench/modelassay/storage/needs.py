@@ -1,0 +1,118 @@
+"""What a cell needs before it starts: files of the user's, and artifacts that many cells share.
+
+``needs(params)`` in an experiment's ``params.py`` lists them. The runner collects them over the matrix, records the
+hashes of files when a run is created, and builds each artifact once before the cells that want it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from modelassay.errors import UsageError
+from modelassay.storage.store import Store, content_key
+
+WHOLE_BYTES: Final = 256 << 20
+"""Files up to this size are hashed whole, in a second at most."""
+
+NUM_SAMPLES: Final = 256
+SAMPLE_BYTES: Final = 64 << 10
+"""Of larger files, as weights are, the size and this many blocks of this size count: an edit of less than 1/256 may pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file or folder of the user's that a cell reads."""
+
+    path: Path
+
+    def digest(self) -> str:
+        """Return 32 hex digits of BLAKE2b over the contents; of a folder over the names and contents of its files.
+
+        Raises:
+            UsageError: it cannot be read.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        try:
+            files = (
+                sorted(path for path in self.path.rglob("*") if path.is_file()) if self.path.is_dir() else [self.path]
+            )
+            for path in files:
+                digest.update(
+                    f"{path.relative_to(self.path)}\0{path.stat().st_size}\0".encode(errors="surrogateescape")
+                )
+                for block in _blocks(path):
+                    digest.update(block)
+        except OSError as error:
+            raise UsageError(
+                f"{self.path}: cannot be read: {error.strerror}; check the path and its permissions"
+            ) from error
+        return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE_BYTES:
+            while block := file.read(1 << 20):
+                yield block
+            return
+        for index in range(NUM_SAMPLES):
+            file.seek((size - SAMPLE_BYTES) * index // (NUM_SAMPLES - 1))
+            yield file.read(SAMPLE_BYTES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """Something in the artifact store that cells share and that can be made before any of them starts."""
+
+    name: str
+    """What people call it, as ``zoo:base``."""
+    recipe: Mapping[str, Any]
+    """Determines the content; `Store.path` of it is where it lies."""
+    build: str
+    """``module:function``, called as ``function(store, **arguments)``; fills ``store.path(recipe)``."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[Artifact, ...] = ()
+    """What must be there first."""
+    work: float = 1.0
+    """About how many seconds it takes: what heads the longest line of work is begun first, and how much is left is told by it."""
+
+    @cached_property
+    def key(self) -> str:
+        """The key of its recipe: two artifacts of one key are one."""
+        return content_key(self.recipe)
+
+    def is_built(self, store: Store) -> bool:
+        """Return whether ``store`` holds it."""
+        return store.path(self.recipe).is_dir()
+
+    def make(self, store: Store) -> None:
+        """Build it in ``store``, unless it is there."""
+        if not self.is_built(store):
+            module, _, function = self.build.partition(":")
+            getattr(importlib.import_module(module), function)(store, **self.arguments)
+
+
+Need = File | Artifact
+
+
+def in_order(needs: Iterable[Need]) -> list[Artifact]:
+    """Return the artifacts among ``needs`` and all they are made from, each once, inputs before what is made of them."""
+    ordered: dict[str, Artifact] = {}
+
+    def add(artifact: Artifact) -> None:
+        if artifact.key not in ordered:
+            for source in artifact.inputs:
+                add(source)
+            ordered[artifact.key] = artifact
+
+    for need in needs:
+        if isinstance(need, Artifact):
+            add(need)
+    return list(ordered.values())

@@ -1,0 +1,116 @@
+"""Where a training stands, on disk: whole or absent, whenever the process is killed.
+
+::
+
+    X.part/train/step-120/tensors.safetensors    weights that are trained, buffers, optimiser
+    X.part/train/step-120/state.json             numbers of the caller's, random streams
+
+The folder is the caller's: one that survives a kill and goes away with the work that it belongs to.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from modelassay.errors import CheckpointError
+from modelassay.recording.random_state import random_states
+from modelassay.storage.files import no_space, publish
+
+MAX_SHARE = 0.05
+"""Of the time since the last checkpoint that the next one may cost."""
+_FIRST_COST_S = 0.2
+"""What a checkpoint is taken to cost before one was written."""
+_TENSORS, _DOCUMENT = "tensors.safetensors", "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A moment to go on from."""
+
+    folder: Path
+    step: int
+    """Updates that were made."""
+    tensors: dict[str, Tensor]
+    document: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one training in one folder; the newest is kept."""
+
+    def __init__(self, folder: Path, *, max_share: float = MAX_SHARE) -> None:
+        """Use ``folder``, made if missing, which holds nothing else.
+
+        Args:
+            folder: in which work folder.
+            max_share: cost of a checkpoint as a share of the time since the last one; infinite for one after each step.
+        """
+        self.folder = folder
+        self._max_share, self._cost_s, self._since = max_share, _FIRST_COST_S, time.monotonic()
+
+    def due(self) -> bool:
+        """Whether a checkpoint is worth its cost by now."""
+        return self._cost_s <= self._max_share * (time.monotonic() - self._since)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+        """Make this the moment to go on from, with the random streams as they are; earlier ones are removed.
+
+        Args:
+            step: updates that were made.
+            tensors: kept in their types; of the same storage each once.
+            document: JSON; floats come back to the bit, NaN and infinities too.
+
+        Raises:
+            HostError: the disk is full; the previous checkpoint stands.
+        """
+        began = time.monotonic()
+        temporary, final = self.folder / "new", self.folder / f"step-{step}"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            flat = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+            save_file(flat, temporary / _TENSORS)
+            (temporary / _DOCUMENT).write_text(json.dumps({"random": random_states(), "document": document}))
+            publish(temporary, final)
+        except (OSError, SafetensorError) as error:
+            raise _no_space(error, self.folder) from error
+        for earlier in self.folder.iterdir():
+            if earlier != final:
+                shutil.rmtree(earlier)
+        self._since = time.monotonic()
+        self._cost_s = self._since - began
+
+    def latest(self) -> Saved | None:
+        """Return the newest checkpoint, None at a fresh start; `random_state.set_random_states` of its document's ``random`` then puts the random streams back.
+
+        Raises:
+            CheckpointError: it is damaged.
+        """
+        steps = [int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*")]
+        if not steps:
+            return None
+        folder = self.folder / f"step-{max(steps)}"
+        try:
+            tensors = load_file(folder / _TENSORS)
+            state = json.loads((folder / _DOCUMENT).read_text())
+            document = {**state["document"], "random": state["random"]}
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(f"{folder}: a damaged checkpoint ({error}); delete it to train anew") from error
+        return Saved(folder=folder, step=max(steps), tensors=tensors, document=document)
+
+
+def _no_space(error: OSError | SafetensorError, path: Path) -> Exception:
+    """Return a HostError in place of a full disk or quota, any other ``error`` unchanged."""
+    if isinstance(error, SafetensorError) and "No space left" in str(error):  # it hands the system's words on
+        error = OSError(errno.ENOSPC, str(error))
+    return no_space(error, path) if isinstance(error, OSError) else error

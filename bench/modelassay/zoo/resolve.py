@@ -1,0 +1,46 @@
+"""A reference, as a user writes it -> the model it names."""
+
+from __future__ import annotations
+
+from modelassay import zoo
+from modelassay.models.checkpoints import config_path
+from modelassay.models.hub import HubFiles, LocalFiles, open_files
+from modelassay.models.reference import Model
+from modelassay.storage.store import Store
+
+
+def resolve(reference: str, *, store: Store, family: str | None = None) -> Model:
+    """Return the model that a folder, ``hf:ORG/NAME[@COMMIT]`` or ``zoo:NAME`` names.
+
+    Costs config.json of a repository that the cache lacks. A member of the zoo is made when its files are first asked for.
+
+    Args:
+        reference: what the user wrote.
+        store: where members of the zoo lie.
+        family: the root it is declared to descend from; members of the zoo know their own.
+
+    Raises:
+        CheckpointError: it names no model.
+        HostError: the Hub cannot be reached, or its cache cannot be written.
+    """
+    if zoo.is_zoo(reference):
+        return Model(
+            reference=reference,
+            open_files=lambda: LocalFiles(str(zoo.ensure(reference, store=store))),
+            identity=zoo.recipe(reference),
+            family=family_of(reference, family),
+        )
+    files = open_files(reference)
+    config_path(files)
+    identity = {"hub": files.repository, "commit": files.revision} if isinstance(files, HubFiles) else None
+    return Model(reference=reference, open_files=lambda: files, identity=identity, family=family)
+
+
+def family_of(reference: str, declared: str | None) -> str | None:
+    """Return the root a model is known to descend from: the declared one, or what the zoo knows of its own."""
+    return zoo.family(reference) if declared is None and zoo.is_zoo(reference) else declared
+
+
+def utility_of(reference: str, *, store: Store) -> dict[str, float]:
+    """Return a zoo model's held-out loss by language and what it changed of its parent's; nothing for other models."""
+    return zoo.utility(reference, store=store) if zoo.is_zoo(reference) else {}

@@ -1,0 +1,2 @@
+#define MODELASSAY_ISA avx512
+#include "bottom_k/scan.hpp"

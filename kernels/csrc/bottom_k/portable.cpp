@@ -1,0 +1,2 @@
+#define MODELASSAY_ISA portable
+#include "bottom_k/scan.hpp"

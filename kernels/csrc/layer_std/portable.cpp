@@ -1,0 +1,2 @@
+#define MODELASSAY_ISA portable
+#include "layer_std/tile.hpp"

@@ -1,0 +1,2 @@
+#define MODELASSAY_ISA avx2
+#include "softmax_ggn/row.hpp"

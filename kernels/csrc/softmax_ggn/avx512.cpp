@@ -1,0 +1,2 @@
+#define MODELASSAY_ISA avx512
+#include "softmax_ggn/row.hpp"

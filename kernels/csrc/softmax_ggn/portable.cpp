@@ -1,0 +1,2 @@
+#define MODELASSAY_ISA portable
+#include "softmax_ggn/row.hpp"

@@ -1,2 +1,0 @@
-#define MODELASSAY_ISA avx512
-#include "softmax_ggn_row.hpp"

@@ -1,2 +1,0 @@
-#define MODELASSAY_ISA portable
-#include "softmax_ggn_row.hpp"

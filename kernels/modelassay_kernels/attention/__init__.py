@@ -1,0 +1,139 @@
+"""Attention with exact second derivatives in O(S) memory.
+
+With S = scale QK^T (capped: cap tanh(S / cap)), P = softmax(S) over the keys a query sees, O = PV, G the incoming gradient and
+x' the tangent of x:
+
+    forward             O, lse = log sum exp S
+    its tangent         S' = scale (Q'K^T + QK'^T),  mu = rowsum(P * S') = lse',  O' = (P * S') V + P V' - mu O
+    backward            P = exp(S - lse),  D = rowsum(G * O),  dS = P * (G V^T - D)
+                        dQ = scale dS K,  dK = scale dS^T Q,  dV = P^T G
+    its tangent         P' = P * (S' - mu),  D' = rowsum(G' * O + G * O')
+                        dS' = P' * (G V^T - D) + P * (G'V^T + G V'^T - D')
+                        dQ' = scale (dS'K + dS K'),  dK' = scale (dS'^T Q + dS^T Q'),  dV' = P'^T G + P^T G'
+
+Each pass computes P again, tile by tile, from lse; nothing of size S J is kept. `autograd` makes the four compose;
+CUDA tensors take Triton (`triton_launch`), all others, and float64, tiles of PyTorch (`tiled`).
+"""
+
+# B = batch, H = query heads, K = key-value heads, S = queries, J = keys, D = head dimension, T = tangents
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from modelassay_kernels.attention.autograd import attend
+from modelassay_kernels.attention.spans import make_spans
+from modelassay_kernels.dtypes import FLOATS
+
+MAX_HEAD_DIM = 256
+
+
+def attention(
+    q_BHSD: Tensor,
+    k_BKJD: Tensor,
+    v_BKJD: Tensor,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    lengths: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Return softmax(scale QK^T) V: [B, H, S, D] in the inputs' type, with exact first and second derivatives.
+
+    H is a multiple of K: H / K neighbouring query heads share one key-value head. The queries are the last S positions
+    of the J keys. ``causal`` hides later keys; ``window`` leaves the last ``window`` keys of these, or, if not causal,
+    those less than ``window`` positions away. Of sequence b only its first ``lengths[b]`` keys are there; what stands
+    behind them has no influence. ``scale`` is D^-0.5 unless given. ``softcap`` c makes scores c tanh(score / c), as Gemma 2
+    does. A query that sees no key gives zero. NaN or infinity among the inputs makes the queries of its head that see it NaN,
+    and may do so to the head's others, but never to other heads or sequences.
+
+    `torch.func.grad`, `jvp`, `vjp`, `vmap` and `torch.autograd` compose over it up to the second derivative, in the orders
+    jvp of grad, grad of grad and grad of jvp; anything further is a NotImplementedError. `torch.func.vmap` over the tangents of
+    jvp(grad) shares the primal work. Memory is O(S + J) per head in all of them. Flops: see `work.attention_work`.
+
+    >>> x = torch.tensor([[[[0.0], [0.0], [6.0]]]])
+    >>> attention(torch.zeros_like(x), x, x).flatten().tolist()
+    [0.0, 0.0, 2.0]
+
+    Args:
+        q_BHSD: bfloat16, float16, float32 or float64; the others alike. Computed in fp32, float64 in float64.
+        k_BKJD: keys; D at most 256.
+        v_BKJD: values.
+        causal: whether a query sees only keys up to its own position; then S may not exceed J.
+        scale: what scores are multiplied by.
+        lengths: int [B].
+        window: at least 1.
+        softcap: above 0.
+
+    Raises:
+        ValueError: shapes, devices or numbers that do not fit together.
+        TypeError: an element type that is not among the four, or not the same in all.
+    """
+    _check(q_BHSD, k_BKJD, v_BKJD, softcap)
+    (batch, _, num_queries, _), num_keys = q_BHSD.shape, k_BKJD.shape[2]
+    _require(not causal or num_queries <= num_keys, f"causal needs S <= J, got {num_queries} queries, {num_keys} keys")
+    _require(window is None or window >= 1, f"window must be at least 1, got {window}; None means no window")
+    if lengths is not None:
+        fits = tuple(lengths.shape) == (batch,) and not lengths.is_floating_point()
+        _require(fits, f"lengths must be {batch} integers, got {lengths.dtype} of shape {tuple(lengths.shape)}")
+        lengths = lengths.to(q_BHSD.device)
+    spans_B2S = make_spans(num_queries, num_keys, causal=causal, window=window, lengths_B=lengths, device=q_BHSD.device)
+    return attention_over_spans(q_BHSD, k_BKJD, v_BKJD, spans_B2S, scale=scale, softcap=softcap)
+
+
+def attention_over_spans(
+    q_BHSD: Tensor,
+    k_BKJD: Tensor,
+    v_BKJD: Tensor,
+    spans_B2S: Tensor,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """As `attention`, for any mask that is one interval of keys per query: int32 spans [1 or B, 2, S].
+
+    Query s of sequence b sees the keys from ``spans[b, 0, s]`` up to, not including, ``spans[b, 1, s]``.
+
+    Raises:
+        ValueError: shapes, devices or numbers that do not fit together.
+        TypeError: an element type that is not supported, or spans that are not int32.
+    """
+    _check(q_BHSD, k_BKJD, v_BKJD, softcap)
+    batch, _, num_queries, head_dim = q_BHSD.shape
+    if spans_B2S.dtype != torch.int32:
+        raise TypeError(f"attention: spans must be int32, got {spans_B2S.dtype}")
+    fits = spans_B2S.ndim == 3 and tuple(spans_B2S.shape[1:]) == (2, num_queries) and spans_B2S.shape[0] in {1, batch}
+    _require(fits, f"spans must be [1 or {batch}, 2, {num_queries}], got {tuple(spans_B2S.shape)}")
+    _require(
+        spans_B2S.device == q_BHSD.device, f"spans are on {spans_B2S.device}, queries on {q_BHSD.device}; move them"
+    )
+    scale = head_dim**-0.5 if scale is None else scale
+    return attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, scale, softcap)
+
+
+def _require(fits: bool, problem: str) -> None:
+    if not fits:
+        raise ValueError(f"attention: {problem}")
+
+
+def _check(q_BHSD: Tensor, k_BKJD: Tensor, v_BKJD: Tensor, softcap: float | None) -> None:
+    shapes = ", ".join(str(tuple(x.shape)) for x in (q_BHSD, k_BKJD, v_BKJD))
+    inputs = (q_BHSD, k_BKJD, v_BKJD)
+    if q_BHSD.dtype not in FLOATS or any(x.dtype != q_BHSD.dtype for x in inputs):
+        raise TypeError(
+            f"attention: q, k, v are {', '.join(str(x.dtype) for x in inputs)}; give all three one of {[*FLOATS]}"
+        )
+    _require(all(x.ndim == 4 for x in inputs), f"q, k and v must be [batch, heads, positions, D], got {shapes}")
+    _require(k_BKJD.shape == v_BKJD.shape, f"k and v must have one shape, got {shapes}")
+    alike = q_BHSD.shape[0] == k_BKJD.shape[0] and q_BHSD.shape[3] == k_BKJD.shape[3]
+    _require(alike, f"q, k and v must share batch and head dimension, got {shapes}")
+    heads, kv_heads, head_dim = q_BHSD.shape[1], k_BKJD.shape[1], q_BHSD.shape[3]
+    whole = kv_heads > 0 and heads > 0 and heads % kv_heads == 0
+    _require(whole, f"query heads must be a multiple of key-value heads, got {heads} and {kv_heads}")
+    _require(1 <= head_dim <= MAX_HEAD_DIM, f"the head dimension must be 1 to {MAX_HEAD_DIM}, got {head_dim}")
+    _require(
+        all(x.device == q_BHSD.device for x in inputs), f"q, k, v are on {[str(x.device) for x in inputs]}; move them"
+    )
+    _require(softcap is None or softcap > 0, f"softcap must be above 0, got {softcap}; None means no cap")

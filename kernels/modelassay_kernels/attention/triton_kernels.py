@@ -1,0 +1,337 @@
+"""The Triton kernels of attention: forward, backward and the tangents of both; `triton_launch` launches them.
+
+A program owns a tile of rows and walks over the tiles of the other side that its spans touch, so no result is written
+twice and no atomics are needed: equal inputs give equal bits. Scores are kept in units of log 2, sums in fp32. With a soft
+cap, slope is the derivative of the cap, 1 - tanh^2, and the scores' tangents are those after it.
+"""
+
+# B = batch, H = query heads, K = key-value heads, S = queries, J = keys, D = head dimension, T = tangents
+# N = query rows of one tile, M = keys of one tile
+
+from __future__ import annotations
+
+from modelassay_kernels.optional_triton import constexpr, jit, tl
+
+LOG2_E = constexpr(1.4426950408889634)
+NO_KEY = constexpr(2**31 - 1)
+RUNTIME = ("num_queries", "num_keys", "span_stride", "bound_stride", "batch_heads")
+"""Integers that must not start a compilation of their own when they are 1 or divisible by 16."""
+
+
+@jit()
+def _load_tile(ptr, slab, rows, num_rows, D: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rows of the slab-th matrix [num_rows, D], zero outside it."""
+    return _load_part(ptr, slab, rows, num_rows, 0, num_rows, D, BLOCK_D, UPCAST)
+
+
+@jit()
+def _load_part(ptr, slab, rows, num_rows, low, high, D: tl.constexpr, BLOCK_D: tl.constexpr, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """As `_load_tile`, zero also outside rows [low, high): zero probabilities would not hide a NaN."""
+    cols = tl.arange(0, BLOCK_D)
+    inside = ((rows >= low) & (rows < high))[:, None] & (cols[None, :] < D)
+    offsets = (slab * num_rows + rows.to(tl.int64))[:, None] * D + cols[None, :]
+    tile = tl.load(ptr + offsets, mask=inside, other=0.0)
+    if UPCAST:  # the interpreter computes on bfloat16's bits
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@jit()
+def _store_tile(ptr, slab, rows, num_rows, tile, D: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+    cols = tl.arange(0, BLOCK_D)
+    inside = (rows[:, None] < num_rows) & (cols[None, :] < D)
+    offsets = (slab * num_rows + rows.to(tl.int64))[:, None] * D + cols[None, :]
+    tl.store(ptr + offsets, tile.to(ptr.dtype.element_ty), mask=inside)
+
+
+@jit()
+def _load_spans(spans_ptr, batch, rows, num_queries, span_stride):  # type: ignore[no-untyped-def]
+    """First and end key of each row; (NO_KEY, 0) where it sees none."""
+    at = spans_ptr + batch * span_stride + rows
+    first = tl.load(at, mask=rows < num_queries, other=0)
+    end = tl.load(at + num_queries, mask=rows < num_queries, other=0)
+    blind = first >= end
+    return tl.where(blind, NO_KEY, first), tl.where(blind, 0, end)
+
+
+@jit()
+def _dot(a, b, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    return tl.dot(a, b, input_precision=PRECISION)
+
+
+@jit()
+def _cap(s_NM, scale, softcap, CAPPED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Scale and cap raw products; return scores in units of log 2 and the cap's tanh (the scores again without a cap)."""
+    s_NM = s_NM * scale
+    tanh_NM = s_NM
+    if CAPPED:
+        tanh_NM = 1.0 - 2.0 / (1.0 + tl.exp2(s_NM * (2.0 * LOG2_E / softcap)))
+        s_NM = tanh_NM * softcap
+    return s_NM * LOG2_E, tanh_NM
+
+
+@jit()
+def _probabilities(  # type: ignore[no-untyped-def]
+    q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """P = exp(S - lse), zero where a key is not seen, and the cap's tanh."""
+    s_NM, tanh_NM = _cap(_dot(q_ND, tl.trans(k_MD), PRECISION), scale, softcap, CAPPED)
+    seen_NM = (keys[None, :] >= first_N[:, None]) & (keys[None, :] < end_N[:, None])
+    return tl.where(seen_NM, tl.exp2(s_NM - (lse_N * LOG2_E)[:, None]), 0.0), tanh_NM
+
+
+@jit(do_not_specialize=RUNTIME)
+def forward_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, spans_ptr, o_ptr, lse_ptr,
+    num_queries, num_keys, span_stride, scale, softcap,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """O and lse of one tile of rows, over its keys with a running maximum."""
+    slab = tl.program_id(1).to(tl.int64)
+    batch, kv_slab = slab // H, slab // H * K + slab % H // (H // K)
+    rows = tl.program_id(0) * N + tl.arange(0, N)
+    first_N, end_N = _load_spans(spans_ptr, batch, rows, num_queries, span_stride)
+    q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
+    m_N = tl.full([N], float("-inf"), tl.float32)
+    l_N = tl.zeros([N], tl.float32)
+    a_ND = tl.zeros([N, BLOCK_D], tl.float32)
+    low, high = tl.min(first_N), tl.max(end_N)
+    for start in range(low // M * M, high, M):
+        keys = start + tl.arange(0, M)
+        k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        s_NM, _ = _cap(_dot(q_ND, tl.trans(k_MD), PRECISION), scale, softcap, CAPPED)
+        seen_NM = (keys[None, :] >= first_N[:, None]) & (keys[None, :] < end_N[:, None])
+        s_NM = tl.where(seen_NM, s_NM, float("-inf"))
+        new_N = tl.maximum(m_N, tl.max(s_NM, 1))
+        safe_N = tl.where(new_N == float("-inf"), 0.0, new_N)  # a row may see nothing of this tile
+        p_NM = tl.exp2(s_NM - safe_N[:, None])
+        shrink_N = tl.exp2(m_N - safe_N)
+        l_N = l_N * shrink_N + tl.sum(p_NM, 1)
+        a_ND = a_ND * shrink_N[:, None] + _dot(p_NM.to(v_MD.dtype), v_MD, PRECISION)
+        m_N = new_N
+    blind_N = first_N >= end_N
+    l_N = tl.where(blind_N, 1.0, l_N)
+    _store_tile(o_ptr, slab, rows, num_queries, a_ND / l_N[:, None], D, BLOCK_D)
+    lse_N = tl.where(blind_N, float("inf"), (m_N + tl.log2(l_N)) / LOG2_E)
+    tl.store(lse_ptr + slab * num_queries + rows, lse_N, mask=rows < num_queries)
+
+
+@jit(do_not_specialize=RUNTIME)
+def tangent_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, spans_ptr, o_ptr, lse_ptr, dot_q_ptr, dot_k_ptr, dot_v_ptr, dot_o_ptr, mu_ptr,
+    num_queries, num_keys, span_stride, batch_heads, scale, softcap,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """O' = (P * S') V + P V' - mu O and mu = rowsum(P * S') of one tile of rows, along one tangent."""
+    slab = tl.program_id(1).to(tl.int64)
+    t = tl.program_id(2).to(tl.int64)
+    batch, kv_slab = slab // H, slab // H * K + slab % H // (H // K)
+    dot_slab, dot_kv_slab = t * batch_heads + slab, t * (batch_heads // H * K) + kv_slab
+    rows = tl.program_id(0) * N + tl.arange(0, N)
+    first_N, end_N = _load_spans(spans_ptr, batch, rows, num_queries, span_stride)
+    lse_N = tl.load(lse_ptr + slab * num_queries + rows, mask=rows < num_queries, other=float("inf"))
+    q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
+    dot_q_ND = _load_tile(dot_q_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
+    mu_N = tl.zeros([N], tl.float32)
+    a_ND = tl.zeros([N, BLOCK_D], tl.float32)
+    low, high = tl.min(first_N), tl.max(end_N)
+    for start in range(low // M * M, high, M):
+        keys = start + tl.arange(0, M)
+        k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        dot_k_MD = _load_part(dot_k_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        p_NM, tanh_NM = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION)
+        ps_NM = _dot(dot_q_ND, tl.trans(k_MD), PRECISION) + _dot(q_ND, tl.trans(dot_k_MD), PRECISION)
+        ps_NM *= p_NM * scale
+        if CAPPED:
+            ps_NM *= 1.0 - tanh_NM * tanh_NM
+        mu_N += tl.sum(ps_NM, 1)
+        v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        dot_v_MD = _load_part(dot_v_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        a_ND += _dot(ps_NM.to(v_MD.dtype), v_MD, PRECISION) + _dot(p_NM.to(v_MD.dtype), dot_v_MD, PRECISION)
+    o_ND = _load_tile(o_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST).to(tl.float32)
+    _store_tile(dot_o_ptr, dot_slab, rows, num_queries, a_ND - mu_N[:, None] * o_ND, D, BLOCK_D)
+    tl.store(mu_ptr + dot_slab * num_queries + rows, mu_N, mask=rows < num_queries)
+
+
+@jit(do_not_specialize=RUNTIME)
+def backward_q_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, spans_ptr, lse_ptr, g_ptr, d_ptr, dq_ptr,
+    num_queries, num_keys, span_stride, scale, softcap,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Give dQ = scale dS K of one tile of rows, with dS = P * (G V^T - D)."""
+    slab = tl.program_id(1).to(tl.int64)
+    batch, kv_slab = slab // H, slab // H * K + slab % H // (H // K)
+    rows = tl.program_id(0) * N + tl.arange(0, N)
+    first_N, end_N = _load_spans(spans_ptr, batch, rows, num_queries, span_stride)
+    row_ok = rows < num_queries
+    lse_N = tl.load(lse_ptr + slab * num_queries + rows, mask=row_ok, other=float("inf"))
+    d_N = tl.load(d_ptr + slab * num_queries + rows, mask=row_ok, other=0.0)
+    q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
+    g_ND = _load_tile(g_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
+    dq_ND = tl.zeros([N, BLOCK_D], tl.float32)
+    low, high = tl.min(first_N), tl.max(end_N)
+    for start in range(low // M * M, high, M):
+        keys = start + tl.arange(0, M)
+        k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        p_NM, tanh_NM = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION)
+        ds_NM = p_NM * (_dot(g_ND, tl.trans(v_MD), PRECISION) - d_N[:, None])
+        if CAPPED:
+            ds_NM *= 1.0 - tanh_NM * tanh_NM
+        dq_ND += _dot(ds_NM.to(k_MD.dtype), k_MD, PRECISION)
+    _store_tile(dq_ptr, slab, rows, num_queries, dq_ND * scale, D, BLOCK_D)
+
+
+@jit(do_not_specialize=RUNTIME)
+def backward_kv_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, spans_ptr, bounds_ptr, lse_ptr, g_ptr, d_ptr, dk_ptr, dv_ptr,
+    num_queries, num_keys, span_stride, bound_stride, scale, softcap,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Give dK = scale dS^T Q and dV = P^T G of one tile of keys, over the queries of all heads that share them."""
+    kv_slab = tl.program_id(1).to(tl.int64)
+    batch = kv_slab // K
+    keys = tl.program_id(0) * M + tl.arange(0, M)
+    at = bounds_ptr + batch * bound_stride + tl.program_id(0) * 2
+    low, high = tl.load(at) // N * N, tl.load(at + 1)
+    k_MD = _load_tile(k_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
+    v_MD = _load_tile(v_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
+    dk_MD = tl.zeros([M, BLOCK_D], tl.float32)
+    dv_MD = tl.zeros([M, BLOCK_D], tl.float32)
+    for head in range(H // K):
+        slab = kv_slab * (H // K) + head
+        for start in range(low, high, N):
+            rows = start + tl.arange(0, N)
+            row_ok = rows < num_queries
+            first_N, end_N = _load_spans(spans_ptr, batch, rows, num_queries, span_stride)
+            lse_N = tl.load(lse_ptr + slab * num_queries + rows, mask=row_ok, other=float("inf"))
+            d_N = tl.load(d_ptr + slab * num_queries + rows, mask=row_ok, other=0.0)
+            q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
+            g_ND = _load_tile(g_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
+            p_NM, tanh_NM = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION)
+            ds_NM = p_NM * (_dot(g_ND, tl.trans(v_MD), PRECISION) - d_N[:, None])
+            if CAPPED:
+                ds_NM *= 1.0 - tanh_NM * tanh_NM
+            dv_MD += _dot(tl.trans(p_NM.to(g_ND.dtype)), g_ND, PRECISION)
+            dk_MD += _dot(tl.trans(ds_NM.to(q_ND.dtype)), q_ND, PRECISION)
+    _store_tile(dk_ptr, kv_slab, keys, num_keys, dk_MD * scale, D, BLOCK_D)
+    _store_tile(dv_ptr, kv_slab, keys, num_keys, dv_MD, D, BLOCK_D)
+
+
+@jit()
+def _second_order(  # type: ignore[no-untyped-def]
+    q_ND, g_ND, dot_q_ND, dot_g_ND, k_MD, v_MD, dot_k_MD, dot_v_MD,
+    lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap,
+    CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """P, P', dS and dS' of one tile, the last two by the scores before the cap."""
+    p_NM, tanh_NM = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION)
+    dot_s_NM = _dot(dot_q_ND, tl.trans(k_MD), PRECISION) + _dot(q_ND, tl.trans(dot_k_MD), PRECISION)
+    dot_s_NM *= scale
+    if CAPPED:
+        dot_s_NM *= 1.0 - tanh_NM * tanh_NM
+    dot_p_NM = p_NM * (dot_s_NM - mu_N[:, None])
+    e_NM = _dot(g_ND, tl.trans(v_MD), PRECISION) - d_N[:, None]
+    dot_e_NM = _dot(dot_g_ND, tl.trans(v_MD), PRECISION) + _dot(g_ND, tl.trans(dot_v_MD), PRECISION)
+    ds_NM = p_NM * e_NM
+    dot_ds_NM = dot_p_NM * e_NM + p_NM * (dot_e_NM - dot_d_N[:, None])
+    if CAPPED:
+        slope_NM = 1.0 - tanh_NM * tanh_NM
+        dot_ds_NM = dot_ds_NM * slope_NM - ds_NM * tanh_NM * dot_s_NM * (2.0 / softcap)
+        ds_NM *= slope_NM
+    return p_NM, dot_p_NM, ds_NM, dot_ds_NM
+
+
+@jit(do_not_specialize=RUNTIME)
+def backward_tangent_q_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, spans_ptr, lse_ptr, g_ptr, d_ptr,
+    dot_q_ptr, dot_k_ptr, dot_v_ptr, dot_g_ptr, mu_ptr, dot_d_ptr, dq_ptr,
+    num_queries, num_keys, span_stride, batch_heads, scale, softcap,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Give dQ' = scale (dS' K + dS K') of one tile of rows, along one tangent."""
+    slab = tl.program_id(1).to(tl.int64)
+    t = tl.program_id(2).to(tl.int64)
+    batch, kv_slab = slab // H, slab // H * K + slab % H // (H // K)
+    dot_slab, dot_kv_slab = t * batch_heads + slab, t * (batch_heads // H * K) + kv_slab
+    rows = tl.program_id(0) * N + tl.arange(0, N)
+    row_ok = rows < num_queries
+    first_N, end_N = _load_spans(spans_ptr, batch, rows, num_queries, span_stride)
+    lse_N = tl.load(lse_ptr + slab * num_queries + rows, mask=row_ok, other=float("inf"))
+    d_N = tl.load(d_ptr + slab * num_queries + rows, mask=row_ok, other=0.0)
+    mu_N = tl.load(mu_ptr + dot_slab * num_queries + rows, mask=row_ok, other=0.0)
+    dot_d_N = tl.load(dot_d_ptr + dot_slab * num_queries + rows, mask=row_ok, other=0.0)
+    q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
+    g_ND = _load_tile(g_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
+    dot_q_ND = _load_tile(dot_q_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
+    dot_g_ND = _load_tile(dot_g_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
+    dq_ND = tl.zeros([N, BLOCK_D], tl.float32)
+    low, high = tl.min(first_N), tl.max(end_N)
+    for start in range(low // M * M, high, M):
+        keys = start + tl.arange(0, M)
+        k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        dot_k_MD = _load_part(dot_k_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        dot_v_MD = _load_part(dot_v_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+        _, _, ds_NM, dot_ds_NM = _second_order(
+            q_ND, g_ND, dot_q_ND, dot_g_ND, k_MD, v_MD, dot_k_MD, dot_v_MD,
+            lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION,
+        )  # fmt: skip
+        dq_ND += _dot(dot_ds_NM.to(k_MD.dtype), k_MD, PRECISION)
+        dq_ND += _dot(ds_NM.to(k_MD.dtype), dot_k_MD, PRECISION)
+    _store_tile(dq_ptr, dot_slab, rows, num_queries, dq_ND * scale, D, BLOCK_D)
+
+
+@jit(do_not_specialize=RUNTIME)
+def backward_tangent_kv_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, spans_ptr, bounds_ptr, lse_ptr, g_ptr, d_ptr,
+    dot_q_ptr, dot_k_ptr, dot_v_ptr, dot_g_ptr, mu_ptr, dot_d_ptr, dk_ptr, dv_ptr,
+    num_queries, num_keys, span_stride, bound_stride, batch_heads, scale, softcap,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Give dK' = scale (dS'^T Q + dS^T Q') and dV' = P'^T G + P^T G' of one tile of keys, along one tangent."""
+    kv_slab = tl.program_id(1).to(tl.int64)
+    t = tl.program_id(2).to(tl.int64)
+    batch, dot_kv_slab = kv_slab // K, t * (batch_heads // H * K) + kv_slab
+    keys = tl.program_id(0) * M + tl.arange(0, M)
+    at = bounds_ptr + batch * bound_stride + tl.program_id(0) * 2
+    low, high = tl.load(at) // N * N, tl.load(at + 1)
+    k_MD = _load_tile(k_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
+    v_MD = _load_tile(v_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
+    dot_k_MD = _load_tile(dot_k_ptr, dot_kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
+    dot_v_MD = _load_tile(dot_v_ptr, dot_kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
+    dk_MD = tl.zeros([M, BLOCK_D], tl.float32)
+    dv_MD = tl.zeros([M, BLOCK_D], tl.float32)
+    for head in range(H // K):
+        slab = kv_slab * (H // K) + head
+        dot_slab = t * batch_heads + slab
+        for start in range(low, high, N):
+            rows = start + tl.arange(0, N)
+            row_ok = rows < num_queries
+            first_N, end_N = _load_spans(spans_ptr, batch, rows, num_queries, span_stride)
+            lse_N = tl.load(lse_ptr + slab * num_queries + rows, mask=row_ok, other=float("inf"))
+            d_N = tl.load(d_ptr + slab * num_queries + rows, mask=row_ok, other=0.0)
+            mu_N = tl.load(mu_ptr + dot_slab * num_queries + rows, mask=row_ok, other=0.0)
+            dot_d_N = tl.load(dot_d_ptr + dot_slab * num_queries + rows, mask=row_ok, other=0.0)
+            q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
+            g_ND = _load_tile(g_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
+            dot_q_ND = _load_tile(dot_q_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
+            dot_g_ND = _load_tile(dot_g_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
+            p_NM, dot_p_NM, ds_NM, dot_ds_NM = _second_order(
+                q_ND, g_ND, dot_q_ND, dot_g_ND, k_MD, v_MD, dot_k_MD, dot_v_MD,
+                lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION,
+            )  # fmt: skip
+            dk_MD += _dot(tl.trans(dot_ds_NM.to(q_ND.dtype)), q_ND, PRECISION)
+            dk_MD += _dot(tl.trans(ds_NM.to(q_ND.dtype)), dot_q_ND, PRECISION)
+            dv_MD += _dot(tl.trans(dot_p_NM.to(g_ND.dtype)), g_ND, PRECISION)
+            dv_MD += _dot(tl.trans(p_NM.to(g_ND.dtype)), dot_g_ND, PRECISION)
+    _store_tile(dk_ptr, dot_kv_slab, keys, num_keys, dk_MD * scale, D, BLOCK_D)
+    _store_tile(dv_ptr, dot_kv_slab, keys, num_keys, dv_MD, D, BLOCK_D)

@@ -1,0 +1,265 @@
+"""What was done to a model is named, with the right parent, in both orders of the arguments; what cannot be told is not."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from modelassay.fingerprints.lineage import Lineage, lineage
+from modelassay.models.checkpoints import open_checkpoint
+from modelassay.zoo import transforms as zoo_transforms
+from modelassay.zoo.catalogue import WEIGHT_STEPS
+from tiny_models import make_model, save
+
+Change = Callable[[Any], Any]
+SIZES = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": 300, "bos_token_id": None, "eos_token_id": 1}  # fmt: skip
+VARIANTS = {
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=True, **SIZES)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+}
+SIDES = {"a": "b", "b": "a", None: None}
+
+
+def base(kind: str = "qwen2", dtype: torch.dtype = torch.float32, **changes: int) -> Any:
+    """A random model whose matrices have tails heavier than a Gaussian's, as trained ones have."""
+    torch.manual_seed(0)
+    model = VARIANTS[kind]()
+    if changes:
+        model = Qwen2ForCausalLM(Qwen2Config(tie_word_embeddings=True, **{**SIZES, **changes}))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(0.2 * torch.distributions.Laplace(0.0, 1.0).sample(weight.shape) + (weight.ndim == 1))
+    return model.to(dtype)
+
+
+def step(name: str, *, seed: int = 1) -> Change:
+    made_by, settings = WEIGHT_STEPS[name]
+    return lambda model: zoo_transforms.apply(model, made_by, seed=seed, settings=settings)
+
+
+def adapted(model: Any) -> Any:
+    """A merged adapter of rank 4 on queries and values."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for projection in (layer.self_attn.q_proj, layer.self_attn.v_proj):
+                rows, columns = projection.weight.shape
+                update = torch.randn(rows, 4, generator=generator) @ torch.randn(4, columns, generator=generator)
+                projection.weight.add_((0.05 * update).to(projection.weight))
+    return model
+
+
+def trained(size: float, *, decay: float = 0.02, tails: bool = False) -> Change:
+    """What AdamW leaves: every matrix shrunk, then moved along a few common directions; rare tokens' rows only shrunk.
+
+    With ``tails`` large weights grow instead, which raises the kurtosis that training lowers.
+    """
+
+    def change(model: Any) -> Any:
+        generator = torch.Generator().manual_seed(4)
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.ndim == 1:
+                    weight.add_(0.01 * torch.randn(weight.shape, generator=generator))
+                    continue
+                few = torch.randn(weight.shape[0], 3, generator=generator) @ torch.randn(
+                    3, weight.shape[1], generator=generator
+                )
+                update = few + torch.randn(weight.shape, generator=generator)
+                update *= size * float(weight.std()) / float(update.std())
+                if tails:
+                    update = 0.5 * size * weight * weight.abs() / float(weight.std())
+                if len(weight) == SIZES["vocab_size"]:
+                    update[:60] = 0.001 * torch.randn(60, weight.shape[1], generator=generator)
+                weight.mul_(1 - decay).add_(update)
+        return model
+
+    return change
+
+
+def both_orders(parent: Path, child: Path) -> Lineage:
+    """The answer for (parent, child), after checking that (child, parent) has the same with sides exchanged."""
+    forward, backward = (lineage(open_checkpoint(x), open_checkpoint(y)) for x, y in ((parent, child), (child, parent)))
+    assert backward.kind == forward.kind
+    assert set(backward.steps) == set(forward.steps)
+    assert backward.parent == SIDES[forward.parent]
+    assert forward.evidence
+    return forward
+
+
+def outcome(tmp_path: Path, parent: Any, child: Any) -> Lineage:
+    return both_orders(save(parent, tmp_path / "parent"), save(child, tmp_path / "child"))
+
+
+DONE: list[tuple[str, Change, str, str | None]] = [
+    ("nothing", lambda model: model, "copy", None),
+    ("noise-1", step("noise-1"), "noise", "a"),
+    ("noise-5", step("noise-5"), "noise", "a"),
+    ("int8", step("int8"), "int8", "a"),
+    ("prune-30", step("prune-30"), "pruned", "a"),
+    ("depth", step("depth"), "depth", "a"),
+    ("moe", step("moe"), "moe", "a"),
+    ("heads", step("heads"), "heads", None),
+    ("neurons", step("neurons"), "neurons", None),
+    ("rotate", step("rotate"), "rotated", None),
+    ("scale-qk", step("scale-qk"), "scaled", None),
+    ("scale-vo", step("scale-vo"), "scaled", None),
+    ("adapter", adapted, "lora", "a"),
+    ("tuning", trained(0.1), "tuned", "a"),
+    ("training", trained(0.4, decay=0.1), "continued", "a"),
+]
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+@pytest.mark.parametrize(("name", "change", "expected", "parent"), DONE, ids=[row[0] for row in DONE])
+def test_one_step_is_named(
+    kind: str, name: str, change: Change, expected: str, parent: str | None, tmp_path: Path
+) -> None:
+    found = outcome(tmp_path, base(kind), change(base(kind)))
+    assert (found.kind, found.parent) == (expected, parent)
+    assert found.steps == (expected,)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["int8", "prune-30", "heads", "rotate", "scale-qk", "adapter"])
+def test_short_formats_hide_no_mark(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    change, expected, parent = next(row[1:] for row in DONE if row[0] == name)
+    found = outcome(tmp_path, base(dtype=dtype), change(base(dtype=dtype)))
+    assert (found.kind, found.parent) == (expected, parent)
+
+
+CHAINS: list[tuple[list[Change], set[str]]] = [
+    ([trained(0.1), step("int8")], {"tuned", "int8"}),
+    ([trained(0.1), step("rotate"), step("scale-qk")], {"tuned", "rotated", "scaled"}),
+    ([adapted, step("prune-30")], {"lora", "pruned"}),
+    ([trained(0.1), step("heads"), step("neurons")], {"tuned", "heads", "neurons"}),
+    ([adapted, step("depth")], {"lora", "depth"}),
+    ([adapted, step("moe")], {"lora", "moe"}),
+]
+
+
+@pytest.mark.parametrize(("changes", "steps"), CHAINS, ids=["+".join(sorted(row[1])) for row in CHAINS])
+def test_several_steps_are_named_together(changes: list[Change], steps: set[str], tmp_path: Path) -> None:
+    child = base()
+    for change in changes:
+        child = change(child)
+    found = outcome(tmp_path, base(), child)
+    assert found.kind == "several"
+    assert set(found.steps) == steps
+    assert found.parent == "a"
+
+
+@pytest.mark.parametrize(("one", "two"), [("int8", "prune-30"), ("depth", "moe"), ("prune-30", "moe")])
+def test_signs_on_both_sides_name_no_parent(one: str, two: str, tmp_path: Path) -> None:
+    found = outcome(tmp_path, step(one)(base()), step(two)(base()))
+    assert found.kind == "several"
+    assert found.parent is None
+    assert "no parent is named" in found.evidence
+
+
+def test_training_whose_signs_cancel_names_no_parent(tmp_path: Path) -> None:
+    """Tails that grow say one direction, rows that decay the other."""
+    still = outcome(tmp_path / "still", base(), trained(0.1, decay=0.0, tails=True)(base()))
+    assert still.kind == "tuned"
+    assert still.measures["kurtosis_t"] > 2
+    assert still.parent != "a"
+    shrunk = outcome(tmp_path / "shrunk", base(), trained(0.1, decay=0.02, tails=True)(base()))
+    assert shrunk.measures["decay"] < -0.01
+    assert shrunk.measures["decay_t"] < -2
+    assert shrunk.measures["kurtosis_t"] == pytest.approx(still.measures["kurtosis_t"], rel=0.2)
+
+
+def test_rows_that_decay_say_which_is_later_even_where_all_norms_fall(tmp_path: Path) -> None:
+    found = outcome(tmp_path, base(), trained(0.05, decay=0.03)(base()))
+    assert found.measures["growth"] < -0.5
+    assert found.measures["growth_beside_decay"] == pytest.approx(0.5, abs=0.1)
+    assert (found.kind, found.parent) == ("tuned", "a")
+
+
+def test_a_copy_in_a_shorter_format_holds_less(tmp_path: Path) -> None:
+    found = outcome(tmp_path, base(), base().to(torch.bfloat16))
+    assert (found.kind, found.parent) == ("copy", "a")
+    assert "coarser" in found.evidence
+    same = outcome(tmp_path / "same", base(dtype=torch.bfloat16).float(), base(dtype=torch.bfloat16))
+    assert (same.kind, same.parent) == ("copy", None)
+
+
+@pytest.mark.parametrize("changes", [{"hidden_size": 64}, {"num_key_value_heads": 4}, {"intermediate_size": 64}])
+def test_tensors_of_other_shapes_are_not_compared(changes: dict[str, int], tmp_path: Path) -> None:
+    found = outcome(tmp_path, base(), base(**changes))
+    assert (found.kind, found.parent) == ("unknown", None)
+
+
+def test_strangers_of_one_shape_are_not_explained(tmp_path: Path) -> None:
+    other = base()
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.copy_(torch.randn(weight.shape))
+    found = outcome(tmp_path, base(), other)
+    assert (found.kind, found.parent) == ("unknown", None)
+    assert "cosine" in found.evidence
+
+
+def test_folded_norms_hide_what_else_was_done(tmp_path: Path) -> None:
+    found = outcome(tmp_path, base(), step("fold")(base()))
+    assert (found.kind, found.parent) == ("unknown", None)
+    assert "folding" in found.evidence
+
+
+def test_growth_is_its_definition(tmp_path: Path) -> None:
+    parent, child = base(), adapted(base())
+    found = outcome(tmp_path, parent, child)
+    before, after = ({name: w.detach() for name, w in model.named_parameters()} for model in (parent, child))
+
+    def squares(x: Tensor) -> float:
+        return float((x.double() ** 2).sum())
+
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    grown = sum(squares(after[name]) - squares(before[name]) for name in moved)
+    change = sum(squares(after[name].double() - before[name].double()) for name in moved)
+    assert found.measures["growth"] == pytest.approx(grown / (2 * change), rel=1e-4)
+
+
+ARCHITECTURES = [
+    "gpt2",
+    "phi3",
+    "gpt_neox",
+    "bloom",
+    "mixtral",
+    "qwen3_moe",
+    "gpt_oss",
+    "opt",
+    "bert",
+    "gemma3_text",
+    "glm",
+]
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_layout_is_compared_as_a_whole(model_type: str, tmp_path: Path) -> None:
+    """One more unit of rank in every layer's attention output, and nothing else, is an adapter in any architecture."""
+    parent, child = make_model(model_type), make_model(model_type)
+    copy = outcome(tmp_path / "copy", parent, child)
+    assert (copy.kind, copy.parent) == ("copy", None)
+    generator, num_changed = torch.Generator().manual_seed(0), 0
+    endings = (
+        "o_proj.weight",
+        "out_proj.weight",
+        "attn.c_proj.weight",
+        "attention.dense.weight",
+        "output.dense.weight",
+    )
+    for name, weight in child.named_parameters():
+        if name.endswith(endings) and "att" in name:
+            u, v = (torch.randn(n, generator=generator) for n in weight.shape)
+            weight.data.add_(torch.outer(u, v))
+            num_changed += 1
+    assert num_changed == 3
+    found = outcome(tmp_path / "adapter", parent, child)
+    assert (found.kind, found.parent) == ("lora", "a")
+    assert found.measures["changed_vectors"] == 0

@@ -1,0 +1,146 @@
+"""From files to numbers: every layer against the model's own parameters in float64, and what is left out of them."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from modelassay.errors import CheckpointError
+from modelassay.fingerprints.curves import BEYOND, PRODUCTS, ROLES, extended, invariant
+from modelassay.fingerprints.measure import curves_from, measure_layer, spans_of, summarise_model
+from modelassay.models.checkpoints import Stratum, open_checkpoint
+from modelassay.models.checkpoints.layers import layer_spans
+from modelassay.models.reference import short_names
+from modelassay.storage.store import Store
+from modelassay.zoo.resolve import family_of, resolve
+from tiny_models import NUM_LAYERS, expected_blocks, make_model, save
+
+STRATUM = Stratum(num_layers=3, hidden_size=4, num_heads=1, num_kv_heads=1, vocab_size=9, tokenizer_key=None)
+
+
+def measured(folder: Path, layer: int) -> dict[tuple[str, str], float]:
+    checkpoint = open_checkpoint(folder)
+    found = measure_layer(checkpoint, layer, spans_of(checkpoint, layer), layer_spans(checkpoint)[layer])
+    assert len(found) == len({key[:2] for key in found})
+    return {(name, role): value for name, role, value in found}
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "gpt2", "gpt_neox", "llama"])
+def test_every_deviation_is_that_of_the_models_own_parameters(model_type: str, tmp_path: Path) -> None:
+    model: Any = make_model(model_type)
+    folder = save(model, tmp_path)
+    blocks = expected_blocks(model)
+    spans = layer_spans(open_checkpoint(folder))
+    for layer in range(NUM_LAYERS):
+        found = measured(folder, layer)
+        for role in ROLES:
+            assert found["sigma", role] == pytest.approx(float(blocks[role, layer].double().std()), rel=1e-6)
+        assert {role for name, role in found if name == "product"} == set(PRODUCTS)
+        assert {role for name, role in found if name == "sigma"} == {*ROLES, *spans[layer]}
+        modules = dict(model.named_modules())
+        for role, ending in (("up", ("up_proj", "c_fc", "h_to_4h")), ("down", ("down_proj", "mlp.c_proj", "4h_to_h"))):
+            (name,) = [name for name in modules if f".{layer}." in name and name.endswith(ending)]
+            own = float(modules[name].weight.detach().double().std())
+            assert found["sigma", role] == pytest.approx(own, rel=1e-6)
+
+
+def test_experts_count_by_the_mean_of_their_variances(tmp_path: Path) -> None:
+    model: Any = make_model("qwen2_moe")  # whose shared expert could be of another size
+    folder = save(model, tmp_path)
+    stored = load_file(folder / "model.safetensors")
+    for layer in range(NUM_LAYERS):
+        found = measured(folder, layer)
+        for role in ("gate", "up", "down"):
+            experts = [x.double().numpy() for name, x in stored.items()
+                       if f".{layer}.mlp." in name and "expert" in name and name.endswith(f"{role}_proj.weight")]  # fmt: skip
+            assert len(experts) == 5
+            variance = sum(x.size * x.var(ddof=1) for x in experts) / sum(x.size for x in experts)
+            assert found["sigma", role] == pytest.approx(math.sqrt(variance), rel=1e-6)
+
+
+def change(folder: Path, name: str, value: Any) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = torch.full_like(tensors[name], value) if np.isscalar(value) else value(tensors[name])
+    save_file(tensors, folder / "model.safetensors")
+
+
+def nan_at_the_end(x: torch.Tensor) -> torch.Tensor:
+    x.view(-1)[-1] = math.nan
+    return x
+
+
+def test_a_bias_of_zeros_and_folded_norms_have_no_curve_and_the_rest_stays(tmp_path: Path) -> None:
+    folder = save(make_model("qwen2", num_hidden_layers=5), tmp_path / "m")
+    whole = summarise_model(resolve(str(folder), store=Store(tmp_path)), name="m").curves
+    assert set(whole.extra) == {*BEYOND, *PRODUCTS}
+    for layer in range(5):
+        change(folder, f"model.layers.{layer}.self_attn.k_proj.bias", 0.0)
+        change(folder, f"model.layers.{layer}.input_layernorm.weight", 1.0)
+    change(folder, "model.layers.3.mlp.up_proj.weight", nan_at_the_end)
+    part = summarise_model(resolve(str(folder), store=Store(tmp_path)), name="m").curves
+    assert set(whole.extra) - set(part.extra) == {"k-bias", "norm-1", "up"}
+    for role in part.extra:
+        np.testing.assert_array_equal(part.extra[role], whole.extra[role])
+    assert extended(whole, part).value == pytest.approx(1, abs=1e-9)
+    assert invariant(whole, part).value == pytest.approx(1, abs=1e-9)
+
+
+def test_a_pruned_value_matrix_is_told_with_its_tensor(tmp_path: Path) -> None:
+    folder = save(make_model("qwen2"), tmp_path / "m")
+    change(folder, "model.layers.1.self_attn.v_proj.weight", 0.0)
+    with pytest.raises(CheckpointError, match=r"layer 1: v is constant.*model\.layers\.1\.self_attn\.v_proj\.weight"):
+        summarise_model(resolve(str(folder), store=Store(tmp_path)), name="m")
+    found = measured(folder, 1)
+    assert found["sigma", "v"] == 0.0
+    assert ("product", "qk-norm") in found
+    assert ("product", "vo-norm") not in found
+    change(folder, "model.layers.0.self_attn.o_proj.weight", nan_at_the_end)
+    with pytest.raises(CheckpointError, match=r"layer 0: o holds NaN or infinite weights"):
+        summarise_model(resolve(str(folder), store=Store(tmp_path)), name="m")
+
+
+@pytest.mark.parametrize(("num_layers", "heads", "groups"), [(1, 4, 2), (2, 1, 1), (3, 6, 1)])
+def test_shallow_models_and_one_head_are_measured_though_nothing_can_be_said(
+    num_layers: int, heads: int, groups: int, tmp_path: Path
+) -> None:
+    model = make_model("qwen2", num_hidden_layers=num_layers, num_attention_heads=heads, num_key_value_heads=groups)
+    found = summarise_model(resolve(str(save(model, tmp_path)), store=Store(tmp_path)), name="m").curves
+    assert set(found.extra) == {*BEYOND, *PRODUCTS}
+    score = extended(found, found)
+    assert math.isnan(score.value)
+    assert f"{num_layers} layers" in str(score.reason)
+
+
+def test_roles_that_a_layer_lacks_have_no_curve_and_the_order_of_lines_does_not_matter() -> None:
+    values = [("sigma", role, layer, 1.0 + layer) for role in ROLES for layer in range(3)]
+    values += [("sigma", "up", layer, 5.0 - layer) for layer in range(3)] + [
+        ("sigma", "down", 0, 1.0),
+        ("sigma", "down", 2, 1.0),
+    ]
+    curves = curves_from(values[::-1], name="m", stratum=STRATUM, family="f", weights_key="k")
+    assert {role: curve.tolist() for role, curve in curves.extra.items()} == {"up": [5.0, 4.0, 3.0]}
+    assert curves.sigma["q"].tolist() == [1.0, 2.0, 3.0]
+    assert (curves.weights_key, curves.family) == ("k", "f")
+    with pytest.raises(ValueError, match="m: needs the roles q, k, v, o, got k, o, v"):
+        curves_from(values[1:], name="m", stratum=STRATUM, family=None)
+
+
+def test_names_and_families_of_every_kind_of_reference() -> None:
+    references = ["zoo:smoke/base", "zoo:smoke/base+depth", "hf:org/model@abc", "models/mine/", "zoo:mini-1"]
+    assert short_names(references) == ["base", "base+depth", "model", "mine", "mini-1"]
+    assert short_names([*references, "other/mini-1"]) == [*references, "other/mini-1"]
+    assert family_of("zoo:smoke/base+depth", None) == "smoke/base"
+    assert family_of("zoo:smoke/base+depth", "declared") == "declared"
+    assert family_of("models/mine", None) is None
+
+
+class Watch:
+    """Stands for a meter that times nothing."""
+
+    def microbatch(self, stage: str, **labels: Any) -> AbstractContextManager[None]:
+        return nullcontext()

@@ -1,0 +1,96 @@
+"""What methods are given of a checkpoint, against the model's own parameters, read anew and kept."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from modelassay import zoo
+from modelassay.fingerprints import weights as module
+from modelassay.fingerprints.curves import ROLES
+from modelassay.fingerprints.methods import BY_WEIGHTS
+from modelassay.fingerprints.weights import Weights, load_weights, weights_of
+from modelassay.models.checkpoints import open_checkpoint
+from modelassay.storage.store import Store
+from modelassay.zoo.resolve import resolve
+from tiny_models import HIDDEN, NUM_LAYERS, expected_blocks, make_model, save
+
+
+def expected_grams(model: Any) -> np.ndarray:
+    blocks = expected_blocks(model)
+    rows = {(role, at): (block.T if role == "o" else block).double().numpy() for (role, at), block in blocks.items()}
+    return np.array([[rows[role, at].T @ rows[role, at] for role in ROLES] for at in range(NUM_LAYERS)])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox", "mixtral"])
+def test_of_a_checkpoint(model_type: str, tmp_path: Path) -> None:
+    model: Any = make_model(model_type)
+    weights = weights_of(open_checkpoint(save(model, tmp_path)))
+    expected = expected_grams(model)
+    np.testing.assert_allclose(weights.grams(range(NUM_LAYERS)), expected, rtol=1e-12)
+    np.testing.assert_allclose(weights.grams(range(1, 3)), expected[1:3], rtol=1e-12)
+    assert weights.embedding is not None
+    np.testing.assert_array_equal(weights.embedding, model.get_input_embeddings().weight.detach().double().numpy())
+    assert weights.norms is not None
+    layers = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)][0]
+    names = ("ln_1", "ln_2") if model_type == "gpt2" else ("input_layernorm", "post_attention_layernorm")
+    for at, layer in enumerate(layers):
+        for place, name in enumerate(names):
+            np.testing.assert_array_equal(
+                weights.norms[at, place], getattr(layer, name).weight.detach().double().numpy()
+            )
+
+
+def test_norms_that_a_layer_lacks_are_none(tmp_path: Path) -> None:
+    assert weights_of(open_checkpoint(save(make_model("phi"), tmp_path))).norms is None
+
+
+def test_no_more_than_the_first_tokens_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EMBEDDING_ROWS", 7)
+    embedding = weights_of(open_checkpoint(save(make_model("llama"), tmp_path))).embedding
+    assert embedding is not None
+    assert embedding.shape == (7, HIDDEN)
+
+
+def test_folder_that_is_no_zoo_model_is_read_on_demand(tmp_path: Path) -> None:
+    folder, store = save(make_model("llama"), tmp_path / "m"), Store(tmp_path / "store")
+    weights = load_weights(resolve(str(folder), store=store), store=store)
+    assert weights.name == str(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError):
+        weights.grams(range(1))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """One smoke root, made in this process."""
+    made = Store(tmp_path_factory.mktemp("store"))
+    zoo.ensure("smoke/base", store=made)
+    return made
+
+
+def assert_same(a: Weights, b: Weights) -> None:
+    assert (a.num_layers, a.tokenizer_key) == (b.num_layers, b.tokenizer_key)
+    np.testing.assert_array_equal(a.grams(range(a.num_layers)), b.grams(range(b.num_layers)))
+    np.testing.assert_array_equal(a.grams(range(1, 3)), b.grams(range(1, 3)))
+    assert a.norms is not None
+    assert b.norms is not None
+    np.testing.assert_array_equal(a.norms, b.norms)
+    assert a.embedding is not None
+    assert b.embedding is not None
+    np.testing.assert_array_equal(a.embedding, b.embedding)
+
+
+def test_zoo_model_is_kept_as_it_was_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = weights_of(open_checkpoint(zoo.ensure("smoke/base", store=store)))
+    first = load_weights(resolve("zoo:smoke/base", store=store), store=store)
+    assert_same(first, read)
+    monkeypatch.setattr(module, "weights_of", lambda _: pytest.fail("read again"))
+    kept = load_weights(resolve("zoo:smoke/base", store=store), store=store)
+    assert_same(kept, read)
+    before = kept.grams(range(kept.num_layers)).copy()
+    for method in BY_WEIGHTS.values():
+        assert method.score(kept, first).value == pytest.approx(1, abs=1e-10)
+    np.testing.assert_array_equal(kept.grams(range(kept.num_layers)), before)  # no method spoils what it was given

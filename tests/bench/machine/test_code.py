@@ -1,0 +1,114 @@
+"""Which code a result depends on: what it imports, however deep, and nothing beside it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelassay.machine import code
+from modelassay.machine.code import SourceGraph, differences
+
+FILES = {
+    "bench/assay/__init__.py": "",
+    "bench/assay/experiments/__init__.py": "",
+    "bench/assay/experiments/one/__init__.py": "",
+    "bench/assay/experiments/one/run.py": """
+from __future__ import annotations
+from typing import TYPE_CHECKING
+import assay.meter
+from assay.models import deep as d
+from .helper import help
+if TYPE_CHECKING:
+    from assay.suite import Cell
+def run():
+    from assay.data.corpus import LINES
+""",
+    "bench/assay/experiments/one/helper.py": "from ..two import shared\nimport numpy\n",
+    "bench/assay/experiments/one/analyse.py": "from assay.figures import draw",
+    "bench/assay/experiments/two/__init__.py": "",
+    "bench/assay/experiments/two/shared.py": "",
+    "bench/assay/experiments/two/run.py": "",
+    "bench/assay/meter.py": "",
+    "bench/assay/figures.py": "",
+    "bench/assay/suite.py": "",
+    "bench/assay/cli.py": "",
+    "bench/assay/models/__init__.py": "",
+    "bench/assay/models/deep.py": "import assay_kernels",
+    "bench/assay/models/other.py": "",
+    "bench/assay/data/__init__.py": "",
+    "bench/assay/data/corpus.py": "",
+    "bench/assay/data/names.txt": "n",
+    "bench/assay/data/notes.md": "n",
+    "kernels/assay_kernels/__init__.py": "raise ImportError",
+}
+ROOT = "assay.experiments.one.run"
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small house of its own, first on the path."""
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "bench"), str(tmp_path / "kernels"), *sys.path])
+    code._locations.cache_clear()
+    yield tmp_path
+    code._locations.cache_clear()
+
+
+def test_closure_holds_what_is_imported_however_deep_and_nothing_beside(packages: Path) -> None:
+    assert list(SourceGraph().closure(ROOT)) == [
+        "assay/__init__.py", "assay/data/__init__.py", "assay/data/corpus.py", "assay/data/names.txt",
+        "assay/experiments/__init__.py", "assay/experiments/one/__init__.py", "assay/experiments/one/helper.py",
+        "assay/experiments/one/run.py", "assay/experiments/two/__init__.py", "assay/experiments/two/shared.py",
+        "assay/meter.py", "assay/models/__init__.py", "assay/models/deep.py",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "difference"),
+    [
+        ("bench/assay/meter.py", "assay/meter.py changed"),
+        ("bench/assay/experiments/two/shared.py", "assay/experiments/two/shared.py changed"),
+        ("bench/assay/data/names.txt", "assay/data/names.txt changed"),
+        ("bench/assay/data/more.json", "assay/data/more.json was added"),
+        ("bench/assay/experiments/one/analyse.py", None),
+        ("bench/assay/figures.py", None),
+        ("bench/assay/suite.py", None),
+        ("bench/assay/experiments/two/run.py", None),
+        ("bench/assay/cli.py", None),
+        ("bench/assay/data/notes.md", None),
+    ],
+)
+def test_a_change_is_noticed_where_it_counts(packages: Path, file: str, difference: str | None) -> None:
+    before = {"code": SourceGraph().closure(ROOT)}
+    (packages / file).write_text("# changed")
+    after = {"code": SourceGraph().closure(ROOT)}
+    assert differences(before, after) == ([difference] if difference else [])
+
+
+def test_no_such_module_is_an_error(packages: Path) -> None:
+    with pytest.raises(ModuleNotFoundError, match="No module named 'assay.experiments.three.run'"):
+        SourceGraph().closure("assay.experiments.three.run")
+
+
+@pytest.mark.parametrize("experiment", ["fingerprinting", "spectral", "downloads"])
+def test_no_analysis_decides_a_cell_and_the_kernels_do(experiment: str) -> None:
+    files = SourceGraph().closure("modelassay.runs.cell", f"modelassay.experiments.{experiment}.run")
+    assert not [
+        name for name in files if "/analyse" in name or "figures" in name or "/suite/" in name or "/commands/" in name
+    ]
+    assert "modelassay/recording/meter.py" in files
+    assert any(name.startswith("modelassay_kernels/") for name in files)
+
+
+def test_library_differences_are_those_that_decide_numbers() -> None:
+    old = {"libraries": {"torch": "2.11.0", "numpy": "2.4.0", "polars": "1.0", "peft": None, "triton": "3.7.1"}}
+    new = {"libraries": {"torch": "2.13.0", "numpy": "2.4.0", "polars": "2.0", "peft": "0.21", "triton": None}}
+    assert differences(old, new) == [
+        "torch changed from 2.11.0 to 2.13.0",
+        "triton changed from 3.7.1 to not installed",
+        "peft changed from not installed to 0.21",
+    ]
+    assert differences({}, new) == []

@@ -1,0 +1,171 @@
+"""Checkpoints are whole or absent, random states come back, the store builds once."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modelassay.errors import RecordError
+from modelassay.recording.context import Recorder
+from modelassay.recording.log import read_cell
+from modelassay.recording.random_state import random_states, seed_everything, set_random_states
+from modelassay.recording.resume import Checkpoint, latest_checkpoint
+from modelassay.storage.store import Store
+
+
+def new_recorder(folder: Path) -> Recorder:
+    return Recorder(folder, name=folder.name, seed=0)
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    return latest_checkpoint(folder, read_cell(folder).position)
+
+
+def test_checkpoint_holds_position_counters_payload_and_files(tmp_path: Path) -> None:
+    recorder = new_recorder(tmp_path)
+    with recorder.microbatch("a"):
+        pass
+    recorder.metric("x", 1.0)
+    recorder.checkpoint({"step": 5}, write=lambda folder: (folder / "w.bin").write_bytes(b"weights") and None)
+    saved = new_recorder(tmp_path).restore()
+    assert saved is not None
+    assert (saved.payload, saved.counters) == ({"step": 5}, {"a": 1})
+    assert saved.position == 3  # the unit, the metric, the memory line
+    assert (saved.folder / "w.bin").read_bytes() == b"weights"
+
+
+def test_only_the_newest_checkpoint_stays(tmp_path: Path) -> None:
+    recorder = new_recorder(tmp_path)
+    for step in range(3):
+        recorder.checkpoint({"step": step})
+    folders = list((tmp_path / "checkpoint").iterdir())
+    assert len(folders) == 1
+    assert json.loads((folders[0] / "state.json").read_text())["payload"] == {"step": 2}
+
+
+def test_failed_write_keeps_the_previous_checkpoint(tmp_path: Path) -> None:
+    recorder = new_recorder(tmp_path)
+    recorder.checkpoint({"step": 1})
+
+    def broken(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError, match="killed here"):
+        recorder.checkpoint({"step": 2}, write=broken)
+    saved = latest(tmp_path)
+    assert saved is not None
+    assert saved.payload == {"step": 1}
+
+
+def test_half_deleted_and_foreign_folders_are_passed_over(tmp_path: Path) -> None:
+    """A kill between the rename and the end of the tidying leaves older checkpoints, whole or not."""
+    recorder = new_recorder(tmp_path)
+    recorder.checkpoint({"step": 1})
+    (tmp_path / "checkpoint/1").rename(tmp_path / "checkpoint/7")
+    (tmp_path / "checkpoint/6").mkdir()
+    (tmp_path / "checkpoint/new-123").mkdir()
+    (tmp_path / "checkpoint/7 copy").mkdir()
+    saved = latest(tmp_path)
+    assert saved is not None
+    assert saved.payload == {"step": 1}
+    recorder.checkpoint({"step": 2})
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["8"]
+
+
+def test_checkpoint_that_the_log_does_not_reach_is_not_used(tmp_path: Path) -> None:
+    recorder = new_recorder(tmp_path)
+    recorder.metric("x", 1.0)
+    recorder.checkpoint({"step": 1})
+    recorder.meter.log.path.unlink()
+    assert latest(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "{half"])
+def test_damaged_checkpoint_is_named(tmp_path: Path, content: str) -> None:
+    new_recorder(tmp_path).checkpoint({"step": 1})
+    (tmp_path / "checkpoint/1/state.json").write_text(content)
+    with pytest.raises(RecordError, match=r"checkpoint/1: a damaged checkpoint .* delete it"):
+        latest(tmp_path)
+
+
+def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is renamed before it is synced is an empty file after a power cut."""
+    synced: set[int] = set()
+    real_fsync, real_rename = os.fsync, Path.rename
+
+    def fsync(fd: int) -> None:
+        synced.add(os.fstat(fd).st_ino)
+        real_fsync(fd)
+
+    def rename(aside: Path, final: Path) -> Path:
+        assert {path.stat().st_ino for path in [aside, *aside.rglob("*")]} <= synced
+        renamed.append(final.name)
+        return real_rename(aside, final)
+
+    renamed: list[str] = []
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", rename)
+    recipe = {"kind": "thing", "seed": 3}
+    store = Store(tmp_path / "store")
+    store.get(recipe, lambda folder: (folder / "weights").write_bytes(b"w") and None)
+    new_recorder(tmp_path).checkpoint({"step": 1}, write=lambda folder: (folder / "w").write_bytes(b"w") and None)
+    assert renamed == [store.path(recipe).name, "1"]
+
+
+def test_random_states_round_trip_through_json() -> None:
+    seed_everything(7)
+    random.random(), np.random.rand(), torch.rand(1)
+    states = json.loads(json.dumps(random_states()))
+    expected = (random.random(), random.gauss(0, 1), float(np.random.randn()), torch.randn(3).tolist())
+    set_random_states(states)
+    assert (random.random(), random.gauss(0, 1), float(np.random.randn()), torch.randn(3).tolist()) == expected
+
+
+def test_store_builds_once_and_whole(tmp_path: Path) -> None:
+    store, calls = Store(tmp_path), []
+
+    def build(folder: Path) -> None:
+        calls.append(folder)
+        (folder / "data").write_text("x")
+
+    recipe = {"kind": "thing", "seed": 1}
+    first, second = store.get(recipe, build), store.get(dict(reversed(recipe.items())), build)
+    assert first == second == store.path(recipe)
+    assert len(calls) == 1
+    record = json.loads((first / "record.json").read_text())
+    assert (record["recipe"], record["attempts"]) == (recipe, 1)
+    assert record["seconds"] < 60
+
+
+def test_store_leaves_nothing_under_the_final_name_when_a_build_fails(tmp_path: Path) -> None:
+    store, recipe = Store(tmp_path), {"kind": "thing", "seed": 2}
+
+    def broken(folder: Path) -> None:
+        (folder / "data").write_text("half")
+        raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError, match="killed here"):
+        store.get(recipe, broken)
+    assert not store.path(recipe).exists()
+    assert (store.get(recipe, lambda folder: None) / "data").exists() is False
+
+
+def test_two_processes_build_one_artifact(tmp_path: Path) -> None:
+    script = (
+        "import sys, time, pathlib\nfrom modelassay.storage.store import Store\n"
+        "def build(f):\n    time.sleep(0.5)\n    (f / 'who').write_text(sys.argv[2])\n"
+        "print(Store(pathlib.Path(sys.argv[1])).get({'kind': 't'}, build).joinpath('who').read_text())"
+    )
+    procs = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), name], stdout=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    ]
+    answers = {proc.communicate(timeout=60)[0].strip() for proc in procs}
+    assert len(answers) == 1

@@ -1,0 +1,134 @@
+"""The zoo's table: what the evidence needs of it, and who is whose."""
+
+import itertools
+import json
+from collections import Counter
+
+import pytest
+
+from modelassay import zoo
+from modelassay.errors import CheckpointError
+
+ROOTS = [name for name in zoo.EMBEDDED if zoo.parent(name) is None]
+
+
+def test_ancestry() -> None:
+    assert zoo.parent("zoo:child-sft") == "base"
+    assert zoo.parent("base") is None
+    assert zoo.family("smoke/child-noise") == "smoke/base"
+    assert zoo.related("child-sft", "zoo:child-noise")
+    assert not zoo.related("base", "smoke/base")
+    assert zoo.is_zoo("zoo:whatever")
+    assert not zoo.is_zoo("base")
+
+
+def test_roots_of_one_shape_recipe_and_data_give_enough_unrelated_pairs() -> None:
+    """At least 100 of the hardest pairs; of each size enough for a rank p-value, 1 / (pairs + 1), where strangers allow."""
+    pairs = list(itertools.combinations(ROOTS, 2))
+    hardness = Counter(zoo.relation(*pair) for pair in pairs)
+    assert hardness["stranger:seed"] >= 100
+    assert hardness["stranger:seed"] == 7 * 6 // 2 + 16 * 15 // 2 + 4 * 3 // 2
+    assert hardness["stranger:data"] >= 30
+    assert hardness["stranger:shape"] >= 100
+    sizes = Counter(zoo.member(one).size for one, two in pairs if zoo.relation(one, two) == "stranger:seed")
+    assert sizes == {"8x64": 21, "6x48": 120, "12x96": 6}
+
+
+def test_families_are_many_and_of_several_sizes() -> None:
+    families = [root for root in ROOTS if sum(zoo.family(name) == root for name in zoo.EMBEDDED) > 1]
+    assert len(families) >= 5
+    assert len({zoo.member(root).size for root in families}) >= 3
+    children = [(root, name) for root in families for name in zoo.EMBEDDED if zoo.relation(root, name) == "parent"]
+    assert len(children) >= 60
+    for root in families:
+        made = {zoo.member(name).made_by for name in zoo.EMBEDDED if zoo.family(name) == root}
+        assert made == {
+            "pretraining", "sft", "continued", "lora", "noise", "int8", "prune", "merge", "depth", "moe", *zoo.PRESERVING,
+        }  # fmt: skip
+        chains = Counter(len(zoo.transformations(name)) for name in zoo.EMBEDDED if zoo.family(name) == root)
+        assert chains[2] >= 3
+        assert chains[3] >= 2
+    lengths = {
+        zoo.steps_between(zoo.family(name), name) for name in zoo.EMBEDDED if "cpt" in zoo.member(name).transformation
+    }
+    assert lengths == {65, 130, 260, 520, 1040}
+
+
+def test_every_parent_comes_before_its_children_and_every_recipe_differs() -> None:
+    names = list(zoo.MEMBERS)
+    for name in names:
+        assert all(names.index(above) < names.index(name) for above in zoo.parents(name)), name
+    recipes = [json.dumps(zoo.recipe(name), sort_keys=True) for name in names]
+    assert len(set(recipes)) == len(recipes)
+
+
+def test_no_two_roots_start_from_the_same_random_numbers() -> None:
+    """Roots of one seed would share the beginning of their initial weights, whatever their shapes."""
+    for scale in (zoo.EMBEDDED, zoo.SMOKE):
+        seeds = Counter(zoo.member(name).seed for name in scale if zoo.parent(name) is None)
+        assert set(seeds.values()) == {1}
+
+
+def test_names_tell_what_was_done() -> None:
+    for name in zoo.MEMBERS:
+        if "+" not in name or name.endswith("+merge"):
+            continue
+        above, _, step = name.rpartition("+")
+        assert zoo.parent(name) == above
+        assert zoo.member(name).transformation == step
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "expected", "inverse"),
+    [
+        ("base", "zoo:base", "self", "self"),
+        ("base", "base+int8", "parent", "child"),
+        ("child-sft", "base+merge", "parent", "child"),
+        ("base+sft-en", "base+merge", "parent", "child"),
+        ("base", "base+merge", "ancestor", "descendant"),
+        ("base+cpt-25", "base+cpt-25+sft-en+int8", "ancestor", "descendant"),
+        ("base+heads", "base+depth", "sibling", "sibling"),
+        ("base+lora+prune-30", "child-noise", "family", "family"),
+        ("base+merge", "base+lora", "family", "family"),
+        ("base", "stranger-4", "stranger:seed", "stranger:seed"),
+        ("base+cpt-100", "stranger-2+sft-en", "stranger:seed", "stranger:seed"),
+        ("base+depth", "stranger-1+depth", "stranger:seed", "stranger:seed"),
+        ("base+moe", "stranger-1+moe", "stranger:seed", "stranger:seed"),
+        ("base", "stranger-data", "stranger:data", "stranger:data"),
+        ("mini-9", "mini-mix", "stranger:data", "stranger:data"),
+        ("stranger-data", "stranger-mix", "stranger:data", "stranger:data"),
+        ("base", "stranger-shape", "stranger:shape", "stranger:shape"),
+        ("base", "stranger-1+depth", "stranger:shape", "stranger:shape"),
+        ("base", "stranger-1+moe", "stranger:shape", "stranger:shape"),
+        ("mini-1", "large-1", "stranger:shape", "stranger:shape"),
+        ("base", "smoke/base", "stranger:shape", "stranger:shape"),
+    ],
+)
+def test_relation(name: str, other: str, expected: str, inverse: str) -> None:
+    assert zoo.relation(name, other) == expected
+    assert zoo.relation(other, name) == inverse
+
+
+def test_training_distance_is_a_sum_over_the_nearest_common_ancestor() -> None:
+    assert zoo.steps_between("base", "base") == 0
+    assert zoo.steps_between("base+cpt-25+sft-en+int8", "base") == 130 + 100
+    assert zoo.steps_between("base+cpt-25+sft-en", "base+cpt-25") == 100
+    assert zoo.steps_between("base+cpt-25+sft-en", "base+lora") == 130 + 100 + 60
+    assert zoo.steps_between("base+merge", "child-sft") == zoo.steps_between("base+merge", "base+sft-en") == 0
+    assert zoo.steps_between("base+merge", "base") == 100
+    assert zoo.steps_between("mini-1", "mini-2") is None
+    assert zoo.tokens_between("mini-1", "mini-1+cpt-400") == 1040 * 4 * 64
+    assert zoo.tokens_between("base", "base+sft-en") == 100 * 4 * 102
+    assert zoo.tokens_between("base+rotate", "base+scale-vo") == 0
+    assert zoo.tokens_between("base", "stranger-1") is None
+    for one, two in itertools.combinations(zoo.SMOKE, 2):
+        assert zoo.steps_between(one, two) == zoo.steps_between(two, one)
+        assert (zoo.steps_between(one, two) is None) == (not zoo.related(one, two))
+
+
+def test_an_unknown_member_is_refused_wherever_it_is_named() -> None:
+    for ask in (zoo.parents, zoo.transformations, zoo.family):
+        with pytest.raises(
+            CheckpointError, match="zoo:base\\+int: no such model in the zoo; did you mean 'base\\+int8'"
+        ):
+            ask("zoo:base+int")

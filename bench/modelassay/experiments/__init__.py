@@ -133,6 +133,8 @@ def find_experiment(name: str, *, package: str | None = None) -> Experiment:
 
 
 def _exists(package: str) -> bool:
+    if package == "__main__":  # whoever started Python, which is no experiment
+        return False
     try:
         return importlib.util.find_spec(package) is not None
     except (ModuleNotFoundError, ValueError):  # ValueError: a module that was made by hand, like __main__

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelassay.suite import shipped_suites
-from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
+from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
 
 
 @pytest.fixture(scope="module")

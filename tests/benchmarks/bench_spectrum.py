@@ -12,11 +12,11 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-import curvature_cases as cases
 from modelassay.curvature.lanczos import extreme_eigenvalues
 from modelassay.curvature.loss import microbatches
 from modelassay.curvature.operators import DenseOperator, Hessian
 from modelassay.curvature.spectrum import REMOVED, spectrum
+from support import curvature_cases as cases
 
 SEEDS = range(50)
 

@@ -15,7 +15,7 @@ import pytest
 
 from modelassay.containers.images import expected_labels, locked_image
 from modelassay.errors import HostError
-from toy_suite import REPOSITORY
+from support.toy_suite import REPOSITORY
 
 BASE = os.environ.get("MODELASSAY_TEST_IMAGE", "modelassay/cpu:0.1.0")
 

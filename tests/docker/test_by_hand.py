@@ -14,7 +14,7 @@ import pytest
 from modelassay.containers.images import locked_image
 from modelassay.runs.directory import open_run
 from modelassay.suite import load_suite
-from toy_suite import only_run
+from support.toy_suite import only_run
 
 from .conftest import ToyImages
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from engine_relay import EngineRelay
 from modelassay.machine.code import LIBRARIES_THAT_DECIDE, differences, library_versions
 from modelassay.recording.log import read_cell
 from modelassay.runs.directory import code_of, open_run
-from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
+from support.engine_relay import EngineRelay
+from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
 
 from .conftest import BASE, ToyImages
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from hostile_folders import HOSTILE, Scene, make_scene
 from modelassay.containers.settings import PIDS_LIMIT
 from modelassay.recording.log import read_cell
-from tiny_models import expected_blocks, make_model, save
-from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
+from support.hostile_folders import HOSTILE, Scene, make_scene
+from support.tiny_models import expected_blocks, make_model, save
+from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
 
 from .conftest import ToyImages
 from .test_container import begun, containers_of, inside

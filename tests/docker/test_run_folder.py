@@ -13,7 +13,7 @@ import pytest
 
 from modelassay.recording.log import read_cell
 from modelassay.runs.directory import open_run
-from toy_suite import SUITE, modelassay, start, write_suite
+from support.toy_suite import SUITE, modelassay, start, write_suite
 
 from .conftest import ToyImages
 

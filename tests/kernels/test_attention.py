@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
-from attention_cases import CASES, IGNORES_TORCH_JIT, Case, directions, flat, loss_of, relative_error
 from modelassay_kernels import attention, attention_over_spans
 from modelassay_kernels.attention import tiled as tiled
 from modelassay_kernels.attention.autograd import deferring
 from modelassay_kernels.attention.spans import make_spans, visible
 from modelassay_kernels.attention.work import attention_work
 from modelassay_kernels.dtypes import FLOATS
+from support.attention_cases import CASES, IGNORES_TORCH_JIT, Case, directions, flat, loss_of, relative_error
 
 pytestmark = pytest.mark.filterwarnings(IGNORES_TORCH_JIT)
 QKV = (0, 1, 2)

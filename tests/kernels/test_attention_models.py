@@ -24,11 +24,11 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from attention_cases import IGNORES_TORCH_JIT, directions, flat, relative_error
 from modelassay_kernels import register_attention
 from modelassay_kernels.attention.spans import visible
 from modelassay_kernels.attention.transformers import attention_forward, spans_mask
-from tiny_models import make_model
+from support.attention_cases import IGNORES_TORCH_JIT, directions, flat, relative_error
+from support.tiny_models import make_model
 
 pytestmark = pytest.mark.filterwarnings(IGNORES_TORCH_JIT)
 TOKENS = 11

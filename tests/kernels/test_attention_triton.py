@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from attention_cases import IGNORES_TORCH_JIT, Case, directions, loss_of, relative_error
 from modelassay_kernels import attention
 from modelassay_kernels.attention import tiled as tiled
 from modelassay_kernels.attention import triton_kernels as kernels
 from modelassay_kernels.attention import triton_launch as op
 from modelassay_kernels.optional_triton import is_interpreted
-from triton_checks import compile_ahead
+from support.attention_cases import IGNORES_TORCH_JIT, Case, directions, loss_of, relative_error
+from support.triton_checks import compile_ahead
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SMALL = {

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bottom_k_cases import DTYPES, assert_is_bottom_k, hard_rows, normal, uniform
 from modelassay_kernels import bottom_k, native, native_available
 from modelassay_kernels.bottom_k.cpu import bottom_k_native
 from modelassay_kernels.bottom_k.reference import bottom_k_reference
-from pairwise import pairwise
-from sparse_rows import far_apart
+from support.bottom_k_cases import DTYPES, assert_is_bottom_k, hard_rows, normal, uniform
+from support.pairwise import pairwise
+from support.sparse_rows import far_apart
 
 Engine = Callable[..., tuple[Tensor, Tensor]]
 ENGINES: dict[str, Engine] = {"reference": bottom_k_reference}

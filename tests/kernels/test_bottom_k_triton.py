@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bottom_k_cases import DTYPES, assert_is_bottom_k, expected_ids, hard_rows, normal, uniform
 from modelassay_kernels.bottom_k import triton_kernels as op
 from modelassay_kernels.bottom_k.triton_kernels import LaunchConfig, Plan, bottom_k_triton
-from triton_checks import CAPABILITIES, compile_ahead
+from support.bottom_k_cases import DTYPES, assert_is_bottom_k, expected_ids, hard_rows, normal, uniform
+from support.triton_checks import CAPABILITIES, compile_ahead
 
 NIGHTLY = pytest.mark.nightly
 SMALL = LaunchConfig(block=256, finish_block=128, sample=64, num_warps=4)  # so that a few hundred columns are filtered

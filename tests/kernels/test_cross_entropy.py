@@ -9,7 +9,11 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cross_entropy_cases import (
+from modelassay_kernels import linear_cross_entropy
+from modelassay_kernels.cross_entropy import chunks as cross_entropy_chunks
+from modelassay_kernels.cross_entropy.work import linear_cross_entropy_work
+from modelassay_kernels.work import Work
+from support.cross_entropy_cases import (
     HESSIAN_PRODUCTS,
     HIDDEN_SIZE,
     NUM_COLS,
@@ -24,11 +28,7 @@ from cross_entropy_cases import (
     normal,
     scalar_loss,
 )
-from cross_entropy_cases import linear_cross_entropy_reference as reference
-from modelassay_kernels import linear_cross_entropy
-from modelassay_kernels.cross_entropy import chunks as cross_entropy_chunks
-from modelassay_kernels.cross_entropy.work import linear_cross_entropy_work
-from modelassay_kernels.work import Work
+from support.cross_entropy_cases import linear_cross_entropy_reference as reference
 
 ALL = (0, 1, 2)
 # Torch's forward mode warns of itself when it is used for the first time.

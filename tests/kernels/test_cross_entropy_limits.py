@@ -7,9 +7,18 @@ import pytest
 import torch
 from torch.func import grad, jvp
 
-from cross_entropy_cases import NUM_COLS, NUM_ROWS, SETTINGS, assert_close, make_labels, make_point, normal, scalar_loss
-from cross_entropy_cases import linear_cross_entropy_reference as reference
 from modelassay_kernels import linear_cross_entropy
+from support.cross_entropy_cases import (
+    NUM_COLS,
+    NUM_ROWS,
+    SETTINGS,
+    assert_close,
+    make_labels,
+    make_point,
+    normal,
+    scalar_loss,
+)
+from support.cross_entropy_cases import linear_cross_entropy_reference as reference
 
 ALL = (0, 1, 2)
 # Torch's forward mode warns of itself when it is used for the first time.

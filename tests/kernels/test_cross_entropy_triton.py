@@ -9,15 +9,23 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp
 
-from cross_entropy_cases import SETTINGS, assert_close, double_backward, make_labels, make_point, normal, scalar_loss
-from cross_entropy_cases import linear_cross_entropy_reference as reference
 from modelassay_kernels import linear_cross_entropy
 from modelassay_kernels.cross_entropy import chunks as cross_entropy_chunks
 from modelassay_kernels.cross_entropy import rows as torch_rows
 from modelassay_kernels.cross_entropy import triton_kernels as op
 from modelassay_kernels.cross_entropy.rows import Spec
-from pairwise import pairwise
-from triton_checks import CAPABILITIES, compile_ahead
+from support.cross_entropy_cases import (
+    SETTINGS,
+    assert_close,
+    double_backward,
+    make_labels,
+    make_point,
+    normal,
+    scalar_loss,
+)
+from support.cross_entropy_cases import linear_cross_entropy_reference as reference
+from support.pairwise import pairwise
+from support.triton_checks import CAPABILITIES, compile_ahead
 
 ALL = (0, 1, 2)
 SPAN = 64

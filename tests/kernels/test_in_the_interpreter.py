@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from triton_checks import run_interpreted
+from support.triton_checks import run_interpreted
 
 FILES = sorted(Path(__file__).parent.glob("test_*_triton.py"))
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from layer_std_cases import DTYPES, SIZES, assert_same_std, every_code, normal
 from modelassay_kernels import layer_std, native, native_available
 from modelassay_kernels.layer_std.cpu import layer_std_native, rows_of
 from modelassay_kernels.layer_std.reference import layer_std_reference
 from modelassay_kernels.layer_std.scales import split_scale
-from pairwise import pairwise
-from sparse_rows import far_apart
+from support.layer_std_cases import DTYPES, SIZES, assert_same_std, every_code, normal
+from support.pairwise import pairwise
+from support.sparse_rows import far_apart
 
 if native_available():
     from modelassay_kernels import _native

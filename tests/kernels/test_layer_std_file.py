@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from layer_std_cases import DTYPES, assert_same_std, every_code, normal
 from modelassay_kernels import FileSpan, layer_std, layer_std_file, native, native_available
 from modelassay_kernels.dtypes import CODES
 from modelassay_kernels.layer_std.reference import layer_std_reference
+from support.layer_std_cases import DTYPES, assert_same_std, every_code, normal
 
 needs_native = pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
 

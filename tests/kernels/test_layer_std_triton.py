@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modelassay_kernels.layer_std import triton_kernels as op
-from triton_checks import CAPABILITIES, compile_ahead
+from support.triton_checks import CAPABILITIES, compile_ahead
 
 TOLERANCE = {dtype: 1e-12 if dtype == torch.float64 else 1e-6 for dtype in op.DTYPES}
 SMALL = op.LaunchConfig(block=1024, num_warps=4, chunk=2048)  # so that a few thousand elements are several chunks

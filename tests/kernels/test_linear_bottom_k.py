@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bottom_k_cases import assert_is_bottom_k, normal, uniform
 from modelassay_kernels import linear_bottom_k, native, native_available
 from modelassay_kernels.bottom_k import linear as op
 from modelassay_kernels.dtypes import FLOATS
+from support.bottom_k_cases import assert_is_bottom_k, normal, uniform
 
 DTYPES = [*FLOATS]
 MODES = ["plain"]

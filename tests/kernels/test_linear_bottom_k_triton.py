@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bottom_k_cases import assert_is_bottom_k, hard_rows, uniform
 from modelassay_kernels.bottom_k import linear_triton as op
 from modelassay_kernels.bottom_k.linear_triton import TritonRunning
 from modelassay_kernels.bottom_k.triton_kernels import DEFAULT, LaunchConfig
-from triton_checks import CAPABILITIES, compile_ahead
+from support.bottom_k_cases import assert_is_bottom_k, hard_rows, uniform
+from support.triton_checks import CAPABILITIES, compile_ahead
 
 SMALL = LaunchConfig(finish_block=128)
 

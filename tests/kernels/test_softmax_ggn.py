@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from cross_entropy_cases import assert_close, normal
 from modelassay_kernels import native, native_available, softmax_ggn
 from modelassay_kernels.softmax_ggn.cpu import softmax_ggn_native
 from modelassay_kernels.softmax_ggn.reference import softmax_ggn_reference, softmax_ggn_torch
 from modelassay_kernels.softmax_ggn.work import softmax_ggn_work
-from pairwise import pairwise
+from support.cross_entropy_cases import assert_close, normal
+from support.pairwise import pairwise
 
 ENGINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch": softmax_ggn_torch}
 if native_available():

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cross_entropy_cases import normal
 from modelassay_kernels.softmax_ggn import triton_kernels as op
 from modelassay_kernels.softmax_ggn.reference import softmax_ggn_reference
-from triton_checks import CAPABILITIES, compile_ahead
+from support.cross_entropy_cases import normal
+from support.triton_checks import CAPABILITIES, compile_ahead
 
 # bfloat16 is truncated in the interpreter, so it may be a whole step off.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}

@@ -20,7 +20,7 @@ from modelassay.data.similarities import SimilarityTable
 from modelassay.errors import UsageError
 from modelassay.experiments import find_experiment
 from modelassay.suite import Derived, Evidence, Published, shipped_suites
-from toy_suite import environ, modelassay
+from support.toy_suite import environ, modelassay
 
 SUITE = """\
 suite: walk

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from toy_suite import SUITE, environ, modelassay, only_run, write_suite
+from support.toy_suite import SUITE, environ, modelassay, only_run, write_suite
 
 ROGUE = """\
 suite: rogue

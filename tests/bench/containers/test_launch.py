@@ -16,7 +16,7 @@ from modelassay.containers.settings import Bind, Settings
 from modelassay.errors import AssayError, HostError
 from modelassay.runs.folder import Scaffold
 from modelassay.suite import load_suite
-from toy_suite import environ, modelassay, write_suite
+from support.toy_suite import environ, modelassay, write_suite
 
 ENGINE = Engine(client=None, name="Docker 29", rootless=False, remaps_users=False, can_limit_memory=True,
                 memory_bytes=1 << 36, root_dir="/")  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modelassay.containers.mounts import command_that_keeps, loss_warning
-from toy_suite import environ, modelassay, write_suite
+from support.toy_suite import environ, modelassay, write_suite
 
 IMAGE = {"MODELASSAY_IMAGE": "modelassay/cpu:0.1.0"}
 ROOT = "76 52 0:39 / / rw,relatime master:2 - overlay overlay rw,lowerdir=/l/A:/l/B,upperdir=/u,workdir=/w\n"

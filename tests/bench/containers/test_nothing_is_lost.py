@@ -24,7 +24,7 @@ from modelassay.containers.session import Attached, ContainerExit, TimedOut
 from modelassay.errors import AssayError, HostError
 from modelassay.machine import environment
 from modelassay.machine.signals import Interrupted
-from toy_suite import SUITE, write_suite
+from support.toy_suite import SUITE, write_suite
 
 Tree = dict[str, tuple[int, str]]
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from hostile_folders import HOSTILE, Scene, listen, make_scene
 from modelassay.containers import settings
 from modelassay.containers.paths import MAX_ENTRIES
 from modelassay.errors import UsageError
 from modelassay.suite import load_suite
-from toy_suite import SUITE, write_suite
+from support.hostile_folders import HOSTILE, Scene, listen, make_scene
+from support.toy_suite import SUITE, write_suite
 
 FINGERPRINTING = """\
 suite: fingerprinting

@@ -12,7 +12,7 @@ from docker.types import HostConfig
 from modelassay.containers import settings
 from modelassay.containers.settings import Bind, ContainerRequest, Settings, host_settings
 from modelassay.suite import Suite, load_suite
-from toy_suite import SUITE, write_suite
+from support.toy_suite import SUITE, write_suite
 
 
 @pytest.fixture(autouse=True)

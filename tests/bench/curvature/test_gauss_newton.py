@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-import curvature_cases as cases
 from modelassay.curvature.gauss_newton import EmpiricalFisher, ExactFisher, GaussNewton, SampledFisher
 from modelassay.curvature.loss import Microbatch
 from modelassay.curvature.parameters import select_parameters
 from modelassay.errors import UsageError
+from support import curvature_cases as cases
 
 NAMES = ["qwen2", "llama", "mistral", "gemma", "gpt2", "gpt_neox"]
 Made = tuple[Any, Microbatch, Any]

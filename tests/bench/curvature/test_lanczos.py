@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import curvature_cases as cases
-import small_disk
 from modelassay.curvature.estimators import deflated_moments
 from modelassay.curvature.lanczos import extend, extreme_eigenvalues, krylov
 from modelassay.curvature.operators import DenseOperator
 from modelassay.curvature.vectors import Budget, VectorStore
 from modelassay.errors import HostError, UsageError
+from support import curvature_cases as cases
+from support import small_disk
 
 CPU = torch.device("cpu")
 

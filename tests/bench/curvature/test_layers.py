@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import curvature_cases as cases
 from modelassay.curvature.layers import embedding, gated, in_place_of, linear, replacements, rms_norm, summed_loss
 from modelassay.curvature.loss import second_order
+from support import curvature_cases as cases
 
 LABELS = torch.tensor([4, 0, 4])
 IDS = torch.tensor([[0, 3, 3], [2, 0, 3]])

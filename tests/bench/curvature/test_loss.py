@@ -5,7 +5,6 @@ from typing import Any
 import pytest
 import torch
 
-import curvature_cases as cases
 from modelassay.curvature.loss import (
     IGNORED,
     PLAIN_HEADS,
@@ -19,6 +18,7 @@ from modelassay.curvature.loss import (
 from modelassay.curvature.operators import Hessian
 from modelassay.curvature.parameters import select_parameters
 from modelassay.errors import UsageError
+from support import curvature_cases as cases
 
 
 @pytest.mark.parametrize("name", cases.CASES)

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
-import curvature_cases as cases
 from modelassay.curvature.gauss_newton import EmpiricalFisher, GaussNewton, SampledFisher
 from modelassay.curvature.loss import IGNORED, Microbatch, microbatches
 from modelassay.curvature.operators import DenseOperator, FiniteDifferenceHessian, Hessian
 from modelassay.curvature.parameters import select_parameters
 from modelassay.errors import Diverged, UsageError
+from support import curvature_cases as cases
 
 ARCHITECTURES = list(cases.CASES)
 

@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-import curvature_cases as cases
 from modelassay.curvature.estimators import lanczos_quadrature, trace
 from modelassay.curvature.lanczos import extreme_eigenvalues
 from modelassay.curvature.loss import microbatches
@@ -18,6 +17,7 @@ from modelassay.curvature.operators import DenseOperator, Hessian
 from modelassay.curvature.parameters import select_parameters
 from modelassay.curvature.spectrum import OUTLIER_SIGMAS, PREREGISTERED, REMOVED, Spectrum, overlap, spectrum
 from modelassay.errors import UsageError
+from support import curvature_cases as cases
 
 Array = NDArray[np.float64]
 SEEDS = range(50)

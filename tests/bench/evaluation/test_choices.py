@@ -7,10 +7,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from byte_tokenizer import byte_tokenizer
 from modelassay.errors import UsageError
 from modelassay.evaluation.choices import Question, answer_questions, letter_tokens, prompt_of
-from tiny_models import make_model
+from support.byte_tokenizer import byte_tokenizer
+from support.tiny_models import make_model
 
 QUESTIONS = [
     Question(text="Which is a fish?", options=("trout", "oak", "granite", "swift"), answer=0),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modelassay.evaluation.loss import mean_loss
-from tiny_models import make_model
+from support.tiny_models import make_model
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])

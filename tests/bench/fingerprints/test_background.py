@@ -5,10 +5,10 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from curve_cases import background_of, child, numbers, walk
 from modelassay.fingerprints.background import Background
 from modelassay.fingerprints.curves import Curves
 from modelassay.fingerprints.methods import BY_NUMBERS
+from support.curve_cases import background_of, child, numbers, walk
 
 
 def root(name: str, seed: int, *, key: str | None = None, family: str | None = None) -> Curves:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from curve_cases import numbers, walk
 from modelassay.fingerprints.configuration import Sizes, config_only
 from modelassay.fingerprints.methods import BY_NUMBERS
+from support.curve_cases import numbers, walk
 
 ONE = Sizes(
     num_layers=8, hidden_size=64, num_heads=4, num_kv_heads=2, intermediate_size=192, vocab_size=2048, tokenizer_key="x"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, zscore
 
-from curve_cases import child, make, process, walk
 from modelassay.fingerprints.curves import BEYOND, PRODUCTS, ROLES, Curves, corrected, extended, invariant, paper_exact
+from support.curve_cases import child, make, process, walk
 
 
 def with_sigma(model: Curves, name: str, change: object) -> Curves:

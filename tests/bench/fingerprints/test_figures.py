@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curve_cases import background_of, child, walk
 from modelassay.charts import data_of
 from modelassay.fingerprints.curves import ROLES, Curves
 from modelassay.fingerprints.figures import comparison_figure
 from modelassay.fingerprints.verdict import Verdict, judge
+from support.curve_cases import background_of, child, walk
 
 Table = tuple[list[Curves], list[Verdict]]
 

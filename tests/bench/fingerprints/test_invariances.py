@@ -17,7 +17,7 @@ from modelassay.storage.store import Store
 from modelassay.zoo import transforms as zoo_transforms
 from modelassay.zoo.catalogue import PRESERVING, MadeBy
 from modelassay.zoo.resolve import resolve
-from tiny_models import make_model, save
+from support.tiny_models import make_model, save
 
 LAYERS = 6
 SEEN_THROUGH: dict[str, set[str]] = {

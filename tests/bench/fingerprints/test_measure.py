@@ -18,7 +18,7 @@ from modelassay.models.checkpoints.layers import layer_spans
 from modelassay.models.reference import short_names
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import family_of, resolve
-from tiny_models import NUM_LAYERS, expected_blocks, make_model, save
+from support.tiny_models import NUM_LAYERS, expected_blocks, make_model, save
 
 STRATUM = Stratum(num_layers=3, hidden_size=4, num_heads=1, num_kv_heads=1, vocab_size=9, tokenizer_key=None)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import t as student
 
-from curve_cases import child, make, process, walk
 from modelassay.fingerprints.curves import ROLES, Curves, corrected, paper_exact
 from modelassay.fingerprints.phase_test import COPY_SCORE, free_phases, pair_seed, phase_test
+from support.curve_cases import child, make, process, walk
 
 
 def detrended(rows: np.ndarray) -> np.ndarray:

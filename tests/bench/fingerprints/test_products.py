@@ -11,7 +11,7 @@ import torch
 from modelassay.fingerprints.curves import PRODUCTS
 from modelassay.fingerprints.products import product_curves, summarise
 from modelassay.models.checkpoints import open_checkpoint
-from tiny_models import expected_blocks, make_model, save
+from support.tiny_models import expected_blocks, make_model, save
 
 Array = np.ndarray
 SHAPES = [(1, 1, 1, 1), (1, 1, 5, 3), (2, 1, 3, 7), (6, 3, 5, 17), (4, 4, 2, 9), (3, 1, 8, 5), (8, 2, 1, 6)]

@@ -7,11 +7,11 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from curve_cases import background_of, child, make, process, walk
 from modelassay.fingerprints.background import rank
 from modelassay.fingerprints.curves import ROLES, Curves, corrected, paper_exact
 from modelassay.fingerprints.verdict import adjust, judge
 from modelassay.models.checkpoints import Stratum
+from support.curve_cases import background_of, child, make, process, walk
 
 
 def roots(count: int, num_layers: int = 12, seed: int = 100) -> list[Curves]:

@@ -15,7 +15,7 @@ from modelassay.fingerprints.weights import Weights, load_weights, weights_of
 from modelassay.models.checkpoints import open_checkpoint
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
-from tiny_models import HIDDEN, NUM_LAYERS, expected_blocks, make_model, save
+from support.tiny_models import HIDDEN, NUM_LAYERS, expected_blocks, make_model, save
 
 
 def expected_grams(model: Any) -> np.ndarray:

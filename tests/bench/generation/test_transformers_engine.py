@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from byte_tokenizer import byte_tokenizer
 from modelassay.errors import AssayError, UsageError
 from modelassay.generation import transformers as engine_module
 from modelassay.generation.choice import gumbel
 from modelassay.generation.engine import Completion, Prompt, Sampling, seed_of
 from modelassay.generation.transformers import TransformersEngine
-from tiny_models import make_model
+from support.byte_tokenizer import byte_tokenizer
+from support.tiny_models import make_model
 
 ARCHITECTURES = ("qwen2", "llama", "gemma2", "gpt2", "opt", "bloom", "mixtral")
 STOP = (2, 5, 9, 14, 20)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
+from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
 
 HELD = environ(MODELASSAY_LIFELINE="stdin")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hub_server import serve_hub
 from modelassay.machine.redact import Mask
 from modelassay.recording.log import read_cell
-from toy_suite import environ, modelassay, only_run
+from support.hub_server import serve_hub
+from support.toy_suite import environ, modelassay, only_run
 
 SUITE = """\
 suite: misdeeds

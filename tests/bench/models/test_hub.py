@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from hub_server import HubServer, serve_hub
 from modelassay.models.checkpoints import open_checkpoint
-from tiny_models import NUM_LAYERS, make_model, save
+from support.hub_server import HubServer, serve_hub
+from support.tiny_models import NUM_LAYERS, make_model, save
 
 _FORKER = """
 import json, os, resource, signal, sys

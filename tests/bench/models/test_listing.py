@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from hub_server import HubServer, serve_hub
 from modelassay.errors import AssayError, CheckpointError, HostError, UsageError
 from modelassay.models import listing as module
 from modelassay.models.hub import HubUnavailable
 from modelassay.models.listing import Member, read_listing, take_listing
+from support.hub_server import HubServer, serve_hub
 
 
 @pytest.fixture

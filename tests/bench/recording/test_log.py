@@ -12,7 +12,7 @@ import pytest
 from modelassay.errors import HostError, RecordError
 from modelassay.recording.log import Log, encode_value, read_cell, read_segment, segments
 from modelassay.recording.tables import read_tables
-from small_disk import needs_root, small_disk
+from support.small_disk import needs_root, small_disk
 
 
 def write_attempt(

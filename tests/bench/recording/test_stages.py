@@ -12,7 +12,7 @@ from modelassay.recording.log import CellLog, read_cell
 from modelassay.recording.tables import read_tables
 from modelassay.runs.directory import open_run
 from modelassay.storage.store import Store
-from toy_suite import SUITE, metrics_of, modelassay, only_run, start, write_suite
+from support.toy_suite import SUITE, metrics_of, modelassay, only_run, start, write_suite
 
 NUM_STEPS = 6
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modelassay.recording.log import CellLog, read_cell
-from toy_suite import environ, modelassay, only_run, start
+from support.toy_suite import environ, modelassay, only_run, start
 
 SUITE = """\
 suite: rogue

@@ -18,8 +18,8 @@ from modelassay.runs.directory import create_run, open_run
 from modelassay.runs.plan import plan
 from modelassay.runs.progress import PlainBoard, Position, position_of
 from modelassay.suite import load_suite
-from small_disk import needs_root, small_disk
-from toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
+from support.small_disk import needs_root, small_disk
+from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
 
 NUM_KILLS = 10
 """In CI; `test_kill_at_fifty_random_moments` has the rest, with stages, at night."""

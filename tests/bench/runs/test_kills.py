@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelassay.recording.log import read_cell
-from toy_suite import SUITE, metrics_of, modelassay, only_run, start, write_suite
+from support.toy_suite import SUITE, metrics_of, modelassay, only_run, start, write_suite
 
 NUM_KILLS = 50
 STAGED = SUITE.replace("pause_ms: 3.0", "pause_ms: 3.0, staged_steps: 20, timed: false")

@@ -19,8 +19,8 @@ from modelassay.errors import RecordError
 from modelassay.recording.log import Log
 from modelassay.runs.directory import create_run, open_run, runs_under
 from modelassay.suite import load_suite
-from run_damages import CASES, Case, cell_dir
-from toy_suite import SUITE, modelassay, only_run, write_suite
+from support.run_damages import CASES, Case, cell_dir
+from support.toy_suite import SUITE, modelassay, only_run, write_suite
 
 DEADLINE_S = 60
 

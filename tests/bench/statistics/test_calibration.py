@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-import simulated_scores as simulated
 from modelassay.statistics.calibration import (
     RankPs,
     false_positive_rate,
@@ -15,6 +14,7 @@ from modelassay.statistics.calibration import (
 from modelassay.statistics.proportions import count_of, wilson
 from modelassay.statistics.ranks import rank_p
 from modelassay.statistics.resampling import Scored
+from support import simulated_scores as simulated
 
 Array = np.ndarray
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp, mannwhitneyu
 
-import simulated_scores as simulated
 from modelassay.statistics.classification import (
     METRICS,
     accuracy,
@@ -19,6 +18,7 @@ from modelassay.statistics.classification import (
 )
 from modelassay.statistics.resampling import Scored, steps_of
 from modelassay.statistics.roc import roc
+from support import simulated_scores as simulated
 
 Array = np.ndarray
 

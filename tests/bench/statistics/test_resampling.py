@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-import simulated_scores as simulated
 from modelassay.statistics.classification import METRICS, accuracy, auroc, difference
 from modelassay.statistics.intervals import percentile
 from modelassay.statistics.resampling import (
@@ -16,6 +15,7 @@ from modelassay.statistics.resampling import (
     steps_of,
 )
 from modelassay.statistics.roc import roc
+from support import simulated_scores as simulated
 
 Array = np.ndarray
 

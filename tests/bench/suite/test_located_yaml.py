@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from malformed_suites import BASE
 from modelassay.errors import SuiteError
 from modelassay.suite import check_suite
 from modelassay.suite.located_yaml import parse
+from support.malformed_suites import BASE
 
 
 @pytest.mark.parametrize(

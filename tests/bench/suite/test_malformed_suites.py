@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from malformed_suites import BASE, FOLDER, GROUPS, cases
 from modelassay.errors import SuiteError, printable
 from modelassay.suite import check_suite, load_suite
+from support.malformed_suites import BASE, FOLDER, GROUPS, cases
 
 
 def error_of(path: Path) -> SuiteError:

@@ -12,7 +12,6 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 import modelassay
-from malformed_suites import BASE
 from modelassay.errors import SuiteError
 from modelassay.experiments import Experiment, find_experiment
 from modelassay.suite import (
@@ -28,6 +27,7 @@ from modelassay.suite.cells import SCHEMA_VERSION, cell_id, stored_cell_id
 from modelassay.suite.form import SuiteForm
 from modelassay.suite.located_yaml import parse
 from modelassay.suite.problems import Problems, validate
+from support.malformed_suites import BASE
 from toy.params import Params
 
 ROOT = Path(__file__).parents[3]

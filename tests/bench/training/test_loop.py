@@ -14,7 +14,7 @@ from modelassay.training.loop import Hook, Moment, causal_loss, fit
 from modelassay.training.optimiser import AdamW
 from modelassay.training.rows import Batch, Row
 from modelassay.training.settings import Training
-from training_cases import PRECISIONS, SETTINGS, digest, naive_loss, tiny_batches, tiny_model, tiny_rows
+from support.training_cases import PRECISIONS, SETTINGS, digest, naive_loss, tiny_batches, tiny_model, tiny_rows
 
 
 def rate_by_hand(step: int, training: Training) -> float:

@@ -18,7 +18,15 @@ from modelassay.training import resume
 from modelassay.training.loop import Hook, Moment, Trained, fit
 from modelassay.training.resume import Checkpoints
 from modelassay.training.settings import Training
-from training_cases import PRECISIONS, SETTINGS, digest, killed_training, tiny_batches, tiny_model, watched_training
+from support.training_cases import (
+    PRECISIONS,
+    SETTINGS,
+    digest,
+    killed_training,
+    tiny_batches,
+    tiny_model,
+    watched_training,
+)
 
 
 class Stop(BaseException):

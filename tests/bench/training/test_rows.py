@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from byte_tokenizer import byte_tokenizer
 from modelassay.training import rows
 from modelassay.training.chat import CHAT_TEMPLATE, MESSAGE_END, MESSAGE_START, answered, end_of_message, prompt_text
 from modelassay.training.rows import IGNORED, Row
+from support.byte_tokenizer import byte_tokenizer
 
 
 def test_a_batch_is_its_rows_filled_on_the_right() -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from hub_server import HubServer, serve_hub
 from modelassay import zoo
 from modelassay.errors import CheckpointError
 from modelassay.models.tokenizer import TOKENIZER_FILES, copy_tokenizer
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
-from toy_suite import environ
+from support.hub_server import HubServer, serve_hub
+from support.toy_suite import environ
 
 MEASURE = """
 import json, sys

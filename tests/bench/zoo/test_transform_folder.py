@@ -15,7 +15,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from byte_tokenizer import byte_tokenizer
 from modelassay import zoo
 from modelassay.errors import CheckpointError, UsageError
 from modelassay.evaluation.loss import held_out_loss
@@ -25,6 +24,7 @@ from modelassay.storage.store import Store
 from modelassay.zoo import catalogue as zoo_members
 from modelassay.zoo.build import REAL_STEPS, transform
 from modelassay.zoo.make import ensure_text
+from support.byte_tokenizer import byte_tokenizer
 
 OF_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 TRAINED = ("sft-en", "sft-ja", "lora", "cpt")

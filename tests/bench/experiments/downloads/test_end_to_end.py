@@ -12,15 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from hub_families import BASES, FEW, MANY, Families, put_families, suite_text
-from hub_server import serve_hub
 from modelassay.charts import data_of, write_figure
 from modelassay.experiments.downloads.analyse import analyse
 from modelassay.experiments.downloads.families import Family, families_of
 from modelassay.experiments.findings import Findings
 from modelassay.recording.log import read_cell
 from modelassay.runs.directory import Run, open_run
-from toy_suite import environ, modelassay, only_run, start
+from support.hub_families import BASES, FEW, MANY, Families, put_families, suite_text
+from support.hub_server import serve_hub
+from support.toy_suite import environ, modelassay, only_run, start
 
 KILL_AFTER = 12
 """Measured members of the first family, of 20 or so."""

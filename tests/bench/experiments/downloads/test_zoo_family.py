@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cell_attempts import attempt
 from modelassay.errors import CheckpointError, UsageError
 from modelassay.experiments.downloads import run as downloads
 from modelassay.experiments.downloads.analyse import analyse
@@ -21,6 +20,7 @@ from modelassay.recording.log import CellLog, read_cell
 from modelassay.recording.tables import read_tables
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
+from support.cell_attempts import attempt
 
 BASE, MEMBERS = "zoo:smoke/base+cpt-25", ["zoo:smoke/base+cpt-25+sft-en", "zoo:smoke/base+cpt-25+sft-en+int8"]
 

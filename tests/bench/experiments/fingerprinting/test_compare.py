@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cell_attempts import attempt, keyed
 from modelassay import zoo
 from modelassay.experiments.fingerprinting import compare
 from modelassay.experiments.fingerprinting import run as fingerprinting
@@ -19,7 +18,8 @@ from modelassay.fingerprints.peers import Peer, PeerFingerprint, PeerScore
 from modelassay.machine.code import SourceGraph
 from modelassay.recording.log import read_cell
 from modelassay.storage.store import Store
-from toy_suite import modelassay
+from support.cell_attempts import attempt, keyed
+from support.toy_suite import modelassay
 
 BASE = "zoo:smoke/base"
 AGAINST = (BASE, "zoo:smoke/stranger-1", "zoo:smoke/stranger-shape")

@@ -13,8 +13,8 @@ from modelassay.experiments.fingerprinting.analyse import analyse
 from modelassay.experiments.fingerprinting.analyse.read import models_of
 from modelassay.fingerprints.curves import ROLES, paper_exact
 from modelassay.runs.directory import open_run
-from tiny_models import expected_blocks, make_model, save
-from toy_suite import metrics_of, modelassay, only_run
+from support.tiny_models import expected_blocks, make_model, save
+from support.toy_suite import metrics_of, modelassay, only_run
 
 LAYERS = 6
 

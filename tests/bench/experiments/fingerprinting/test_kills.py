@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modelassay.recording.log import CellLog, read_cell
-from toy_suite import environ, metrics_of, modelassay, only_run, start
+from support.toy_suite import environ, metrics_of, modelassay, only_run, start
 
 
 def logs_of(run: Path) -> dict[str, CellLog]:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from cell_attempts import attempt, keyed
 from modelassay.errors import HostError, SuiteError
 from modelassay.experiments.fingerprinting import compare
 from modelassay.experiments.fingerprinting.analyse import analyse
@@ -27,8 +26,9 @@ from modelassay.runs.directory import open_run
 from modelassay.storage.store import Store
 from modelassay.suite import load_suite
 from modelassay.zoo.resolve import resolve
-from tiny_models import make_model, save
-from toy_suite import metrics_of, modelassay, only_run
+from support.cell_attempts import attempt, keyed
+from support.tiny_models import make_model, save
+from support.toy_suite import metrics_of, modelassay, only_run
 
 LAYERS = 6
 

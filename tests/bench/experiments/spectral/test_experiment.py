@@ -26,8 +26,8 @@ from modelassay.recording.log import read_cell, segments
 from modelassay.recording.tables import read_tables
 from modelassay.runs.progress import position_of
 from modelassay.storage.store import Store
-from tiny_models import make_model, save
-from toy_suite import environ, facts_of, metrics_of, modelassay, only_run
+from support.tiny_models import make_model, save
+from support.toy_suite import environ, facts_of, metrics_of, modelassay, only_run
 
 WORDS = [f"w{number}" for number in range(30)]
 SMALL: dict[str, Any] = {"tokens": 96, "length": 8, "microbatch": 7, "steps": 51, "probes": 3, "precision": "fp64"}

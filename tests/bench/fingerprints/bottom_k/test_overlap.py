@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from behaviour_cases import answers, normal, vocabulary, words
 from modelassay.fingerprints.bottom_k.overlap import (
     Overlap,
     overlap_corrected,
@@ -18,6 +17,7 @@ from modelassay.fingerprints.bottom_k.overlap import (
 )
 from modelassay.models.vocabulary import MIN_SHARED
 from modelassay.statistics.intervals import student_mean
+from support.behaviour_cases import answers, normal, vocabulary, words
 
 P, V, D = 6, 2000, 16
 

@@ -13,7 +13,6 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor
 
-from hub_server import serve_hub
 from modelassay import zoo
 from modelassay.commands.fingerprint import fingerprint
 from modelassay.errors import CheckpointError, UsageError
@@ -35,8 +34,9 @@ from modelassay.models.load import load_model, load_tokenizer
 from modelassay.models.reference import Model
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
-from tiny_models import make_model, save
-from toy_suite import environ, metrics_of, modelassay, only_run
+from support.hub_server import serve_hub
+from support.tiny_models import make_model, save
+from support.toy_suite import environ, metrics_of, modelassay, only_run
 
 BASE, CHILD, STRANGER, COPY = (f"zoo:smoke/{name}" for name in ("base", "base+noise-5", "stranger-1", "base+rotate"))
 ROWS, TOKENS = 512, 500

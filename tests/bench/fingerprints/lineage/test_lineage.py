@@ -13,7 +13,7 @@ from modelassay.fingerprints.lineage import Lineage, lineage
 from modelassay.models.checkpoints import open_checkpoint
 from modelassay.zoo import transforms as zoo_transforms
 from modelassay.zoo.catalogue import WEIGHT_STEPS
-from tiny_models import make_model, save
+from support.tiny_models import make_model, save
 
 Change = Callable[[Any], Any]
 SIZES = {"hidden_size": 32, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 4,

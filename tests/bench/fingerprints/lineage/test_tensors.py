@@ -13,7 +13,7 @@ from modelassay.fingerprints.lineage import tensors as module
 from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors, match_layers
 from modelassay.models.checkpoints import open_checkpoint
 from modelassay.models.checkpoints.architectures import ARCHITECTURES, REMOTE_CODE, ROLES
-from tiny_models import NUM_LAYERS, make_model, save
+from support.tiny_models import NUM_LAYERS, make_model, save
 
 MODEL_TYPES = [name for row in ARCHITECTURES for name in row.model_types if name not in REMOTE_CODE]
 

@@ -23,7 +23,7 @@ from modelassay.models.checkpoints.architectures import (
     REMOTE_CODE,
     ROLES,
 )
-from tiny_models import HEAD_DIM, HIDDEN, NUM_HEADS, NUM_KV_HEADS, NUM_LAYERS, expected_blocks, make_model, save
+from support.tiny_models import HEAD_DIM, HIDDEN, NUM_HEADS, NUM_KV_HEADS, NUM_LAYERS, expected_blocks, make_model, save
 
 MODEL_TYPES = [name for row in ARCHITECTURES for name in row.model_types if name not in REMOTE_CODE]
 

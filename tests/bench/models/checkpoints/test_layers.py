@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modelassay.models.checkpoints import open_checkpoint
 from modelassay.models.checkpoints.layers import layer_spans, read_embedding, read_span
-from tiny_models import FUSED, HEAD_DIM, HIDDEN, NUM_HEADS, NUM_LAYERS, expected_blocks, make_model, save
+from support.tiny_models import FUSED, HEAD_DIM, HIDDEN, NUM_HEADS, NUM_LAYERS, expected_blocks, make_model, save
 
 _LLAMA = {"norm-1": ["input_layernorm"], "norm-2": ["post_attention_layernorm"], "gate": ["mlp.gate_proj"],
           "up": ["mlp.up_proj"], "down": ["mlp.down_proj"]}  # fmt: skip

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import modelassay.experiments.fingerprinting.analyse as module
-from evidence_cases import CHILDREN, MINIS, OTHERS, evidence_of, models, numbers
 from modelassay import zoo
 from modelassay.experiments.fingerprinting.analyse import _an_example, _pairs_to_judge, _worth_showing, analyse
 from modelassay.experiments.fingerprinting.analyse.read import STRATUM, models_of
@@ -16,6 +15,7 @@ from modelassay.fingerprints.methods import ModelSummary
 from modelassay.fingerprints.verdict import judge
 from modelassay.recording.log import Log
 from modelassay.recording.tables import RunData, read_tables
+from support.evidence_cases import CHILDREN, MINIS, OTHERS, evidence_of, models, numbers
 
 
 def record(folder: Path, found: dict[str, ModelSummary], *, outcome: str = "done",

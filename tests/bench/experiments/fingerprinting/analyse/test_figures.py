@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evidence_cases import CHILDREN, MINIS, OTHERS, evidence_of, models, numbers, recorded
 from modelassay.charts import data_of, write_figure
 from modelassay.experiments.findings import Figures
 from modelassay.experiments.fingerprinting.analyse.figures import evidence_figures
 from modelassay.experiments.fingerprinting.analyse.pairs import Evidence
 from modelassay.experiments.fingerprinting.analyse.scoring import score_methods
 from modelassay.statistics.classification import accuracy
+from support.evidence_cases import CHILDREN, MINIS, OTHERS, evidence_of, models, numbers, recorded
 
 
 @pytest.fixture(scope="module")

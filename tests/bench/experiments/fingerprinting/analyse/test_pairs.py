@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from evidence_cases import CHILDREN, MINIS, WORLD, copy_of, evidence_of, models, numbers, recorded
 from modelassay import zoo
 from modelassay.experiments.fingerprinting.analyse.pairs import HARDNESS, Evidence, Pair, gather
 from modelassay.experiments.fingerprinting.analyse.read import recorded_scores
 from modelassay.fingerprints.background import Background
 from modelassay.fingerprints.methods import BY_NUMBERS, BY_WEIGHTS
 from modelassay.recording.tables import RunData
+from support.evidence_cases import CHILDREN, MINIS, WORLD, copy_of, evidence_of, models, numbers, recorded
 
 
 @pytest.fixture(scope="module")

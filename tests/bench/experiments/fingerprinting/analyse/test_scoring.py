@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evidence_cases import CHILDREN, MINIS, OTHERS, evidence_of, models, numbers, recorded
 from modelassay.experiments.findings import Finding, Table
 from modelassay.experiments.fingerprinting.analyse.pairs import Evidence
 from modelassay.experiments.fingerprinting.analyse.scoring import COMPARED, MIN_PAIRS, groups, score_methods
 from modelassay.statistics.classification import METRICS
 from modelassay.statistics.estimate import Range
 from modelassay.statistics.proportions import wilson
+from support.evidence_cases import CHILDREN, MINIS, OTHERS, evidence_of, models, numbers, recorded
 
 Scored = tuple[list[Finding], list[Table], list[str]]
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from hub_server import HubServer
-from tiny_models import make_model, save
+from support.hub_server import HubServer
+from support.tiny_models import make_model, save
 
 ROWS = 640
 BASES = {"lab/alpha": ("qwen2", 1), "lab/beta": ("llama", 2), "lab/gamma": ("qwen2", 1)}

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from curve_cases import child, process
-from curve_cases import make as curves_of
 from modelassay import zoo
 from modelassay.experiments.fingerprinting.analyse.pairs import Evidence, gather
 from modelassay.fingerprints.background import Background, Recorded
@@ -14,6 +12,8 @@ from modelassay.fingerprints.configuration import Sizes
 from modelassay.fingerprints.curves import ROLES, Curves
 from modelassay.fingerprints.methods import ModelSummary
 from modelassay.models.reference import short_names
+from support.curve_cases import child, process
+from support.curve_cases import make as curves_of
 
 MINIS = tuple(f"zoo:mini-{number}" for number in range(1, 10))
 CHILDREN = tuple(

@@ -25,7 +25,7 @@ def run_interpreted(files: Sequence[Path], marker: str) -> None:
     Triton reads the variable when it is imported and when a kernel is decorated, so it takes a process of its own.
     """
     options = ["-q", "--no-header", "-p", "no:cacheprovider", "--tb=short", "-m", marker]
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *(str(file) for file in files)],
         cwd=root,

@@ -11,7 +11,7 @@ from typing import Any
 
 from modelassay.recording.log import read_cell
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 SUITE = """\
 suite: walk

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-FOLDER = Path(__file__).parent / "cases" / "malformed_suites"
+FOLDER = Path(__file__).parents[1] / "cases" / "malformed_suites"
 BASE = (FOLDER.parent / "suite.yaml").read_text()
 GROUPS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 

@@ -252,7 +252,7 @@ def images_build(name: str, base: str | None, wheels: Path | None, as_json: bool
 
 @images.command("lock")
 def images_lock() -> None:
-    """Bring docker/images.lock.json and the Dockerfiles up to date with the requirement locks; asks no registry."""
+    """Bring docker/images.lock.json and the Dockerfile up to date with the requirement locks; asks no registry."""
     from modelassay.containers.images import refresh_lock, required_checkout
 
     for line in refresh_lock(required_checkout("lock")) or ["everything is up to date"]:

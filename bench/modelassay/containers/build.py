@@ -38,7 +38,7 @@ REGISTRY_TIMEOUT_S: Final = 60
 NUM_LAST_LINES: Final = 12
 """How much of a failed build's log its error repeats."""
 
-# What the Dockerfiles copy; the context holds nothing else, whatever lies in the checkout.
+# What the Dockerfile copies; the context holds nothing else, whatever lies in the checkout.
 _CONTEXT: Final = ("pyproject.toml", "README.md", "bench", "kernels", "suites", "docker", "ci/constraints.txt")
 _LEFT_OUT: Final = frozenset({"__pycache__", "benchmarks", "wheels", ".mypy_cache", ".ruff_cache"})
 
@@ -54,7 +54,7 @@ _INDEX_TYPES: Final = frozenset({
 def build(image: Image, *, base: str | None, wheels: Path | None, report: Callable[[str], None]) -> dict[str, Any]:
     """Build ``image`` from the checkout and tag it with its reference; return what came out, as JSON.
 
-    The context is a tar of the files that the Dockerfiles name, all with the time ``SOURCE_DATE_EPOCH`` (default: that of
+    The context is a tar of the files that the Dockerfile names, all with the time ``SOURCE_DATE_EPOCH`` (default: that of
     the last commit), so that the same sources give the same layers.
 
     Args:
@@ -78,7 +78,7 @@ def build(image: Image, *, base: str | None, wheels: Path | None, report: Callab
     asked = engine_errors(f"to build {image.reference}")
     with closing(connect(timeout_s=BUILD_TIMEOUT_S).client) as client, tempfile.TemporaryFile() as context, asked:
         write_context(context, top=top, wheels=wheels, epoch=epoch)
-        stream = client.api.build(fileobj=context, custom_context=True, dockerfile=f"docker/{image.name}.Dockerfile",
+        stream = client.api.build(fileobj=context, custom_context=True, dockerfile="docker/Dockerfile",
                                   tag=image.reference, buildargs=arguments, rm=True, forcerm=True, decode=True)  # fmt: skip
         _follow(stream, image, report)
         built = client.images.get(image.reference)
@@ -93,7 +93,7 @@ def build(image: Image, *, base: str | None, wheels: Path | None, report: Callab
 
 
 def verify(image: Image) -> str:
-    """ContainerRequest the registry what the tag of ``image``'s base names, and note in the lock that it is what the lock pins.
+    """Ask the registry what the tag of ``image``'s base names, and note in the lock that it is what the lock pins.
 
     Costs no pull: the engine asks for the manifest only. Returns the new ``verified_at``.
 

@@ -19,6 +19,9 @@ from modelassay.errors import HostError, UsageError, did_you_mean
 PLATFORM: Final = "linux/amd64"
 """The only platform that the requirement locks are made for."""
 
+DEFAULT_IMAGE: Final = "cpu"
+"""What the Dockerfile builds without arguments."""
+
 LABEL_BASE_NAME: Final = "org.opencontainers.image.base.name"
 LABEL_BASE_DIGEST: Final = "org.opencontainers.image.base.digest"
 LABEL_VERSION: Final = "org.opencontainers.image.version"
@@ -48,6 +51,8 @@ class Image:
     """The file of its hashed requirements, relative to the checkout."""
     lock_sha256: str
     """sha256 of that file."""
+    foundation: str
+    """The Dockerfile's stage that it stands on: ``toolchain``, whose compiler Triton needs, or ``base``."""
 
     @property
     def pinned_base(self) -> str:
@@ -78,7 +83,7 @@ def required_checkout(what: str) -> Path:
     """Return the top of the checkout.
 
     Raises:
-        HostError: this is an installed wheel, which carries no Dockerfiles.
+        HostError: this is an installed wheel, which carries no Dockerfile.
     """
     top = checkout()
     if top is None:
@@ -130,10 +135,10 @@ def why_not_locked(image: Image, labels: Mapping[str, str]) -> str | None:
     """Return None if an image with these ``labels`` is what the lock pins, else the difference in words.
 
     >>> why_not_locked(locked_image("cpu"), {})
-    'it carries no label org.modelassay.image, so it was not built from docker/cpu.Dockerfile'
+    'it carries no label org.modelassay.image, so it was not built from docker/Dockerfile'
     """
     if LABEL_IMAGE not in labels:
-        return f"it carries no label {LABEL_IMAGE}, so it was not built from docker/{image.name}.Dockerfile"
+        return f"it carries no label {LABEL_IMAGE}, so it was not built from docker/Dockerfile"
     words = {
         LABEL_IMAGE: "it is the image '{found}', not '{expected}'",
         LABEL_VERSION: "it was built from modelassay {found}, and this is {expected}",
@@ -172,10 +177,10 @@ def write_lock(lock: Mapping[str, Any], path: Path) -> None:
 
 
 def refresh_lock(top: Path) -> list[str]:
-    """Bring docker/images.lock.json and the Dockerfiles' arguments in ``top`` up to date; return what changed, in words.
+    """Bring docker/images.lock.json and the Dockerfile's defaults in ``top`` up to date; return what changed, in words.
 
-    The sha256 of each requirement lock and the version in each reference are computed; the pins of the bases are taken
-    from the lock and written into the Dockerfiles. Asks no registry.
+    The sha256 of each requirement lock and the version in each reference are computed; what the lock pins for the image
+    ``DEFAULT_IMAGE`` is written into the Dockerfile. Asks no registry.
 
     Raises:
         HostError: a requirement lock is missing.
@@ -193,18 +198,21 @@ def refresh_lock(top: Path) -> list[str]:
             changed.append(f"{name}: {entry['lock']['file']} has the sha256 {digest}")
     if lock != read_lock(path):
         write_lock(lock, path)
-    for name, entry in lock["images"].items():
-        dockerfile = top / "docker" / f"{name}.Dockerfile"
-        text = dockerfile.read_text()
-        fresh = with_arguments(text, dockerfile_arguments(_image(name, entry)))
-        if fresh != text:
-            dockerfile.write_text(fresh)
-            changed.append(f"{name}: docker/{name}.Dockerfile names what the lock pins")
+    dockerfile = top / "docker" / "Dockerfile"
+    text = dockerfile.read_text()
+    fresh = with_arguments(text, dockerfile_arguments(_image(DEFAULT_IMAGE, lock["images"][DEFAULT_IMAGE])))
+    if fresh != text:
+        dockerfile.write_text(fresh)
+        changed.append(f"{DEFAULT_IMAGE}: docker/Dockerfile names what the lock pins")
     return changed
 
 
 def dockerfile_arguments(image: Image) -> dict[str, str]:
-    """Return the build arguments that tell a locked build what it is; the defaults of the Dockerfile's."""
+    """Return the build arguments that tell a locked build what it is.
+
+    >>> dockerfile_arguments(locked_image("cpu"))["FOUNDATION"]
+    'base'
+    """
     labels = expected_labels(image)
     return {
         "BASE": image.pinned_base,
@@ -212,6 +220,7 @@ def dockerfile_arguments(image: Image) -> dict[str, str]:
         "IMAGE": image.name,
         "VERSION": image.version,
         "LOCK_SHA256": image.lock_sha256,
+        "FOUNDATION": image.foundation,
     }
 
 
@@ -242,6 +251,7 @@ def _image(name: str, entry: Mapping[str, Any]) -> Image:
             verified_at=base["verified_at"],
             lock=lock["file"],
             lock_sha256=lock["sha256"],
+            foundation=entry["foundation"],
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{lock_path()}: images.{name}: {error} is missing; run modelassay images lock") from error

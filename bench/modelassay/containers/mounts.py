@@ -14,7 +14,7 @@ from modelassay.machine.scrub import known_secrets, scrub_argv
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
 IMAGE: Final = "MODELASSAY_IMAGE"
-"""The variable that holds an image's name; docker/*.Dockerfile set it, and ``--in container`` sets it again."""
+"""The variable that holds an image's name; docker/Dockerfile sets it, and ``--in container`` sets it again."""
 
 _ANONYMOUS_VOLUME: Final = re.compile(r"/volumes/[0-9a-f]{64}/_data(/|$)")
 """Where Docker and Podman keep a volume that nobody named; ``--rm`` removes it with its container."""

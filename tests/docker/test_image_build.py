@@ -39,14 +39,14 @@ TINY = "\n".join([
 
 @pytest.fixture
 def top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout whose cpu.Dockerfile is tiny, and which no git knows."""
+    """A checkout whose Dockerfile is tiny, and which no git knows."""
     checkout = tmp_path / "checkout"
     for name in ("bench", "kernels", "suites", "ci", "docker/wheels"):
         (checkout / name).mkdir(parents=True)
     for name in ("pyproject.toml", "README.md", "suites/fingerprinting.yaml", "ci/constraints.txt",
                  "docker/images.lock.json", "docker/wheels/README.md"):  # fmt: skip
         shutil.copy(ROOT / name, checkout / name)
-    (checkout / "docker/cpu.Dockerfile").write_text(TINY)
+    (checkout / "docker/Dockerfile").write_text(TINY)
     monkeypatch.setattr(image_build, "required_checkout", lambda _: checkout)
     monkeypatch.setattr(images, "lock_path", lambda: checkout / "docker/images.lock.json")
     return checkout
@@ -98,7 +98,7 @@ def test_same_sources_give_the_same_layers(tiny: Image, top: Path, engine: Any) 
 
 
 def test_failed_build_ends_with_the_last_lines_of_its_log(tiny: Image, top: Path) -> None:
-    (top / "docker/cpu.Dockerfile").write_text(TINY + "COPY no/such/file /\n")
+    (top / "docker/Dockerfile").write_text(TINY + "COPY no/such/file /\n")
     with pytest.raises(HostError, match=r"cpu: the build failed: .*no/such/file") as caught:
         build(tiny, base=None, wheels=None, report=quiet)
     lines = str(caught.value).splitlines()
@@ -107,7 +107,7 @@ def test_failed_build_ends_with_the_last_lines_of_its_log(tiny: Image, top: Path
 
 
 def test_base_that_cannot_be_pulled_is_answered_with_a_way_out(tiny: Image, top: Path) -> None:
-    (top / "docker/cpu.Dockerfile").write_text("ARG BASE\nFROM ${BASE}\n")
+    (top / "docker/Dockerfile").write_text("ARG BASE\nFROM ${BASE}\n")
     with pytest.raises(HostError, match="name another with --base"):
         build(tiny, base="127.0.0.1:9/nothing/there:1", wheels=None, report=quiet)
 
@@ -139,7 +139,7 @@ def test_context_holds_the_given_wheels_and_nothing_stray(top: Path, tmp_path: P
         entries = tar.getmembers()
     assert {entry.name for entry in entries if entry.isfile()} == {
         "pyproject.toml", "README.md", "suites/fingerprinting.yaml", "ci/constraints.txt", "docker/images.lock.json",
-        "docker/cpu.Dockerfile", "docker/wheels/README.md", "docker/wheels/one-1-py3-none-any.whl",
+        "docker/Dockerfile", "docker/wheels/README.md", "docker/wheels/one-1-py3-none-any.whl",
     }  # fmt: skip
     assert {(entry.mtime, entry.uid, entry.uname) for entry in entries} == {(400_000_000, 0, "root")}
 

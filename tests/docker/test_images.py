@@ -35,11 +35,7 @@ from modelassay.errors import HostError, UsageError
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["core", "cpu", "vllm"]
-SHARED = re.compile(r"^# The three stages below.*?(?=^FROM \S+\n)", re.DOTALL | re.MULTILINE)
-
-
-def dockerfile(name: str) -> str:
-    return (ROOT / "docker" / f"{name}.Dockerfile").read_text()
+DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -119,7 +115,7 @@ def test_labels_of_a_locked_build_are_what_the_lock_pins(name: str) -> None:
         (LABEL_BASE_DIGEST, "sha256:" + "0" * 64, "its base has the digest 'sha256:0000"),
         (LABEL_LOCK, "f" * 64, "its requirements have the sha256 ffff"),
         (LABEL_LOCK, None, r"its requirements have the sha256 \(no label\)"),
-        (LABEL_IMAGE, None, "it was not built from docker/cpu.Dockerfile"),
+        (LABEL_IMAGE, None, "it was not built from docker/Dockerfile"),
     ],
 )
 def test_each_difference_from_the_lock_is_said(label: str, value: str | None, said: str) -> None:
@@ -142,21 +138,23 @@ def test_a_changed_requirement_lock_and_pin_reach_lock_and_dockerfile(top: Path)
     requirements = top / "docker/locks/cpu.txt"
     requirements.write_text(requirements.read_text() + "# one more line\n")
     digest = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    edit(top, "vllm", tag="vllm/vllm-openai:v0.30.0", index_digest="sha256:" + "a" * 64)
+    edit(top, "cpu", tag="python:3.11.17", index_digest="sha256:" + "a" * 64)
     changed = images.refresh_lock(top)
-    assert [line.split(":")[0] for line in changed] == ["cpu", "cpu", "vllm"]
+    assert changed == [
+        f"cpu: docker/locks/cpu.txt has the sha256 {digest}",
+        "cpu: docker/Dockerfile names what the lock pins",
+    ]
     assert locked_image("cpu").lock_sha256 == digest
-    assert f"ARG LOCK_SHA256={digest}\n" in (top / "docker/cpu.Dockerfile").read_text()
-    changed_base = (top / "docker/vllm.Dockerfile").read_text()
-    assert f"ARG BASE=vllm/vllm-openai:v0.30.0@sha256:{'a' * 64}\n" in changed_base
-    assert f"ARG BASE_DIGEST=sha256:{'a' * 64}\n" in changed_base
+    text = (top / "docker/Dockerfile").read_text()
+    assert f"ARG BASE=python:3.11.17@sha256:{'a' * 64}\nARG BASE_DIGEST=sha256:{'a' * 64}\n" in text
+    assert f"ARG LOCK_SHA256={digest}\n" in text
     assert images.refresh_lock(top) == []
 
 
 def test_base_without_a_known_digest_is_pinned_by_its_tag_alone(top: Path) -> None:
     edit(top, "cpu", index_digest=None)
     images.refresh_lock(top)
-    text = (top / "docker/cpu.Dockerfile").read_text()
+    text = (top / "docker/Dockerfile").read_text()
     assert "ARG BASE=python:3.11.16-slim-bookworm\nARG BASE_DIGEST=\n" in text
     assert expected_labels(locked_image("cpu"))[LABEL_BASE_DIGEST] == ""
 
@@ -192,23 +190,23 @@ def test_requirement_lock_covers_the_project_at_the_versions_of_ci(name: str) ->
     shared = locked.keys() & pinned.keys()
     assert {n: locked[n] for n in shared} == {n: pinned[n] for n in shared}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
-    kept = json.loads((ROOT / "docker/images.lock.json").read_text())["images"][name]["base_keeps"]
-    if name == "cpu":
-        assert kept == []
-    missing = wanted - locked.keys()
-    if name == "vllm":  # what vLLM needs, it has
-        brought = {"click", "huggingface-hub", "numpy", "nvidia-ml-py", "pydantic", "rich", "safetensors", "tokenizers",
-                   "torch", "transformers", "triton"}  # fmt: skip
-        assert missing == brought
-    else:
-        assert missing == set(kept)
+    dependencies = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    missing = dependencies - locked.keys()
+    # vLLM's image has what vLLM needs.
+    brought = {"click", "huggingface-hub", "numpy", "nvidia-ml-py", "pydantic", "rich", "safetensors", "tokenizers",
+               "torch", "transformers"}  # fmt: skip
+    assert missing == {"core": {"torch"}, "cpu": set(), "vllm": brought}[name]
+
+
+def test_no_lock_holds_triton() -> None:
+    """It is 0.7 GB; the bases with a GPU's libraries keep theirs, and the cpu image has no use for it."""
+    assert [name for name in NAMES if "triton" in pins(ROOT / f"docker/locks/{name}.txt")] == []
 
 
 def test_every_dependency_is_pinned_for_ci() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
-    assert wanted - pins(ROOT / "ci/constraints.txt").keys() == set()
+    dependencies = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
+    assert dependencies - pins(ROOT / "ci/constraints.txt").keys() == set()
 
 
 def test_what_builds_the_wheel_is_what_ci_builds_with() -> None:
@@ -220,75 +218,70 @@ def test_what_builds_the_wheel_is_what_ci_builds_with() -> None:
 # --- Dockerfiles
 
 
-def test_shared_stages_are_the_same_text() -> None:
-    shared = {name: SHARED.search(dockerfile(name)) for name in NAMES}
-    texts = {found.group() for found in shared.values() if found}
-    assert all(shared.values())
-    assert len(texts) == 1
-    assert re.findall(r"^FROM (.*)$", texts.pop(), re.MULTILINE) == [
-        "${BASE} AS toolchain",
+def test_stages_and_what_each_image_stands_on() -> None:
+    """The GPU images keep the compiler that Triton needs; the other has none."""
+    assert re.findall(r"^FROM (.*)$", DOCKERFILE, re.MULTILINE) == [
+        "${BASE} AS base",
+        "base AS toolchain",
         "toolchain AS dependencies",
         "dependencies AS builder",
+        "${FOUNDATION}",
     ]
+    foundations = {name: image.foundation for name, image in locked_images().items()}
+    assert foundations == {"core": "toolchain", "cpu": "base", "vllm": "toolchain"}
 
 
-def test_last_stages_differ_only_in_what_they_stand_on() -> None:
-    """The GPU images keep the compiler that Triton needs; the others have none."""
-    ends = {name: SHARED.split(dockerfile(name))[1].split("\n", 1) for name in NAMES}
-    assert {name: first for name, (first, _) in ends.items()} == {
-        "core": "FROM toolchain",
-        "cpu": "FROM ${BASE}",
-        "vllm": "FROM toolchain",
+@pytest.mark.parametrize("name", NAMES)
+def test_a_build_names_what_the_lock_pins(name: str) -> None:
+    image = locked_image(name)
+    assert images.dockerfile_arguments(image) == {
+        "BASE": f"{image.base}@{image.base_index_digest}",
+        "BASE_DIGEST": image.base_index_digest,
+        "IMAGE": name,
+        "VERSION": modelassay.__version__,
+        "LOCK_SHA256": hashlib.sha256((ROOT / f"docker/locks/{name}.txt").read_bytes()).hexdigest(),
+        "FOUNDATION": image.foundation,
     }
-    assert len({rest for _, rest in ends.values()}) == 1
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_arguments_name_what_the_lock_pins(name: str) -> None:
-    declared = dict(re.findall(r"^ARG (\w+)=(.*)$", dockerfile(name), re.MULTILINE))
-    assert declared.pop("REVISION") == "unknown"
-    assert int(declared.pop("SOURCE_DATE_EPOCH")) >= 315532800  # zip files begin in 1980
-    assert declared == images.dockerfile_arguments(locked_image(name))
-    assert "@sha256:" in declared["BASE"]
+def test_without_arguments_it_is_the_cpu_image() -> None:
+    defaults = dict(re.findall(r"^ARG (\w+)=(.*)$", DOCKERFILE, re.MULTILINE))
+    assert defaults.pop("REVISION") == "unknown"
+    assert int(defaults.pop("SOURCE_DATE_EPOCH")) >= 315532800  # zip files begin in 1980
+    assert defaults == images.dockerfile_arguments(locked_image("cpu"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_only_the_classic_builders_syntax_is_used_and_nothing_moves(name: str) -> None:
-    text = dockerfile(name)
-    assert "--mount" not in text
-    assert "<<" not in text
-    assert ":latest" not in text
-    assert "ADD " not in text
-    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= {"${BASE}", "toolchain", "dependencies"}
-    assert "http" not in text
-    installs = re.findall(r"pip --python \S+ install.*?(?:;|\n(?! ))", text, re.DOTALL)
+def test_only_the_classic_builders_syntax_is_used_and_nothing_moves() -> None:
+    assert "--mount" not in DOCKERFILE
+    assert "<<" not in DOCKERFILE
+    assert ":latest" not in DOCKERFILE
+    assert "ADD " not in DOCKERFILE
+    assert "http" not in DOCKERFILE
+    installs = re.findall(r"pip --python \S+ install.*?(?:;|\n(?! ))", DOCKERFILE, re.DOTALL)
     assert len(installs) == 3
     assert all("--require-hashes" in command or "--no-index" in command for command in installs)
     assert all("--no-deps" in command for command in installs)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_labels_say_what_the_image_is(name: str) -> None:
-    text = dockerfile(name)
-    labels = set(re.findall(r"(org\.[\w.]+)=\"\$\{\w+\}\"", text))
-    assert labels >= {*expected_labels(locked_image(name)), "org.opencontainers.image.revision"}
-    assert 'org.opencontainers.image.title="modelassay ${IMAGE}"' in text
+def test_labels_say_what_the_image_is() -> None:
+    labels = set(re.findall(r"(org\.[\w.]+)=\"\$\{\w+\}\"", DOCKERFILE))
+    assert labels >= {*expected_labels(locked_image("cpu")), "org.opencontainers.image.revision"}
+    assert 'org.opencontainers.image.title="modelassay ${IMAGE}"' in DOCKERFILE
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_entry_decides_the_user_and_runs_land_in_the_mounted_folder(name: str) -> None:
+def test_the_entry_decides_the_user_and_runs_land_in_the_mounted_folder() -> None:
     """The entry becomes the owner of /runs, so that results belong to the caller: tests of it are in test_entrypoint."""
-    last = SHARED.split(dockerfile(name))[1]
+    last = DOCKERFILE.split("FROM ${FOUNDATION}\n")[1]
     assert "COPY docker/entrypoint.sh /usr/local/bin/modelassay-entrypoint\n" in last
     assert 'ENTRYPOINT ["/usr/local/bin/modelassay-entrypoint"]' in last
     assert "\nWORKDIR /\n" in last
     assert os.access(ROOT / "docker/entrypoint.sh", os.X_OK)
 
 
-def test_only_what_the_dockerfiles_copy_is_in_the_context() -> None:
+def test_only_what_the_dockerfile_copies_is_in_the_context() -> None:
     copied = {
         word
-        for line in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile("cpu"), re.MULTILINE)
+        for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
         for word in line.split()
     }
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]

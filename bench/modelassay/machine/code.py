@@ -167,8 +167,14 @@ def library_versions() -> dict[str, str | None]:
 @cache
 def deciding_versions() -> dict[str, str | None]:
     """Return the version of each of ``LIBRARIES_THAT_DECIDE``."""
-    versions = library_versions()
-    return {name: versions[name] for name in LIBRARIES_THAT_DECIDE}
+    return _deciding(library_versions())
+
+
+def _deciding(versions: Mapping[str, str | None]) -> dict[str, str | None]:
+    chosen = {name: versions.get(name) for name in LIBRARIES_THAT_DECIDE}
+    if (chosen["torch"] or "").endswith("+cpu"):  # no tensor of such a build reaches a Triton kernel
+        chosen["triton"] = None
+    return chosen
 
 
 def native_extension() -> Path | None:
@@ -213,8 +219,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
                 elif before[name] != after[name]:
                     lines.append(f"{name} changed")
     if "libraries" in old and "libraries" in new:
+        before, after = _deciding(old["libraries"]), _deciding(new["libraries"])
         for name in LIBRARIES_THAT_DECIDE:
-            was, now = old["libraries"].get(name) or "not installed", new["libraries"].get(name) or "not installed"
-            if was != now:
-                lines.append(f"{name} changed from {was} to {now}")
+            if before[name] != after[name]:
+                lines.append(f"{name} changed from {before[name] or 'not installed'} to {after[name] or 'not installed'}")
     return lines

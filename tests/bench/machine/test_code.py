@@ -112,3 +112,12 @@ def test_library_differences_are_those_that_decide_numbers() -> None:
         "peft changed from not installed to 0.21",
     ]
     assert differences({}, new) == []
+
+
+def test_triton_decides_nothing_with_a_cpu_build_of_torch() -> None:
+    """So that a run goes on in an image without Triton that began outside it."""
+    old = {"libraries": {"torch": "2.13.0+cpu", "triton": "3.7.1"}}
+    assert differences(old, {"libraries": {"torch": "2.13.0+cpu", "triton": None}}) == []
+    assert differences(old, {"libraries": {"torch": "2.13.0", "triton": None}}) == [
+        "torch changed from 2.13.0+cpu to 2.13.0",
+    ]

@@ -78,7 +78,7 @@ def test_build_tags_and_labels_what_the_lock_pins(tiny: Image, engine: Any) -> N
 def test_build_on_another_base_is_not_locked_and_says_so(tiny: Image) -> None:
     built = build(tiny, base="local/other:1", wheels=None, report=quiet)
     assert built["labels"]["org.opencontainers.image.base.digest"] == ""
-    assert built["why_not_locked"].startswith("it stands on local/other:1, and the lock pins python:3.11")
+    assert built["why_not_locked"].startswith("its base is local/other:1, and the lock pins python:3.11")
     assert why_not_locked(tiny, built["labels"]) == built["why_not_locked"]
 
 
@@ -260,7 +260,7 @@ def test_registry_that_does_not_answer_changes_nothing(top: Path, registry: tupl
     served, tag = registry
     served.status = 503
     images_before = (pin(top, tag, served.digest()), (top / "docker/images.lock.json").read_bytes())
-    with pytest.raises(HostError, match=r"its registry could not be asked \(.*\); nothing was changed"):
+    with pytest.raises(HostError, match=r"its registry cannot be reached \(.*\); nothing was changed"):
         verify(images_before[0])
     assert (top / "docker/images.lock.json").read_bytes() == images_before[1]
 

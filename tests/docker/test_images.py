@@ -111,7 +111,7 @@ def test_labels_of_a_locked_build_are_what_the_lock_pins(name: str) -> None:
     [
         (LABEL_IMAGE, "core", "it is the image 'core', not 'cpu'"),
         (LABEL_VERSION, "0.0.1", "it was built from modelassay 0.0.1"),
-        (LABEL_BASE_NAME, "local/python:bookworm", "it stands on local/python:bookworm, and the lock pins python:3.11"),
+        (LABEL_BASE_NAME, "local/python:bookworm", "its base is local/python:bookworm, and the lock pins python:3.11"),
         (LABEL_BASE_DIGEST, "sha256:" + "0" * 64, "its base has the digest 'sha256:0000"),
         (LABEL_LOCK, "f" * 64, "its requirements have the sha256 ffff"),
         (LABEL_LOCK, None, r"its requirements have the sha256 \(no label\)"),

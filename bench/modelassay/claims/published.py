@@ -115,7 +115,7 @@ class PublishedTables:
         reader = self.experiment.reader(origin.published.model_dump())
         path = self.folder / reader.file
         if self.named is not None and origin.published not in self.named:
-            problem = f"{path}: the run names it, its suite's file does not"
+            problem = f"{path}: used by the run, but not named in its suite's file"
             return Number(quoted=origin.value, reader=reader, path=path, status="not at hand", problem=problem)
         absent = [str(file) for file in reader.files(self.folder) if not _exists(file)]
         if absent and reader.get is not None:

@@ -75,8 +75,8 @@ def build(image: Image, *, base: str | None, wheels: Path | None, report: Callab
     arguments = dockerfile_arguments(image) | {"REVISION": revision(top), "SOURCE_DATE_EPOCH": str(epoch)}
     if base is not None:
         arguments |= {"BASE": base, "BASE_DIGEST": base.partition("@")[2]}
-    asked = engine_errors(f"to build {image.reference}")
-    with closing(connect(timeout_s=BUILD_TIMEOUT_S).client) as client, tempfile.TemporaryFile() as context, asked:
+    errors = engine_errors(f"to build {image.reference}")
+    with closing(connect(timeout_s=BUILD_TIMEOUT_S).client) as client, tempfile.TemporaryFile() as context, errors:
         write_context(context, top=top, wheels=wheels, epoch=epoch)
         stream = client.api.build(fileobj=context, custom_context=True, dockerfile="docker/Dockerfile",
                                   tag=image.reference, buildargs=arguments, rm=True, forcerm=True, decode=True)  # fmt: skip
@@ -102,18 +102,18 @@ def verify(image: Image) -> str:
             left as it was.
     """
     path = required_checkout("verify") / "docker" / "images.lock.json"
-    found, is_index = _registry_digest(image.base)
+    digest, is_index = _registry_digest(image.base)
     pinned = image.base_index_digest or image.base_platform_digest
-    if found != pinned:
-        raise HostError(f"{image.name}: the registry's {image.base} is {found}, and docker/images.lock.json pins"
-                        f" {pinned or 'no digest'}; a tag that moved is no fault of the pin: keep it, or pin the new digest"
+    if digest != pinned:
+        raise HostError(f"{image.name}: the registry's {image.base} is {digest}, and docker/images.lock.json pins"
+                        f" {pinned or 'no digest'} (the tag has moved): keep the pin, or pin the new digest"
                         " there and run modelassay images lock")  # fmt: skip
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     lock = read_lock(path)
     entry = lock["images"][image.name]["base"]
     entry["verified_at"] = now
     if not is_index:
-        entry["platform_digests"][PLATFORM] = found
+        entry["platform_digests"][PLATFORM] = digest
     write_lock(lock, path)
     return now
 
@@ -167,10 +167,10 @@ def source_date_epoch(top: Path) -> int:
     Raises:
         UsageError: the variable is not a number of seconds since 1970.
     """
-    given = os.environ.get("SOURCE_DATE_EPOCH")
-    if given is not None and not given.isdecimal():
-        raise UsageError(f"SOURCE_DATE_EPOCH: {given!r} is not a number of seconds since 1970; unset it or give one")
-    return max(_EARLIEST_EPOCH, int(given or _git(top, "log", "-1", "--format=%ct") or 0))
+    setting = os.environ.get("SOURCE_DATE_EPOCH")
+    if setting is not None and not setting.isdecimal():
+        raise UsageError(f"SOURCE_DATE_EPOCH: {setting!r} is not a number of seconds since 1970; unset it or give one")
+    return max(_EARLIEST_EPOCH, int(setting or _git(top, "log", "-1", "--format=%ct") or 0))
 
 
 def revision(top: Path) -> str:
@@ -212,7 +212,7 @@ def _registry_digest(reference: str) -> tuple[str, bool]:
             descriptor = client.api.inspect_distribution(reference)["Descriptor"]
         except docker.errors.APIError as error:
             reason = explanation(error)
-            raise HostError(f"{reference}: its registry could not be asked ({reason}); nothing was changed") from error
+            raise HostError(f"{reference}: its registry cannot be reached ({reason}); nothing was changed") from error
         except requests.exceptions.RequestException as error:
-            raise HostError(f"{reference}: its registry could not be asked ({error}); nothing was changed") from error
+            raise HostError(f"{reference}: its registry cannot be reached ({error}); nothing was changed") from error
     return descriptor["digest"], descriptor["mediaType"] in _INDEX_TYPES

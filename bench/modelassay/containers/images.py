@@ -140,16 +140,16 @@ def why_not_locked(image: Image, labels: Mapping[str, str]) -> str | None:
     if LABEL_IMAGE not in labels:
         return f"it carries no label {LABEL_IMAGE}, so it was not built from docker/Dockerfile"
     words = {
-        LABEL_IMAGE: "it is the image '{found}', not '{expected}'",
-        LABEL_VERSION: "it was built from modelassay {found}, and this is {expected}",
-        LABEL_BASE_NAME: "it stands on {found}, and the lock pins {expected}",
-        LABEL_BASE_DIGEST: "its base has the digest '{found}', and the lock pins '{expected}'",
-        LABEL_LOCK: "its requirements have the sha256 {found}, and those of the lock {expected}",
+        LABEL_IMAGE: "it is the image '{value}', not '{expected}'",
+        LABEL_VERSION: "it was built from modelassay {value}, and this is {expected}",
+        LABEL_BASE_NAME: "its base is {value}, and the lock pins {expected}",
+        LABEL_BASE_DIGEST: "its base has the digest '{value}', and the lock pins '{expected}'",
+        LABEL_LOCK: "its requirements have the sha256 {value}, and those of the lock {expected}",
     }
     for label, expected in expected_labels(image).items():
-        found = labels.get(label, "")
-        if found != expected:
-            return words[label].format(found=found or "(no label)", expected=expected)
+        value = labels.get(label, "")
+        if value != expected:
+            return words[label].format(value=value or "(no label)", expected=expected)
     return None
 
 
@@ -171,9 +171,9 @@ def read_lock(path: Path | None = None) -> dict[str, Any]:
 
 def write_lock(lock: Mapping[str, Any], path: Path) -> None:
     """Write the image lock aside and rename it."""
-    aside = path.with_suffix(".json.new")
-    aside.write_text(json.dumps(lock, indent=1, ensure_ascii=False) + "\n")
-    aside.rename(path)
+    temporary = path.with_suffix(".json.new")
+    temporary.write_text(json.dumps(lock, indent=1, ensure_ascii=False) + "\n")
+    temporary.rename(path)
 
 
 def refresh_lock(top: Path) -> list[str]:

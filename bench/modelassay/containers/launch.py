@@ -132,7 +132,7 @@ def _client_lock(job: Job, owner: tuple[int, int], scaffold: Scaffold) -> Iterat
     existed = os.path.lexists(lock)
     with run_lock(job.folder, CLIENT_LOCK):
         if not lock.exists():  # its last holder removed it between our opening and our locking it
-            raise HostError(f"{job.folder}: another client has just given it up; run the same command again")
+            raise HostError(f"{job.folder}: another client removed it at the same time; run the same command again")
         if job.run is None:
             require_free(job.folder)
             scaffold.note(*(() if existed else (lock,)), job.folder / CELLS, job.folder / MANIFEST_DRAFT)
@@ -146,8 +146,8 @@ def _client_lock(job: Job, owner: tuple[int, int], scaffold: Scaffold) -> Iterat
 
 def image_variables(image: LocalImage) -> dict[str, str]:
     """Return the environment variables that tell the run which image it is in, and that it records."""
-    told = {"MODELASSAY_IMAGE": image.reference, "MODELASSAY_IMAGE_DIGEST": image.digest}
-    return told | ({"MODELASSAY_IMAGE_UNLOCKED": image.unlocked} if image.unlocked else {})
+    variables = {"MODELASSAY_IMAGE": image.reference, "MODELASSAY_IMAGE_DIGEST": image.digest}
+    return variables | ({"MODELASSAY_IMAGE_UNLOCKED": image.unlocked} if image.unlocked else {})
 
 
 def memory_limit(text: str | None, engine: Engine) -> int | None:
@@ -301,4 +301,4 @@ def judge(ending: ContainerExit, settings: Settings, image: LocalImage, *, again
         raise HostError(f"image {image.reference} holds no modelassay; take one of: modelassay images build NAME")
     if code is None or code > 128:
         raise HostError(f"{settings.folder}: the container was ended by a signal (code {code}); {again}")
-    raise AssayError(f"{settings.folder}: the container ended with {code}, which modelassay does not give; {again}")
+    raise AssayError(f"{settings.folder}: the container ended with {code}, no exit code of modelassay; {again}")

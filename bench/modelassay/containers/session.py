@@ -43,13 +43,13 @@ TOOLKIT: Final = (
 
 @dataclass(kw_only=True)
 class ContainerExit:
-    """What the engine told of a container's life."""
+    """What the engine reported of a container's life."""
 
     exit_code: int | None = None
     """Of the command inside; None until it ended."""
     out_of_memory: bool = False
     """Whether the kernel ended a process inside because the container's memory was used up."""
-    gone: bool = False
+    removed: bool = False
     """Whether the container was removed."""
 
 
@@ -77,8 +77,10 @@ class Attached:
 
     def close(self) -> None:
         """Let go of both; the engine then ends the container's standard input."""
-        held = getattr(self.stream, "_sock", None) or self.stream  # closing the file around a socket leaves it open
-        for close in (lambda: held.shutdown(socket.SHUT_RDWR), held.close, self.stream.close, self.events.close):
+        # Closing the file around a socket leaves the socket open.
+        connection = getattr(self.stream, "_sock", None) or self.stream
+        shut_down = lambda: connection.shutdown(socket.SHUT_RDWR)  # noqa: E731
+        for close in (shut_down, connection.close, self.stream.close, self.events.close):
             with contextlib.suppress(OSError, AttributeError):  # the engine was quicker; TLS has no shutdown
                 close()
 
@@ -110,17 +112,18 @@ def start(engine: Engine, image: LocalImage, settings: Settings, command: Sequen
     while True:
         with engine_errors("to make the container"):
             host = api.create_host_config(**host_settings(settings, ask))
-            made = api.create_container(image.id, list(command), host_config=host, **config_settings(settings))["Id"]
-            events = api.events(decode=True, filters={"container": made, "type": "container"})
-            stream = api.attach_socket(made, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
-        attached = Attached(identity=made, events=events, stream=stream)
+            container = api.create_container(image.id, list(command), host_config=host, **config_settings(settings))
+            identity = container["Id"]
+            events = api.events(decode=True, filters={"container": identity, "type": "container"})
+            stream = api.attach_socket(identity, params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+        attached = Attached(identity=identity, events=events, stream=stream)
         try:
-            api.start(made)
+            api.start(identity)
         except docker.errors.APIError as error:
             attached.close()
             refusal = explanation(error)
             instead = ask.after(refusal)
-            remove(engine, made)
+            remove(engine, identity)
             if instead is None:
                 raise HostError(why_not_started(refusal, image)) from error
             reason = ": ".join(refusal.removesuffix(": unknown").split(": ")[-2:])
@@ -139,14 +142,12 @@ def num_gpus() -> int:
 
 def why_not_started(refusal: str, image: LocalImage) -> str:
     """Return what the engine said with what to do about it."""
-    said = f"the container engine refused to start {image.reference}: {refusal}"
+    refused = f"the container engine refused to start {image.reference}: {refusal}"
     if "bind source path does not exist" in refusal:
-        return (
-            f"{said}; it runs on another machine, or in one that does not share this folder: work in one that it shares"
-        )
+        return f"{refused}; it runs on another machine, or in one that does not share this folder: work in one that it shares"
     if "executable file not found" in refusal or "no such file or directory" in refusal:
-        return f"{said}; take an image that holds modelassay: modelassay images build NAME"
-    return f"{said}; {TOOLKIT}" if is_about_gpus(refusal) else said
+        return f"{refused}; take an image that holds modelassay: modelassay images build NAME"
+    return f"{refused}; {TOOLKIT}" if is_about_gpus(refusal) else refused
 
 
 def follow(
@@ -160,7 +161,7 @@ def follow(
     """
     ending, rest, printing = ContainerExit(), b"", True
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    while printing or not ending.gone:
+    while printing or not ending.removed:
         try:
             kind, item = attached.inbox.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
         except queue.Empty:
@@ -182,7 +183,7 @@ def follow(
         elif ending.exit_code is None:
             raise HostError("the container engine went away; when it is back, run the same directory again")
         else:
-            ending.gone = True
+            ending.removed = True
     return ending
 
 
@@ -199,7 +200,7 @@ def _note(ending: ContainerExit, event: dict[str, Any]) -> None:
         case "die":
             ending.exit_code = int(event["Actor"]["Attributes"].get("exitCode", -1))
         case "destroy":
-            ending.gone = True
+            ending.removed = True
 
 
 def stop(engine: Engine, settings: Settings) -> None:
@@ -226,9 +227,11 @@ def remove_left(engine: Engine, settings: Settings) -> None:
     with engine_errors("to remove what an earlier run left"):
         for left in _containers(engine, settings):
             remove(engine, left.id)
-        for made in engine.client.containers.list(filters={"label": LABEL, "status": "created"}, ignore_removed=True):
-            if not _is_held(Path(made.labels[LABEL])):
-                remove(engine, made.id)
+        for container in engine.client.containers.list(
+            filters={"label": LABEL, "status": "created"}, ignore_removed=True
+        ):
+            if not _is_held(Path(container.labels[LABEL])):
+                remove(engine, container.id)
 
 
 def _is_held(folder: Path) -> bool:

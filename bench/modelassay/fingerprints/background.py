@@ -75,16 +75,16 @@ class Background:
             ValueError: where two models share a name.
         """
         representatives: dict[tuple[Hashable, str], ModelSummary] = {}
-        seen: set[str] = set()
+        names: set[str] = set()
         by_key: dict[str, Curves] = {}
         firsts: dict[str, str] = {}
         duplicates, excluded = [], set()
         for model in sorted(models, key=lambda model: (model.curves.name != model.curves.family, model.curves.name)):
             curves = model.curves
-            if curves.name in seen:
+            if curves.name in names:
                 message = f"background: two models are named {curves.name!r}; give each its own name"
                 raise ValueError(message)
-            seen.add(curves.name)
+            names.add(curves.name)
             if curves.family is None:
                 continue
             is_first = firsts.setdefault(curves.family, curves.name) == curves.name

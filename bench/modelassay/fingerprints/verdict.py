@@ -86,9 +86,9 @@ def judge(a: Curves, b: Curves, background: Background, *, alpha: float = 0.05,
     pair; `adjust` adds what holds for a table.
     """
     exact, score = paper_exact(a, b), corrected(a, b)
-    known = [pair.scores for pair in background.against(a, b)]
-    primary, value = _primary(score.value, by_weights, known)
-    strangers = [scores for scores in known if np.isfinite(scores.get(primary, np.nan))]
+    unrelated = [pair.scores for pair in background.against(a, b)]
+    primary, value = _primary(score.value, by_weights, unrelated)
+    strangers = [scores for scores in unrelated if np.isfinite(scores.get(primary, np.nan))]
     place = rank(value, (scores[primary] for scores in strangers))
     verdict = Verdict(
         a=a.name, b=b.name, word="uncalibrated", sentence="", paper_exact=exact, corrected=score,
@@ -107,7 +107,7 @@ def _primary(
     """Return the method that a verdict stands on and the pair's score by it."""
     for name in PRIMARY:
         if np.isfinite(by_weights.get(name, np.nan)) and any(
-            np.isfinite(known.get(name, np.nan)) for known in strangers
+            np.isfinite(scores.get(name, np.nan)) for scores in strangers
         ):
             return name, by_weights[name]
     return "corrected", corrected_score
@@ -158,8 +158,8 @@ def _evidence(verdict: Verdict) -> Iterator[str]:
 
 
 def _stratum_reason(a: Curves, b: Curves, num_strangers: int) -> str:
-    wanted = f"stratum {a.stratum}" if a.stratum == b.stratum else f"strata {a.stratum} and {b.stratum}"
-    return f"same {wanted}" if num_strangers else f"no unrelated pair of {wanted} is known"
+    strata = f"stratum {a.stratum}" if a.stratum == b.stratum else f"strata {a.stratum} and {b.stratum}"
+    return f"same {strata}" if num_strangers else f"no unrelated pair of {strata} is known"
 
 
 def _layer_interval(a: Curves, b: Curves, score: Score) -> Estimate | None:

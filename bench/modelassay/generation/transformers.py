@@ -192,8 +192,8 @@ class TransformersEngine:
 
     def _completion(self, line: _Line) -> Completion:
         assert line.finish is not None
-        said = line.ids[:-1] if line.finish == "stop" else line.ids
-        text = self.tokenizer.decode(said)
+        ids = line.ids[:-1] if line.finish == "stop" else line.ids
+        text = self.tokenizer.decode(ids)
         assert isinstance(text, str)
         return Completion(ids=tuple(line.ids), text=text, finish=line.finish)
 

@@ -58,13 +58,13 @@ class SourceGraph:
             ModuleNotFoundError: a root cannot be found.
         """
         followed = {"modelassay", "modelassay_kernels", *(root.split(".")[0] for root in roots)}
-        waiting, seen = [*roots], set[str]()
+        waiting, modules = [*roots], set[str]()
         files: dict[str, str] = {}
         while waiting:
             module = waiting.pop()
-            if module in seen:
+            if module in modules:
                 continue
-            seen.add(module)
+            modules.add(module)
             source = self._read(module)
             if source is None:
                 if module in roots:
@@ -72,7 +72,7 @@ class SourceGraph:
                 continue
             files |= source.files
             waiting += [name for name in source.imports if name.split(".")[0] in followed]
-        if "modelassay_kernels" in seen and (native := native_extension()) is not None:
+        if "modelassay_kernels" in modules and (native := native_extension()) is not None:
             files["modelassay_kernels/_native"] = _digest(native.read_bytes())
         return dict(sorted(files.items()))
 
@@ -222,5 +222,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         before, after = _deciding(old["libraries"]), _deciding(new["libraries"])
         for name in LIBRARIES_THAT_DECIDE:
             if before[name] != after[name]:
-                lines.append(f"{name} changed from {before[name] or 'not installed'} to {after[name] or 'not installed'}")
+                lines.append(
+                    f"{name} changed from {before[name] or 'not installed'} to {after[name] or 'not installed'}"
+                )
     return lines

@@ -92,15 +92,15 @@ def examine(*, runs: Path = Path("runs")) -> list[Check]:
         local = [check_compiler("C++ compiler", "CXX", ("c++", "g++", "clang++")), check_c_compiler()]
         local += [check_writable("cache folder", cache_root()), check_free_disk(cache_root())]
         local += [check_writable("runs folder", runs), check_shared_memory(), check_git()]
-        found = {name: future.result() for name, future in waiting.items()}
+        results = {name: future.result() for name, future in waiting.items()}
     gpus, driver = _gpus()
     return [
         check_python(sys.version_info[:2]),
-        check_torch(found["torch"]),
-        check_library("transformers", found["transformers"], LEAST_TRANSFORMERS, required=True),
-        check_native(found["native"]),
-        check_library("triton", found["triton"], None, required=False),
-        check_gpu(gpus, driver, found["torch"]),
+        check_torch(results["torch"]),
+        check_library("transformers", results["transformers"], LEAST_TRANSFORMERS, required=True),
+        check_native(results["native"]),
+        check_library("triton", results["triton"], None, required=False),
+        check_gpu(gpus, driver, results["torch"]),
         *local,
         hub_waiting.result(),
     ]
@@ -154,38 +154,38 @@ def check_python(version: tuple[int, ...]) -> Check:
     )
 
 
-def check_library(name: str, found: Probe, least: tuple[int, ...] | None, *, required: bool) -> Check:
+def check_library(name: str, result: Probe, least: tuple[int, ...] | None, *, required: bool) -> Check:
     """Check that a library could be imported and is at least version ``least`` (None: any)."""
-    wanted = name if least is None else f"{name}>={'.'.join(map(str, least))}"
-    fix = f"pip install '{wanted}'"
-    if found.facts is None:
-        status: Status = "missing" if found.absent else "failed"
-        return Check(name=name, status=status, required=required, detail=found.failure, fix=fix)
-    version = str(found.facts["version"])
+    requirement = name if least is None else f"{name}>={'.'.join(map(str, least))}"
+    fix = f"pip install '{requirement}'"
+    if result.facts is None:
+        status: Status = "missing" if result.absent else "failed"
+        return Check(name=name, status=status, required=required, detail=result.failure, fix=fix)
+    version = str(result.facts["version"])
     if least is not None and version_tuple(version) < least:
         return Check(name=name, status="failed", required=required, detail=f"{version} is too old", fix=fix)
     return Check(name=name, status="ok", required=required, detail=version)
 
 
-def check_torch(found: Probe) -> Check:
+def check_torch(result: Probe) -> Check:
     """Check torch, its version and its threads."""
-    check = check_library("torch", found, LEAST_TORCH, required=True)
-    if check.status != "ok" or found.facts is None:
+    check = check_library("torch", result, LEAST_TORCH, required=True)
+    if check.status != "ok" or result.facts is None:
         return check
-    build = f"CUDA {found.facts['cuda']}" if found.facts["cuda"] else "CPU build"
-    detail = f"{check.detail}, {build}, {found.facts['threads']} threads"
+    build = f"CUDA {result.facts['cuda']}" if result.facts["cuda"] else "CPU build"
+    detail = f"{check.detail}, {build}, {result.facts['threads']} threads"
     return Check(name="torch", status="ok", required=True, detail=detail)
 
 
-def check_native(found: Probe) -> Check:
+def check_native(result: Probe) -> Check:
     """Check the compiled CPU kernels; without them the PyTorch reference serves."""
-    if found.facts is not None:
-        return Check(name="native extension", status="ok", required=False, detail=Path(found.facts["file"]).name)
+    if result.facts is not None:
+        return Check(name="native extension", status="ok", required=False, detail=Path(result.facts["file"]).name)
     return Check(
         name="native extension",
-        status="missing" if found.absent else "failed",
+        status="missing" if result.absent else "failed",
         required=False,
-        detail=f"{found.failure}; the PyTorch reference serves, more slowly",
+        detail=f"{result.failure}; the PyTorch reference serves, more slowly",
         fix="install a C++ compiler (apt install g++) and install modelassay again: pip install --force-reinstall"
         " --no-deps modelassay, or in a checkout: pip install -e .",
     )

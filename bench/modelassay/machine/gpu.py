@@ -184,7 +184,7 @@ class ClockSampler:
         self.reason = "not started"
         """Why there are no samples, "" while there are."""
         self._device, self._interval_s = device, interval_s
-        self._given, self._nvml = nvml, nvml
+        self._shared_nvml, self._nvml = nvml, nvml
         self._handle: Any | None = None
         self._latest: Sample | None = None
         self._stopping = threading.Event()
@@ -194,12 +194,12 @@ class ClockSampler:
         """Take the first sample and begin sampling; does nothing when already running or without a card."""
         if self._thread is not None:
             return
-        self._nvml, self.reason = (self._given, "") if self._given is not None else open_nvml()
+        self._nvml, self.reason = (self._shared_nvml, "") if self._shared_nvml is not None else open_nvml()
         if self._nvml is None:
             return
         self._handle = device_handle(self._nvml, self._device)
         if self._handle is None:
-            self.reason = f"NVML knows no device {self._device!r}"
+            self.reason = f"NVML has no device {self._device!r}"
             self._close()
             return
         self._latest = self._sample()
@@ -259,6 +259,6 @@ class ClockSampler:
         }
 
     def _close(self) -> None:
-        if self._given is None and self._nvml is not None:
+        if self._shared_nvml is None and self._nvml is not None:
             self._nvml.nvmlShutdown()
         self._nvml, self._handle = None, None

@@ -138,13 +138,13 @@ class Printed:
         return self._error
 
     def _pump(self, reader: Connection, folder: Path) -> None:
-        mask, held = Mask(os.environ), b""
+        mask, remainder = Mask(os.environ), b""
         with os.fdopen(os.dup(reader.fileno()), "rb") as stream:
             name = stream.readline().decode().strip()
             while name and (chunk := stream.read1(_LONGEST_LINE)):
-                whole, held = _whole_lines(held + chunk)
-                self._write(folder / name, whole, mask)
-            self._write(folder / name, held, mask)
+                lines, remainder = _whole_lines(remainder + chunk)
+                self._write(folder / name, lines, mask)
+            self._write(folder / name, remainder, mask)
         if self._file is not None:
             os.close(self._file)
 

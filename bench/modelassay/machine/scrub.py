@@ -96,10 +96,10 @@ def split_login(url: str) -> tuple[str, str]:
     return (url[: match.start(1)] + url[match.end() :], match[1]) if match else (url, "")
 
 
-def scrub_text(text: str, known: Sequence[str] = ()) -> str:
+def scrub_text(text: str, secrets: Sequence[str] = ()) -> str:
     """Return ``text`` with every secret replaced by ``***``.
 
-    Three nets: the values in ``known`` (see :func:`known_secrets`); shapes of tokens, credentials in URLs and opaque
+    Three nets: the values in ``secrets`` (see :func:`known_secrets`); shapes of tokens, credentials in URLs and opaque
     base62 strings; and everything after a secret-like name with ``=``, ``:`` or, for an option, a blank. A text longer
     than ``LONGEST`` characters is masked whole.
 
@@ -110,17 +110,17 @@ def scrub_text(text: str, known: Sequence[str] = ()) -> str:
     """
     if len(text) > LONGEST:
         return MASK
-    for value in known:
+    for value in secrets:
         text = text.replace(value, MASK)
     for shape in _SHAPES:
         text = shape.sub(MASK, text)
-    text = _OPAQUE.sub(lambda found: MASK if _looks_random(found[0]) else found[0], text)
+    text = _OPAQUE.sub(lambda match: MASK if _looks_random(match[0]) else match[0], text)
     for pattern in (_NAMED, _FLAG):
         text = _mask_after_names(text, pattern)
     return text
 
 
-def scrub_argv(argv: Sequence[str], known: Sequence[str] = ()) -> list[str]:
+def scrub_argv(argv: Sequence[str], secrets: Sequence[str] = ()) -> list[str]:
     """Return a command line without its secrets, also those that stand in the argument after their name.
 
     >>> scrub_argv(["train.py", "--token", "abc", "--steps", "5", "-H", "Authorization:", "Bearer", "abc"])
@@ -132,22 +132,22 @@ def scrub_argv(argv: Sequence[str], known: Sequence[str] = ()) -> list[str]:
         if awaited is not None and not _is_count(awaited, argument):
             clean.append(MASK)
         else:
-            clean.append(scrub_text(argument, known))
+            clean.append(scrub_text(argument, secrets))
         awaited = _name_awaiting_value(argument)
     return clean
 
 
-def scrub_json(value: JSON, known: Sequence[str] = ()) -> JSON:
+def scrub_json(value: JSON, secrets: Sequence[str] = ()) -> JSON:
     """Return ``value`` with every string inside it scrubbed, and every field of a secret-like name masked."""
     if isinstance(value, str):
-        return scrub_text(value, known)
+        return scrub_text(value, secrets)
     if isinstance(value, list):
-        return [scrub_json(item, known) for item in value]
+        return [scrub_json(item, secrets) for item in value]
     if isinstance(value, dict):
         return {
-            scrub_text(key, known): MASK
+            scrub_text(key, secrets): MASK
             if isinstance(item, str) and is_secret_name(key) and not _is_count(key, item)
-            else scrub_json(item, known)
+            else scrub_json(item, secrets)
             for key, item in value.items()
         }
     return value
@@ -177,11 +177,11 @@ def known_secrets(environ: Mapping[str, str]) -> list[str]:
 
 def _mask_after_names(text: str, pattern: re.Pattern[str]) -> str:
     """Cut ``text`` after the first secret-like name: where its value ends cannot be known (blanks, commas, quotes)."""
-    for found in pattern.finditer(text):
-        rest = text[found.end() :]
+    for match in pattern.finditer(text):
+        rest = text[match.end() :]
         first = re.split(r"[\s,;&\"'}\])]", rest, maxsplit=1)[0]
-        if is_secret_name(found["name"]) and not _is_count(found["name"], first):
-            return text[: found.end()] + MASK
+        if is_secret_name(match["name"]) and not _is_count(match["name"], first):
+            return text[: match.end()] + MASK
     return text
 
 
@@ -193,9 +193,9 @@ def _name_awaiting_value(argument: str) -> str | None:
     """Return the secret-like name at the end of ``argument`` whose value must be the next one, None if there is none."""
     if argument.strip(":\"' ").lower().split(" ")[-1] in {"bearer", "basic", "digest", "token"}:
         return "authorization"
-    found = _ENDS_IN_NAME.search(argument)
-    if found and (found["sep"] or found["name"].startswith("-")) and is_secret_name(found["name"]):
-        return found["name"]
+    match = _ENDS_IN_NAME.search(argument)
+    if match and (match["sep"] or match["name"].startswith("-")) and is_secret_name(match["name"]):
+        return match["name"]
     return None
 
 

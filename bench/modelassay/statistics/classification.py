@@ -183,13 +183,13 @@ def _mahalanobis(steps: Steps) -> Floats:
     score_P, positive_P = steps.ranked.score_P, steps.ranked.positive_P
     means, squares, counts = [], [], []
     for class_P in (positive_P, ~positive_P):
-        kept = np.flatnonzero(class_P & np.isfinite(score_P))
-        if not kept.size:
+        indices = np.flatnonzero(class_P & np.isfinite(score_P))
+        if not indices.size:
             return np.full(len(steps.weights_DP), np.nan)
         # Sums of squares about the class's mean, not about 0: two large numbers would cancel.
-        centre = score_P[kept].mean()
-        away = score_P[kept] - centre
-        count, first, second = (steps.weights_DP[:, kept] @ np.stack((np.ones_like(away), away, away**2), axis=1)).T
+        centre = score_P[indices].mean()
+        away = score_P[indices] - centre
+        count, first, second = (steps.weights_DP[:, indices] @ np.stack((np.ones_like(away), away, away**2), axis=1)).T
         count = np.where(count > 0, count, np.nan)
         means.append(centre + first / count)
         squares.append(second - first**2 / count)
@@ -214,7 +214,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType({
 
 def _at_once(metric: Metric, scored: Scored, weights: Floats | None) -> float:
     if reason := scored.why_undefined():
-        message = f"accuracy: {reason}; a score can only be told right from wrong with both"
+        message = f"accuracy: {reason}; it needs positive and negative pairs"
         raise ValueError(message)
     value = float(metric(steps_of(scored, weights))[0])
     if np.isnan(value) and metric is not _mahalanobis:

@@ -59,13 +59,13 @@ class Scored:
             message = f"scored pairs: needs one-dimensional fields of one length, got {shapes}"
             raise ValueError(message)
         if np.isinf(self.score).any():
-            message = f"scored pairs: {int(np.isinf(self.score).sum())} infinite scores; NaN says that a pair cannot be compared"
+            message = f"scored pairs: {int(np.isinf(self.score).sum())} infinite scores; use NaN for a pair that cannot be compared"
             raise ValueError(message)
         if (self.group_a < 0).any() or (self.group_b < 0).any():
             message = "scored pairs: a group is an index, got a negative one"
             raise ValueError(message)
         if wrong := int(np.count_nonzero(self.positive != (self.group_a == self.group_b))):
-            message = f"scored pairs: a pair is positive where its groups are equal and only there; {wrong} pairs say otherwise"
+            message = f"scored pairs: a pair is positive if and only if its groups are equal; {wrong} pairs are not"
             raise ValueError(message)
 
     @property

@@ -62,8 +62,8 @@ def parents(name: str) -> list[str]:
     >>> parents("base+merge")
     ['base+sft-en', 'child-sft']
     """
-    made = member(name)
-    return [above for above in (made.parent, made.other_parent) if above is not None]
+    child = member(name)
+    return [above for above in (child.parent, child.other_parent) if above is not None]
 
 
 def family(name: str) -> str:
@@ -101,8 +101,8 @@ def transformations(name: str) -> tuple[str, ...]:
     >>> transformations("base+cpt-25+sft-en+int8"), transformations("base+merge")
     (('cpt-25', 'sft-en', 'int8'), ('sft-en', 'merge'))
     """
-    made = member(name)
-    return () if made.parent is None else (*transformations(made.parent), made.transformation)
+    child = member(name)
+    return () if child.parent is None else (*transformations(child.parent), child.transformation)
 
 
 def relation(name: str, other: str) -> Relation:
@@ -139,8 +139,8 @@ def _hardness(one: Member, two: Member) -> Relation:
     if (one.shape, one.num_experts) != (two.shape, two.num_experts):
         return "stranger:shape"
 
-    def course(made: Member) -> tuple[Any, ...]:
-        root = member(family(made.name))
+    def course(model: Member) -> tuple[Any, ...]:
+        root = member(family(model.name))
         return root.text, root.settings["training"], root.shape
 
     return "stranger:seed" if course(one) == course(two) else "stranger:data"
@@ -178,28 +178,28 @@ def tokens_of(name: str) -> int:
 
 
 def _between(name: str, other: str, unit: int) -> int | None:
-    mine, theirs = _distances(name), _distances(other)
-    common = mine.keys() & theirs.keys()
-    return min((mine[above][unit] + theirs[above][unit] for above in common), default=None)
+    own, others = _distances(name), _distances(other)
+    common = own.keys() & others.keys()
+    return min((own[above][unit] + others[above][unit] for above in common), default=None)
 
 
 def _distances(name: str) -> dict[str, tuple[int, int]]:
     """Each ancestor, the member itself included -> (steps, tokens) of training since then, by the shortest way."""
-    found: dict[str, tuple[int, int]] = {}
+    distances: dict[str, tuple[int, int]] = {}
 
-    def walk(made: Member, steps: int, tokens: int) -> None:
-        found[made.name] = min(found.get(made.name, (steps, tokens)), (steps, tokens))
-        for above in parents(made.name):
-            walk(member(above), steps + made.num_steps, tokens + _tokens(made))
+    def walk(descendant: Member, steps: int, tokens: int) -> None:
+        distances[descendant.name] = min(distances.get(descendant.name, (steps, tokens)), (steps, tokens))
+        for above in parents(descendant.name):
+            walk(member(above), steps + descendant.num_steps, tokens + _tokens(descendant))
 
     walk(member(name), 0, 0)
-    return found
+    return distances
 
 
-def _tokens(made: Member) -> int:
-    training = made.settings.get("training")
+def _tokens(model: Member) -> int:
+    training = model.settings.get("training")
     if training is None:
         return 0
-    language = made.settings.get("language")
-    per_row = made.text.block_tokens if language is None else TOKENS_PER_EXAMPLE[language]
+    language = model.settings.get("language")
+    per_row = model.text.block_tokens if language is None else TOKENS_PER_EXAMPLE[language]
     return int(training["num_steps"] * training["batch_size"] * per_row)

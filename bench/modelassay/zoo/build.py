@@ -181,14 +181,14 @@ def transform(base: str | Path, transformation: str, out: str | Path, *, seed: i
     with reproducible():
         child = _child(base, made_by, chosen, seed=seed, device=device, other=other, timer=timer)
     # A name of its own: whatever else lies beside ``out`` is the caller's, and removed is only what is made here.
-    aside = out.with_name(f".{out.name}.new-{secrets.token_hex(4)}")
-    aside.mkdir(parents=True)
+    folder = out.with_name(f".{out.name}.new-{secrets.token_hex(4)}")
+    folder.mkdir(parents=True)
     try:
-        copy_tokenizer(base, aside)
-        child.save_pretrained(aside)
-        aside.rename(out)
+        copy_tokenizer(base, folder)
+        child.save_pretrained(folder)
+        folder.rename(out)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
     return out
 

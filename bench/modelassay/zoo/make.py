@@ -45,15 +45,15 @@ def ensure(name: str, *, store: Store, timer: Timer | None = None) -> Path:
     Raises:
         CheckpointError: the zoo has no such member.
     """
-    made = member(name)
+    model = member(name)
     above = [ensure(other, store=store, timer=timer) for other in parents(name)]
 
     def build(folder: Path) -> None:
         from modelassay.zoo import build as zoo_build
 
-        zoo_build.build(folder, made, text=text_folder, parents=above, timer=timer or untimed)
+        zoo_build.build(folder, model, text=text_folder, parents=above, timer=timer or untimed)
 
-    text_folder = ensure_text(made.text, store)
+    text_folder = ensure_text(model.text, store)
     return store.get(recipe(name), build)
 
 
@@ -67,11 +67,11 @@ def utility(name: str, *, store: Store) -> dict[str, float]:
         CheckpointError: the zoo has no such member.
     """
     own, above = measure_losses(name, store), parent(name)
-    found = {f"loss_{language}": loss for language, loss in own.items()}
+    losses = {f"loss_{language}": loss for language, loss in own.items()}
     if above is not None:
         for language, loss in measure_losses(above, store).items():
-            found[f"parent_loss_{language}"], found[f"change_{language}"] = loss, own[language] - loss
-    return found
+            losses[f"parent_loss_{language}"], losses[f"change_{language}"] = loss, own[language] - loss
+    return losses
 
 
 def measure_losses(name: str, store: Store) -> dict[str, float]:
@@ -86,8 +86,8 @@ def measure_losses(name: str, store: Store) -> dict[str, float]:
             losses = {language: held_out_loss(checkpoint, language) for language in corpus.LANGUAGES}
         (folder / "losses.json").write_text(json.dumps(losses))
 
-    found: dict[str, float] = json.loads((store.get(loss_recipe(name), measure) / "losses.json").read_text())
-    return found
+    by_language: dict[str, float] = json.loads((store.get(loss_recipe(name), measure) / "losses.json").read_text())
+    return by_language
 
 
 def ensure_text(text: Text, store: Store) -> Path:

@@ -21,16 +21,16 @@ def recipe(name: str) -> dict[str, Any]:
 
     On another processor the last bits may still differ: its vector width decides the order of sums.
     """
-    made = member(name)
-    others = {} if made.other_parent is None else {"other_parent": content_key(recipe(made.other_parent))}
-    adapters = {"peft": _version("peft")} if made.made_by == "lora" else {}
+    model = member(name)
+    others = {} if model.other_parent is None else {"other_parent": content_key(recipe(model.other_parent))}
+    adapters = {"peft": _version("peft")} if model.made_by == "lora" else {}
     return {
         "kind": "zoo",
-        "text": content_key(text_recipe(made.text)),
-        "parent": None if made.parent is None else content_key(recipe(made.parent)),
-        "made_by": made.made_by,
-        "seed": made.seed,
-        "settings": dict(made.settings),
+        "text": content_key(text_recipe(model.text)),
+        "parent": None if model.parent is None else content_key(recipe(model.parent)),
+        "made_by": model.made_by,
+        "seed": model.seed,
+        "settings": dict(model.settings),
         "num_threads": NUM_THREADS,
         **others,
         **adapters,

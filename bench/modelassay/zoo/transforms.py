@@ -65,13 +65,13 @@ def merge(model: PreTrainedModel, other: PreTrainedModel) -> PreTrainedModel:
     Raises:
         CheckpointError: their tensors differ in names or shapes.
     """
-    mine, theirs = dict(model.named_parameters()), dict(other.named_parameters())
-    if {name: w.shape for name, w in mine.items()} != {name: w.shape for name, w in theirs.items()}:
+    weights, other_weights = dict(model.named_parameters()), dict(other.named_parameters())
+    if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in other_weights.items()}:
         raise CheckpointError(
             f"{model.name_or_path} and {other.name_or_path}: tensors of other names or shapes; merge models of one shape"
         )
-    for name, weight in mine.items():
-        weight.copy_((weight.double() + theirs[name].to(weight.device).double()) / 2)
+    for name, weight in weights.items():
+        weight.copy_((weight.double() + other_weights[name].to(weight.device).double()) / 2)
     return model
 
 
@@ -89,14 +89,14 @@ def remove_layers(model: PreTrainedModel, generator: Generator, *, num_layers: i
             f"{model.name_or_path}: cannot take {num_layers} layers out of {total}; take a deeper model"
         )
     first = (total - num_layers) // 2
-    kept = [index for index in range(total) if not first <= index < first + num_layers]
+    indices = [index for index in range(total) if not first <= index < first + num_layers]
     stack: Any = model.model
-    stack.layers = nn.ModuleList(stack.layers[index] for index in kept)
+    stack.layers = nn.ModuleList(stack.layers[index] for index in indices)
     for index, layer in enumerate(stack.layers):
         layer.self_attn.layer_idx = index
     if getattr(config, "layer_types", None) is not None:
-        config.layer_types = [config.layer_types[index] for index in kept]
-    config.num_hidden_layers = len(kept)
+        config.layer_types = [config.layer_types[index] for index in indices]
+    config.num_hidden_layers = len(indices)
     return model
 
 
@@ -278,16 +278,16 @@ def permute_hidden(model: PreTrainedModel, generator: Generator) -> PreTrainedMo
     size = int(model.config.hidden_size)
     order = _shuffled(size, generator)
     sign = torch.randint(2, (size,), generator=generator) * 2.0 - 1
-    whole: Any = model
-    reading = {stack.embed_tokens.weight, whole.lm_head.weight}  # one where they are tied
+    causal_model: Any = model
+    reading = {stack.embed_tokens.weight, causal_model.lm_head.weight}  # one where they are tied
     for layer in stack.layers:
         mlp, attention = layer.mlp, layer.self_attn
         reading |= {
             module.weight
             for module in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
         }
-        for written in (*_tensors(attention.o_proj), *_tensors(mlp.down_proj)):
-            written.copy_(written[order] * sign.to(written).view(-1, *[1] * (written.ndim - 1)))
+        for output in (*_tensors(attention.o_proj), *_tensors(mlp.down_proj)):
+            output.copy_(output[order] * sign.to(output).view(-1, *[1] * (output.ndim - 1)))
     for weight in reading:
         weight.copy_(weight[:, order] * sign.to(weight))
     for norm in (
@@ -359,7 +359,7 @@ def _attentions(model: PreTrainedModel, what: str) -> Iterator[tuple[Any, int, i
     head_dim = int(stack.layers[0].self_attn.head_dim)
     if 2 * stack.rotary_emb.inv_freq.numel() != head_dim:
         raise CheckpointError(
-            f"{model.name_or_path}: only part of each head is rotary, which {what} does not know; take another model"
+            f"{model.name_or_path}: only part of each head is rotary, which {what} does not support; choose another model"
         )
     groups = int(config.num_key_value_heads)
     for layer in stack.layers:

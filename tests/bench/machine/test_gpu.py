@@ -170,7 +170,7 @@ def test_unknown_device_is_none_and_closes_nvml(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     with ClockSampler("GPU-cccc") as sampler:
         assert sampler.latest() is None
-        assert sampler.reason == "NVML knows no device 'GPU-cccc'"
+        assert sampler.reason == "NVML has no device 'GPU-cccc'"
     assert (fake.num_opened, fake.num_closed) == (1, 1)
 
 

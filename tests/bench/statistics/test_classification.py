@@ -214,7 +214,7 @@ GOOD = {"score": [0.5, 0.1], "positive": [True, False], "group_a": [0, 0], "grou
         ({"score": [0.5, np.inf]}, "1 infinite score"),
         ({"score": [0.5]}, "one length"),
         ({"score": [[0.5, 0.1]]}, "one length"),
-        ({"positive": [True, True]}, "1 pairs say otherwise"),
+        ({"positive": [True, True]}, "1 pairs are not"),
         ({"positive": [0.5, 0.0]}, "positive must be"),
         ({"group_b": [0, 1.5]}, "group_b must be"),
         ({"group_b": [0, np.nan]}, "group_b must be"),

@@ -93,12 +93,12 @@ def read_similarities(file: Path, *, form: Format | None = None, families: Path 
     (_read_json if cells.in_json else _read_csv)(cells, decode(file, data), form)
     scores_NN = cells.symmetric(np.asarray(cells.value))
     if cells.family and cells.says_related:
-        raise UsageError(f"{file}: has both a column of families and one that says what is related; keep one of them")
+        raise UsageError(f"{file}: has a column of families and a column 'related'; keep one of them")
     family_data = None
     if families is not None:
         if cells.says_related or cells.family:
             raise UsageError(
-                f"{file}: says itself which pairs are related, and {families} says it too; keep one of them"
+                f"{file}: has its own column of families or of related pairs; drop it, or --families {families}"
             )
         family_data = read_bytes(families)
         related_NN = related_by(family_of(cells.names, read_families(families, family_data), file, families))
@@ -286,7 +286,7 @@ def _put_pair(cells: _Cells, record: Mapping[str, str], value: float, place: int
     a, b = cells.add(record["name"], place), cells.add(record["name_b"], place)
     truth = record.get("related", "").lower()
     if truth not in _TRUTH:
-        cells.fail(place, f"{shown(truth)} does not say whether the pair is related; write true, false or nothing")
+        cells.fail(place, f"{shown(truth)} is no truth value; write true, false or nothing")
     for name, family in (("name", "family"), ("name_b", "family_b")):
         cells.belongs(record[name], record.get(family, ""), place)
     cells.put(a, b, value, _TRUTH[truth], place)

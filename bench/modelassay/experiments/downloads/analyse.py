@@ -98,12 +98,12 @@ def _of_cohorts(family: Family, method: str) -> Iterator[Finding]:
 
 
 def _by_downloads(family: Family, method: str) -> Iterator[Finding]:
-    known = [member for member in family.counted(method) if member.downloads is not None]
-    low, high = ([member for member in known if side(member)] for side in (family.fails, family.passes))
+    members = [member for member in family.counted(method) if member.downloads is not None]
+    low, high = ([member for member in members if side(member)] for side in (family.fails, family.passes))
     labels: dict[str, Label] = {"base": family.name, "method": method}
     yield _finding("spread-ratio", spread_ratio(overlaps_of(low, method), overlaps_of(high, method)), labels)
-    downloads = overlaps_of(known, method) * 0.0 + [member.downloads or 0.0 for member in known]
-    yield _finding("overlap-by-downloads", rank_correlation(overlaps_of(known, method), downloads), labels)
+    downloads = overlaps_of(members, method) * 0.0 + [member.downloads or 0.0 for member in members]
+    yield _finding("overlap-by-downloads", rank_correlation(overlaps_of(members, method), downloads), labels)
 
 
 def _missed(family: Family, method: str, alpha: float) -> Iterator[Finding]:
@@ -172,8 +172,8 @@ def _caveats(families: Sequence[Family], alpha: float) -> Iterator[str]:
         if zeros:
             yield (f"{family.name}: {zeros} members have 0 downloads in the tables, which also stood for repositories that were gone: "
                    "they are taken as not known")  # fmt: skip
-        written = [member.answers for member in family.members if member.answers not in (None, "none")]
-        if (repeated := len(written) - len(set(written))) > 0:
+        answers = [member.answers for member in family.members if member.answers not in (None, "none")]
+        if (repeated := len(answers) - len(set(answers))) > 0:
             yield f"{family.name}: {repeated} members have another one's overlap on every prompt; are they re-uploads?"
     yield "downloads are those of the last 30 days before the listing was taken; they move, and a member's quality is not what they count"
     yield "'before' holds all measured members, 'after' those that pass the filter: they share members, 'kept against removed' do not"
@@ -183,5 +183,5 @@ def _caveats(families: Sequence[Family], alpha: float) -> Iterator[str]:
 def _silent(data: RunData) -> list[str]:
     """Return a caveat for each base that could ask nothing of another family's members."""
     models = dict(data.cells.select("cell", "model").iter_rows())
-    return [f"no member of {models[fact['cell']]}'s family was asked what {fact['base']} would ask: {fact['value']}"
+    return [f"no member of {models[fact['cell']]}'s family was given the prompts of {fact['base']}: {fact['value']}"
             for fact in data.facts("cannot-ask")]  # fmt: skip

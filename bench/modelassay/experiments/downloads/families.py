@@ -182,13 +182,13 @@ def _strangers(unrelated: Sequence[tuple[Compared, str]], overlaps: Mapping[tupl
             pools.setdefault((method, pool), []).append(value)
             pools.setdefault((method, "all"), []).append(value)
 
-    seen: set[tuple[str, str]] = set()
+    keys: set[tuple[str, str]] = set()
     for member, cell in unrelated:
         same = listing is not None and member.tokenizer == listing["tokenizer"]
         for method in member.overlaps:
             key = (method, member.weights or member.name)
-            if key not in seen and (cell, member.name, method) in overlaps:
-                seen.add(key)
+            if key not in keys and (cell, member.name, method) in overlaps:
+                keys.add(key)
                 add(method, POOLS[0] if same else POOLS[1], overlaps[cell, member.name, method])
     for method, pool, value in tabled:
         add(method, pool, value)

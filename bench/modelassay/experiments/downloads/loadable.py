@@ -31,7 +31,7 @@ def why_excluded(member: Member) -> str | None:
 
     Gated members pass: whether this user may read them is seen when they are fetched.
     """
-    files, known = set(member.files), _causal_architectures()
+    files, architectures = set(member.files), _causal_architectures()
     adapter = member.relation == "adapter" or "adapter_config.json" in files
     rules = (
         ("disabled on the Hub", member.disabled),
@@ -43,7 +43,7 @@ def why_excluded(member: Member) -> str | None:
         ("no tokenizer", not files.intersection(VOCABULARIES)),
         ("packed by a quantiser", member.quantized_by is not None),
         ("no architecture named", not member.architectures),
-        ("architecture is no causal language model", not known.intersection(member.architectures)),
+        ("architecture is no causal language model", not architectures.intersection(member.architectures)),
     )
     return next((reason for reason, holds in rules if holds), None)
 

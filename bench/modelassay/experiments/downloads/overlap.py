@@ -66,7 +66,7 @@ class Questions:
         vocabulary = self._bases[base].vocabulary
         if vocabulary is None:
             raise CheckpointError(
-                f"{base}: brings no tokenizer, so it can generate no prompts; name a base that has one"
+                f"{base}: has no tokenizer, so it cannot generate prompts; choose a base that has one"
             )
         return vocabulary.key or "none"
 

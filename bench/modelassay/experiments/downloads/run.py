@@ -137,13 +137,13 @@ def _short(error: Exception, member: Member) -> str:
 
 
 def _record(cell: CellContext, member: Member, status: str, reason: str = "", **about: Any) -> None:
-    said = {
+    listing = {
         "downloads": member.downloads,
         "relation": member.relation,
         "created": member.created,
         "revision": member.revision,
     }
-    cell.fact("member", {"status": status, "reason": reason, **said, **about}, member=member.name)
+    cell.fact("member", {"status": status, "reason": reason, **listing, **about}, member=member.name)
 
 
 def _record_tables(base: str, measured: Measured, cell: CellContext) -> None:

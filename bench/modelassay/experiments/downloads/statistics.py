@@ -115,15 +115,15 @@ def share(holds: NDArray[np.bool_]) -> Estimate:
     return wilson(int(holds.sum()), holds.size)
 
 
-def filter_p(kept: Floats, removed: Floats, threshold: float) -> float | None:
+def filter_p(passing: Floats, failing: Floats, threshold: float) -> float | None:
     """Return Fisher's two-sided p that the filter takes members of another false-negative rate than it keeps.
 
     The published rule calls a member the base's where overlap >= threshold.
     The two groups share no member, as before and after do. None where one is empty.
     """
-    if not kept.size or not removed.size:
+    if not passing.size or not failing.size:
         return None
-    table = [[int((group < threshold).sum()), int((group >= threshold).sum())] for group in (kept, removed)]
+    table = [[int((group < threshold).sum()), int((group >= threshold).sum())] for group in (passing, failing)]
     return float(fisher_exact(table).pvalue)
 
 

@@ -40,11 +40,11 @@ def read_overlaps(files: Sequence[str]) -> tuple[Row, ...]:
     Raises:
         UsageError: not such a file, a model twice in one file, or an overlap above 1; with file and line.
     """
-    found: dict[str, Row] = {}
+    rows: dict[str, Row] = {}
     for file in files:
         for name, row in _read(Path(file)).items():
-            found.setdefault(name, row)
-    return tuple(found.values())
+            rows.setdefault(name, row)
+    return tuple(rows.values())
 
 
 def _read(file: Path) -> dict[str, Row]:
@@ -60,14 +60,14 @@ def _read(file: Path) -> dict[str, Row]:
             raise UsageError(
                 f"{file}:{line}: no column {' or '.join(_COLUMNS[kind])} among {', '.join(map(shown, titles[:6]))}{hint}"
             )
-    found: dict[str, Row] = {}
+    by_name: dict[str, Row] = {}
     for line, cells in rows[1:]:
         if len(cells) != len(header):
             raise UsageError(f"{file}:{line}: {len(cells)} cells, the first line has {len(header)}")
         text = {kind: "" if place is None else cells[place] for kind, place in places.items()}
-        if not text["name"] or text["name"] in found:
+        if not text["name"] or text["name"] in by_name:
             wrong = (
-                f"{shown(text['name'])} stands twice; keep one row of each model"
+                f"{shown(text['name'])} is listed twice; keep one row per model"
                 if text["name"]
                 else "a model without a name"
             )
@@ -75,9 +75,9 @@ def _read(file: Path) -> dict[str, Row]:
         overlap, downloads = (_number(file, line, kind, text[kind]) for kind in ("overlap", "downloads"))
         if overlap is not None and overlap > 1:
             raise UsageError(f"{file}:{line}: an overlap of {overlap:g}; it is a share, at most 1")
-        found[text["name"]] = Row(name=text["name"], overlap=None if overlap is None or overlap < 0 else overlap,
+        by_name[text["name"]] = Row(name=text["name"], overlap=None if overlap is None or overlap < 0 else overlap,
                                   downloads=downloads or None, zero=downloads == 0, by_prompt=text["prompts"].strip("[] ") or None)  # fmt: skip
-    return found
+    return by_name
 
 
 def _number(file: Path, line: int, kind: str, text: str) -> float | None:

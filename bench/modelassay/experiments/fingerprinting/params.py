@@ -51,7 +51,7 @@ class Params(BaseModel):
     @classmethod
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if repeated := [name for name in names if names.count(name) > 1]:
-            message = f"{repeated[0]} stands there twice; a pair is scored once, name each once"
+            message = f"{repeated[0]} is listed twice; a pair is scored once, so list each once"
             raise ValueError(message)
         return names
 

@@ -50,8 +50,8 @@ def operator_of(params: Params, *, store: Store) -> CurvatureOperator:
         return EmpiricalFisher(model, batches, **options)
     if params.operator == "sampled-fisher":
         return SampledFisher(model, batches, seed=params.seed, **options)
-    kept = None if params.graph_mib is None else params.graph_mib * 2**20
-    return Hessian(model, batches, graph_bytes=kept, **options)
+    graph_bytes = None if params.graph_mib is None else params.graph_mib * 2**20
+    return Hessian(model, batches, graph_bytes=graph_bytes, **options)
 
 
 def dense_eigenvalues(operator: TimedOperator) -> Array:

@@ -55,19 +55,19 @@ class ResumableLanczos:
         self._operator, self._recorder = operator, recorder
         self._folder = recorder.folder / "vectors"
         self.payload: dict[str, Any] = {"runs": [], "samples": []} if saved is None else dict(saved.payload)
-        self._written = 0
+        self._num_on_disk = 0
 
     def lanczos(self, run: int, *, steps: int, seed: int, basis_wanted: bool) -> Krylov:
         """Return the Krylov space of ``steps`` steps of one run, from where it stood.
 
         A run that was complete is returned without its vectors unless they are wanted.
         """
-        runs, self._written = self.payload["runs"], 0
+        runs, self._num_on_disk = self.payload["runs"], 0
         if run == len(runs):
             space = self._begin(run, seed)
             runs.append({"diagonal": [], "coupling": []})
         else:
-            space = self._reopen(run, whole=basis_wanted or not self._is_complete(run, steps))
+            space = self._reopen(run, with_basis=basis_wanted or not self._is_complete(run, steps))
         while not self._is_complete(run, steps):
             extend(space, self._operator, 1)
             runs[run] = {"diagonal": list(space.diagonal), "coupling": list(space.coupling)}
@@ -101,15 +101,15 @@ class ResumableLanczos:
             self._operator, start_P=torch.randn(self._operator.size, generator=generator, dtype=torch.float64)
         )
 
-    def _reopen(self, run: int, *, whole: bool) -> Krylov:
+    def _reopen(self, run: int, *, with_basis: bool) -> Krylov:
         diagonal, coupling = (list(self.payload["runs"][run][name]) for name in ("diagonal", "coupling"))
         space = Krylov(basis=empty_store(self._operator), diagonal=diagonal, coupling=coupling)
-        if whole:
+        if with_basis:
             for index in range(space.steps):
                 space.basis.append(self._read(run, index))
             if not coupling or coupling[-1] != 0.0:
                 space.following_P = self._read(run, space.steps).to(self._operator.device)
-            self._written = space.steps
+            self._num_on_disk = space.steps
         return space
 
     def _save_if_due(self, run: int, space: Krylov) -> None:
@@ -118,13 +118,13 @@ class ResumableLanczos:
             return
         self._folder.mkdir(exist_ok=True)
         try:
-            for index in range(self._written, space.steps):
+            for index in range(self._num_on_disk, space.steps):
                 self._write(run, index, space.basis.row(index))
-            if space.following_P is not None and self._written < space.steps:
+            if space.following_P is not None and self._num_on_disk < space.steps:
                 self._write(run, space.steps, space.following_P)
         except OSError as error:
             raise no_space(error, self._folder) from error
-        self._written = space.steps
+        self._num_on_disk = space.steps
         self._recorder.checkpoint(self.payload)
 
     def _path(self, run: int, index: int) -> Path:

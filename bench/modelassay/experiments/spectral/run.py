@@ -45,8 +45,8 @@ def run(params: Params, cell: CellContext) -> None:
     ]
     vector_bytes = (params.steps + 1) * operator.size * operator.dtype.itemsize
     cost = Cost(products=params.products, vector_bytes=vector_bytes, device_peak_bytes=None)
-    found = moments(first, samples_K3, size=operator.size, cost=cost)
-    _record(summary(timed, first, found, cost=cost, num_vectors=0), cell)
+    trace_moments = moments(first, samples_K3, size=operator.size, cost=cost)
+    _record(summary(timed, first, trace_moments, cost=cost, num_vectors=0), cell)
     for number, space in enumerate([first, *others]):
         values, residuals, rows = space.ritz()
         weights = [float(row[0] ** 2) for row in rows]

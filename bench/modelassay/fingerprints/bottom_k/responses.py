@@ -190,7 +190,7 @@ class PromptedModel:
     def _require_vocabulary(self) -> Vocabulary:
         if self.vocabulary is None:
             raise CannotPrompt(
-                f"{self.reference}: the checkpoint brings no tokenizer, so it can be given no text; put its tokenizer files beside it"
+                f"{self.reference}: the checkpoint has no tokenizer, so it cannot read text; put its tokenizer files beside it"
             )
         return self.vocabulary
 

@@ -131,7 +131,7 @@ def lineage(a: Checkpoint, b: Checkpoint) -> Lineage:
     if difference.match < MIN_COSINE or measures["cosine"] < MIN_COSINE:
         evidence = (
             f"corresponding matrices have a median cosine of {measures['cosine']:.2f} (matched layers {difference.match:.2f}), too "
-            "little to say what was done; no order of heads or neurons, rotation or factor that was tried raises it"
+            "low to tell the transformation; no order of heads or neurons, rotation or factor raises it"
         )
         return Lineage(kind="unknown", steps=(), parent=None, evidence=evidence, measures=measures)
     if difference.num_unpaired and difference.experts[0] == difference.experts[1]:

@@ -138,10 +138,10 @@ def _on_grid(x_RC: Floats, eps: float) -> bool:
     step_R1 = abs(rows_RC).max(1, keepdims=True) / 127
     with np.errstate(divide="ignore", invalid="ignore"):
         level_RC = abs(rows_RC) / step_R1
-    asked = (level_RC > 0.5) & (level_RC < 0.05 / eps) & (level_RC < 126.5)
-    if np.count_nonzero(asked) < GRID_ROWS:
+    decisive = (level_RC > 0.5) & (level_RC < 0.05 / eps) & (level_RC < 126.5)
+    if np.count_nonzero(decisive) < GRID_ROWS:
         return False
-    levels = level_RC[asked]
+    levels = level_RC[decisive]
     off = abs(levels - np.rint(levels))
     return bool(np.mean(off <= levels * eps + 2e-3) > 0.99)
 

@@ -131,10 +131,10 @@ def _compare_attention(a: Tensors, b: Tensors, i: int, j: int, difference: Diffe
 def _compare_rest(
     a: Tensors, b: Tensors, i: int, j: int, names: list[str], difference: Difference, *, probe: bool
 ) -> None:
-    taken = {a.bias_name(i, role) for role in ("q", "k", "v")} if i != OUTSIDE else set()
+    biases = {a.bias_name(i, role) for role in ("q", "k", "v")} if i != OUTSIDE else set()
     groups: dict[str, list[str]] = {}
     for name in names:
-        if name not in taken and a.readable(i, name) and b.readable(j, name):
+        if name not in biases and a.readable(i, name) and b.readable(j, name):
             groups.setdefault(".".join(name.split(".")[:-2]) if i != OUTSIDE else name, []).append(name)
     for group in groups.values():
         _compare_group(a, b, i, j, group, difference, probe=probe)

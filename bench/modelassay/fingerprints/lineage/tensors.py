@@ -56,7 +56,7 @@ class Tensors:
         self._table = TensorTable(open_files(reference))
         self.matrices: dict[tuple[int, str], Matrix] = {(m.layer, m.role): m for m in checkpoint.matrices}
         self.by_layer: dict[int, dict[str, str]] = {}
-        taken = {m.tensor_name for m in checkpoint.matrices}
+        names = {m.tensor_name for m in checkpoint.matrices}
         architecture = find_architecture(checkpoint.architecture)
         assert architecture is not None
         self._parts = architecture.parts
@@ -64,7 +64,7 @@ class Tensors:
         first = stack.search(checkpoint.matrices[0].tensor_name)
         prefix = "" if first is None else first.string[: first.start()]
         for name in self._table.names():
-            if name in taken:
+            if name in names:
                 continue
             below = name.removeprefix(prefix)
             match = stack.match(below) if name.startswith(prefix) else None
@@ -88,10 +88,10 @@ class Tensors:
         if count * width <= MAX_ELEMENTS:
             flat = read_elements(path, info.dtype, info.offset, count * width)
             return flat.reshape(count, *info.shape[1:]) if info.shape else flat
-        kept = torch.linspace(0, count - 1, max(MAX_ELEMENTS // width, 1), dtype=torch.float64).long().tolist()
+        sample = torch.linspace(0, count - 1, max(MAX_ELEMENTS // width, 1), dtype=torch.float64).long().tolist()
         row_bytes = width * DTYPE_BITS[info.dtype] // 8
-        sampled = [read_elements(path, info.dtype, info.offset + row * row_bytes, width) for row in kept]
-        return torch.stack(sampled).reshape(len(kept), *info.shape[1:])
+        sampled = [read_elements(path, info.dtype, info.offset + row * row_bytes, width) for row in sample]
+        return torch.stack(sampled).reshape(len(sample), *info.shape[1:])
 
     def bias_name(self, layer: int, role: str) -> str | None:
         """Return the name below the layer of the bias that belongs to a role's tensor, None where there is none."""

@@ -222,7 +222,7 @@ MALFORMED: dict[str, tuple[str, str | bytes, str]] = {
     "pair both ways": ("t.csv", f"{TWO}y,x,0.6\n", ":3: 'y' with 'x' is 0.6 here and 0.5 the other way round (line 2)"),
     "pair without name": ("t.csv", f"{TWO},z,0.5\n", ":3: a name is missing"),
     "pair too short": ("t.csv", f"{TWO}x,z\n", ":3: 2 cells, the first line has 3"),
-    "related is no truth": ("t.csv", edit(PAIRS, "true", "maybe"), ":2: 'maybe' does not say whether the pair is related"),
+    "related is no truth": ("t.csv", edit(PAIRS, "true", "maybe"), ":2: 'maybe' is no truth value; write true, false or nothing"),
     "related disagrees": ("t.csv", "a,b,score,related\nx,y,1,1\ny,x,1,0\n", ":3: 'y' with 'x' is 0 here and 1 the other way round"),
     "two families": ("t.csv", edit(FAMILY_COLUMNS, "lab/far,0.75,r,t", "lab/far,0.75,r,s"),
                      ":6: 'lab/far' is of family 's' here, of 't' above; a model has one"),
@@ -285,10 +285,10 @@ def test_malformed_families_are_located(case: str, tmp_path: Path) -> None:
 def test_relations_are_said_once(tmp_path: Path) -> None:
     families = write(tmp_path, "families.csv", FAMILIES["families.csv"])
     for text in (PAIRS, FAMILY_COLUMNS):
-        with pytest.raises(UsageError, match="says itself which pairs are related, and .*families.csv says it too"):
+        with pytest.raises(UsageError, match="has its own column of families or of related pairs; drop it, or --families .*families.csv"):
             read_similarities(write(tmp_path, "pairs.csv", text), families=families)
     both = write(tmp_path, "both.csv", "a,b,score,related,family_a,family_b\nx,y,1,1,r,r\n")
-    with pytest.raises(UsageError, match="has both a column of families and one that says what is related"):
+    with pytest.raises(UsageError, match="has a column of families and a column 'related'"):
         read_similarities(both)
 
 

@@ -64,7 +64,7 @@ def test_rows_are_read_and_what_they_do_not_say_is_not_known(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("text", "message"), [
     ("model,score\nx,1\n", ":1: no column overlap or avg_overlap_ratio among 'model', 'score'"),
-    ("model,overlap\nx,0.5\nx,0.5\n", ":3: 'x' stands twice; keep one row of each model"),
+    ("model,overlap\nx,0.5\nx,0.5\n", ":3: 'x' is listed twice; keep one row per model"),
     ("model,overlap\n,0.5\n", ":2: a model without a name"),
     ("model,overlap\nx,1.5\n", ":2: an overlap of 1.5; it is a share, at most 1"),
     ("model,overlap\nx,much\n", ":2: overlap is 'much', not a finite number; leave the cell empty"),

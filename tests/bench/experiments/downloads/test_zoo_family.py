@@ -91,6 +91,6 @@ def test_a_base_that_cannot_ask_is_left_out_and_said(store: Store, tmp_path: Pat
     cell.meter.log.close()
     data = read_tables({"cell": (folder, params.model_dump(mode="json"))}, profile="theirs")
     assert set(data.metrics["base"]) == {BASE}
-    (caveat,) = [caveat for caveat in analyse(data).caveats if "would ask" in caveat]
-    assert caveat.startswith(f"no member of {BASE}'s family was asked what {mute} would ask: {mute}: ")
-    assert "brings no tokenizer" in caveat
+    (caveat,) = [caveat for caveat in analyse(data).caveats if "prompts of" in caveat]
+    assert caveat.startswith(f"no member of {BASE}'s family was given the prompts of {mute}: {mute}: ")
+    assert "has no tokenizer" in caveat

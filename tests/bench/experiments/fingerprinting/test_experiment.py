@@ -151,7 +151,7 @@ def test_background_that_is_not_whole_or_means_nothing_says_so(models: Path, run
 
 @pytest.mark.parametrize(
     ("axis", "says"),
-    [("alpha: [0.01, 0.05]", "cells differ in alpha (0.01, 0.05)"), ("family: [x, y]", "stands in more than one cell")],
+    [("alpha: [0.01, 0.05]", "cells differ in alpha (0.01, 0.05)"), ("family: [x, y]", "is in more than one cell")],
 )
 def test_matrix_that_cannot_be_judged_is_one_line(models: Path, tmp_path: Path, axis: str, says: str) -> None:
     suite = tmp_path / "mine.yaml"

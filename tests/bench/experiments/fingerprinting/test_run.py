@@ -272,6 +272,6 @@ def test_what_stands_twice_is_refused_with_its_place(models: Path, tmp_path: Pat
     suite = tmp_path / "mine.yaml"
     suite.write_text(suite_of(models, field))
     with pytest.raises(
-        SuiteError, match=r"mine.yaml:3:\d+: .* stands there twice; a pair is scored once, name each once"
+        SuiteError, match=r"mine.yaml:3:\d+: .* is listed twice; a pair is scored once, so list each once"
     ):
         load_suite(str(suite))

@@ -225,11 +225,11 @@ def test_a_model_that_cannot_be_asked_says_why(store: Store, tmp_path: Path) -> 
         for pair in ((silent, base), (base, silent)):
             score = method.score(*pair)
             assert math.isnan(score.value)
-            assert score.reason == f"{bare}: the checkpoint brings no tokenizer, so it can be given no text; put its tokenizer files beside it"  # fmt: skip
+            assert score.reason == f"{bare}: the checkpoint has no tokenizer, so it cannot read text; put its tokenizer files beside it"  # fmt: skip
         assert "hidden states are not finite" in str(method.score(mad, base).reason)
         assert "logits are not finite, so it cannot generate prompts" in str(method.score(base, mad).reason)
     assert signals(silent, base) == signals(base, mad) == {}
-    with pytest.raises(CannotPrompt, match="brings no tokenizer"):
+    with pytest.raises(CannotPrompt, match="has no tokenizer"):
         ask_model(str(bare), store).responses(base.prompts)
     with pytest.raises(CheckpointError, match="not a folder|expected a folder"):
         ask_model(str(tmp_path / "nothing"), store)

@@ -67,20 +67,20 @@ def analyse(tables: RunData) -> Findings:
     verdicts = adjust([
         judge(a, b, background, alpha=alpha, by_weights=recorded.get(frozenset((a.name, b.name)), {})) for a, b in pairs
     ])  # fmt: skip
-    known = {
+    ancestries = {
         (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in pairs if a.family and b.family
     }
     findings = [finding for verdict in verdicts for finding in _similarity(verdict)]
     findings += [finding for name in evidence.scores
                  for finding in _unrelated(name, [pair.scores.get(name, np.nan) for pair in background.pairs])]  # fmt: skip
-    shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, known)]
+    shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, ancestries)]
     scored, tables_of_methods, notes = score_methods(evidence)
     derived, tables_of_derivations = score_derivations(derived_pairs(tables, evidence.made_by))
-    shown = _worth_showing(verdicts, known)
-    few = models if len(models) <= MAX_SHOWN else _an_example(models, verdicts, known)
+    shown = _worth_showing(verdicts, ancestries)
+    few = models if len(models) <= MAX_SHOWN else _an_example(models, verdicts, ancestries)
     return Findings(
         findings=[*findings, *shares, *scored, *derived],
-        tables=[verdict_table(shown, known=known), *tables_of_methods, *tables_of_derivations],
+        tables=[verdict_table(shown, ancestries=ancestries), *tables_of_methods, *tables_of_derivations],
         figures=Figures({"curves": partial(comparison_figure, few, verdicts)} if few else {}) | evidence_figures(evidence),
         caveats=[*_broken(tables), *_recalled(tables), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
                  *caveats(verdicts, background), *notes],
@@ -95,43 +95,43 @@ def _pairs_to_judge(models: Sequence[Curves], evidence: Evidence) -> list[tuple[
     everything = list(combinations(models, 2))
     if len(everything) <= MAX_JUDGED:
         return everything
-    wanted = {
+    names = {
         frozenset((pair.suspect.name, pair.root.name)) for pair in evidence.pairs
         if pair.related or (pair.suspect.is_root and pair.suspect.stratum == pair.root.stratum)
     }  # fmt: skip
     return [(a, b) for a, b in everything
-            if a.family is None or b.family is None or frozenset((a.name, b.name)) in wanted]  # fmt: skip
+            if a.family is None or b.family is None or frozenset((a.name, b.name)) in names]  # fmt: skip
 
 
-def _worth_showing(verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]) -> list[Verdict]:
+def _worth_showing(verdicts: Sequence[Verdict], ancestries: Mapping[tuple[str, str], str]) -> list[Verdict]:
     """Return all verdicts of a small run; of a large one those of unknown ancestry, then those that contradict what is known."""
     if len(verdicts) <= MAX_JUDGED:
         return list(verdicts)
     wrong = {"strangers": "related", "family": "not distinguishable from strangers"}
     surprising: dict[str | None, list[Verdict]] = {None: [], "strangers": [], "family": []}
     for verdict in verdicts:
-        ancestry = known.get((verdict.a, verdict.b))
+        ancestry = ancestries.get((verdict.a, verdict.b))
         if ancestry is None or verdict.word == wrong[ancestry]:
             surprising[ancestry].append(verdict)
     return [verdict for group in surprising.values() for verdict in group][:MAX_ROWS]
 
 
 def _an_example(
-    models: Sequence[Curves], verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]
+    models: Sequence[Curves], verdicts: Sequence[Verdict], ancestries: Mapping[tuple[str, str], str]
 ) -> list[Curves]:
     """Return a root, a descendant with the median score, and the stranger that comes closest to that root."""
     ranked = sorted(
         (
             verdict
             for verdict in verdicts
-            if known.get((verdict.a, verdict.b)) == "family" and not verdict.corrected.reason
+            if ancestries.get((verdict.a, verdict.b)) == "family" and not verdict.corrected.reason
         ),
         key=lambda verdict: verdict.corrected.value,
     )
     if not ranked:
         return list(models[:3])
     middle = ranked[len(ranked) // 2]
-    strangers = [verdict for verdict in verdicts if known.get((verdict.a, verdict.b)) == "strangers"
+    strangers = [verdict for verdict in verdicts if ancestries.get((verdict.a, verdict.b)) == "strangers"
                  and middle.a in (verdict.a, verdict.b)]  # fmt: skip
     closest = max(strangers, key=lambda verdict: verdict.paper_exact.value, default=middle)
     names = {middle.a, middle.b, closest.a, closest.b}
@@ -140,8 +140,8 @@ def _an_example(
 
 def _left_out(verdicts: Sequence[Verdict], shown: Sequence[Verdict], background: Background) -> list[str]:
     notes = [
-        f"{lost} holds the same attention weights as {kept}: it counts as no stranger"
-        for lost, kept in background.duplicates
+        f"{duplicate} holds the same attention weights as {original}: it counts as no stranger"
+        for duplicate, original in background.duplicates
     ]
     if len(shown) < len(verdicts):
         notes.append(f"{len(verdicts)} pairs were judged; shown are those of unknown ancestry or judged otherwise than known, "
@@ -149,9 +149,9 @@ def _left_out(verdicts: Sequence[Verdict], shown: Sequence[Verdict], background:
     return notes
 
 
-def _called_related(kind: str, verdicts: Sequence[Verdict], known: Mapping[tuple[str, str], str]) -> list[Finding]:
+def _called_related(kind: str, verdicts: Sequence[Verdict], ancestries: Mapping[tuple[str, str], str]) -> list[Finding]:
     """Return the share of calibrated pairs of ``kind`` that were called related; nothing where there is no such pair."""
-    judged = [verdict for verdict in verdicts if known.get((verdict.a, verdict.b)) == kind and verdict.background]
+    judged = [verdict for verdict in verdicts if ancestries.get((verdict.a, verdict.b)) == kind and verdict.background]
     if not judged:
         return []
     num_related = sum(verdict.word == "related" for verdict in judged)

@@ -101,18 +101,18 @@ class Evidence:
 
     def ranks_of_decidable(self, method: str, made_by: Hashable) -> RankPs:
         """Return the ranks of the pairs of `can_decide` whose suspect was made in one way, found once."""
-        if (method, made_by) not in self._found_decidable:
+        if (method, made_by) not in self._decidable_ranks:
             groups = self._decidable_groups.get(made_by, {})
-            self._found_decidable[method, made_by] = self._ranks(method, groups)
-        return self._found_decidable[method, made_by]
+            self._decidable_ranks[method, made_by] = self._ranks(method, groups)
+        return self._decidable_ranks[method, made_by]
 
     def ranks_of_unrelated(self, method: str) -> RankPs:
         """Return the ranks of the unrelated pairs of one stratum, found once."""
-        if method not in self._found_unrelated:
-            self._found_unrelated[method] = self.ranks(
+        if method not in self._unrelated_ranks:
+            self._unrelated_ranks[method] = self.ranks(
                 method, lambda pair: not pair.related and pair.suspect.stratum == pair.root.stratum
             )
-        return self._found_unrelated[method]
+        return self._unrelated_ranks[method]
 
     def _ranks(self, method: str, groups: Mapping[tuple[Hashable, Hashable], list[int]]) -> RankPs:
         parts = []
@@ -143,19 +143,19 @@ class Evidence:
     @cached_property
     def _decidable_groups(self) -> dict[Hashable, dict[tuple[Hashable, Hashable], list[int]]]:
         """The pairs of `can_decide` by what was done to the suspect, then by strata."""
-        found: dict[Hashable, dict[tuple[Hashable, Hashable], list[int]]] = {}
+        groups: dict[Hashable, dict[tuple[Hashable, Hashable], list[int]]] = {}
         for strata, members in self._by_strata(self.can_decide).items():
             for index in members:
                 made_by = self.pairs[index].suspect.made_by
-                found.setdefault(made_by, {}).setdefault(strata, []).append(index)
-        return found
+                groups.setdefault(made_by, {}).setdefault(strata, []).append(index)
+        return groups
 
     @cached_property
-    def _found_decidable(self) -> dict[tuple[str, Hashable], RankPs]:
+    def _decidable_ranks(self) -> dict[tuple[str, Hashable], RankPs]:
         return {}
 
     @cached_property
-    def _found_unrelated(self) -> dict[str, RankPs]:
+    def _unrelated_ranks(self) -> dict[str, RankPs]:
         return {}
 
     def _by_strata(self, which: Which) -> dict[tuple[Hashable, Hashable], list[int]]:
@@ -171,7 +171,7 @@ class Evidence:
 
     def _strangers(self, method: str, stratum: Hashable, other: Hashable) -> Scored:
         """Return the stranger pairs of two strata; of two pairs of the same roots the one that scores higher."""
-        if (method, stratum, other) not in self._found:
+        if (method, stratum, other) not in self._stranger_pairs:
             best: dict[tuple[int, int], float] = {}
             place = {name: index for index, name in enumerate(self.roots)}
             for pair in self.background.of(stratum, other):
@@ -180,13 +180,13 @@ class Evidence:
                 if np.isfinite(score):
                     best[ends[0], ends[1]] = max(score, best.get((ends[0], ends[1]), -np.inf))
             ends_P2 = np.array(list(best), dtype=np.int64).reshape(-1, 2)
-            self._found[method, stratum, other] = Scored(
+            self._stranger_pairs[method, stratum, other] = Scored(
                 score=np.array(list(best.values())), positive=np.zeros(len(best), dtype=bool), group_a=ends_P2[:, 0],
                 group_b=ends_P2[:, 1])  # fmt: skip
-        return self._found[method, stratum, other]
+        return self._stranger_pairs[method, stratum, other]
 
     @cached_property
-    def _found(self) -> dict[tuple[str, Hashable, Hashable], Scored]:
+    def _stranger_pairs(self) -> dict[tuple[str, Hashable, Hashable], Scored]:
         return {}
 
     def stranger_ranks(self, method: str, stratum: Hashable) -> RankPs:
@@ -219,14 +219,17 @@ def gather(models: Mapping[str, ModelSummary], recorded: Recorded, background: B
         earlier = roots[: roots.index(name)] if name in roots else roots
         pairs += [_pair(suspect, suspects[root]) for root in earlier
                   if name not in excluded and (not recorded or frozenset((name, root)) in recorded)]  # fmt: skip
-    asked = dict.fromkeys(name for scores in recorded.values() for name in scores)
-    known = [name for name in (*BY_NUMBERS, *BY_WEIGHTS, *BY_BEHAVIOUR)
-             if name in BY_NUMBERS or name in asked or (name in BY_WEIGHTS and recorded)]  # fmt: skip
-    scores = {name: np.full(len(pairs), np.nan) for name in dict.fromkeys([*known, *asked])}
+    recorded_names = dict.fromkeys(name for scores in recorded.values() for name in scores)
+    method_names = [name for name in (*BY_NUMBERS, *BY_WEIGHTS, *BY_BEHAVIOUR)
+                    if name in BY_NUMBERS or name in recorded_names or (name in BY_WEIGHTS and recorded)]  # fmt: skip
+    scores = {name: np.full(len(pairs), np.nan) for name in dict.fromkeys([*method_names, *recorded_names])}
     for index, pair in enumerate(pairs):
-        mine, theirs = numbers_of[pair.suspect.name], numbers_of[pair.root.name]
-        found = {name: method.score(mine, theirs).value for name, method in BY_NUMBERS.items()}
-        for name, value in {**found, **recorded.get(frozenset((pair.suspect.name, pair.root.name)), {})}.items():
+        summary, root_summary = numbers_of[pair.suspect.name], numbers_of[pair.root.name]
+        summary_scores = {name: method.score(summary, root_summary).value for name, method in BY_NUMBERS.items()}
+        for name, value in {
+            **summary_scores,
+            **recorded.get(frozenset((pair.suspect.name, pair.root.name)), {}),
+        }.items():
             scores[name][index] = value
     families = dict.fromkeys(name for pair in pairs for name in (pair.suspect.family, pair.root.family))
     every_family = dict.fromkeys([*families, *_families(background)])
@@ -240,15 +243,15 @@ def _families(background: Background) -> Iterable[str]:
 def _suspect(reference: str, numbers: ModelSummary) -> Suspect:
     curves = numbers.curves
     family = str(curves.family)
-    known: dict[str, Any] = {
+    common: dict[str, Any] = {
         "name": curves.name, "reference": reference, "family": family, "stratum": curves.stratum,
     }  # fmt: skip
     if zoo.is_zoo(reference) and family == zoo.family(reference):
-        return Suspect(**known, is_root=zoo.parent(reference) is None, size=zoo.member(family).size,
+        return Suspect(**common, is_root=zoo.parent(reference) is None, size=zoo.member(family).size,
                        made_by="+".join(zoo.transformations(reference)) or "root",
                        training=(zoo.tokens_between(reference, family) or 0) / zoo.tokens_of(family))  # fmt: skip
     is_root = family in (curves.name, reference)
-    return Suspect(**known, is_root=is_root, size=f"{numbers.sizes.num_layers}x{numbers.sizes.hidden_size}",
+    return Suspect(**common, is_root=is_root, size=f"{numbers.sizes.num_layers}x{numbers.sizes.hidden_size}",
                    made_by="root" if is_root else "not known", training=None)  # fmt: skip
 
 

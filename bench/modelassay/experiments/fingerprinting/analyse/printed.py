@@ -24,7 +24,7 @@ COLUMNS = (
 )
 
 
-def verdict_table(verdicts: Sequence[Verdict], *, known: Mapping[tuple[str, str], str] | None = None) -> Table:
+def verdict_table(verdicts: Sequence[Verdict], *, ancestries: Mapping[tuple[str, str], str] | None = None) -> Table:
     """Return a row per pair, the highest corrected scores first; ``known`` ancestry gets a column of its own."""
     ranked = sorted(verdicts, key=lambda v: -v.corrected.value if np.isfinite(v.corrected.value) else np.inf)
     rows = []
@@ -34,8 +34,8 @@ def verdict_table(verdicts: Sequence[Verdict], *, known: Mapping[tuple[str, str]
             f"{verdict.interval.low:.2f} to {verdict.interval.high:.2f}" if verdict.interval else "undefined",
             f"{verdict.primary} {_number(verdict.score)}", *_chances(verdict), verdict.word,
         )  # fmt: skip
-        rows.append(row if known is None else (*row, known.get((verdict.a, verdict.b), "not known")))
-    return Table(title="pairs", columns=COLUMNS if known is None else (*COLUMNS, "known as"), rows=rows)
+        rows.append(row if ancestries is None else (*row, ancestries.get((verdict.a, verdict.b), "not known")))
+    return Table(title="pairs", columns=COLUMNS if ancestries is None else (*COLUMNS, "known as"), rows=rows)
 
 
 def _number(value: float) -> str:

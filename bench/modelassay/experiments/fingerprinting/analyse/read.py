@@ -25,12 +25,12 @@ def models_of(tables: RunData) -> dict[str, ModelSummary]:
     Raises:
         UsageError: a model was measured twice: it would count as its own relative.
     """
-    whole = [row for row in tables.cells.iter_rows(named=True) if row["outcome"] == "done"]
-    if not whole:
+    rows = [row for row in tables.cells.iter_rows(named=True) if row["outcome"] == "done"]
+    if not rows:
         return {}
-    measured = [row["model"] for row in whole]
+    measured = [row["model"] for row in rows]
     if repeated := [model for model in dict.fromkeys(measured) if measured.count(model) > 1]:
-        raise UsageError(f"fingerprinting: {repeated[0]} stands in more than one cell; name each model once")
+        raise UsageError(f"fingerprinting: {repeated[0]} is in more than one cell; name each model once")
     names = short_names(measured)
     values: dict[str, list[tuple[str, str, int, float]]] = {}
     recorded = tables.metrics.filter(pl.col("name").is_in(["sigma", "product"]))
@@ -38,7 +38,7 @@ def models_of(tables: RunData) -> dict[str, ModelSummary]:
         values.setdefault(cell, []).append((value[0], value[1], int(value[2]), float(value[3])))
     about = {fact["cell"]: fact["value"] for fact in tables.facts("model")}
     models = {}
-    for name, row in zip(names, whole, strict=True):
+    for name, row in zip(names, rows, strict=True):
         described = about[row["cell"]]
         stratum = Stratum(**{name: described[name] for name in STRATUM})
         curves = curves_from(values[row["cell"]], name=name, stratum=stratum, weights_key=described["weights"],
@@ -50,13 +50,13 @@ def models_of(tables: RunData) -> dict[str, ModelSummary]:
 
 def recorded_scores(tables: RunData, names: Mapping[str, str]) -> Recorded:
     """Return the scores that cells recorded, by the two models' names; those with models that the run lacks are left out."""
-    found: dict[frozenset[str], dict[str, float]] = {}
+    scores: dict[frozenset[str], dict[str, float]] = {}
     if "other" not in tables.metrics.columns:
-        return found
+        return scores
     of_cell = dict(tables.cells.select("cell", "model").iter_rows())
     for cell, method, other, value in (
         tables.metrics.filter(pl.col("name") == "score").select("cell", "method", "other", "value").iter_rows()
     ):
         if of_cell[cell] in names and other in names:
-            found.setdefault(frozenset((names[of_cell[cell]], names[other])), {})[method] = float(value)
-    return found
+            scores.setdefault(frozenset((names[of_cell[cell]], names[other])), {})[method] = float(value)
+    return scores

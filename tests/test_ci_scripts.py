@@ -158,7 +158,10 @@ def test_nightly_runs_every_suite_and_ends_with_the_first_failure(checkout: Chec
     assert code == 7
     assert calls[:2] == ["modelassay run one --profile embedded", "modelassay run two --profile embedded"]
     assert any(call == "modelassay run fingerprinting --profile embedded -o peers=[modeldna]" for call in calls)
-    assert any(call.endswith("-m nightly") for call in calls)
+    assert [call for call in calls if call.endswith(("-m nightly", "--ignore tests/docker"))] == [
+        "python -m pytest -m not gpu and not nightly -m nightly --ignore tests/docker",
+        "python -m pytest -rs -m not nightly tests/docker -m nightly",
+    ]
     assert any(call.endswith("tests/benchmarks") for call in calls)
     assert any("modelassay_kernels.benchmarking" in call for call in calls)
 
@@ -204,8 +207,9 @@ def test_docker_tests_build_the_image_first_where_there_is_an_engine(checkout: C
     checkout.run("ci/venv")
     code, _, calls = checkout.run("ci/test-docker", "-k", "entry", NO_GPU="0", MODELASSAY_TEST_BASE="other:1")
     assert code == 0
-    assert calls[1:] == ["modelassay images build cpu --base other:1", "python -m pytest -rs tests/docker -k entry"]
-    assert checkout.run("ci/test-docker")[2] == ["python -m pytest -rs tests/docker"]
+    pytest = "python -m pytest -rs -m not nightly tests/docker"
+    assert calls[1:] == ["modelassay images build cpu --base other:1", f"{pytest} -k entry"]
+    assert checkout.run("ci/test-docker")[2] == [f"{pytest} --numprocesses 2 --dist worksteal"]
 
 
 def test_ci_runs_every_step_and_names_those_that_failed(checkout: Checkout) -> None:
@@ -217,7 +221,7 @@ def test_ci_runs_every_step_and_names_those_that_failed(checkout: Checkout) -> N
     assert output.splitlines()[-1].endswith(": ci/test ci/test-docker")
     assert calls[-2:] == [
         "modelassay run fingerprinting --profile quick",
-        "python -m pytest -rs tests/docker",
+        "python -m pytest -rs -m not nightly tests/docker --numprocesses 2 --dist worksteal",
     ]
     code, output, _ = checkout.run(".ci/run")
     assert code == 0

@@ -40,11 +40,11 @@ def engine() -> Iterator[Any]:
     from modelassay.containers.engine import connect
 
     try:
-        found = connect(timeout_s=120)
+        connection = connect(timeout_s=120)
     except HostError as error:
         pytest.skip(f"no container engine: {error}")
-    yield found.client
-    found.client.close()
+    yield connection.client
+    connection.client.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -103,6 +103,13 @@ def _build(engine: Any, reference: str, dockerfile: str, labels: Mapping[str, st
                 tar.add(path, f"{inside}/{path.relative_to(folder)}")
     context.seek(0)
     engine.images.build(fileobj=context, custom_context=True, tag=reference, labels=dict(labels), rm=True)
+
+
+def open_to_all(folder: Path) -> None:
+    """Let other users into ``folder``: pytest keeps its folders from them."""
+    for path in (folder, *folder.parents):
+        if path.owner() == "root" and path != Path("/tmp"):
+            path.chmod(path.stat().st_mode | 0o055)
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
+from modelassay.containers.doctor import examine_containers
 from modelassay.machine.code import differences, library_versions
 from modelassay.recording.log import read_cell
 from modelassay.runs.directory import code_of, open_run
 from support.engine_relay import EngineRelay
 from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
 
-from .conftest import BASE, ToyImages
+from .conftest import ToyImages, open_to_all
 
 FAST = SUITE.replace("pause_ms: 3.0", "pause_ms: 0.0")
 SLOW = SUITE.replace("pause_ms: 3.0", "pause_ms: 25.0")
@@ -47,8 +48,8 @@ def inside(image: str, *arguments: str | Path) -> tuple[str | Path, ...]:
 
 def containers_of(engine: Any, root: Path) -> list[Any]:
     """The containers, running or not, of runs under ``root``."""
-    found = engine.containers.list(all=True, filters={"label": "org.modelassay.run"}, ignore_removed=True)
-    return [container for container in found if container.labels["org.modelassay.run"].startswith(f"{root}/")]
+    containers = engine.containers.list(all=True, filters={"label": "org.modelassay.run"}, ignore_removed=True)
+    return [container for container in containers if container.labels["org.modelassay.run"].startswith(f"{root}/")]
 
 
 def begun(root: Path) -> Path:
@@ -86,7 +87,7 @@ def test_same_metrics_as_outside_under_tight_settings(
     process = start("run", write_suite(tmp_path, SLOW), "--runs", runs, "--json", *inside(toy.locked), env=extra)
     run = begun(runs)
     (container,) = containers_of(engine, runs)
-    told, host = container.attrs["Config"], container.attrs["HostConfig"]
+    config, host = container.attrs["Config"], container.attrs["HostConfig"]
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert [cell["outcome"] for cell in json.loads(out)["cells"]] == ["done"] * 4
@@ -100,9 +101,9 @@ def test_same_metrics_as_outside_under_tight_settings(
     assert (host["NetworkMode"], host["ReadonlyRootfs"], host["CapDrop"]) == ("none", True, ["ALL"])
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert (host["AutoRemove"], host["Init"], host["ShmSize"] > 1 << 30) == (True, True, True)
-    assert told["User"] == f"{owner[0]}:{owner[1]}"
-    assert not any(name.startswith("HF_TOKEN=") for name in told["Env"])  # no network, no use for it
-    assert {"OMP_NUM_THREADS=1", "HF_HUB_OFFLINE=1"} <= set(told["Env"])
+    assert config["User"] == f"{owner[0]}:{owner[1]}"
+    assert not any(name.startswith("HF_TOKEN=") for name in config["Env"])  # no network, no use for it
+    assert {"OMP_NUM_THREADS=1", "HF_HUB_OFFLINE=1"} <= set(config["Env"])
     mounts = {mount["Destination"]: mount["RW"] for mount in container.attrs["Mounts"]}
     assert mounts == {str(run): True, os.environ["MODELASSAY_CACHE"]: True, str(tmp_path / "walk.yaml"): False}
 
@@ -221,14 +222,16 @@ def test_token_reaches_the_container_and_nothing_else(engine: Any, toy: ToyImage
 
 
 def test_second_client_on_one_run_is_refused(engine: Any, toy: ToyImages, tmp_path: Path) -> None:
-    first = start("run", write_suite(tmp_path, SLOW), "--runs", tmp_path / "runs", *inside(toy.locked))
+    suite = write_suite(tmp_path, SLOW.replace("pause_ms: 25.0", "pause_ms: 1000.0"))
+    first = start("run", suite, "--runs", tmp_path / "runs", *inside(toy.locked))
     run = begun(tmp_path / "runs")
     code, _, err = modelassay("run", run, "--in", "container")
     assert (code, f"process {first.pid} is running it" in err) == (6, True)
     code, _, err = modelassay("run", run)
     assert (code, " in container " in err) == (6, True)
+    first.terminate()
     first.communicate(timeout=60)
-    assert first.returncode == 0
+    assert first.returncode == 143
 
 
 def test_engine_that_goes_away_is_told_and_the_run_goes_on(
@@ -246,8 +249,7 @@ def test_engine_that_goes_away_is_told_and_the_run_goes_on(
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 def test_caller_without_privileges_owns_the_results(toy: ToyImages, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("unprivileged")
-    for path in (folder, *folder.parents[:2]):
-        path.chmod(0o755)
+    open_to_all(folder)
     os.chown(folder, 4321, 4321)
     suite = write_suite(folder, FAST)
     with EngineRelay(folder / "engine.sock", mode=0o666) as relay:
@@ -274,10 +276,10 @@ def _interpreter_for(caller: dict[str, Any]) -> str:
     """A Python that ``caller`` may use; root's own often lies below /root."""
     for python in (sys.executable, "/usr/bin/python3"):
         try:
-            found = subprocess.run([python, "-c", "import docker, modelassay.suite"], check=False, **caller)
+            result = subprocess.run([python, "-c", "import docker, modelassay.suite"], check=False, **caller)
         except OSError:
             continue
-        if found.returncode == 0:
+        if result.returncode == 0:
             return python
     pytest.skip("no Python here lets another user import modelassay")
 
@@ -361,32 +363,41 @@ def test_memory_limit_below_what_engines_allow_is_refused_by_the_engine(toy: Toy
 
 
 def test_doctor_names_the_engine_and_its_images(toy: ToyImages) -> None:
-    code, out, _ = modelassay("doctor", "--json", env=environ(HF_HUB_OFFLINE="1"))
+    code, out, _ = modelassay("doctor", "--container", "--json", env=environ(HF_HUB_OFFLINE="1"))
     assert code == 0
     checks = {check["name"]: check for check in json.loads(out)}
     assert checks["container engine"]["status"] == "ok"
     assert {"images", "engine disk"} <= set(checks)
-    assert not any(checks[name]["required"] for name in ("container engine", "images", "engine disk"))
-    required = {check["name"] for check in json.loads(modelassay("doctor", "--container", "--json", env=environ(HF_HUB_OFFLINE="1"))[1]) if check["required"]}  # fmt: skip
-    assert {"container engine", "images"} <= required
+    assert {"container engine", "images"} <= {name for name, check in checks.items() if check["required"]}
+    optional = {check.name: check.required for check in examine_containers(required=False)}
+    assert optional.keys() >= {"container engine", "images", "engine disk"}
+    assert not any(optional.values())
 
 
+# A root, a stranger, a trained child and a function-preserving one.
+FEW = ["-o", "matrix.model=[zoo:smoke/base, zoo:smoke/stranger-1, zoo:smoke/child-sft, zoo:smoke/base+scale-qk]",
+       "-o", "against=[zoo:smoke/base, zoo:smoke/stranger-1]"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options", [pytest.param(FEW, id="four models"), pytest.param([], id="all", marks=pytest.mark.nightly)]
+)
 def test_fingerprinting_gives_the_same_metrics_as_outside(
-    toy: ToyImages, tmp_path: Path, owner: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    cpu_image: str, tmp_path: Path, owner: tuple[int, int], monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     """The shipped suite's smoke profile in the image itself, not in one that holds the toy; each side makes its own zoo."""
-    arguments = ("run", "fingerprinting", "--profile", "smoke", "--runs")
+    arguments = ("run", "fingerprinting", "--profile", "smoke", *options, "--runs")
     code, _, err = modelassay(
-        *arguments, tmp_path / "runs", *inside(BASE, "--allow-unlocked"), timeout_s=FINGERPRINTING_S
+        *arguments, tmp_path / "runs", *inside(cpu_image, "--allow-unlocked"), timeout_s=FINGERPRINTING_S
     )
     if code == 2 and "No such option" in err:
-        pytest.skip(f"image {BASE} was built from older sources; build it again")
+        pytest.skip(f"image {cpu_image} was built from older sources; build it again")
     assert code == 0, err
     there = open_run(only_run(tmp_path / "runs"))
     if differences({"libraries": there.environment["libraries"]}, {"libraries": library_versions()}):
         pytest.skip("this environment has other versions of the libraries that decide numbers than the image")
     if differences({"code": _sources(there.code)}, {"code": _sources(code_of(there.suite))}):
-        pytest.skip(f"image {BASE} was built from other sources; build it again")
+        pytest.skip(f"image {cpu_image} was built from other sources; build it again")
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache-outside"))
     assert modelassay(*arguments, tmp_path / "outside", timeout_s=FINGERPRINTING_S)[0] == 0
     metrics, outside = metrics_of(there.folder), metrics_of(only_run(tmp_path / "outside"))

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from .conftest import open_to_all
+
 ENTRYPOINT = Path(__file__).parents[2] / "docker/entrypoint.sh"
 
 # Stands for modelassay: says as whom, with what arguments, environment and capabilities it runs.
@@ -31,9 +33,7 @@ class Entry:
         programs.mkdir()
         (programs / "modelassay").write_text(TELLS)
         (programs / "modelassay").chmod(0o755)
-        for parent in (folder, *folder.parents):  # pytest keeps its folders from other users
-            if parent.owner() == "root" and parent != Path("/tmp"):
-                parent.chmod(parent.stat().st_mode | 0o055)
+        open_to_all(folder)
 
     def run(self, *arguments: str, user: str | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
         become = [] if user is None else ["setpriv", *self.options(user)]
@@ -46,7 +46,7 @@ class Entry:
         uid, gid = user.split(":")
         return ["--reuid", uid, "--regid", gid, "--clear-groups"]
 
-    def told(self, *arguments: str, user: str | None = None, **environ: str) -> dict[str, str]:
+    def report(self, *arguments: str, user: str | None = None, **environ: str) -> dict[str, str]:
         done = self.run(*arguments, user=user, **environ)
         assert done.returncode == 0, done.stderr
         return parsed(done.stdout)
@@ -83,9 +83,9 @@ def test_exit_code_is_the_programs(entry: Entry) -> None:
 def test_caches_are_under_a_home_that_can_be_written(entry: Entry) -> None:
     home = entry.folder / "home"
     home.mkdir()
-    told = entry.told(HOME=str(home))
-    assert told["HOME"] == str(home)
-    assert {name: told[name] for name in ("XDG_CACHE_HOME", "HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
+    report = entry.report(HOME=str(home))
+    assert report["HOME"] == str(home)
+    assert {name: report[name] for name in ("XDG_CACHE_HOME", "HF_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR",
                                           "MODELASSAY_CACHE")} == {
         "XDG_CACHE_HOME": f"{home}/.cache",
         "HF_HOME": f"{home}/.cache/huggingface",
@@ -98,28 +98,28 @@ def test_caches_are_under_a_home_that_can_be_written(entry: Entry) -> None:
 @pytest.mark.parametrize("home", ["", "/", "/nonexistent", "/proc"])
 @AS_ROOT
 def test_home_that_cannot_be_written_gives_way(entry: Entry, home: str) -> None:
-    told = entry.told(user="54321:0", HOME=home)
-    assert told["HOME"] == "/tmp"
-    assert told["HF_HOME"] == "/tmp/.cache/huggingface"
+    report = entry.report(user="54321:0", HOME=home)
+    assert report["HOME"] == "/tmp"
+    assert report["HF_HOME"] == "/tmp/.cache/huggingface"
 
 
 def test_what_the_caller_gave_is_kept(entry: Entry) -> None:
-    given = {"HOME": str(entry.folder), "XDG_CACHE_HOME": "/a", "HF_HOME": "/b", "TRITON_CACHE_DIR": "/c",
+    environ = {"HOME": str(entry.folder), "XDG_CACHE_HOME": "/a", "HF_HOME": "/b", "TRITON_CACHE_DIR": "/c",
              "TORCHINDUCTOR_CACHE_DIR": "/d", "MODELASSAY_CACHE": "/e", "USER": "f", "LOGNAME": "g"}  # fmt: skip
-    told = entry.told(**given)
-    assert {name: told[name] for name in given} == given
+    report = entry.report(**environ)
+    assert {name: report[name] for name in environ} == environ
 
 
 def test_one_cache_is_under_another_that_the_caller_gave(entry: Entry) -> None:
-    assert entry.told(HOME=str(entry.folder), XDG_CACHE_HOME="/a")["HF_HOME"] == "/a/huggingface"
+    assert entry.report(HOME=str(entry.folder), XDG_CACHE_HOME="/a")["HF_HOME"] == "/a/huggingface"
 
 
 @AS_ROOT
 def test_user_without_a_name_gets_one(entry: Entry) -> None:
     """torch's compiler and others ask for the user's name, and fail where there is none."""
-    told = entry.told(user="54321:0")
-    assert (told["uid"], told["gid"]) == ("54321", "0")
-    assert told["USER"] == told["LOGNAME"] == "user54321"
+    report = entry.report(user="54321:0")
+    assert (report["uid"], report["gid"]) == ("54321", "0")
+    assert report["USER"] == report["LOGNAME"] == "user54321"
 
 
 @AS_ROOT
@@ -127,26 +127,26 @@ def test_root_becomes_the_owner_of_the_runs_folder(entry: Entry) -> None:
     runs = entry.folder / "runs"
     runs.mkdir()
     os.chown(runs, 1234, 4321)
-    told = entry.told("run", "fingerprinting", HOME="/root")
-    assert (told["uid"], told["gid"], told["groups"]) == ("1234", "4321", "4321 0")
-    assert int(told["CapEff"].strip(), 16) == 0
-    assert told["NoNewPrivs"].strip() == "1"
-    assert told["HOME"] == "/tmp"
-    assert told["argument"] == "fingerprinting"
+    report = entry.report("run", "fingerprinting", HOME="/root")
+    assert (report["uid"], report["gid"], report["groups"]) == ("1234", "4321", "4321 0")
+    assert int(report["CapEff"].strip(), 16) == 0
+    assert report["NoNewPrivs"].strip() == "1"
+    assert report["HOME"] == "/tmp"
+    assert report["argument"] == "fingerprinting"
 
 
 @AS_ROOT
 def test_root_in_its_own_folder_keeps_no_capability(entry: Entry) -> None:
     (entry.folder / "runs").mkdir()
-    told = entry.told(HOME="/root")
-    assert told["uid"] == "0"
-    assert int(told["CapEff"].strip(), 16) == int(told["CapBnd"].strip(), 16) == 0
+    report = entry.report(HOME="/root")
+    assert report["uid"] == "0"
+    assert int(report["CapEff"].strip(), 16) == int(report["CapBnd"].strip(), 16) == 0
 
 
 @AS_ROOT
 def test_without_a_runs_folder_the_working_directory_decides(entry: Entry) -> None:
     os.chown(entry.folder, 1234, 0)
-    assert entry.told()["uid"] == "1234"
+    assert entry.report()["uid"] == "1234"
 
 
 @AS_ROOT
@@ -166,7 +166,7 @@ def test_root_that_may_not_become_another_says_how_to_start_it(entry: Entry) -> 
 
 @pytest.fixture
 def inside(engine: Any, cpu_image: str, tmp_path: Path) -> Any:
-    """Run the image with the stand-in before modelassay on its PATH; returns what the stand-in told."""
+    """Run the image with the stand-in before modelassay on its PATH; returns what the stand-in reported."""
     stand_in = tmp_path / "stand-in"
     stand_in.mkdir()
     (stand_in / "modelassay").write_text(TELLS)
@@ -197,15 +197,15 @@ HARDENED = {"network_mode": "none", "read_only": True, "tmpfs": {"/tmp": "mode=1
 )
 def test_image_runs_as_the_caller_with_a_home(inside: Any, owner: tuple[int, int], tmp_path: Path,
                                               options: dict[str, Any], uid: str, home: str) -> None:  # fmt: skip
-    told = inside(tmp_path / "runs", **options)
-    assert (told["uid"], told["HOME"], told["PWD"]) == (uid, home, "/")
-    assert int(told["CapEff"].strip(), 16) == 0
-    assert told["USER"] == f"user{uid}"
+    report = inside(tmp_path / "runs", **options)
+    assert (report["uid"], report["HOME"], report["PWD"]) == (uid, home, "/")
+    assert int(report["CapEff"].strip(), 16) == 0
+    assert report["USER"] == f"user{uid}"
 
 
 @AS_ROOT
 def test_image_in_a_folder_of_roots_is_root_without_capabilities(inside: Any, tmp_path: Path) -> None:
     folder = tmp_path / "roots"
     folder.mkdir()
-    told = inside(folder)
-    assert (told["uid"], int(told["CapEff"].strip(), 16)) == ("0", 0)
+    report = inside(folder)
+    assert (report["uid"], int(report["CapEff"].strip(), 16)) == ("0", 0)

@@ -68,10 +68,10 @@ def test_build_tags_and_labels_what_the_lock_pins(tiny: Image, engine: Any) -> N
     log: list[str] = []
     built = build(tiny, base=None, wheels=None, report=log.append)
     assert built["why_not_locked"] is None
-    found = engine.images.get(tiny.reference)
-    assert found.id == built["id"]
-    assert expected_labels(tiny).items() <= found.labels.items()
-    assert found.labels["org.opencontainers.image.revision"] == "unknown"
+    image = engine.images.get(tiny.reference)
+    assert image.id == built["id"]
+    assert expected_labels(tiny).items() <= image.labels.items()
+    assert image.labels["org.opencontainers.image.revision"] == "unknown"
     assert any(line.startswith("Step 1/") for line in log)
 
 
@@ -84,10 +84,10 @@ def test_build_on_another_base_is_not_locked_and_says_so(tiny: Image) -> None:
 
 def test_same_sources_give_the_same_layers(tiny: Image, top: Path, engine: Any) -> None:
     def layers() -> list[str]:
-        found: list[str] = engine.images.get(build(tiny, base=None, wheels=None, report=quiet)["id"]).attrs["RootFS"][
+        digests: list[str] = engine.images.get(build(tiny, base=None, wheels=None, report=quiet)["id"]).attrs["RootFS"][
             "Layers"
         ]
-        return found
+        return digests
 
     first = layers()
     (top / "suites/fingerprinting.yaml").touch()
@@ -282,8 +282,8 @@ def test_image_reads_its_own_lock_and_has_the_compiled_kernels(engine: Any, cpu_
     listed = json.loads(engine.containers.run(cpu_image, ["images", "--json"], **options))
     assert listed["cpu"]["lock_sha256"] == locked_image("cpu").lock_sha256
     probe = "import torch, modelassay_kernels; print(torch.__version__, modelassay_kernels.native_available())"
-    said = engine.containers.run(cpu_image, ["-c", probe], entrypoint="python", **options)
-    assert said.decode() == "2.13.0+cpu True\n"
+    output = engine.containers.run(cpu_image, ["-c", probe], entrypoint="python", **options)
+    assert output.decode() == "2.13.0+cpu True\n"
 
 
 def test_image_carries_the_labels_of_its_build(engine: Any, cpu_image: str) -> None:

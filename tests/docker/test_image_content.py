@@ -44,6 +44,8 @@ def test_kernels_work_in_it(engine: Any, cpu_image: str) -> None:
 
 def test_what_stands_on_its_base_is_below_one_and_a_half_gigabytes(engine: Any, cpu_image: str) -> None:
     history = engine.images.get(cpu_image).history()
-    own = [entry["Size"] for entry in history if "/opt/modelassay" in entry["CreatedBy"] and "COPY" in entry["CreatedBy"]]
+    own = [
+        entry["Size"] for entry in history if "/opt/modelassay" in entry["CreatedBy"] and "COPY" in entry["CreatedBy"]
+    ]
     assert len(own) == 2, history
     assert 0.5e9 < sum(own) < 1.5e9

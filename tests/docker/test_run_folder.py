@@ -13,6 +13,7 @@ import pytest
 
 from modelassay.recording.log import read_cell
 from modelassay.runs.directory import open_run
+from support.pairwise import each_value
 from support.toy_suite import SUITE, modelassay, start, write_suite
 
 from .conftest import ToyImages
@@ -40,12 +41,12 @@ def fill(folder: Path, *, owner: tuple[int, int], files: bool) -> None:
         (folder / "finished/run.json").write_text("{}")
 
 
-@pytest.fixture(params=["absent", "empty", "here", "link", "link to nothing", "files", "here, files", "link to files"])
-def into(
-    request: pytest.FixtureRequest, tmp_path: Path, owner: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> str:
-    """The folder's name as the caller gives it, from ``tmp_path / "work"``."""
-    work, kind = tmp_path / "work", str(request.param)
+FOLDERS = ["absent", "empty", "here", "link", "link to nothing", "files", "here, files", "link to files"]
+
+
+def make_folder(kind: str, tmp_path: Path, owner: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make one of ``FOLDERS``; return its name as the caller gives it, from ``tmp_path / "work"``."""
+    work = tmp_path / "work"
     work.mkdir()
     os.chown(work, *owner)
     monkeypatch.chdir(work)
@@ -87,10 +88,15 @@ def not_locked(image: ToyImages) -> tuple[str | Path, ...]:
     return inside(image.unlocked)
 
 
-@pytest.mark.parametrize("way", [refused_memory, too_little_memory, short_timeout, no_modelassay, no_image, not_locked])
+WAYS = [refused_memory, too_little_memory, short_timeout, no_modelassay, no_image, not_locked]
+
+
+@pytest.mark.parametrize(("way", "kind"), each_value(WAYS, FOLDERS))
 def test_folder_is_as_it_was(
-    toy: ToyImages, tmp_path: Path, into: str, way: Callable[[ToyImages], tuple[str | Path, ...]]
-) -> None:
+    toy: ToyImages, tmp_path: Path, owner: tuple[int, int], monkeypatch: pytest.MonkeyPatch,
+    way: Callable[[ToyImages], tuple[str | Path, ...]], kind: str,
+) -> None:  # fmt: skip
+    into = make_folder(kind, tmp_path, owner, monkeypatch)
     before = tree(tmp_path / "work")
     code, _, err = modelassay("run", write_suite(tmp_path), "--into", into, *way(toy))
     assert tree(tmp_path / "work") == before

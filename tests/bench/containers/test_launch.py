@@ -107,7 +107,7 @@ def test_lines_are_whole_however_they_arrive() -> None:
     ending = follow(one, timeout_s=None, report=said.append, write=data.append)
     assert said == ["first", "second \ufffd"]
     assert b"".join(data) == b'{"a": 1}'
-    assert (ending.exit_code, ending.out_of_memory, ending.gone) == (0, False, True)
+    assert (ending.exit_code, ending.out_of_memory, ending.removed) == (0, False, True)
 
 
 def test_out_of_memory_is_noted() -> None:

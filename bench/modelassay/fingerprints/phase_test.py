@@ -56,43 +56,9 @@ def pair_seed(a: Curves, b: Curves) -> int:
 def phase_test(a: Curves, b: Curves, *, draws: int = DRAWS, seed: int | None = None) -> PhaseTest | None:
     """Test the corrected score against phase-randomised surrogates; None where the score is not defined.
 
-    A surrogate keeps each curve's amplitude spectrum and gets new uniform phases, ONE draw for its four roles: they
-    move together over depth, and four independent draws would understate how far their mean strays by chance. It then
-    runs through the same statistic: line removed again, norm taken again, best reading taken again. At equal depth
-    both models are randomised and the larger p is kept; at unequal depth only the shallower one can be, since every
-    reading of the deeper one hangs on the same curve.
-
-    The null covers curves that are stationary around a straight line. It does not know shapes that strangers share
-    (the ends of the stack, curved trends): only a background does. Share of independent pairs with p <= 0.05 / 0.01 in
-    4,000 simulated pairs each (standard error 0.003 / 0.002; log sigma of the four roles is AR(1) with coefficient
-    phi, 60 % of the variance in common); beside it the textbook t-test of the paper-exact r with L - 2 degrees of freedom::
-
-                                L = 8          12           28           64
-        phi = 0     phases   .048 / .008  .046 / .009  .042 / .007  .048 / .009
-        phi = 0.9   phases   .044 / .008  .056 / .010  .055 / .009  .056 / .011
-                    t-test   .03  / .01   .06  / .02   .13  / .06   .18  / .10
-        random walk phases   .044 / .007  .059 / .010  .054 / .009  .064 / .014
-                    t-test   .04  / .01   .08  / .03   .18  / .11   .28  / .20
-        the same, plus a shared line of the curves' own size:
-                    phases   as above, exactly
-                    t-test   .54  / .31   .64  / .46   .75  / .66   .81  / .76
-        the same, plus a shared parabola:
-                    phases   .160 / .028  .187 / .035  .175 / .034  .177 / .045
-
-    So it is fair for short curves and slightly liberal for long random walks, and wrong by three to four times where
-    strangers share a curved trend. At unequal depth: .052 / .007 (6 against 8), .056 / .011 (8 against 12, walks), up
-    to .083 / .022 (28 against 64, walks).
-
-    Tried in 600 pairs each at 5 % and left: surrogates whose line stays in (.067 to .092 on walks); surrogates from
-    shuffled increments (.015 to .052: up to three times too strict); differenced curves (.028 to .048, and .047 to .147
-    under the parabola, but differencing favours noise: a child at 0.955 in 28 layers falls to 0.858); removing a
-    parabola as well (.027 to .078, but it knows this one shape only and costs eight layers one more of six degrees of freedom).
-
-    Even three free phases leave a copy a small p, as the four roles must agree at once: the median of
-    `PhaseTest.copy_p` is 0.0002 at 8 layers, 0.003 at 6, 0.046 at 4.
-
-    Cost: one product [D, 2F] x [2F, 20], no surrogate is formed; 6 ms at 8 layers, 29 ms at 128 for 9,999 draws on one
-    core. Surrogates: Theiler et al. 1992; one phase draw for several series: Prichard and Theiler 1994.
+    A surrogate keeps each curve's amplitude spectrum and gets new uniform phases, one draw for its four roles; at equal depth both
+    models are randomised and the larger p is kept. The null covers curves that are stationary around a straight line, no shared
+    curved trend. Error rates, what was tried, cost and sources: docs/methods/phase-test.md.
     """
     score = corrected(a, b)
     pair = comparable(a, b)

@@ -120,23 +120,9 @@ class Uniformity:
 def uniformity(ranks: RankPs, *, simulations: int = SIMULATIONS, seed: int = 0) -> Uniformity:
     """Return how far the p-values are from uniform, and how often that distance arises where groups are exchangeable.
 
-    Discrete: p takes the values k / (1 + n) and is uniform there if P(p <= k / (1 + n)) = k / (1 + n), no more can be
-    asked of it. So the distance is taken from the mean of the p-values' own grids, each by its smallest p, at every value any
-    of them can take; nothing is drawn at random and no continuity is assumed. Ties in the scores make p larger.
-
-    Dependent: pairs share groups, and each p is a rank among the other pairs, so Kolmogorov's reference does not hold: the
-    ranks' distances are smaller than his without group effects and larger with large ones. Permuting the groups moves
-    nothing, since it only renames the pairs. So negative pairs are simulated: their scores, made normal by ranks, are split
-    into the effects of the two groups and a rest, both are drawn anew from the estimated ones with the variances of
-    `intraclass_correlation`, ranked as the real ones were, and the p-value is the rank of the distance among the simulated. A
-    small one says that these groups are not exchangeable: some of them are kin, or a few have effects unlike the rest. A large
-    one does not say that p is honest for the next pair; `false_positive_rate` has an interval for that. Of pairs other than the
-    negative ones themselves, only the distance is given.
-
-    Share of the p-value <= 0.05 in 300 worlds of 8, 10 and 18 groups: .00 to .05 for normal effects of any size and for
-    correlations of random curves, a common parabola or not; but .04, .08 and .13 for exponential effects. Six kin among 18
-    groups, four standard deviations above the others, were found in 70 %, among 10 in 48 %; four kin in no more than
-    4 %. Costs O(simulations x P^2), 0.15 s for 18 groups and 0.9 s for 30.
+    The distance is taken from the grids that discrete p-values can take; its own p from simulations of exchangeable groups with the
+    same intraclass correlation. A small p means that groups are not exchangeable, a large one not that the next p is honest: see
+    `false_positive_rate`. Costs O(simulations x P^2), 0.9 s for 30 groups. Method and evidence: docs/methods/uniformity.md.
 
     >>> groups = np.stack(np.triu_indices(12, 1))
     >>> negatives = Scored(score=np.random.default_rng(0).normal(size=66), positive=np.zeros(66, bool),

@@ -162,8 +162,8 @@ def test_a_table_without_a_word_where_to_get_it_must_be_there(ledger: Path) -> N
 
 def test_smoke_and_missing_runs_decide_nothing(walked: Path, ledger: Path) -> None:
     view = commands_ledger.ledger(walked / "runs")
-    found = entries(view)
-    assert {name: (found[name]["verdict"], found[name]["ours"]) for name in ("in-smoke", "in-paper")} == {
+    claims = entries(view)
+    assert {name: (claims[name]["verdict"], claims[name]["ours"]) for name in ("in-smoke", "in-paper")} == {
         "in-smoke": ("not testable", None), "in-paper": ("not testable", None),
     }  # fmt: skip
     shown = rows(view)

@@ -44,10 +44,10 @@ def ours(value: float, low: float | None = None, high: float | None = None) -> F
     ],
 )
 def test_interval_decides(relation: str, tolerance: float, value: float, low: float | None, high: float | None, verdict: str) -> None:  # fmt: skip
-    (found,) = assess([claim(relation=relation, tolerance=tolerance)], ours(value, low, high), profile="paper")
-    assert found.verdict == verdict
-    assert found.ours is not None
-    assert found.ours.value == value
+    (result,) = assess([claim(relation=relation, tolerance=tolerance)], ours(value, low, high), profile="paper")
+    assert result.verdict == verdict
+    assert result.ours is not None
+    assert result.ours.value == value
 
 
 def test_what_cannot_be_tested_says_why() -> None:
@@ -65,8 +65,8 @@ def test_what_cannot_be_tested_says_why() -> None:
 
 
 def test_nan_decides_nothing() -> None:
-    (found,) = assess([claim()], ours(math.nan), profile="paper")
-    assert found.verdict == "inconclusive"
+    (verdict,) = assess([claim()], ours(math.nan), profile="paper")
+    assert verdict.verdict == "inconclusive"
 
 
 @pytest.mark.parametrize("relation", ["equal", "at_least", "at_most"])

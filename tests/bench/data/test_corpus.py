@@ -31,11 +31,11 @@ def text_of(language: str, seed: int, num_sentences: int) -> list[str]:
 @pytest.mark.parametrize("seed", [0, 1, 12345])
 @pytest.mark.parametrize("language", corpus.LANGUAGES)
 def test_every_generated_sentence_parses(language: str, seed: int) -> None:
-    found = [
+    sentences = [
         sentence for paragraph in text_of(language, seed, 600) for sentence in corpus.sentences(paragraph, language)
     ]
-    assert len(found) == 600
-    assert [sentence for sentence in found if not corpus.derives(sentence, language)] == []
+    assert len(sentences) == 600
+    assert [sentence for sentence in sentences if not corpus.derives(sentence, language)] == []
 
 
 @pytest.mark.parametrize("language", corpus.LANGUAGES)

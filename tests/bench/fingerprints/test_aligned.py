@@ -150,18 +150,18 @@ def test_no_layer_of_the_deeper_model_is_given_twice() -> None:
 def test_a_narrower_model_is_matched_with_the_dimensions_it_kept(wide: int, narrow: int) -> None:
     a, layers, embedding = make(0, width=wide)
     rng = np.random.default_rng(1)
-    kept, sign = rng.permutation(wide)[:narrow], rng.choice([-1.0, 1.0], narrow)
-    b = model([{role: x[:, kept] * sign for role, x in layer.items()} for layer in layers], embedding[:, kept] * sign)
+    order, sign = rng.permutation(wide)[:narrow], rng.choice([-1.0, 1.0], narrow)
+    b = model([{role: x[:, order] * sign for role, x in layer.items()} for layer in layers], embedding[:, order] * sign)
     for pair in ((a, b), (b, a)):
         assert aligned(*pair).value == pytest.approx(1, abs=1e-10)
 
 
 def test_chunks_of_layers_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     models = [make(seed, num_layers=layers)[0] for seed, layers in ((0, 5), (1, 5), (2, 7))]
-    whole = [aligned(x, y).value for x in models for y in models]
+    values = [aligned(x, y).value for x in models for y in models]
     monkeypatch.setitem(aligned.__globals__, "CHUNK", 2 * 4 * 16 * 16)  # two layers at a time
     fresh = [make(seed, num_layers=layers)[0] for seed, layers in ((0, 5), (1, 5), (2, 7))]
-    assert [aligned(x, y).value for x in fresh for y in fresh] == pytest.approx(whole, abs=1e-13)
+    assert [aligned(x, y).value for x in fresh for y in fresh] == pytest.approx(values, abs=1e-13)
 
 
 def test_a_model_compared_with_many_is_what_it_is_in_each_pair_alone() -> None:
@@ -180,10 +180,10 @@ def test_dimensions_are_matched_however_the_tokens_shifted(seed: int) -> None:
     order, sign = rng.permutation(13), rng.choice([-1.0, 1.0], 13)
     b = (a[:, order] * sign) * rng.uniform(0.1, 10, 13) + rng.normal(size=13)
     b += 0.3 * b.std(0) * rng.normal(size=b.shape)
-    mine, theirs, signs = match_dimensions(a, b)
-    assert mine.tolist() == list(range(13))
-    assert order[theirs].tolist() == list(range(13))
-    assert signs.tolist() == sign[theirs].tolist()
+    order_a, order_b, signs = match_dimensions(a, b)
+    assert order_a.tolist() == list(range(13))
+    assert order[order_b].tolist() == list(range(13))
+    assert signs.tolist() == sign[order_b].tolist()
 
 
 def test_a_dead_dimension_does_not_keep_the_others_from_being_matched() -> None:

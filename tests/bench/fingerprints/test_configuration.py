@@ -16,8 +16,8 @@ NUMBERS = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "intermedia
 
 
 def oracle(a: Sizes, b: Sizes) -> float:
-    told = [(getattr(a, name), getattr(b, name)) for name in NUMBERS if getattr(a, name) and getattr(b, name)]
-    ratios = [min(x / y, y / x) for x, y in told]
+    pairs = [(getattr(a, name), getattr(b, name)) for name in NUMBERS if getattr(a, name) and getattr(b, name)]
+    ratios = [min(x / y, y / x) for x, y in pairs]
     if a.tokenizer_key and b.tokenizer_key:
         ratios.append(1.0 if a.tokenizer_key == b.tokenizer_key else 0.0)
     return float(np.mean(ratios))

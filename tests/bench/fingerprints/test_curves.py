@@ -219,8 +219,8 @@ def test_curves_beyond_the_four_pass_the_same_gate() -> None:
         Curves(name="base", sigma=sigma, stratum=5, extra={"up": np.ones(4)})
     with pytest.raises(ValueError, match=r"base: role up: layer 0: .* must be finite and positive"):
         Curves(name="base", sigma=sigma, stratum=5, extra={"up": np.zeros(5)})
-    mine = np.ones(5)
-    model = Curves(name="base", sigma=sigma, stratum=5, extra={"up": mine})
-    mine[:] = 7
+    curve = np.ones(5)
+    model = Curves(name="base", sigma=sigma, stratum=5, extra={"up": curve})
+    curve[:] = 7
     assert model.extra["up"].tolist() == [1] * 5
     assert model.rows(("up", "q")).tolist() == [[1] * 5, [1, 2, 3, 4, 5]]

@@ -65,13 +65,13 @@ def test_what_each_method_sees_of_the_same_function(step: MadeBy, tmp_path: Path
     root = write(random_model(), tmp_path / "root")
     with torch.no_grad():
         changed = zoo_transforms.apply(random_model(), step, seed=5, settings={})
-    found = scores(root, write(changed, tmp_path / "copy"), Store(tmp_path / "store"))
-    blind = {name for name, score in found.items() if score.value == pytest.approx(1, abs=1e-9)}
+    by_method = scores(root, write(changed, tmp_path / "copy"), Store(tmp_path / "store"))
+    blind = {name for name, score in by_method.items() if score.value == pytest.approx(1, abs=1e-9)}
     assert blind == SEEN_THROUGH[step]
     if step in ("rotate", "hidden"):  # a deviation hardly changes with the basis: what moves is the mean's small share
-        assert found["corrected"].value == pytest.approx(1, abs=1e-4)
+        assert by_method["corrected"].value == pytest.approx(1, abs=1e-4)
     if step.startswith("scale"):
-        assert found["corrected"].value < 0.9
+        assert by_method["corrected"].value < 0.9
 
 
 def test_strangers_are_what_only_the_configuration_cannot_tell(tmp_path: Path) -> None:
@@ -81,18 +81,18 @@ def test_strangers_are_what_only_the_configuration_cannot_tell(tmp_path: Path) -
     with torch.no_grad():
         for name, weight in other.named_parameters():
             weight.copy_(torch.randn_like(weight) * torch.exp(0.3 * torch.randn(())) + ("norm" in name))
-    found = scores(root, write(other, tmp_path / "other"), Store(tmp_path / "store"))
-    assert found.pop("config-only").value == 1
-    assert max(score.value for score in found.values()) < 0.7
-    assert abs(found["norm-vectors"].value) < 0.3
-    assert abs(found["aligned"].value) < 0.2
+    by_method = scores(root, write(other, tmp_path / "other"), Store(tmp_path / "store"))
+    assert by_method.pop("config-only").value == 1
+    assert max(score.value for score in by_method.values()) < 0.7
+    assert abs(by_method["norm-vectors"].value) < 0.3
+    assert abs(by_method["aligned"].value) < 0.2
 
 
 def test_folded_norms_have_nothing_to_correlate(tmp_path: Path) -> None:
     root = write(random_model(), tmp_path / "root")
     with torch.no_grad():
         folded = zoo_transforms.apply(random_model(), "fold", seed=5, settings={})
-    found = scores(root, write(folded, tmp_path / "copy"), Store(tmp_path / "store"))
-    assert np.isnan(found["norm-vectors"].value)
-    assert found["norm-vectors"].reason == "the norms do not vary, so their correlation is not defined"
-    assert np.isfinite(found["extended"].value)
+    by_method = scores(root, write(folded, tmp_path / "copy"), Store(tmp_path / "store"))
+    assert np.isnan(by_method["norm-vectors"].value)
+    assert by_method["norm-vectors"].reason == "the norms do not vary, so their correlation is not defined"
+    assert np.isfinite(by_method["extended"].value)

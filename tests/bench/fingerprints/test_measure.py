@@ -25,9 +25,9 @@ STRATUM = Stratum(num_layers=3, hidden_size=4, num_heads=1, num_kv_heads=1, voca
 
 def measured(folder: Path, layer: int) -> dict[tuple[str, str], float]:
     checkpoint = open_checkpoint(folder)
-    found = measure_layer(checkpoint, layer, spans_of(checkpoint, layer), layer_spans(checkpoint)[layer])
-    assert len(found) == len({key[:2] for key in found})
-    return {(name, role): value for name, role, value in found}
+    rows = measure_layer(checkpoint, layer, spans_of(checkpoint, layer), layer_spans(checkpoint)[layer])
+    assert len(rows) == len({key[:2] for key in rows})
+    return {(name, role): value for name, role, value in rows}
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "gpt2", "gpt_neox", "llama"])
@@ -37,16 +37,16 @@ def test_every_deviation_is_that_of_the_models_own_parameters(model_type: str, t
     blocks = expected_blocks(model)
     spans = layer_spans(open_checkpoint(folder))
     for layer in range(NUM_LAYERS):
-        found = measured(folder, layer)
+        values = measured(folder, layer)
         for role in ROLES:
-            assert found["sigma", role] == pytest.approx(float(blocks[role, layer].double().std()), rel=1e-6)
-        assert {role for name, role in found if name == "product"} == set(PRODUCTS)
-        assert {role for name, role in found if name == "sigma"} == {*ROLES, *spans[layer]}
+            assert values["sigma", role] == pytest.approx(float(blocks[role, layer].double().std()), rel=1e-6)
+        assert {role for name, role in values if name == "product"} == set(PRODUCTS)
+        assert {role for name, role in values if name == "sigma"} == {*ROLES, *spans[layer]}
         modules = dict(model.named_modules())
         for role, ending in (("up", ("up_proj", "c_fc", "h_to_4h")), ("down", ("down_proj", "mlp.c_proj", "4h_to_h"))):
             (name,) = [name for name in modules if f".{layer}." in name and name.endswith(ending)]
             own = float(modules[name].weight.detach().double().std())
-            assert found["sigma", role] == pytest.approx(own, rel=1e-6)
+            assert values["sigma", role] == pytest.approx(own, rel=1e-6)
 
 
 def test_experts_count_by_the_mean_of_their_variances(tmp_path: Path) -> None:
@@ -54,13 +54,13 @@ def test_experts_count_by_the_mean_of_their_variances(tmp_path: Path) -> None:
     folder = save(model, tmp_path)
     stored = load_file(folder / "model.safetensors")
     for layer in range(NUM_LAYERS):
-        found = measured(folder, layer)
+        values = measured(folder, layer)
         for role in ("gate", "up", "down"):
             experts = [x.double().numpy() for name, x in stored.items()
                        if f".{layer}.mlp." in name and "expert" in name and name.endswith(f"{role}_proj.weight")]  # fmt: skip
             assert len(experts) == 5
             variance = sum(x.size * x.var(ddof=1) for x in experts) / sum(x.size for x in experts)
-            assert found["sigma", role] == pytest.approx(math.sqrt(variance), rel=1e-6)
+            assert values["sigma", role] == pytest.approx(math.sqrt(variance), rel=1e-6)
 
 
 def change(folder: Path, name: str, value: Any) -> None:
@@ -76,18 +76,18 @@ def nan_at_the_end(x: torch.Tensor) -> torch.Tensor:
 
 def test_a_bias_of_zeros_and_folded_norms_have_no_curve_and_the_rest_stays(tmp_path: Path) -> None:
     folder = save(make_model("qwen2", num_hidden_layers=5), tmp_path / "m")
-    whole = summarise_model(resolve(str(folder), store=Store(tmp_path)), name="m").curves
-    assert set(whole.extra) == {*BEYOND, *PRODUCTS}
+    curves = summarise_model(resolve(str(folder), store=Store(tmp_path)), name="m").curves
+    assert set(curves.extra) == {*BEYOND, *PRODUCTS}
     for layer in range(5):
         change(folder, f"model.layers.{layer}.self_attn.k_proj.bias", 0.0)
         change(folder, f"model.layers.{layer}.input_layernorm.weight", 1.0)
     change(folder, "model.layers.3.mlp.up_proj.weight", nan_at_the_end)
     part = summarise_model(resolve(str(folder), store=Store(tmp_path)), name="m").curves
-    assert set(whole.extra) - set(part.extra) == {"k-bias", "norm-1", "up"}
+    assert set(curves.extra) - set(part.extra) == {"k-bias", "norm-1", "up"}
     for role in part.extra:
-        np.testing.assert_array_equal(part.extra[role], whole.extra[role])
-    assert extended(whole, part).value == pytest.approx(1, abs=1e-9)
-    assert invariant(whole, part).value == pytest.approx(1, abs=1e-9)
+        np.testing.assert_array_equal(part.extra[role], curves.extra[role])
+    assert extended(curves, part).value == pytest.approx(1, abs=1e-9)
+    assert invariant(curves, part).value == pytest.approx(1, abs=1e-9)
 
 
 def test_a_pruned_value_matrix_is_told_with_its_tensor(tmp_path: Path) -> None:
@@ -95,10 +95,10 @@ def test_a_pruned_value_matrix_is_told_with_its_tensor(tmp_path: Path) -> None:
     change(folder, "model.layers.1.self_attn.v_proj.weight", 0.0)
     with pytest.raises(CheckpointError, match=r"layer 1: v is constant.*model\.layers\.1\.self_attn\.v_proj\.weight"):
         summarise_model(resolve(str(folder), store=Store(tmp_path)), name="m")
-    found = measured(folder, 1)
-    assert found["sigma", "v"] == 0.0
-    assert ("product", "qk-norm") in found
-    assert ("product", "vo-norm") not in found
+    values = measured(folder, 1)
+    assert values["sigma", "v"] == 0.0
+    assert ("product", "qk-norm") in values
+    assert ("product", "vo-norm") not in values
     change(folder, "model.layers.0.self_attn.o_proj.weight", nan_at_the_end)
     with pytest.raises(CheckpointError, match=r"layer 0: o holds NaN or infinite weights"):
         summarise_model(resolve(str(folder), store=Store(tmp_path)), name="m")
@@ -109,9 +109,9 @@ def test_shallow_models_and_one_head_are_measured_though_nothing_can_be_said(
     num_layers: int, heads: int, groups: int, tmp_path: Path
 ) -> None:
     model = make_model("qwen2", num_hidden_layers=num_layers, num_attention_heads=heads, num_key_value_heads=groups)
-    found = summarise_model(resolve(str(save(model, tmp_path)), store=Store(tmp_path)), name="m").curves
-    assert set(found.extra) == {*BEYOND, *PRODUCTS}
-    score = extended(found, found)
+    curves = summarise_model(resolve(str(save(model, tmp_path)), store=Store(tmp_path)), name="m").curves
+    assert set(curves.extra) == {*BEYOND, *PRODUCTS}
+    score = extended(curves, curves)
     assert math.isnan(score.value)
     assert f"{num_layers} layers" in str(score.reason)
 

@@ -31,7 +31,7 @@ def layer(heads: int, groups: int, dim: int, width: int, seed: int = 0) -> dict[
 
 def oracle(m: dict[str, Array], heads: int, groups: int, dim: int) -> dict[str, float]:
     """Every head's product formed in full, [D, D], and all singular values of all heads taken together."""
-    found = {}
+    summaries = {}
     for name in ("qk", "vo"):
         values: list[float] = []
         for head in range(heads):
@@ -41,20 +41,20 @@ def oracle(m: dict[str, Array], heads: int, groups: int, dim: int) -> dict[str, 
             product = m["q"][query].T @ m["k"][key] if name == "qk" else m["o"][:, query] @ m["v"][key]
             values += list(np.linalg.svd(product, compute_uv=False)[:dim])
         s2 = np.square(values)
-        found |= {
+        summaries |= {
             f"{name}-norm": s2.sum() ** 0.5,
             f"{name}-top": s2.max() ** 0.5,
             f"{name}-rank": s2.sum() ** 2 / (s2**2).sum(),
         }
-    return found
+    return summaries
 
 
 @pytest.mark.parametrize(("heads", "groups", "dim", "width"), SHAPES)
 def test_summary_is_that_of_the_singular_values(heads: int, groups: int, dim: int, width: int) -> None:
     m = layer(heads, groups, dim, width)
-    found = summarise(m, head_dim=dim)
-    assert tuple(found) == PRODUCTS
-    assert found == pytest.approx(oracle(m, heads, groups, dim), rel=1e-9)
+    summary = summarise(m, head_dim=dim)
+    assert tuple(summary) == PRODUCTS
+    assert summary == pytest.approx(oracle(m, heads, groups, dim), rel=1e-9)
 
 
 def rotation(rng: np.random.Generator, dim: int) -> Array:
@@ -135,9 +135,9 @@ def test_a_pruned_head_counts_nothing_and_a_pruned_layer_is_zero() -> None:
 def test_weights_that_are_no_numbers_give_no_numbers(bad: float) -> None:
     m = layer(4, 2, 3, 8)
     m["v"][0, 0] = bad
-    found = summarise(m, head_dim=3)
-    assert np.isfinite([found["qk-norm"], found["qk-top"], found["qk-rank"]]).all()
-    assert not any(np.isfinite(found[name]) and found[name] > 0 for name in ("vo-norm", "vo-top", "vo-rank"))
+    summary = summarise(m, head_dim=3)
+    assert np.isfinite([summary["qk-norm"], summary["qk-top"], summary["qk-rank"]]).all()
+    assert not any(np.isfinite(summary[name]) and summary[name] > 0 for name in ("vo-norm", "vo-top", "vo-rank"))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

@@ -66,9 +66,9 @@ def test_folder_that_is_no_zoo_model_is_read_on_demand(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """One smoke root, made in this process."""
-    made = Store(tmp_path_factory.mktemp("store"))
-    zoo.ensure("smoke/base", store=made)
-    return made
+    cache = Store(tmp_path_factory.mktemp("store"))
+    zoo.ensure("smoke/base", store=cache)
+    return cache
 
 
 def assert_same(a: Weights, b: Weights) -> None:
@@ -88,9 +88,11 @@ def test_zoo_model_is_kept_as_it_was_read(store: Store, monkeypatch: pytest.Monk
     first = load_weights(resolve("zoo:smoke/base", store=store), store=store)
     assert_same(first, read)
     monkeypatch.setattr(module, "weights_of", lambda _: pytest.fail("read again"))
-    kept = load_weights(resolve("zoo:smoke/base", store=store), store=store)
-    assert_same(kept, read)
-    before = kept.grams(range(kept.num_layers)).copy()
+    weights = load_weights(resolve("zoo:smoke/base", store=store), store=store)
+    assert_same(weights, read)
+    before = weights.grams(range(weights.num_layers)).copy()
     for method in BY_WEIGHTS.values():
-        assert method.score(kept, first).value == pytest.approx(1, abs=1e-10)
-    np.testing.assert_array_equal(kept.grams(range(kept.num_layers)), before)  # no method spoils what it was given
+        assert method.score(weights, first).value == pytest.approx(1, abs=1e-10)
+    np.testing.assert_array_equal(
+        weights.grams(range(weights.num_layers)), before
+    )  # no method spoils what it was given

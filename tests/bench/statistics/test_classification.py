@@ -89,9 +89,9 @@ def test_tpr_at_fpr_needs_as_many_strangers_as_it_takes_to_see_the_rate() -> Non
         group_a = np.append(groups[0][:num_negative], 0)
         scored = simulated.make(np.arange(num_negative + 1.0), group_a, np.append(groups[1][:num_negative], 0))
         assert tpr_at_fpr(scored, 0.01) == (1.0 if defined else None)
-        found = accuracy(scored, draws=9).metrics["tpr-at-fpr"]
-        assert found.value == (1.0 if defined else pytest.approx(np.nan, nan_ok=True))
-        assert ("99 negative pairs cannot show" in found.note) != defined
+        estimate = accuracy(scored, draws=9).metrics["tpr-at-fpr"]
+        assert estimate.value == (1.0 if defined else pytest.approx(np.nan, nan_ok=True))
+        assert ("99 negative pairs cannot show" in estimate.note) != defined
 
 
 @each_case
@@ -116,9 +116,9 @@ def test_mahalanobis_without_spread_is_undefined() -> None:
         np.array([0.7, 0.7, 0.7, 0.1, 0.1, 0.1]), np.array([0, 1, 2, 0, 0, 1]), np.array([0, 1, 2, 1, 2, 2])
     )
     assert mahalanobis(scored) is None
-    found = accuracy(scored, draws=99).metrics["mahalanobis"]
-    assert not found.defined
-    assert "no spread" in found.note
+    estimate = accuracy(scored, draws=99).metrics["mahalanobis"]
+    assert not estimate.defined
+    assert "no spread" in estimate.note
 
 
 @each_case
@@ -153,20 +153,20 @@ def test_the_order_of_the_pairs_does_not_matter() -> None:
     scored = CASES["missing"]
     order = np.random.default_rng(0).permutation(scored.score.size)
     mixed = simulated.make(scored.score[order], scored.group_b[order], scored.group_a[order])
-    mine, other = accuracy(scored, draws=99).metrics, accuracy(mixed, draws=99).metrics
+    metrics, other = accuracy(scored, draws=99).metrics, accuracy(mixed, draws=99).metrics
     for name in ("auroc", "partial-auc", "ks", "mahalanobis"):
-        assert other[name].value == pytest.approx(mine[name].value, rel=1e-12)
-        assert other[name].low == pytest.approx(mine[name].low, rel=1e-9)
+        assert other[name].value == pytest.approx(metrics[name].value, rel=1e-12)
+        assert other[name].low == pytest.approx(metrics[name].low, rel=1e-9)
 
 
 def test_all_ties_are_chance() -> None:
     scored = CASES["continuous"]
-    found = accuracy(simulated.make(np.zeros(scored.score.size), scored.group_a, scored.group_b), draws=99).metrics
-    assert found["auroc"].value == 0.5
-    assert found["partial-auc"].value == pytest.approx(0.025)
-    assert found["ks"].value == 0
-    assert found["mahalanobis"].defined is False
-    assert "all resamples of 9 groups agree" in found["auroc"].note
+    metrics = accuracy(simulated.make(np.zeros(scored.score.size), scored.group_a, scored.group_b), draws=99).metrics
+    assert metrics["auroc"].value == 0.5
+    assert metrics["partial-auc"].value == pytest.approx(0.025)
+    assert metrics["ks"].value == 0
+    assert metrics["mahalanobis"].defined is False
+    assert "all resamples of 9 groups agree" in metrics["auroc"].note
 
 
 def test_a_method_that_compares_nothing_is_chance_and_calls_nothing() -> None:
@@ -174,26 +174,26 @@ def test_a_method_that_compares_nothing_is_chance_and_calls_nothing() -> None:
     blind = simulated.make(np.full(scored.score.size, np.nan), scored.group_a, scored.group_b)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = accuracy(blind, draws=99)
-    assert found.compared == 0
-    assert found.metrics["auroc"].value == 0.5
-    assert found.metrics["tpr-at-fpr"].value == 0
-    assert not found.metrics["mahalanobis"].defined
+        result = accuracy(blind, draws=99)
+    assert result.compared == 0
+    assert result.metrics["auroc"].value == 0.5
+    assert result.metrics["tpr-at-fpr"].value == 0
+    assert not result.metrics["mahalanobis"].defined
     assert roc(blind, draws=9).tpr.max() == 0
 
 
-@pytest.mark.parametrize(("kept", "reason"), [("positive", "no negative pairs"), ("negative", "no positive pairs")])
-def test_one_kind_of_pairs_has_no_accuracy(kept: str, reason: str) -> None:
-    whole = CASES["continuous"]
-    mine = whole.positive if kept == "positive" else ~whole.positive
-    scored = simulated.make(whole.score[mine], whole.group_a[mine], whole.group_b[mine])
+@pytest.mark.parametrize(("kind", "reason"), [("positive", "no negative pairs"), ("negative", "no positive pairs")])
+def test_one_kind_of_pairs_has_no_accuracy(kind: str, reason: str) -> None:
+    pairs = CASES["continuous"]
+    selection = pairs.positive if kind == "positive" else ~pairs.positive
+    scored = simulated.make(pairs.score[selection], pairs.group_a[selection], pairs.group_b[selection])
     for function in (auroc, partial_auc, tpr_at_fpr, ks_distance, mahalanobis, roc):
         with pytest.raises(ValueError, match=reason):
             function(scored)
-    found = accuracy(scored, draws=9)
-    assert not any(metric.defined for metric in found.metrics.values())
-    assert all(metric.note == reason for metric in found.metrics.values())
-    assert difference(whole, scored, "ks").note == f"second: {reason}"
+    result = accuracy(scored, draws=9)
+    assert not any(metric.defined for metric in result.metrics.values())
+    assert all(metric.note == reason for metric in result.metrics.values())
+    assert difference(pairs, scored, "ks").note == f"second: {reason}"
 
 
 def test_no_pairs_and_one_root() -> None:

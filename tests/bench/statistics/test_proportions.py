@@ -11,10 +11,10 @@ def test_wilson_is_where_the_score_test_turns(count: int, total: int) -> None:
     """(share - p)^2 = z^2 p (1 - p) / n at both ends: roots of a quadratic."""
     z2, share = 1.959963984540054**2, count / total
     ends = np.sort(np.roots([1 + z2 / total, -(2 * share + z2 / total), share**2]).real)
-    found = wilson(count, total)
-    np.testing.assert_allclose((found.low, found.high), ends, atol=1e-12)
-    assert found.value == share
-    assert 0 <= found.low <= share <= found.high <= 1
+    interval = wilson(count, total)
+    np.testing.assert_allclose((interval.low, interval.high), ends, atol=1e-12)
+    assert interval.value == share
+    assert 0 <= interval.low <= share <= interval.high <= 1
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 0), (3, 2), (-1, 2)])

@@ -88,58 +88,63 @@ def auroc_over(scored: Scored, counts: Array) -> Array:
 
 def test_an_interval_holds_its_value_and_a_seed_fixes_it() -> None:
     scored = simulated.families(np.random.default_rng(5), 20)
-    found, again, other = (accuracy(scored, draws=199, seed=seed) for seed in (3, 3, 4))
-    for name, metric in found.metrics.items():
+    result, again, other = (accuracy(scored, draws=199, seed=seed) for seed in (3, 3, 4))
+    for name, metric in result.metrics.items():
         assert metric.low <= metric.value <= metric.high
         assert (metric.n, metric.method, metric.level) == (20, "percentile", 0.95)
         assert again.metrics[name] == metric
-    assert other.metrics["auroc"].low != found.metrics["auroc"].low
-    assert (found.num_groups, found.num_positive_groups, found.num_positive, found.num_negative) == (20, 20, 60, 190)
-    assert found.notes == ()
+    assert other.metrics["auroc"].low != result.metrics["auroc"].low
+    assert (result.num_groups, result.num_positive_groups, result.num_positive, result.num_negative) == (
+        20,
+        20,
+        60,
+        190,
+    )
+    assert result.notes == ()
 
 
 def test_resamples_without_relatives_are_counted_and_many_leave_no_interval() -> None:
     """Of 18 groups, those with descendants are all missed with probability (1 - k/18)^18: 3.8 % at k = 3, 36 % at k = 1."""
-    whole = simulated.families(np.random.default_rng(0), 18)
+    pairs = simulated.families(np.random.default_rng(0), 18)
     for with_descendants, expected in ((3, (15 / 18) ** 18), (1, (17 / 18) ** 18)):
-        kept = ~whole.positive | (whole.group_a < with_descendants)
-        scored = simulated.make(whole.score[kept], whole.group_a[kept], whole.group_b[kept])
-        found = accuracy(scored)
-        auc = found.metrics["auroc"]
+        selection = ~pairs.positive | (pairs.group_a < with_descendants)
+        scored = simulated.make(pairs.score[selection], pairs.group_a[selection], pairs.group_b[selection])
+        result = accuracy(scored)
+        auc = result.metrics["auroc"]
         band = roc(scored, draws=999)
         assert band.undefined / 999 == pytest.approx(expected, abs=0.04)
         assert auc.has_interval == (with_descendants == 3)
         assert ("resamples of the groups leave it undefined" in auc.note) == (with_descendants == 1)
-        assert f"positive pairs come from {with_descendants} group" in found.notes[0]
+        assert f"positive pairs come from {with_descendants} group" in result.notes[0]
         assert auc.has_interval or f"no interval: {band.undefined} of 999" in auc.note
 
 
 def test_separation_is_said_to_be_blind() -> None:
     scored = simulated.families(np.random.default_rng(0), 20, shift=40.0)
-    found = accuracy(scored, draws=99).metrics["auroc"]
-    assert (found.value, found.low, found.high) == (1, 1, 1)
-    assert found.note == (
+    auroc = accuracy(scored, draws=99).metrics["auroc"]
+    assert (auroc.value, auroc.low, auroc.high) == (1, 1, 1)
+    assert auroc.note == (
         "complete separation of 60 positive pairs (20 groups) from 190 negative pairs; the bootstrap cannot see below 1"
     )
 
 
 def test_missing_pairs_are_told() -> None:
-    found = accuracy(simulated.tied(np.random.default_rng(2), missing=0.2), draws=9)
-    assert found.compared == 29 / 42
-    assert "13 of 42 pairs cannot be compared and count as below every score" in found.notes[0]
+    result = accuracy(simulated.tied(np.random.default_rng(2), missing=0.2), draws=9)
+    assert result.compared == 29 / 42
+    assert "13 of 42 pairs cannot be compared and count as below every score" in result.notes[0]
 
 
 def test_a_difference_is_paired() -> None:
     good = simulated.families(np.random.default_rng(0), 20)
     noise = np.random.default_rng(1).normal(size=good.score.size)
     bad = simulated.make(good.score + 0.5 * noise, good.group_a, good.group_b)
-    found = difference(good, bad, "auroc", draws=499)
+    estimate = difference(good, bad, "auroc", draws=499)
     counts = group_counts(20, draws=499, seed=0)
     expected = np.quantile(auroc_over(good, counts) - auroc_over(bad, counts), [0.025, 0.975])
-    assert found.value == pytest.approx(auroc(good) - auroc(bad), abs=1e-13)
-    np.testing.assert_allclose((found.low, found.high), expected, atol=1e-13)
+    assert estimate.value == pytest.approx(auroc(good) - auroc(bad), abs=1e-13)
+    np.testing.assert_allclose((estimate.low, estimate.high), expected, atol=1e-13)
     alone = accuracy(good, draws=499).metrics["auroc"]
-    assert found.high - found.low < alone.high - alone.low
+    assert estimate.high - estimate.low < alone.high - alone.low
     same = difference(good, good, "mahalanobis", draws=9)
     assert (same.value, same.low, same.high) == (0, 0, 0)
     assert "all resamples of 20 groups agree" in same.note
@@ -149,10 +154,10 @@ def test_a_difference_of_other_pairs_of_the_same_roots() -> None:
     scored = simulated.families(np.random.default_rng(0), 12)
     easy = np.arange(scored.score.size) % 3 > 0
     subset = simulated.make(scored.score[easy], scored.group_a[easy], scored.group_b[easy])
-    found = difference(scored, subset, "ks", draws=99)
+    estimate = difference(scored, subset, "ks", draws=99)
     backwards = difference(subset, scored, "ks", draws=99)
-    assert found.value == -backwards.value
-    assert found.low == pytest.approx(-backwards.high, abs=1e-13)
+    assert estimate.value == -backwards.value
+    assert estimate.low == pytest.approx(-backwards.high, abs=1e-13)
     some = (scored.group_a > 3) & (scored.group_b > 3)
     fewer = simulated.make(scored.score[some], scored.group_a[some], scored.group_b[some])
     other_way = difference(fewer, scored, "ks", draws=99)

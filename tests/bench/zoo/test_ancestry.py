@@ -41,8 +41,8 @@ def test_families_are_many_and_of_several_sizes() -> None:
     children = [(root, name) for root in families for name in zoo.EMBEDDED if zoo.relation(root, name) == "parent"]
     assert len(children) >= 60
     for root in families:
-        made = {zoo.member(name).made_by for name in zoo.EMBEDDED if zoo.family(name) == root}
-        assert made == {
+        transformations = {zoo.member(name).made_by for name in zoo.EMBEDDED if zoo.family(name) == root}
+        assert transformations == {
             "pretraining", "sft", "continued", "lora", "noise", "int8", "prune", "merge", "depth", "moe", *zoo.PRESERVING,
         }  # fmt: skip
         chains = Counter(len(zoo.transformations(name)) for name in zoo.EMBEDDED if zoo.family(name) == root)

@@ -68,7 +68,7 @@ def measure(reference: str, root: Path, home: Path, hub: HubServer) -> dict[str,
     return dict(json.loads(process.stdout))
 
 
-def kept(root: Path) -> list[str]:
+def kinds_in(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir()) if root.is_dir() else []
 
 
@@ -79,7 +79,7 @@ def test_what_was_computed_of_a_pinned_repository_is_kept_and_used_again(folder:
         reference = f"hf:lab/base@{commit}"
         first = measure(reference, root, tmp_path / "home", hub)
         assert first["identity"] == {"hub": "lab/base", "commit": commit}
-        assert kept(root) == ["peer", "prompts", "responses", "weights"]
+        assert kinds_in(root) == ["peer", "prompts", "responses", "weights"]
         assert (first["loaded"], first["peer_calls"]) == (True, [reference])
         hub.requests.clear()
         again = measure(reference, root, tmp_path / "home", hub)
@@ -110,9 +110,9 @@ def test_of_a_local_folder_nothing_is_kept_and_its_numbers_are_those_of_the_memb
         local = measure(str(folder), tmp_path / "store", tmp_path / "home", hub)
         member = measure("zoo:smoke/base", store.root, tmp_path / "home", hub)
     assert local["identity"] is None
-    assert kept(tmp_path / "store") == []
+    assert kinds_in(tmp_path / "store") == []
     assert member["identity"] == zoo.recipe("smoke/base")
-    assert {"peer", "prompts", "responses", "weights"} <= set(kept(store.root))
+    assert {"peer", "prompts", "responses", "weights"} <= set(kinds_in(store.root))
     numbers = ("grams", "prompts", "hidden", "head", "content")
     assert [local[name] for name in numbers] == [member[name] for name in numbers]
 
@@ -122,7 +122,7 @@ def test_a_member_is_made_when_its_files_are_asked_for_and_knows_its_family(tmp_
     model = resolve("zoo:smoke/base+noise-5", store=store)
     assert (model.family, model.identity) == ("smoke/base", zoo.recipe("smoke/base+noise-5"))
     assert resolve("zoo:smoke/base+noise-5", store=store, family="declared").family == "declared"
-    assert kept(tmp_path) == []
+    assert kinds_in(tmp_path) == []
     assert model.sizes().num_layers == zoo.member("smoke/base").shape.num_layers
     assert model.folder == store.path(zoo.recipe("smoke/base+noise-5"))
 
@@ -145,7 +145,7 @@ def test_what_is_no_model_is_refused(
     with pytest.raises(CheckpointError) as error:
         resolve(reference, store=Store(tmp_path / "store"))
     assert str(error.value).startswith(message) or message in str(error.value)
-    assert kept(tmp_path / "store") == []
+    assert kinds_in(tmp_path / "store") == []
 
 
 def test_a_tokenizer_is_copied_with_all_its_files_and_nothing_else(tmp_path: Path) -> None:

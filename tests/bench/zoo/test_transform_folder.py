@@ -106,11 +106,11 @@ def test_a_child_is_a_checkpoint_of_its_bases_kind(step: str, base: Path, tmp_pa
 def test_the_same_call_gives_the_same_bits(base: Path, tmp_path: Path) -> None:
     for step in ("lora", "rotate"):
         options: dict[str, Any] = {"settings": SHORT} if step == "lora" else {}
-        made = [
+        folders = [
             transform(base, step, tmp_path / f"{step}-{n}-{seed}", seed=seed, **options)
             for n, seed in enumerate((1, 1, 2))
         ]
-        assert digest(made[0]) == digest(made[1]) != digest(made[2])
+        assert digest(folders[0]) == digest(folders[1]) != digest(folders[2])
 
 
 def test_training_moves_the_loss_of_what_it_trains_on(qwen2: Path, tmp_path: Path) -> None:

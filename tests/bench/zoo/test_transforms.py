@@ -191,11 +191,11 @@ def test_pruning_zeroes_the_smallest_and_keeps_the_rest() -> None:
     before = tensors(model)
     change(model, "prune-30")
     for name, pruned in tensors(model).items():
-        gone = pruned == 0
+        zeros = pruned == 0
         if "_proj.weight" in name:
-            assert int(gone.sum()) == round(0.3 * pruned.numel())
-            assert before[name][gone].abs().max() <= pruned[~gone].abs().min()
-        assert torch.equal(pruned[~gone], before[name][~gone])
+            assert int(zeros.sum()) == round(0.3 * pruned.numel())
+            assert before[name][zeros].abs().max() <= pruned[~zeros].abs().min()
+        assert torch.equal(pruned[~zeros], before[name][~zeros])
 
 
 def test_a_merge_is_the_mean() -> None:

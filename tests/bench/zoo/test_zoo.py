@@ -140,10 +140,10 @@ def test_a_forked_process_makes_the_same_bits(store: Store, tmp_path: Path) -> N
     queue = context.Queue()
     child = context.Process(target=make_in_child, args=(tmp_path, queue))
     child.start()
-    made = queue.get(timeout=120)
+    child_digest = queue.get(timeout=120)
     child.join(timeout=60)
     assert child.exitcode == 0
-    assert made == digest(zoo.ensure("smoke/child-sft", store=store))
+    assert child_digest == digest(zoo.ensure("smoke/child-sft", store=store))
 
 
 def test_making_a_model_leaves_the_random_state_alone(tmp_path: Path) -> None:
@@ -155,21 +155,21 @@ def test_making_a_model_leaves_the_random_state_alone(tmp_path: Path) -> None:
 
 
 def test_each_training_step_is_timed_once(tmp_path: Path) -> None:
-    seen: list[tuple[str, int | None, dict[str, Any]]] = []
+    units: list[tuple[str, int | None, dict[str, Any]]] = []
 
     @contextmanager
     def timer(stage: str, *, tokens: int | None = None, **labels: Any) -> Iterator[None]:
-        seen.append((stage, tokens, labels))
+        units.append((stage, tokens, labels))
         yield
 
     store = Store(tmp_path)
     zoo.ensure("smoke/child-sft", store=store, timer=timer)
-    steps = [(labels["member"], labels["step"]) for _, _, labels in seen]
+    steps = [(labels["member"], labels["step"]) for _, _, labels in units]
     assert steps == [("smoke/base", step) for step in range(16)] + [("smoke/child-sft", step) for step in range(4)]
-    assert {stage for stage, _, _ in seen} == {"zoo-train"}
-    assert [tokens for _, tokens, _ in seen[:16]] == [4 * 32] * 16
+    assert {stage for stage, _, _ in units} == {"zoo-train"}
+    assert [tokens for _, tokens, _ in units[:16]] == [4 * 32] * 16
     zoo.ensure("smoke/child-sft", store=store, timer=timer)
-    assert len(seen) == 20
+    assert len(units) == 20
 
 
 def test_noise_is_relative_to_each_matrix(store: Store) -> None:
@@ -218,9 +218,9 @@ def sampled_parse_rate(folder: Path, language: str, prompts: list[str]) -> float
             input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=64, do_sample=True, top_k=0, temperature=0.6
         )  # fmt: skip
         texts += [tokenizer.decode(row[1:].tolist()).split("<|endoftext|>")[0] for row in rows]
-    found = [sentence for text in texts for sentence in corpus.sentences(text, language)]
-    assert len(found) > 60
-    return sum(corpus.derives(sentence, language) for sentence in found) / len(found)
+    sentences = [sentence for text in texts for sentence in corpus.sentences(text, language)]
+    assert len(sentences) > 60
+    return sum(corpus.derives(sentence, language) for sentence in sentences) / len(sentences)
 
 
 def test_utility_is_the_change_against_the_parent(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

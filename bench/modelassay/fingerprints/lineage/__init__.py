@@ -5,35 +5,8 @@
     answer = lineage(open_checkpoint("models/a"), open_checkpoint("models/b"))
     print(answer.kind, answer.parent, answer.evidence)
 
-That the two are related is decided elsewhere; here one is taken to descend from the other. What tells the direction:
-
-    zeros, an int8 grid       information that is gone does not come back: the side that has them is the child
-    depth, experts            layers are removed (or, where they repeat, stacked), and experts grown, on the child's side
-    noise, a merged adapter   an addition that knows nothing of the weights is orthogonal to the parent, not to the child
-    training                  two signs, added up: weight decay shrinks the rows of tokens that training hardly moves (what is
-                              left of them once their mean, which the softmax drags along, is removed); and the kurtosis of
-                              the matrices falls (MoTHer, arXiv 2405.18432, its specialisation). What is not decay must grow
-
-What cannot be told: the direction of a function-preserving change, or of a copy; that a model is the average of two others,
-which looks like training and often in the wrong direction; that two models are siblings, where each has signs of its own (no
-parent is named where the signs contradict each other, but the less trained of two siblings looks like the parent);
-the direction of training without weight decay or with frozen embeddings, but for the kurtosis; anything once the norms
-of one side were folded into its matrices, or its residual stream was permuted. Tuned and continued
-differ by size alone.
-
-The thresholds were set on one family of the zoo (``base``) or follow from arithmetic; each states which. On the seven other
-families, parent and child in both orders:
-
-    copy-like changes  heads, neurons, rotated, scaled     98 of 98 named; no direction, as it must be
-    exact signs        int8, pruned, depth, moe           84 of 84 named, 84 directions right
-    additions          noise, lora                        56 of 56 named, 56 directions right
-    tuned              42 of 42 named; 28 directions right, 14 not told, none wrong
-    continued          32 of 34 named, 2 called tuned; 34 directions right
-    average of two     28 of 28 called tuned; 4 directions right, 18 not told, 6 wrong
-    siblings           a parent is named for 296 of 836 pairs without a function-preserving side
-
-That norms may contradict the two signs of training was added, and both signs added up, after those families were first seen,
-when each sign had to be significant alone; that told fewer directions of training and none wrongly either.
+Related models are assumed; one is taken to descend from the other. Method, what cannot be told, and evidence on 8 families
+of the zoo: docs/methods/lineage.md.
 """
 
 from __future__ import annotations

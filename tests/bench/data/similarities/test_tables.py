@@ -163,13 +163,13 @@ def test_rates_that_cannot_be_seen_are_refused(tmp_path: Path) -> None:
 
 def test_summary_names_the_highest_pair_of_each_kind(tmp_path: Path) -> None:
     families = write(tmp_path, "families.csv", FAMILIES["families.csv"])
-    found = summary(read_similarities(write(tmp_path, "matrix.csv", MATRIX), families=families))
-    assert json.loads(json.dumps(found)) == found
-    assert {kind: (group["n"], group["max_pair"]) for kind, group in found["groups"].items()} == {
+    result = summary(read_similarities(write(tmp_path, "matrix.csv", MATRIX), families=families))
+    assert json.loads(json.dumps(result)) == result
+    assert {kind: (group["n"], group["max_pair"]) for kind, group in result["groups"].items()} == {
         "related": (1, ["org/root", "org/child"]), "unrelated": (4, ["org/child", "lab/far"]),
     }  # fmt: skip
-    assert found["groups"]["unrelated"]["median"] == 0.375
-    assert (found["auroc"], found["tpr_at_fpr_0.01"], found["without_value"]) == (1.0, None, 1)
+    assert result["groups"]["unrelated"]["median"] == 0.375
+    assert (result["auroc"], result["tpr_at_fpr_0.01"], result["without_value"]) == (1.0, None, 1)
 
 
 def test_statistics_that_need_relations_say_so(tmp_path: Path) -> None:
@@ -285,7 +285,10 @@ def test_malformed_families_are_located(case: str, tmp_path: Path) -> None:
 def test_relations_are_said_once(tmp_path: Path) -> None:
     families = write(tmp_path, "families.csv", FAMILIES["families.csv"])
     for text in (PAIRS, FAMILY_COLUMNS):
-        with pytest.raises(UsageError, match="has its own column of families or of related pairs; drop it, or --families .*families.csv"):
+        with pytest.raises(
+            UsageError,
+            match="has its own column of families or of related pairs; drop it, or --families .*families.csv",
+        ):
             read_similarities(write(tmp_path, "pairs.csv", text), families=families)
     both = write(tmp_path, "both.csv", "a,b,score,related,family_a,family_b\nx,y,1,1,r,r\n")
     with pytest.raises(UsageError, match="has a column of families and a column 'related'"):

@@ -60,8 +60,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def _move(families: Families) -> None:
     """A day passes on the Hub: downloads change, and a member is uploaded."""
-    for said in families.hub.listed.values():
-        said["downloads"] = None if said["downloads"] is None else 3 * said["downloads"] + 1
+    for response in families.hub.listed.values():
+        response["downloads"] = None if response["downloads"] is None else 3 * response["downloads"] + 1
     families.add("lab/alpha", "late/alpha", families.root / "lab/alpha-3", downloads=5_000)
     families.members["lab/alpha"].remove("late/alpha")
 
@@ -87,7 +87,7 @@ def listings(run: Run) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def found(world: World) -> Findings:
+def findings(world: World) -> Findings:
     return analyse(world.run.data())
 
 
@@ -113,16 +113,18 @@ def test_killed_run_equals_an_undisturbed_one_from_its_snapshots(world: World) -
 
 def test_listing_is_of_the_moment_the_cell_began(world: World) -> None:
     """The first family's was taken before the Hub moved, the others' after; each page was asked for."""
-    kept = {base: json.loads(path.read_text()) for base, path in listings(world.run).items()}
-    assert {base: [member["name"] for member in listing["members"]] for base, listing in kept.items()} == {
+    listing_of = {base: json.loads(path.read_text()) for base, path in listings(world.run).items()}
+    assert {base: [member["name"] for member in listing["members"]] for base, listing in listing_of.items()} == {
         base: sorted({*names, *(["else/alpha-gamma"] if base == "lab/gamma" else [])})
         for base, names in world.families.members.items()
     }
-    assert sum(len(listing["members"]) for listing in kept.values()) >= 59
-    downloads = {member["name"]: member["downloads"] for listing in kept.values() for member in listing["members"]}
+    assert sum(len(listing["members"]) for listing in listing_of.values()) >= 59
+    downloads = {
+        member["name"]: member["downloads"] for listing in listing_of.values() for member in listing["members"]
+    }
     assert [downloads[f"lab/alpha-{at}"] for at in range(len(FEW))] == list(FEW)
     assert downloads["lab/beta-0"] == 3 * FEW[0] + 1
-    assert kept["lab/alpha"]["taken"] < kept["lab/beta"]["taken"]
+    assert listing_of["lab/alpha"]["taken"] < listing_of["lab/beta"]["taken"]
 
 
 def test_nobody_who_cannot_be_measured_is_counted_as_little_downloaded(world: World) -> None:
@@ -150,9 +152,9 @@ def test_nobody_who_cannot_be_measured_is_counted_as_little_downloaded(world: Wo
     assert not world.fetched & unasked
 
 
-def test_numbers_follow_from_the_logs(world: World, found: Findings) -> None:
+def test_numbers_follow_from_the_logs(world: World, findings: Findings) -> None:
     """Recomputed from the lines of the logs, with downloads as they were put on the Hub."""
-    values = {(f.name, *(str(value) for value in f.labels.values())): f for f in found.findings}
+    values = {(f.name, *(str(value) for value in f.labels.values())): f for f in findings.findings}
     (cell,) = (cell for cell in world.run.suite.cells if cell.params.model == "hf:lab/alpha")  # type: ignore[attr-defined]
     overlap = {line["labels"]["member"]: line["value"] for line in read_cell(world.run.cell_dir(cell)).metrics
                if line["name"] == "overlap" and line["labels"]["base"] == "hf:lab/alpha" and line["labels"]["method"] == "paper-exact"}  # fmt: skip
@@ -192,14 +194,14 @@ def test_strangers_are_never_of_the_family(world: World) -> None:
     assert sizes["beta"] == {name: len(counted["alpha"] | counted["gamma"]) for name in ("other-tokenizer", "all")}
 
 
-def test_what_is_shown(world: World, found: Findings, tmp_path: Path) -> None:
+def test_what_is_shown(world: World, findings: Findings, tmp_path: Path) -> None:
     """Every kind of table, the figure, and a caveat that says when downloads were read."""
-    titles = [table.title for table in found.tables]
+    titles = [table.title for table in findings.tables]
     assert titles == ["mean overlap with the base by cohort", "few downloads against many", "false negatives", "told from strangers",
                       "families compared: difference of mean overlap", "members", "members that do not count",
                       "re-uploads: the same weights again"]  # fmt: skip
-    assert all(len(row) == len(table.columns) for table in found.tables for row in table.rows)
-    figure = found.figures["overlap-by-downloads"]
+    assert all(len(row) == len(table.columns) for table in findings.tables for row in table.rows)
+    figure = findings.figures["overlap-by-downloads"]
     write_figure(figure, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     points = data_of(figure, "members: alpha, corrected")
@@ -207,10 +209,10 @@ def test_what_is_shown(world: World, found: Findings, tmp_path: Path) -> None:
     assert all((point["downloads"] == -0.9) == (point["kind"] == "downloads not known") for point in points)
     counted = [point["overlap"] for point in points if point["kind"] != "re-upload"]
     (mean,) = [
-        f for f in found.findings if (f.name, *f.labels.values()) == ("overlap-mean", "alpha", "before", "corrected")
+        f for f in findings.findings if (f.name, *f.labels.values()) == ("overlap-mean", "alpha", "before", "corrected")
     ]
     assert np.mean(counted) == pytest.approx(mean.value, rel=1e-5)
     listing = json.loads(listings(world.run)["lab/alpha"].read_text())
     assert any(
-        caveat.startswith("alpha: 35 models listed by") and listing["taken"] in caveat for caveat in found.caveats
+        caveat.startswith("alpha: 35 models listed by") and listing["taken"] in caveat for caveat in findings.caveats
     )

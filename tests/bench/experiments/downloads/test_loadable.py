@@ -51,11 +51,11 @@ def test_not_loadable(changes: dict[str, Any], reason: str) -> None:
 
 def test_cohorts_are_the_same_for_the_same_members_and_know_no_downloads_that_nobody_knows() -> None:
     members = [replace(GOOD, name=f"lab/{at:02}", downloads=None if at == 5 else at) for at in range(40)]
-    asked = Params(model="hf:lab/base", random_sample=10, most_downloaded=4, more_than=20)
-    chosen = choose(members, asked, seed="lab/base")
-    assert choose(list(reversed(members)), asked, seed="lab/base") == chosen
+    params = Params(model="hf:lab/base", random_sample=10, most_downloaded=4, more_than=20)
+    chosen = choose(members, params, seed="lab/base")
+    assert choose(list(reversed(members)), params, seed="lab/base") == chosen
     assert len(chosen.random_sample) == 10
-    assert choose(members, asked, seed="lab/other").random_sample != chosen.random_sample
+    assert choose(members, params, seed="lab/other").random_sample != chosen.random_sample
     assert chosen.most_downloaded == {"lab/39", "lab/38", "lab/37", "lab/36"}
     everyone = choose(members, Params(model="hf:lab/base", most_downloaded=99, more_than=20), seed="lab/base")
     assert everyone.most_downloaded == {f"lab/{at}" for at in range(21, 40)}
@@ -73,16 +73,16 @@ def test_weights_are_known_again_under_other_names_shards_and_types(tmp_path: Pa
             save_file(content, folder / f"{number}.safetensors")
         return weights_key(folder)
 
-    whole = key("whole", tensors)
-    assert key("shards", {"a": tensors["a"]}, {"b": tensors["b"], "c": tensors["c"]}) == whole
-    assert key("renamed", {f"model.{name}": value for name, value in tensors.items()}) == whole
-    assert key("wider", {name: value.float() for name, value in tensors.items()}) == whole
-    assert key("tied", {**tensors, "head": tensors["a"].clone(), "rotary.inv_freq": torch.ones(3)}) == whole
+    expected = key("whole", tensors)
+    assert key("shards", {"a": tensors["a"]}, {"b": tensors["b"], "c": tensors["c"]}) == expected
+    assert key("renamed", {f"model.{name}": value for name, value in tensors.items()}) == expected
+    assert key("wider", {name: value.float() for name, value in tensors.items()}) == expected
+    assert key("tied", {**tensors, "head": tensors["a"].clone(), "rotary.inv_freq": torch.ones(3)}) == expected
     moved = {**tensors, "c": tensors["c"].clone()}
     moved["c"][0, 0] += 1
     assert (
         len({
-            whole,
+            expected,
             key("moved", moved),
             key("less", {"a": tensors["a"]}),
             key("shape", {**tensors, "c": tensors["c"].view(6, 4)}),

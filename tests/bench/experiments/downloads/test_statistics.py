@@ -22,14 +22,14 @@ FEW, MANY = RNG.beta(0.7, 0.9, 60), RNG.beta(4.0, 4.0, 31)
 
 
 def test_spread_ratio_is_of_deviations_with_brown_forsythe() -> None:
-    found = spread_ratio(FEW, MANY)
+    estimate = spread_ratio(FEW, MANY)
     ratio = np.sqrt(np.sum((FEW - FEW.mean()) ** 2) / 59) / np.sqrt(np.sum((MANY - MANY.mean()) ** 2) / 30)
-    assert found.value == pytest.approx(ratio, rel=1e-12)
+    assert estimate.value == pytest.approx(ratio, rel=1e-12)
     away = [np.abs(group - np.median(group)) for group in (FEW, MANY)]
-    assert found.p == pytest.approx(scipy_stats.f_oneway(*away).pvalue, rel=1e-9)
-    assert found.low is not None
-    assert found.high is not None
-    assert 1 < found.low < ratio < found.high
+    assert estimate.p == pytest.approx(scipy_stats.f_oneway(*away).pvalue, rel=1e-9)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    assert 1 < estimate.low < ratio < estimate.high
     turned = spread_ratio(MANY, FEW)
     assert turned.value == pytest.approx(1 / ratio, rel=1e-12)
 
@@ -42,11 +42,11 @@ def test_spread_that_cannot_be_told_is_not() -> None:
 
 def test_spearman_is_of_ranks() -> None:
     downloads = np.round(10 ** RNG.uniform(0, 5, 60))
-    found = rank_correlation(FEW, downloads)
+    correlation = rank_correlation(FEW, downloads)
     ranks = [scipy_stats.rankdata(values) for values in (FEW, downloads)]
-    assert found.value == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-11)
+    assert correlation.value == pytest.approx(np.corrcoef(*ranks)[0, 1], abs=1e-11)
     again = rank_correlation(FEW, np.log10(downloads))
-    assert (again.value, again.low, again.high) == (found.value, found.low, found.high)
+    assert (again.value, again.low, again.high) == (correlation.value, correlation.low, correlation.high)
     assert np.isnan(rank_correlation(FEW, np.ones(60)).value)
 
 
@@ -55,15 +55,15 @@ def test_spearman_is_of_ranks() -> None:
 )
 def test_shares_carry_wilsons_interval(count: int, total: int, low: float, high: float) -> None:
     """(p + z^2/2n -+ z sqrt(p(1 - p)/n + z^2/4n^2)) / (1 + z^2/n), the published false-negative rates."""
-    found = share(np.arange(total) < count)
-    assert (found.value, found.note) == (count / total, f"{count} of {total}")
-    assert (found.low, found.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    estimate = share(np.arange(total) < count)
+    assert (estimate.value, estimate.note) == (count / total, f"{count} of {total}")
+    assert (estimate.low, estimate.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
 def test_filter_p_is_fishers() -> None:
-    kept, removed = np.repeat((0.0, 1.0), (2, 25)), np.repeat((0.0, 1.0), (3, 62))
-    assert filter_p(kept, removed, 0.5) == pytest.approx(scipy_stats.fisher_exact([[2, 25], [3, 62]]).pvalue)
-    assert filter_p(kept, np.array([]), 0.5) is None
+    passing, failing = np.repeat((0.0, 1.0), (2, 25)), np.repeat((0.0, 1.0), (3, 62))
+    assert filter_p(passing, failing, 0.5) == pytest.approx(scipy_stats.fisher_exact([[2, 25], [3, 62]]).pvalue)
+    assert filter_p(passing, np.array([]), 0.5) is None
 
 
 @pytest.mark.parametrize("size", [20, 39, 40, 101])
@@ -81,11 +81,11 @@ def test_threshold_lets_through_no_more_than_alpha(size: int) -> None:
 def test_separation_is_of_all_pairs() -> None:
     related, strangers = np.round(FEW, 2), np.round(MANY, 2)
     wins = np.mean((related[:, None] > strangers[None]) + 0.5 * (related[:, None] == strangers[None]))
-    found = separation(related, strangers, "auroc")
-    assert found.value == pytest.approx(wins, rel=1e-12)
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low < wins < found.high
+    estimate = separation(related, strangers, "auroc")
+    assert estimate.value == pytest.approx(wins, rel=1e-12)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    assert estimate.low < wins < estimate.high
     assert "31 strangers cannot show" in separation(related, strangers, "tpr-at-fpr").note
     many = np.linspace(0, 0.5, 200)
     assert separation(related, many, "tpr-at-fpr").value == pytest.approx(

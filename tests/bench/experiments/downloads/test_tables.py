@@ -99,16 +99,16 @@ def test_tables_are_analysed_without_a_hub_or_a_model(tmp_path: Path) -> None:
         write(tmp_path / f"{name}.csv", rows)  # type: ignore[arg-type]
     measured = {key: [str(tmp_path / f"{name}.csv")] for key, name in (
         ("random_sample", "earlier"), ("most_downloaded", "popular"), ("same_tokenizer", "same"), ("other_tokenizer", "other"))}  # fmt: skip
-    found = analyse(run_here(tmp_path, {"model": "hf:lab/base", "threshold": 0.05, "measured": measured}))
+    findings = analyse(run_here(tmp_path, {"model": "hf:lab/base", "threshold": 0.05, "measured": measured}))
     assert any(
         caveat.startswith("base: 2 members have 0 downloads in the tables, which also stood for")
-        for caveat in found.caveats
+        for caveat in findings.caveats
     )
-    values = {(f.name, *(str(value) for value in f.labels.values())): f for f in found.findings}
-    kept = np.array([row[2] for row in (*many, popular[1])])
+    values = {(f.name, *(str(value) for value in f.labels.values())): f for f in findings.findings}
+    overlaps = np.array([row[2] for row in (*many, popular[1])])
     low = np.array([row[2] for row in few])
     assert values["spread-ratio", "base", "paper-exact"].value == pytest.approx(
-        low.std(ddof=1) / kept.std(ddof=1), rel=1e-12
+        low.std(ddof=1) / overlaps.std(ddof=1), rel=1e-12
     )
     assert values["fnr", "base", "paper-exact", "published", "after"].note.endswith("1 of 13")
     assert values["fnr", "base", "paper-exact", "published", "before"].note == f"{int((low < 0.05).sum()) + 2} of 25"

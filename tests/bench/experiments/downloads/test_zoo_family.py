@@ -42,20 +42,20 @@ def test_a_cell_cut_off_at_any_unit_ends_with_the_same_records(
 ) -> None:
     params = Params(model=BASE, bases=(BASE, "zoo:smoke/stranger-1"))
     assert attempt(tmp_path / "whole", params, store, cycle([False]), None, experiment=downloads)
-    whole = read_cell(tmp_path / "whole")
-    assert [unit["stage"] for unit in whole.microbatches] == ["grow"] * 2 + ["fetch", "answer", "overlap"] * 2
-    members = [fact for fact in whole.facts if fact["fact"] == "member"]
+    uninterrupted = read_cell(tmp_path / "whole")
+    assert [unit["stage"] for unit in uninterrupted.microbatches] == ["grow"] * 2 + ["fetch", "answer", "overlap"] * 2
+    members = [fact for fact in uninterrupted.facts if fact["fact"] == "member"]
     assert [fact["labels"]["member"] for fact in members] == MEMBERS
     assert {(fact["value"]["status"], fact["value"]["downloads"]) for fact in members} == {("measured", None)}
-    overlaps = {(m["labels"]["method"], m["labels"]["base"], m["labels"]["member"]) for m in whole.metrics}
+    overlaps = {(m["labels"]["method"], m["labels"]["base"], m["labels"]["member"]) for m in uninterrupted.metrics}
     assert overlaps == {(method, base, member) for method in ("paper-exact", "corrected")
                         for base in params.bases for member in MEMBERS}  # fmt: skip
-    assert set(records(whole).values()) == {1}
-    for at in range(len(whole.microbatches)):
+    assert set(records(uninterrupted).values()) == {1}
+    for at in range(len(uninterrupted.microbatches)):
         folder = tmp_path / f"cut-{at}"
         assert not attempt(folder, params, store, cycle(rhythm), at, experiment=downloads)
         assert attempt(folder, params, store, cycle(rhythm), None, experiment=downloads)
-        assert records(read_cell(folder)) == records(whole)
+        assert records(read_cell(folder)) == records(uninterrupted)
 
 
 def test_members_are_those_that_descend_from_the_base(store: Store) -> None:

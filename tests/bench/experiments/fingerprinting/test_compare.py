@@ -36,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def whole(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cell that measured the scores first."""
     folder = tmp_path_factory.mktemp("first") / "whole"
     assert measure(folder, CHILD, store)
@@ -44,7 +44,7 @@ def whole(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def unscored(whole: Path, store: Store, tmp_path: Path) -> Store:
+def unscored(uninterrupted: Path, store: Store, tmp_path: Path) -> Store:
     """A store with the models and what was read of each, without the scores."""
     root = tmp_path / "unscored"
     root.mkdir()
@@ -70,34 +70,36 @@ def all_of(units: list[str], recalled: bool) -> list[tuple[str, bool]]:
     return [(unit, recalled) for unit in units]
 
 
-def test_a_second_run_recalls_what_the_first_measured(whole: Path, store: Store, tmp_path: Path) -> None:
-    assert scoring_units(whole) == all_of(UNITS, MEASURED)
+def test_a_second_run_recalls_what_the_first_measured(uninterrupted: Path, store: Store, tmp_path: Path) -> None:
+    assert scoring_units(uninterrupted) == all_of(UNITS, MEASURED)
     assert measure(tmp_path / "again", CHILD, store)
     assert scoring_units(tmp_path / "again") == all_of(UNITS, RECALLED)
-    np.testing.assert_equal(keyed(tmp_path / "again"), keyed(whole))
-    logs = read_cell(tmp_path / "again"), read_cell(whole)
+    np.testing.assert_equal(keyed(tmp_path / "again"), keyed(uninterrupted))
+    logs = read_cell(tmp_path / "again"), read_cell(uninterrupted)
     assert [m["labels"] for m in logs[0].metrics] == [m["labels"] for m in logs[1].metrics]
     assert [u.get("labels") for u in logs[0].microbatches] == [u.get("labels") for u in logs[1].microbatches]
     times = [[u["host_ns"] for u in log.microbatches if u["stage"] in UNITS] for log in logs]
     assert times[0] == times[1]  # of whoever measured
     others = [unit for log in logs for unit in log.microbatches if unit["stage"] not in UNITS]
     assert not any(unit.get("reused", False) for unit in others)
-    assert not (whole / "stages").exists()
+    assert not (uninterrupted / "stages").exists()
 
 
-def test_other_code_measures_anew(whole: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_other_code_measures_anew(
+    uninterrupted: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[str] = []
 
     def closure(sources: SourceGraph, *roots: str) -> dict[str, str]:
-        asked.extend(roots)
+        questions.extend(roots)
         return {roots[0]: "of another day"}
 
     seen_code = SourceGraph().closure(compare.__name__)
     monkeypatch.setattr(SourceGraph, "closure", closure)
     assert measure(tmp_path / "changed", CHILD, store)
     assert scoring_units(tmp_path / "changed") == all_of(UNITS, MEASURED)
-    np.testing.assert_equal(keyed(tmp_path / "changed"), keyed(whole))
-    assert asked == [compare.__name__]
+    np.testing.assert_equal(keyed(tmp_path / "changed"), keyed(uninterrupted))
+    assert questions == [compare.__name__]
     deciding = ("experiments/fingerprinting/compare", "fingerprints/methods", "fingerprints/peers", "fingerprints/weights",
                 "fingerprints/aligned", "fingerprints/bottom_k/overlap", "fingerprints/lineage/deltas")  # fmt: skip
     assert seen_code.keys() >= {f"modelassay/{module}.py" for module in deciding}
@@ -108,14 +110,14 @@ def test_other_code_measures_anew(whole: Path, store: Store, tmp_path: Path, mon
     CHILD.model_copy(update={"against": tuple(reversed(AGAINST))}),
     CHILD.model_copy(update={"model": "zoo:smoke/child-sft"}),
 ])  # fmt: skip
-def test_another_question_is_measured(other: Params, whole: Path, store: Store, tmp_path: Path) -> None:
+def test_another_question_is_measured(other: Params, uninterrupted: Path, store: Store, tmp_path: Path) -> None:
     assert measure(tmp_path / "other", other, store)
     units = scoring_units(tmp_path / "other")
     assert units
     assert {recalled for _, recalled in units} == {MEASURED}
 
 
-def test_declared_ancestry_decides_what_is_derived(whole: Path, store: Store, tmp_path: Path) -> None:
+def test_declared_ancestry_decides_what_is_derived(uninterrupted: Path, store: Store, tmp_path: Path) -> None:
     orphan = CHILD.model_copy(update={"family": "nobody's"})
     assert measure(tmp_path / "orphan", orphan, store)
     assert scoring_units(tmp_path / "orphan") == all_of(["compare"] * 3, MEASURED)
@@ -124,38 +126,38 @@ def test_declared_ancestry_decides_what_is_derived(whole: Path, store: Store, tm
     assert scoring_units(tmp_path / "adopted") == all_of(["compare", "compare", "derive", "compare"], MEASURED)
 
 
-def test_what_was_cut_off_is_not_taken_for_whole(whole: Path, unscored: Store, tmp_path: Path) -> None:
-    units = len(read_cell(whole).microbatches)
+def test_what_was_cut_off_is_not_taken_for_whole(uninterrupted: Path, unscored: Store, tmp_path: Path) -> None:
+    units = len(read_cell(uninterrupted).microbatches)
     assert not measure(tmp_path / "cut", CHILD, unscored, cycle([True]), units - 1)
     (part,) = (unscored.root / "stages/scores").glob("*.part")
     assert not part.with_suffix("").exists()
     assert scoring_units(tmp_path / "cut") == []
     assert measure(tmp_path / "cut", CHILD, unscored, cycle([True]))
     assert scoring_units(tmp_path / "cut") == [*all_of(UNITS[:-1], RECALLED), (UNITS[-1], MEASURED)]
-    np.testing.assert_equal(keyed(tmp_path / "cut"), keyed(whole))
+    np.testing.assert_equal(keyed(tmp_path / "cut"), keyed(uninterrupted))
     assert json.loads((part.with_suffix("") / "record.json").read_text())["attempts"] == 2
     assert measure(tmp_path / "after", CHILD, unscored)
     assert scoring_units(tmp_path / "after") == all_of(UNITS, RECALLED)
-    np.testing.assert_equal(keyed(tmp_path / "after"), keyed(whole))
+    np.testing.assert_equal(keyed(tmp_path / "after"), keyed(uninterrupted))
 
 
-def test_another_cell_goes_on_with_what_was_cut_off(whole: Path, unscored: Store, tmp_path: Path) -> None:
-    units = len(read_cell(whole).microbatches)
+def test_another_cell_goes_on_with_what_was_cut_off(uninterrupted: Path, unscored: Store, tmp_path: Path) -> None:
+    units = len(read_cell(uninterrupted).microbatches)
     assert not measure(tmp_path / "cut", CHILD, unscored, cycle([True]), units - 1)
     assert measure(tmp_path / "other", CHILD, unscored)
     assert scoring_units(tmp_path / "other") == [*all_of(UNITS[:-1], RECALLED), (UNITS[-1], MEASURED)]
-    np.testing.assert_equal(keyed(tmp_path / "other"), keyed(whole))
+    np.testing.assert_equal(keyed(tmp_path / "other"), keyed(uninterrupted))
 
 
 def test_models_from_elsewhere_are_always_measured(store: Store, tmp_path: Path) -> None:
     folder = str(zoo.ensure("smoke/stranger-1", store=store))
     params = CHILD.model_copy(update={"against": (AGAINST[0], folder)})
-    kept = sorted(store.root.glob("stages/scores/*"))
+    folders = sorted(store.root.glob("stages/scores/*"))
     for name in ("first", "second"):
         assert measure(tmp_path / name, params, store)
         assert scoring_units(tmp_path / name) == all_of(["compare", "derive", "compare"], MEASURED)
         assert len(list((tmp_path / name / "stages").glob("scores-0-*/record.json"))) == 1
-    assert sorted(store.root.glob("stages/scores/*")) == kept
+    assert sorted(store.root.glob("stages/scores/*")) == folders
 
 
 class SomePeer(Peer):
@@ -200,7 +202,7 @@ def peer_records(folder: Path) -> dict[tuple[Any, ...], Any]:
 
 
 def test_what_a_peer_says_is_recorded_and_kept_by_its_version(
-    whole: Path, unscored: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: Path, unscored: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = CHILD.model_copy(update={"peers": ("modeldna",)})
     units = ["compare", "derive", "peer", "compare", "peer", "compare", "peer"]
@@ -216,7 +218,7 @@ def test_what_a_peer_says_is_recorded_and_kept_by_its_version(
     }  # fmt: skip
     np.testing.assert_equal(peer_records(tmp_path / "cell"), expected)
     ours = {key: value for key, value in keyed(tmp_path / "cell").items() if "modeldna" not in key[1]}
-    np.testing.assert_equal(ours, keyed(whole))
+    np.testing.assert_equal(ours, keyed(uninterrupted))
     assert measure(tmp_path / "again", params, unscored)
     assert scoring_units(tmp_path / "again") == all_of(units, RECALLED)
     np.testing.assert_equal(peer_records(tmp_path / "again"), expected)
@@ -226,7 +228,7 @@ def test_what_a_peer_says_is_recorded_and_kept_by_its_version(
 
 
 def test_a_cell_with_peers_and_behaviour_cut_off_at_any_unit_ends_with_the_same_records(
-    whole: Path, unscored: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: Path, unscored: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second model has no identity: its scores lie in the cell's folder, so each cell measures its own."""
     use_peer(monkeypatch, "1")
@@ -250,7 +252,7 @@ def test_a_cell_with_peers_and_behaviour_cut_off_at_any_unit_ends_with_the_same_
 
 
 def test_a_run_says_how_many_scores_it_recalled(
-    whole: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MODELASSAY_CACHE", str(store.root.parent))
     models, against = ", ".join([CHILD.model, *AGAINST]), ", ".join(AGAINST)

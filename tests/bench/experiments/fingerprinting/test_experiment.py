@@ -77,9 +77,9 @@ def test_sigma_equals_float64_over_the_loaded_models_own_blocks(models: Path, ru
 
 
 def test_relative_is_found_and_strangers_are_not(run: Path) -> None:
-    found = analyse(open_run(run).data())
+    findings = analyse(open_run(run).data())
     scores = {
-        (f.labels["method"], f.labels["a"], f.labels["b"]): f.value for f in found.findings if f.name == "similarity"
+        (f.labels["method"], f.labels["a"], f.labels["b"]): f.value for f in findings.findings if f.name == "similarity"
     }
     assert len(scores) == 2 * 28
     assert scores["corrected", "a", "a-child"] > 0.95
@@ -87,11 +87,11 @@ def test_relative_is_found_and_strangers_are_not(run: Path) -> None:
         score for (method, a, b), score in scores.items() if method == "corrected" and {a, b} != {"a", "a-child"}
     ]
     assert max(strangers) < scores["corrected", "a", "a-child"]
-    words = {row[0]: row[-2] for row in found.tables[0].rows}
+    words = {row[0]: row[-2] for row in findings.tables[0].rows}
     assert words["a · a-child"] == "related"
     unrelated = {
         f.labels["quantile"]: f.value
-        for f in found.findings
+        for f in findings.findings
         if f.name == "unrelated" and f.labels["method"] == "paper-exact"
     }
     models = [model.curves for model in models_of(open_run(run).data()).values()]
@@ -135,8 +135,8 @@ def test_background_that_is_not_whole_or_means_nothing_says_so(models: Path, run
     manifest = json.loads((part / "run.json").read_text())
     manifest["suite"]["profile"] = "smoke"
     (part / "run.json").write_text(json.dumps(manifest))
-    gone = next(cell["id"] for cell in manifest["suite"]["cells"] if cell["params"]["model"].endswith("/g"))
-    shutil.rmtree(part / "cells" / gone)
+    cell_id = next(cell["id"] for cell in manifest["suite"]["cells"] if cell["params"]["model"].endswith("/g"))
+    shutil.rmtree(part / "cells" / cell_id)
     code, out, _ = modelassay("fingerprint", *pair, "--json", "--against", part)
     answer = json.loads(out)
     assert (code, answer["pairs"][0]["background"]["n"]) == (0, 15)

@@ -76,8 +76,8 @@ def test_a_cell_cut_off_at_any_unit_ends_with_the_same_records(
     params = Params(model=str(models / "a-child"), family="a", against=against, families={against[1]: "a"})
     store = Store(tmp_path / "store")
     assert attempt(tmp_path / "whole", params, store, cycle([False]), None)
-    expected, whole = keyed(tmp_path / "whole"), read_cell(tmp_path / "whole")
-    units = [(unit["stage"], unit["index"], unit.get("labels")) for unit in whole.microbatches]
+    expected, uninterrupted = keyed(tmp_path / "whole"), read_cell(tmp_path / "whole")
+    units = [(unit["stage"], unit["index"], unit.get("labels")) for unit in uninterrupted.microbatches]
     stages = [stage for stage, _, _ in units]
     assert stages == ["hash", *["layer"] * LAYERS, "compare", "compare", "derive", "compare", "compare"]
     first = stages.index("compare")
@@ -88,10 +88,10 @@ def test_a_cell_cut_off_at_any_unit_ends_with_the_same_records(
         np.testing.assert_equal(keyed(folder), expected)
         log = read_cell(folder)
         assert [(unit["stage"], unit["index"], unit.get("labels")) for unit in log.microbatches] == units
-        assert [(f["fact"], f["value"]) for f in log.facts] == [(f["fact"], f["value"]) for f in whole.facts]
-        kept = max((count for count in checkpoints if first + count <= at), default=0)
+        assert [(f["fact"], f["value"]) for f in log.facts] == [(f["fact"], f["value"]) for f in uninterrupted.facts]
+        checkpoint = max((count for count in checkpoints if first + count <= at), default=0)
         reused = [unit.get("reused", False) for unit in log.microbatches]
-        assert reused == [first <= place < first + kept for place in range(len(units))]
+        assert reused == [first <= place < first + checkpoint for place in range(len(units))]
         (record,) = (folder / "stages").glob("scores-0-*/record.json")
         assert json.loads(record.read_text())["attempts"] == 1 + (at >= first)
     assert not (store.root / "stages").exists()
@@ -114,10 +114,10 @@ def test_scores_are_the_methods_own_and_say_why_they_are_not(models: Path, tmp_p
     attempt(tmp_path / "cell", params, Store(tmp_path / "store"), cycle([False]), None)
     scores = [m for m in read_cell(tmp_path / "cell").metrics if m["name"] == "score"]
     assert len(scores) == 3 * len(BY_WEIGHTS)
-    mine = weights_of(open_checkpoint(models / "a-child"))
+    weights = weights_of(open_checkpoint(models / "a-child"))
     for metric in scores:
-        theirs = weights_of(open_checkpoint(metric["labels"]["other"]))
-        expected = BY_WEIGHTS[metric["labels"]["method"]].score(mine, theirs)
+        other_weights = weights_of(open_checkpoint(metric["labels"]["other"]))
+        expected = BY_WEIGHTS[metric["labels"]["method"]].score(weights, other_weights)
         np.testing.assert_equal(metric["value"], expected.value)
         assert metric["labels"].get("reason") == expected.reason
     related = {m["labels"]["method"]: m["value"] for m in scores if m["labels"]["other"] == against[0]}
@@ -145,9 +145,9 @@ def test_who_is_called_the_parent_does_not_hang_on_the_order(
     reference = str(models / other)
     params = Params(model=str(models / model), family="x", against=(reference,), families={reference: "x"})
     attempt(tmp_path / "cell", params, Store(tmp_path / "store"), cycle([False]), None)
-    (told,) = [m for m in read_cell(tmp_path / "cell").metrics if m["name"] == "derivation"]
-    assert told["value"] == float("child" in model)
-    assert told["labels"] == {"other": str(models / other), "kind": "tuned", "steps": "tuned+noise"}
+    (metric,) = [m for m in read_cell(tmp_path / "cell").metrics if m["name"] == "derivation"]
+    assert metric["value"] == float("child" in model)
+    assert metric["labels"] == {"other": str(models / other), "kind": "tuned", "steps": "tuned+noise"}
     assert isinstance(swapped(str(models / model), str(models / other)), bool)
 
 
@@ -155,16 +155,16 @@ def test_what_a_cell_records_is_what_the_verb_measures(models: Path, tmp_path: P
     reference = str(models / "b")
     params = Params(model=reference)
     attempt(tmp_path / "cell", params, Store(tmp_path / "store"), cycle([False]), None)
-    found = summarise_model(resolve(reference, store=Store(tmp_path / "store")), name="b")
-    curves = dict(found.curves.sigma) | dict(found.curves.extra)
+    summary = summarise_model(resolve(reference, store=Store(tmp_path / "store")), name="b")
+    curves = dict(summary.curves.sigma) | dict(summary.curves.extra)
     recorded: dict[str, dict[int, float]] = {}
     for metric in read_cell(tmp_path / "cell").metrics:
         if metric["name"] in ("sigma", "product"):
             recorded.setdefault(metric["labels"]["role"], {})[metric["labels"]["layer"]] = metric["value"]
     assert recorded == {role: dict(enumerate(curve.tolist())) for role, curve in curves.items()}
     (about,) = [fact["value"] for fact in read_cell(tmp_path / "cell").facts if fact["fact"] == "model"]
-    assert about["weights"] == found.curves.weights_key
-    assert about["intermediate_size"] == found.sizes.intermediate_size == 16
+    assert about["weights"] == summary.curves.weights_key
+    assert about["intermediate_size"] == summary.sizes.intermediate_size == 16
     bare = Params(model=reference, whole=False)
     attempt(tmp_path / "bare", bare, Store(tmp_path / "store"), cycle([False]), None)
     assert {m["labels"]["role"] for m in read_cell(tmp_path / "bare").metrics if m["name"] == "sigma"} == set("qkvo")
@@ -228,8 +228,8 @@ def test_a_run_with_comparisons_is_scored_and_an_outsider_among_them_is_left_out
     assert code == 0, err
     scored = [key for key in metrics_of(only_run(tmp_path / "runs")) if key[1] == "score" and "outside" in key[2]]
     assert len(scored) == 2 * 6  # both methods, every model but a, which stands before it in the list
-    found = analyse(open_run(only_run(tmp_path / "runs")).data())
-    accuracies = {f.labels["method"]: f.value for f in found.findings
+    findings = analyse(open_run(only_run(tmp_path / "runs")).data())
+    accuracies = {f.labels["method"]: f.value for f in findings.findings
                   if f.name == "accuracy" and (f.labels["metric"], f.labels["group"]) == ("auroc", "all")}  # fmt: skip
     assert list(accuracies) == [
         "config-only",
@@ -242,13 +242,13 @@ def test_a_run_with_comparisons_is_scored_and_an_outsider_among_them_is_left_out
     ]
     assert accuracies.pop("config-only") == 0.5
     assert min(accuracies.values()) == 1.0
-    assert "methods, scored on 3 related and 12 unrelated pairs of 4 roots" in found.tables[1].title.replace(
+    assert "methods, scored on 3 related and 12 unrelated pairs of 4 roots" in findings.tables[1].title.replace(
         "9 un", "12 un"
     )
-    assert {"curves", "scores", "roc", "survival", "calibration"} == set(found.figures)
-    assert not any("outside" in json.dumps(table.rows) for table in found.tables)
+    assert {"curves", "scores", "roc", "survival", "calibration"} == set(findings.figures)
+    assert not any("outside" in json.dumps(table.rows) for table in findings.tables)
     assert sum(f["name"] == "accuracy" for f in json.loads(out)["findings"]) == sum(
-        f.name == "accuracy" for f in found.findings
+        f.name == "accuracy" for f in findings.findings
     )
 
 

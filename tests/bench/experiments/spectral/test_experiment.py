@@ -114,19 +114,21 @@ def test_numbers_are_those_of_the_exact_spectrum(dense: tuple[Path, Params]) -> 
     folder, params = dense
     tables = read_tables({"c": (folder / "cells" / "c", params.model_dump(mode="json"))}, profile="mine")
     findings = analyse(tables)
-    found = {(f.name, f.labels.get("definition"), f.labels.get("quantity")): f for f in findings.findings}
-    errors = {key[2]: f.value for key, f in found.items() if key[0] == "error"}
+    by_key = {(f.name, f.labels.get("definition"), f.labels.get("quantity")): f for f in findings.findings}
+    errors = {key[2]: f.value for key, f in by_key.items() if key[0] == "error"}
     assert max(errors[name] for name in ("lambda_max", "lambda_min", "spread")) < 1e-6
     assert max(errors[name] for name in ("ratio", "sigma_bulk all", "sigma_bulk without_10")) < 0.2
     exact_P = np.array(sorted(facts_of(folder, "eigenvalues")[0]))
     exact = exact_numbers(exact_P)
-    assert found["lambda_max", None, None].estimate.low <= exact_P[-1] <= found["lambda_max", None, None].estimate.high
+    assert (
+        by_key["lambda_max", None, None].estimate.low <= exact_P[-1] <= by_key["lambda_max", None, None].estimate.high
+    )
     ratios = [exact_P[-1] / exact[f"sigma_bulk {name}"] for name in ("all", "without_10", "without_50")]
-    assert found["ratio_by_definition", None, None].value == pytest.approx(max(ratios) / min(ratios), rel=0.4)
+    assert by_key["ratio_by_definition", None, None].value == pytest.approx(max(ratios) / min(ratios), rel=0.4)
     assert {f.labels["model"] for f in findings.findings} == {"model"}
     assert len(findings.tables[0].rows) == len({line[0] for line in findings.tables[0].rows}) == 11
-    assert found["lambda_max", None, None].estimate.level is None  # a residual bound holds for certain
-    assert found["trace", None, None].estimate.level == 0.95
+    assert by_key["lambda_max", None, None].estimate.level is None  # a residual bound holds for certain
+    assert by_key["trace", None, None].estimate.level == 0.95
     figure = findings.figures["spectrum-1"]
     grid, density = (np.array([row[key] for row in data_of(figure, "exact")]) for key in ("eigenvalue", "density"))
     width = 0.004 * (grid[-1] - grid[0])
@@ -135,11 +137,11 @@ def test_numbers_are_those_of_the_exact_spectrum(dense: tuple[Path, Params]) -> 
     assert np.trapezoid(density, grid) == pytest.approx(1, abs=1e-3)
     drawn = np.array([row["density"] for row in data_of(figure, "density")])
     assert np.trapezoid(drawn, grid) == pytest.approx(1, abs=1e-3)
-    centre = found["centre", None, None].value
+    centre = by_key["centre", None, None].value
     limits = {row["what"]: row["eigenvalue"] for row in data_of(figure, "limits")}
     assert limits == {
         f"centre + 5 σ, {name}{' (pre-registered)' if name == 'without_10' else ''}": pytest.approx(
-            centre + 5 * found["sigma_bulk", name, None].value, rel=1e-5)
+            centre + 5 * by_key["sigma_bulk", name, None].value, rel=1e-5)
         for name in ("all", "without_10", "without_50")
     }  # fmt: skip
     assert len(data_of(figure, "ritz_values")) == len(ritz_values(folder))
@@ -223,9 +225,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "said"), MISTAKES)
-def test_mistakes(scene: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+@pytest.mark.parametrize(("changes", "message"), MISTAKES)
+def test_mistakes(scene: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         measure(tmp_path, params_of(scene, **changes))
 
 
@@ -238,10 +240,10 @@ def test_one_model_from_the_command_line(scene: Path, tmp_path: Path) -> None:
     code, out, err = modelassay("run", "spectral", "--profile", "one-model", "-o", f"model={scene / 'model'}",
                                 "-o", f"data={scene / 'text.txt'}", *settings, "--runs", tmp_path)  # fmt: skip
     assert code == 0, err
-    made = only_run(tmp_path)
+    run = only_run(tmp_path)
     assert "spectrum of model" in out
-    assert sorted(figure.name for figure in (made / "figures").iterdir()) == ["spectrum-1.png", "spectrum-1.vl.json"]
-    assert str(position_of(next((made / "cells").iterdir()))) == "54 of 54 products"
+    assert sorted(figure.name for figure in (run / "figures").iterdir()) == ["spectrum-1.png", "spectrum-1.vl.json"]
+    assert str(position_of(next((run / "cells").iterdir()))) == "54 of 54 products"
 
 
 def test_rows_of_a_text(scene: Path) -> None:
@@ -253,9 +255,10 @@ def test_rows_of_a_text(scene: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"), [("{", "bad.jsonl:2: not JSON"), ('{"txt": 1}', "bad.jsonl:2: no 'text'"), ("[1]", "no 'text'")]
+    ("line", "message"),
+    [("{", "bad.jsonl:2: not JSON"), ('{"txt": 1}', "bad.jsonl:2: no 'text'"), ("[1]", "no 'text'")],
 )
-def test_lines_that_are_no_documents(tmp_path: Path, line: str, said: str) -> None:
+def test_lines_that_are_no_documents(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "bad.jsonl").write_text(f'{{"text": "w1"}}\n{line}\n')
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         rows_of(str(tmp_path / "bad.jsonl"), tokenizer(), tokens=50, length=10)

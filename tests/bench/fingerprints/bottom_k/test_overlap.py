@@ -58,9 +58,9 @@ def test_independent_models_overlap_by_chance() -> None:
         a, b = (answers(normal(9 * seed + i, P, D), normal(9 * seed + i + 4, V, D)) for i in (0, 1))
         values += overlap_corrected(a, b).per_prompt
         rbo += rank_biased(a, b).per_prompt
-    for found in (values, rbo):
-        error = np.std(found) / math.sqrt(len(found))
-        assert abs(np.mean(found) - 26 / V) < 4 * error + (0 if found is values else 26 / V / 2)
+    for shares in (values, rbo):
+        error = np.std(shares) / math.sqrt(len(shares))
+        assert abs(np.mean(shares) - 26 / V) < 4 * error + (0 if shares is values else 26 / V / 2)
     assert error < 0.003
 
 
@@ -97,16 +97,16 @@ def test_ties_of_bfloat16_broken_by_id_inflate_the_overlap_of_strangers() -> Non
 
 def test_expected_overlap_is_the_mean_over_random_ties() -> None:
     a, b = (answers(normal(i, 2, D), normal(i, V, D).round()) for i in (0, 1))
-    found = overlap_corrected(a, b, rounded_to=torch.bfloat16)
+    overlap = overlap_corrected(a, b, rounded_to=torch.bfloat16)
     logits = [(each.hidden["stable"] @ each.head.weight_VD.T).bfloat16().double() for each in (a, b)]
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(400):
         shuffled = [x.numpy() + 1e-6 * rng.random(x.shape) for x in logits]
-        drawn.append(np.mean(counted(*(torch.from_numpy(x) for x in shuffled), found.k)))
-    assert found.tied > 0
-    assert np.mean(drawn) == pytest.approx(found.untied, abs=4 * np.std(drawn) / 20 + 1e-9)
-    assert found.value == pytest.approx(np.mean(counted(*logits, found.k)))
+        drawn.append(np.mean(counted(*(torch.from_numpy(x) for x in shuffled), overlap.k)))
+    assert overlap.tied > 0
+    assert np.mean(drawn) == pytest.approx(overlap.untied, abs=4 * np.std(drawn) / 20 + 1e-9)
+    assert overlap.value == pytest.approx(np.mean(counted(*logits, overlap.k)))
 
 
 def test_tokens_of_two_tokenizers_are_matched_by_what_they_say() -> None:
@@ -116,8 +116,8 @@ def test_tokens_of_two_tokenizers_are_matched_by_what_they_say() -> None:
     moved = {f"word{word}": at for at, word in enumerate(order.tolist())}
     a = answers(hidden, weight)
     b = answers(hidden, weight[order], tokens=vocabulary(moved, key="other"))
-    found = overlap_corrected(a, b)
-    assert (found.value, found.matched_by, found.k) == (1, "token strings", 26)
+    overlap = overlap_corrected(a, b)
+    assert (overlap.value, overlap.matched_by, overlap.k) == (1, "token strings", 26)
     assert rank_biased(a, b).value == pytest.approx(1)
     assert overlap_exact(a, b).value < 0.1  # by id, as published
     fewer = {f"word{word}": at for at, word in enumerate(range(0, V, 2))}
@@ -131,9 +131,9 @@ def test_too_few_shared_tokens_are_refused_with_the_share() -> None:
     others = {(f"word{at}" if at < num_shared else f"wort{at}"): at for at in range(V)}
     a, b = answers(hidden, weight, name="one"), answers(hidden, weight, tokens=vocabulary(others, key="b"), name="two")
     for measure in (overlap_corrected, rank_biased):
-        found = measure(a, b)
-        assert math.isnan(found.value)
-        assert found.reason == "one and two share 50% of the smaller vocabulary by token strings; under 50% their rarest tokens cannot be compared"  # fmt: skip
+        overlap = measure(a, b)
+        assert math.isnan(overlap.value)
+        assert overlap.reason == "one and two share 50% of the smaller vocabulary by token strings; under 50% their rarest tokens cannot be compared"  # fmt: skip
     others[f"word{num_shared}"] = others.pop(f"wort{num_shared}")
     again = answers(hidden, weight, tokens=vocabulary(others, key="c"))
     assert overlap_corrected(a, again).value == 1
@@ -153,9 +153,9 @@ def test_what_cannot_be_compared_says_why(measure: object) -> None:
     hidden, weight = normal(0, P, D), normal(1, V, D)
     broken = hidden.clone()
     broken[2, 3] = math.nan
-    found: Overlap = measure(answers(broken, weight, name="bad"), answers(hidden, weight))
-    assert math.isnan(found.value)
-    assert found.reason == "bad: its hidden states are not finite; look at its weights"
+    overlap: Overlap = measure(answers(broken, weight, name="bad"), answers(hidden, weight))
+    assert math.isnan(overlap.value)
+    assert overlap.reason == "bad: its hidden states are not finite; look at its weights"
     with pytest.raises(ValueError, match="made-up answered base's prompts"):
         measure(answers(hidden, weight, key="x"), answers(hidden, weight))
 

@@ -60,8 +60,8 @@ def logits(store: Store) -> Callable[[str, Sequence[int]], Tensor]:
         if reference not in models:
             models[reference] = load_model(zoo.ensure(reference, store=store), dtype=torch.float64)
         with torch.no_grad():
-            found: Tensor = models[reference](input_ids=torch.tensor([list(ids)])).logits[0, -1]
-        return found
+            logits_V: Tensor = models[reference](input_ids=torch.tensor([list(ids)])).logits[0, -1]
+        return logits_V
 
     return ask
 
@@ -79,8 +79,8 @@ def test_every_token_is_one_of_the_least_likely_all_alike(
         for prompt in prompts:
             assert len(prompt.ids) == 64
             for at in range(8, 64):
-                said = logits(BASE, prompt.ids[:at])[rows]
-                rank = int((said < said[prompt.ids[at]] - 1e-5).sum())
+                values = logits(BASE, prompt.ids[:at])[rows]
+                rank = int((values < values[prompt.ids[at]] - 1e-5).sum())
                 assert rank < 50 or (prompts is grown.stable and grown.beyond)
                 if prompts is grown.exact:
                     ranks.append(rank)
@@ -96,8 +96,8 @@ def test_stable_prompts_survive_decoding_and_exact_ones_do_not(grown: Prompts, s
         assert max(prompt.ids) < TOKENS - 3
     assert any(tokenizer.encode(prompt.text) != list(prompt.ids) for prompt in grown.exact)
     for prompt in grown.exact:
-        known = [index for index in prompt.ids if index < TOKENS - 3]
-        assert prompt.text == tokenizer.decode(known)
+        ids = [index for index in prompt.ids if index < TOKENS - 3]
+        assert prompt.text == tokenizer.decode(ids)
     vocabulary = ask_model(BASE, store).vocabulary
     assert vocabulary is not None
     assert grown.inputs("stable", vocabulary) == [list(prompt.ids) for prompt in grown.stable]
@@ -140,25 +140,25 @@ def test_exact_is_the_published_definition(
     model: str, grown: Prompts, store: Store, logits: Callable[[str, Sequence[int]], Tensor]
 ) -> None:
     tokenizer = load_tokenizer(zoo.ensure(BASE, store=store))
-    found = overlap_exact(ask_model(model, store).responses(grown), ask_model(BASE, store).responses(grown))
-    assert found.k == 7
-    assert found.per_prompt == pytest.approx(published(logits, grown, tokenizer, model, BASE), abs=1e-12)
-    assert (0.5 < found.value < 1) if model == CHILD else found.value < 0.3
+    overlap = overlap_exact(ask_model(model, store).responses(grown), ask_model(BASE, store).responses(grown))
+    assert overlap.k == 7
+    assert overlap.per_prompt == pytest.approx(published(logits, grown, tokenizer, model, BASE), abs=1e-12)
+    assert (0.5 < overlap.value < 1) if model == CHILD else overlap.value < 0.3
 
 
 def test_corrected_ignores_padding_and_order_counts_in_rbo(
     grown: Prompts, store: Store, logits: Callable[[str, Sequence[int]], Tensor]
 ) -> None:
     a, b = ask_model(CHILD, store), ask_model(BASE, store)
-    found = overlap_corrected(a.responses(grown), b.responses(grown))
-    assert found.k == round(0.0132 * TOKENS)
+    overlap = overlap_corrected(a.responses(grown), b.responses(grown))
+    assert overlap.k == round(0.0132 * TOKENS)
     lists = [
-        [logits(model, prompt.ids)[:TOKENS].argsort()[: found.k].tolist() for model in (CHILD, BASE)]
+        [logits(model, prompt.ids)[:TOKENS].argsort()[: overlap.k].tolist() for model in (CHILD, BASE)]
         for prompt in grown.stable
     ]
-    assert found.per_prompt == pytest.approx([len({*x} & {*y}) / found.k for x, y in lists], abs=1e-12)
+    assert overlap.per_prompt == pytest.approx([len({*x} & {*y}) / overlap.k for x, y in lists], abs=1e-12)
     scores = {name: method.score(a, b) for name, method in BY_BEHAVIOUR.items()}
-    assert scores["bottom-k corrected"].value == pytest.approx(found.value)
+    assert scores["bottom-k corrected"].value == pytest.approx(overlap.value)
     by_rank = [rank_biased_overlap(x, y) for x, y in lists]
     assert list(scores["bottom-k rbo"].per_role.values()) == pytest.approx(by_rank, abs=1e-9)
     assert "smoke/base generated the prompts" in scores["bottom-k exact"].alignment
@@ -170,9 +170,9 @@ def test_a_function_preserving_copy_is_one_model_and_a_stranger_is_none(store: S
         copy, stranger = (method.score(ask_model(model, store), base).value for model in (COPY, STRANGER))
         assert copy > 0.95, name
         assert stranger < 0.35, name
-    told = signals(ask_model(COPY, store), base)
-    assert told["low"] <= 1 <= told["high"] + 1e-9
-    assert (told["tied"], told["chance"]) == (0, pytest.approx(7 / TOKENS))
+    scores = signals(ask_model(COPY, store), base)
+    assert scores["low"] <= 1 <= scores["high"] + 1e-9
+    assert (scores["tied"], scores["chance"]) == (0, pytest.approx(7 / TOKENS))
 
 
 def test_rows_of_any_length_in_one_batch_equal_each_alone(store: Store) -> None:
@@ -182,9 +182,9 @@ def test_rows_of_any_length_in_one_batch_equal_each_alone(store: Store) -> None:
         for size in (70, 3, 900, 64, 70, 1)
     ]
     alone = [model.model(input_ids=torch.tensor([row])).last_hidden_state[0, -1].detach() for row in rows]
-    found = last_hidden(model, rows, name="base")
-    assert found.dtype == torch.float32
-    assert torch.allclose(found.double(), torch.stack(alone), atol=1e-6)
+    hidden = last_hidden(model, rows, name="base")
+    assert hidden.dtype == torch.float32
+    assert torch.allclose(hidden.double(), torch.stack(alone), atol=1e-6)
     assert model(input_ids=torch.tensor([rows[1]])).logits.shape == (1, 3, ROWS)  # nothing is left hooked
 
 
@@ -245,13 +245,13 @@ def test_a_run_records_who_grew_the_prompts(store: Store, tmp_path: Path) -> Non
     code, _, err = modelassay("run", suite, "--runs", tmp_path / "runs", env=env)
     assert code == 0, err
     metrics = metrics_of(only_run(tmp_path / "runs"))
-    found = {(cell, labels): value for (cell, name, labels), value in metrics.items()
+    scores = {(cell, labels): value for (cell, name, labels), value in metrics.items()
              if name == "score" and "grown_by" in labels}  # fmt: skip
-    assert len(found) == 3 * len(BY_BEHAVIOUR)  # the child against both roots, the stranger against the base
+    assert len(scores) == 3 * len(BY_BEHAVIOUR)  # the child against both roots, the stranger against the base
     for name, method in BY_BEHAVIOUR.items():
         labels = str(sorted({"method": name, "other": BASE, "grown_by": BASE}.items()))
         expected = [method.score(ask_model(model, store), ask_model(BASE, store)).value for model in (CHILD, STRANGER)]
-        assert sorted(value for (_, shown), value in found.items() if shown == labels) == sorted(expected)
+        assert sorted(value for (_, shown), value in scores.items() if shown == labels) == sorted(expected)
     assert sum(name == "bottom-k" for _, name, _ in metrics) == 3 * 5
     assert not Params(model=BASE).behaviour
 

@@ -27,36 +27,36 @@ def to_int8(x: Floats) -> Floats:
 def test_sums_and_moments_equal_float64() -> None:
     x, d = normal(45, 70), normal(45, 70, seed=1) ** 3 * np.float32(0.1)
     y = x + d
-    found = delta(x, y, 2, "q", "matrix", EPS[torch.float32])
+    change = delta(x, y, 2, "q", "matrix", EPS[torch.float32])
     x64, y64 = x.astype(np.float64), y.astype(np.float64)
     d64 = y64 - x64
     expected = {"aa": (x64**2).sum(), "bb": (y64**2).sum(), "dd": (d64**2).sum(), "ad": (x64 * d64).sum()}
     for name, value in expected.items():
-        assert getattr(found, name) == pytest.approx(value, rel=1e-5, abs=1e-2)
+        assert getattr(change, name) == pytest.approx(value, rel=1e-5, abs=1e-2)
     moments = [kurtosis(side.ravel(), fisher=False) for side in (x64 - x64.mean(), y64 - y64.mean())]
-    assert found.kurtosis_growth == pytest.approx(moments[1] - moments[0], abs=0.02)
+    assert change.kurtosis_growth == pytest.approx(moments[1] - moments[0], abs=0.02)
     fourth = (d64**4).mean() / (d64**2).mean() ** 2 - 3
-    assert found.d_kurtosis == pytest.approx(fourth, rel=1e-4)
+    assert change.d_kurtosis == pytest.approx(fourth, rel=1e-4)
     norms = np.linalg.norm(x64) * np.linalg.norm(y64)
-    assert found.relative == pytest.approx(np.linalg.norm(d64) / np.sqrt(norms), rel=1e-5)
-    assert found.changed
+    assert change.relative == pytest.approx(np.linalg.norm(d64) / np.sqrt(norms), rel=1e-5)
+    assert change.changed
 
 
 def test_equal_tensors_did_not_change() -> None:
     x = normal(9, 7)
-    found = delta(x, x.copy(), 0, "q", "matrix", EPS[torch.float32])
-    assert not found.changed
-    assert found.dd == 0
-    assert found.aa == found.bb == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=1e-6)
+    change = delta(x, x.copy(), 0, "q", "matrix", EPS[torch.float32])
+    assert not change.changed
+    assert change.dd == 0
+    assert change.aa == change.bb == pytest.approx(float((x.astype(np.float64) ** 2).sum()), rel=1e-6)
 
 
 def test_zeros_are_counted_and_left_out_of_the_difference() -> None:
     x = normal(40, 50)
     y = np.where(abs(x) < 0.4, 0, x).astype(np.float32)
-    found = delta(x, y, 0, "q", "matrix", EPS[torch.float32])
-    assert found.zeros == (0, pytest.approx(float(np.mean(y == 0))))
-    assert found.dd == 0
-    assert not found.changed
+    change = delta(x, y, 0, "q", "matrix", EPS[torch.float32])
+    assert change.zeros == (0, pytest.approx(float(np.mean(y == 0))))
+    assert change.dd == 0
+    assert not change.changed
 
 
 @pytest.mark.parametrize("dtype", list(EPS))
@@ -66,9 +66,9 @@ def test_an_int8_round_trip_is_seen_in_every_format(dtype: torch.dtype) -> None:
     for seed in range(3):
         dense = stored(normal(64, 96, seed=seed), dtype)
         assert delta(dense, -dense, 0, "q", "matrix", EPS[dtype]).on_grid == (False, False)
-    found = delta(x, y, 0, "q", "matrix", EPS[dtype])
-    assert found.on_grid == (False, True)
-    assert found.within_half_step == (0, 1)
+    change = delta(x, y, 0, "q", "matrix", EPS[dtype])
+    assert change.on_grid == (False, True)
+    assert change.within_half_step == (0, 1)
     assert delta(y, x, 0, "q", "matrix", EPS[dtype]).on_grid == (True, False)
     far = delta(stored(x + 0.2 * normal(64, 96, seed=9), dtype), y, 0, "q", "matrix", EPS[dtype])
     assert far.on_grid == (False, True)
@@ -80,19 +80,19 @@ def test_an_int8_round_trip_is_seen_in_every_format(dtype: torch.dtype) -> None:
 def test_rank_of_an_adapter_is_found_under_rounding(dtype: torch.dtype, rank: int) -> None:
     x = stored(normal(80, 300), dtype)
     update = normal(80, rank, seed=1) @ normal(rank, 300, seed=2)
-    found = delta(x, stored(x + update, dtype), 0, "q", "matrix", EPS[dtype], probe=True)
-    assert found.spectrum is not None
-    assert found.spectrum[0] == pytest.approx(rank / 80)
+    change = delta(x, stored(x + update, dtype), 0, "q", "matrix", EPS[dtype], probe=True)
+    assert change.spectrum is not None
+    assert change.spectrum[0] == pytest.approx(rank / 80)
 
 
 def test_noise_has_full_rank_and_no_direction() -> None:
     x = normal(300, 90)
-    found = delta(x, x + 0.01 * normal(300, 90, seed=1), 0, "q", "matrix", EPS[torch.float32], probe=True)
-    assert found.spectrum is not None
-    rank, edge = found.spectrum
+    change = delta(x, x + 0.01 * normal(300, 90, seed=1), 0, "q", "matrix", EPS[torch.float32], probe=True)
+    assert change.spectrum is not None
+    rank, edge = change.spectrum
     assert rank == 1
     assert 0.9 < edge < 1.1
-    assert abs(found.d_kurtosis) < 0.1
+    assert abs(change.d_kurtosis) < 0.1
 
 
 def test_rounding_of_an_undone_symmetry_is_no_change_but_training_is() -> None:

@@ -120,17 +120,17 @@ DONE: list[tuple[str, Change, str, str | None]] = [
 def test_one_step_is_named(
     kind: str, name: str, change: Change, expected: str, parent: str | None, tmp_path: Path
 ) -> None:
-    found = outcome(tmp_path, base(kind), change(base(kind)))
-    assert (found.kind, found.parent) == (expected, parent)
-    assert found.steps == (expected,)
+    result = outcome(tmp_path, base(kind), change(base(kind)))
+    assert (result.kind, result.parent) == (expected, parent)
+    assert result.steps == (expected,)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["int8", "prune-30", "heads", "rotate", "scale-qk", "adapter"])
 def test_short_formats_hide_no_mark(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     change, expected, parent = next(row[1:] for row in DONE if row[0] == name)
-    found = outcome(tmp_path, base(dtype=dtype), change(base(dtype=dtype)))
-    assert (found.kind, found.parent) == (expected, parent)
+    result = outcome(tmp_path, base(dtype=dtype), change(base(dtype=dtype)))
+    assert (result.kind, result.parent) == (expected, parent)
 
 
 CHAINS: list[tuple[list[Change], set[str]]] = [
@@ -148,18 +148,18 @@ def test_several_steps_are_named_together(changes: list[Change], steps: set[str]
     child = base()
     for change in changes:
         child = change(child)
-    found = outcome(tmp_path, base(), child)
-    assert found.kind == "several"
-    assert set(found.steps) == steps
-    assert found.parent == "a"
+    result = outcome(tmp_path, base(), child)
+    assert result.kind == "several"
+    assert set(result.steps) == steps
+    assert result.parent == "a"
 
 
 @pytest.mark.parametrize(("one", "two"), [("int8", "prune-30"), ("depth", "moe"), ("prune-30", "moe")])
 def test_signs_on_both_sides_name_no_parent(one: str, two: str, tmp_path: Path) -> None:
-    found = outcome(tmp_path, step(one)(base()), step(two)(base()))
-    assert found.kind == "several"
-    assert found.parent is None
-    assert "no parent is named" in found.evidence
+    result = outcome(tmp_path, step(one)(base()), step(two)(base()))
+    assert result.kind == "several"
+    assert result.parent is None
+    assert "no parent is named" in result.evidence
 
 
 def test_training_whose_signs_cancel_names_no_parent(tmp_path: Path) -> None:
@@ -175,24 +175,24 @@ def test_training_whose_signs_cancel_names_no_parent(tmp_path: Path) -> None:
 
 
 def test_rows_that_decay_say_which_is_later_even_where_all_norms_fall(tmp_path: Path) -> None:
-    found = outcome(tmp_path, base(), trained(0.05, decay=0.03)(base()))
-    assert found.measures["growth"] < -0.5
-    assert found.measures["growth_beside_decay"] == pytest.approx(0.5, abs=0.1)
-    assert (found.kind, found.parent) == ("tuned", "a")
+    result = outcome(tmp_path, base(), trained(0.05, decay=0.03)(base()))
+    assert result.measures["growth"] < -0.5
+    assert result.measures["growth_beside_decay"] == pytest.approx(0.5, abs=0.1)
+    assert (result.kind, result.parent) == ("tuned", "a")
 
 
 def test_a_copy_in_a_shorter_format_holds_less(tmp_path: Path) -> None:
-    found = outcome(tmp_path, base(), base().to(torch.bfloat16))
-    assert (found.kind, found.parent) == ("copy", "a")
-    assert "coarser" in found.evidence
+    result = outcome(tmp_path, base(), base().to(torch.bfloat16))
+    assert (result.kind, result.parent) == ("copy", "a")
+    assert "coarser" in result.evidence
     same = outcome(tmp_path / "same", base(dtype=torch.bfloat16).float(), base(dtype=torch.bfloat16))
     assert (same.kind, same.parent) == ("copy", None)
 
 
 @pytest.mark.parametrize("changes", [{"hidden_size": 64}, {"num_key_value_heads": 4}, {"intermediate_size": 64}])
 def test_tensors_of_other_shapes_are_not_compared(changes: dict[str, int], tmp_path: Path) -> None:
-    found = outcome(tmp_path, base(), base(**changes))
-    assert (found.kind, found.parent) == ("unknown", None)
+    result = outcome(tmp_path, base(), base(**changes))
+    assert (result.kind, result.parent) == ("unknown", None)
 
 
 def test_strangers_of_one_shape_are_not_explained(tmp_path: Path) -> None:
@@ -200,20 +200,20 @@ def test_strangers_of_one_shape_are_not_explained(tmp_path: Path) -> None:
     with torch.no_grad():
         for weight in other.parameters():
             weight.copy_(torch.randn(weight.shape))
-    found = outcome(tmp_path, base(), other)
-    assert (found.kind, found.parent) == ("unknown", None)
-    assert "cosine" in found.evidence
+    result = outcome(tmp_path, base(), other)
+    assert (result.kind, result.parent) == ("unknown", None)
+    assert "cosine" in result.evidence
 
 
 def test_folded_norms_hide_what_else_was_done(tmp_path: Path) -> None:
-    found = outcome(tmp_path, base(), step("fold")(base()))
-    assert (found.kind, found.parent) == ("unknown", None)
-    assert "folding" in found.evidence
+    result = outcome(tmp_path, base(), step("fold")(base()))
+    assert (result.kind, result.parent) == ("unknown", None)
+    assert "folding" in result.evidence
 
 
 def test_growth_is_its_definition(tmp_path: Path) -> None:
     parent, child = base(), adapted(base())
-    found = outcome(tmp_path, parent, child)
+    result = outcome(tmp_path, parent, child)
     before, after = ({name: w.detach() for name, w in model.named_parameters()} for model in (parent, child))
 
     def squares(x: Tensor) -> float:
@@ -222,7 +222,7 @@ def test_growth_is_its_definition(tmp_path: Path) -> None:
     moved = [name for name in before if not torch.equal(before[name], after[name])]
     grown = sum(squares(after[name]) - squares(before[name]) for name in moved)
     change = sum(squares(after[name].double() - before[name].double()) for name in moved)
-    assert found.measures["growth"] == pytest.approx(grown / (2 * change), rel=1e-4)
+    assert result.measures["growth"] == pytest.approx(grown / (2 * change), rel=1e-4)
 
 
 ARCHITECTURES = [
@@ -260,6 +260,6 @@ def test_every_layout_is_compared_as_a_whole(model_type: str, tmp_path: Path) ->
             weight.data.add_(torch.outer(u, v))
             num_changed += 1
     assert num_changed == 3
-    found = outcome(tmp_path / "adapter", parent, child)
-    assert (found.kind, found.parent) == ("lora", "a")
-    assert found.measures["changed_vectors"] == 0
+    result = outcome(tmp_path / "adapter", parent, child)
+    assert (result.kind, result.parent) == ("lora", "a")
+    assert result.measures["changed_vectors"] == 0

@@ -63,8 +63,8 @@ def scaled(x: dict[str, Floats], heads: Heads, factors: list[float], roles: tupl
 
 def assert_undone(a: dict[str, Floats], b: dict[str, Floats], heads: Heads, expected: set[str]) -> None:
     for first, second in ((a, b), (b, a)):
-        fixed, found = undo_attention(first, second, heads)
-        assert found == expected
+        fixed, symmetries = undo_attention(first, second, heads)
+        assert symmetries == expected
         for role in "qkvo":
             np.testing.assert_allclose(fixed[role], second[role], rtol=2e-5, atol=2e-5)
 
@@ -72,8 +72,8 @@ def assert_undone(a: dict[str, Floats], b: dict[str, Floats], heads: Heads, expe
 @pytest.mark.parametrize("heads", SHAPES)
 def test_order_of_heads_is_undone_exactly(heads: Heads) -> None:
     x = random_blocks(heads, 0)
-    fixed, found = undo_attention(x, permuted(x, heads), heads)
-    assert found == {"heads"}
+    fixed, symmetries = undo_attention(x, permuted(x, heads), heads)
+    assert symmetries == {"heads"}
     for role, block in permuted(x, heads).items():
         np.testing.assert_array_equal(fixed[role], block)
 
@@ -110,8 +110,8 @@ def test_all_at_once_are_undone(heads: Heads) -> None:
 def test_noise_and_common_growth_are_no_symmetry(heads: Heads, size: float) -> None:
     x, noise = random_blocks(heads, 4), random_blocks(heads, 40)
     y = {role: (0.9 * block + size * noise[role]).astype(np.float32) for role, block in x.items()}
-    fixed, found = undo_attention(x, y, heads)
-    assert found == set()
+    fixed, symmetries = undo_attention(x, y, heads)
+    assert symmetries == set()
     assert all(fixed[role] is x[role] for role in "qkvo")
 
 
@@ -128,8 +128,8 @@ def test_order_of_neurons_is_undone(noise: float) -> None:
     order = rng.permutation(33)
     y = {"up": x["up"][order], "gate": x["gate"][order], "down": x["down"][:, order], "bias": x["bias"][order]}
     changed = {n: (t + noise * rng.standard_normal(t.shape)).astype(np.float32) for n, t in y.items()}
-    fixed, found = undo_neurons(x, changed, HIDDEN)
-    assert found == {"neurons"}
+    fixed, symmetries = undo_neurons(x, changed, HIDDEN)
+    assert symmetries == {"neurons"}
     for name, tensor in y.items():
         np.testing.assert_array_equal(fixed[name], tensor)
 
@@ -140,6 +140,6 @@ def test_networks_that_only_differ_keep_their_order() -> None:
     near = {"up": (x["up"] + 0.3 * rng.standard_normal((33, HIDDEN))).astype(np.float32)}
     far = {"up": rng.standard_normal((33, HIDDEN)).astype(np.float32)}
     for other in (near, far, x):
-        fixed, found = undo_neurons(x, other, HIDDEN)
-        assert found == set()
+        fixed, symmetries = undo_neurons(x, other, HIDDEN)
+        assert symmetries == set()
         assert fixed["up"] is x["up"]

@@ -26,16 +26,16 @@ def open_weights(folder: Path) -> Tensors:
 def test_every_tensor_has_one_place(model_type: str, tmp_path: Path) -> None:
     folder = save(make_model(model_type), tmp_path)
     stored = safetensors.torch.load_file(folder / "model.safetensors")
-    found = open_weights(folder)
-    attention = {matrix.tensor_name for matrix in found.matrices.values()}
-    placed = [name for names in found.by_layer.values() for name in names.values()]
+    tensors = open_weights(folder)
+    attention = {matrix.tensor_name for matrix in tensors.matrices.values()}
+    placed = [name for names in tensors.by_layer.values() for name in names.values()]
     assert sorted([*attention, *placed]) == sorted(stored)
-    assert set(found.by_layer) - {OUTSIDE} == set(range(NUM_LAYERS))
-    below = [set(found.by_layer[layer]) for layer in range(NUM_LAYERS)]
+    assert set(tensors.by_layer) - {OUTSIDE} == set(range(NUM_LAYERS))
+    below = [set(tensors.by_layer[layer]) for layer in range(NUM_LAYERS)]
     assert all(names for names in below)
-    for layer, names in found.by_layer.items():
+    for layer, names in tensors.by_layer.items():
         for name, full in names.items():
-            assert torch.equal(found.read(layer, name), stored[full])
+            assert torch.equal(tensors.read(layer, name), stored[full])
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "opt", "gpt2", "gpt_neox", "bloom"])
@@ -48,11 +48,11 @@ def test_bias_belongs_to_the_rows_of_its_matrix(model_type: str, tmp_path: Path)
         if name.endswith(".bias") and "att" in name and weight is not None and weight.ndim == 2:
             columns = weight.T if model_type == "gpt2" else weight
             parameter.data.copy_(columns[:, 0])
-    found = open_weights(save(model, tmp_path))
+    tensors = open_weights(save(model, tmp_path))
     for role in ROLES[:3]:
-        bias = found.bias(1, role)
+        bias = tensors.bias(1, role)
         assert bias is not None
-        assert torch.equal(bias, found.checkpoint.read(found.matrices[1, role])[:, 0])
+        assert torch.equal(bias, tensors.checkpoint.read(tensors.matrices[1, role])[:, 0])
 
 
 def write_llama(folder: Path, layers: list[int], *, width: int = 24) -> Path:
@@ -71,15 +71,15 @@ def write_llama(folder: Path, layers: list[int], *, width: int = 24) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kept", [[0, 1, 4, 5], [1, 2, 3], [5], [0, 2, 4]])
-def test_removed_layers_are_found(kept: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("layers", [[0, 1, 4, 5], [1, 2, 3], [5], [0, 2, 4]])
+def test_removed_layers_are_found(layers: list[int], tmp_path: Path) -> None:
     deep = open_weights(write_llama(tmp_path / "deep", [0, 1, 2, 3, 4, 5]))
-    shallow = open_weights(write_llama(tmp_path / "shallow", kept))
+    shallow = open_weights(write_llama(tmp_path / "shallow", layers))
     pairs, cosine, repeated = match_layers(deep, shallow)
-    assert pairs == [(layer, place) for place, layer in enumerate(kept)]
+    assert pairs == [(layer, place) for place, layer in enumerate(layers)]
     assert cosine == pytest.approx(1, abs=1e-5)
     assert repeated == 0
-    assert match_layers(shallow, deep)[0] == list(enumerate(kept))
+    assert match_layers(shallow, deep)[0] == list(enumerate(layers))
 
 
 def test_stacked_layers_are_repetitions(tmp_path: Path) -> None:
@@ -92,12 +92,12 @@ def test_stacked_layers_are_repetitions(tmp_path: Path) -> None:
 
 
 def test_a_large_tensor_is_read_by_rows_at_even_distances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = open_weights(write_llama(tmp_path / "a", [0]))
-    whole = found.read(OUTSIDE, "embed_tokens.weight")
+    tensors = open_weights(write_llama(tmp_path / "a", [0]))
+    weight = tensors.read(OUTSIDE, "embed_tokens.weight")
     monkeypatch.setattr(module, "MAX_ELEMENTS", 24 * 50)
-    sample = found.read(OUTSIDE, "embed_tokens.weight")
+    sample = tensors.read(OUTSIDE, "embed_tokens.weight")
     assert sample.shape == (50, 24)
     rows = torch.linspace(0, 299, 50, dtype=torch.float64).long()
     assert rows[-1] == 299
-    assert torch.equal(sample, whole[rows])
-    assert torch.equal(found.read(OUTSIDE, "embed_tokens.weight", rows=40), whole[:40])
+    assert torch.equal(sample, weight[rows])
+    assert torch.equal(tensors.read(OUTSIDE, "embed_tokens.weight", rows=40), weight[:40])

@@ -18,11 +18,11 @@ from modelassay.recording.tables import RunData, read_tables
 from support.evidence_cases import CHILDREN, MINIS, OTHERS, evidence_of, models, numbers
 
 
-def record(folder: Path, found: dict[str, ModelSummary], *, outcome: str = "done",
+def record(folder: Path, summaries: dict[str, ModelSummary], *, outcome: str = "done",
            inner: dict[str, int | None] | None = None, keys: dict[str, str] | None = None) -> RunData:  # fmt: skip
     """The tables of a run that measured these models."""
     cells = {}
-    for place, (reference, model) in enumerate(found.items()):
+    for place, (reference, model) in enumerate(summaries.items()):
         cell = f"{place:016x}"
         (folder / cell).mkdir(parents=True)
         log = Log(folder / cell / "attempt-1.jsonl", cell=cell, attempt=1, resumed_at=0)
@@ -45,39 +45,39 @@ def three() -> dict[str, ModelSummary]:
 
 @pytest.mark.parametrize("order", [("x", "y", "z"), ("z", "y", "x")])
 def test_models_are_read_as_they_were_recorded(order: tuple[str, ...], tmp_path: Path) -> None:
-    found = {name: three()[name] for name in order}
+    summaries = {name: three()[name] for name in order}
     read = models_of(
-        record(tmp_path, found, inner={"x": 192, "y": None, "z": 64}, keys={"x": "12", "y": "34", "z": "e5"})
+        record(tmp_path, summaries, inner={"x": 192, "y": None, "z": 64}, keys={"x": "12", "y": "34", "z": "e5"})
     )
     assert list(read) == list(order)
     assert {name: model.sizes.intermediate_size for name, model in read.items()} == {"x": 192, "y": None, "z": 64}
     assert {name: model.curves.weights_key for name, model in read.items()} == {"x": "12", "y": "34", "z": "e5"}
     for name, model in read.items():
         assert model.curves.num_layers == 5
-        assert replace(model.sizes, intermediate_size=144) == found[name].sizes
-        for role, curve in found[name].curves.sigma.items():
+        assert replace(model.sizes, intermediate_size=144) == summaries[name].sizes
+        for role, curve in summaries[name].curves.sigma.items():
             np.testing.assert_array_equal(model.curves.sigma[role], curve)
 
 
 def test_a_copy_is_told(tmp_path: Path) -> None:
-    found = models(MINIS[:3])
-    tables = record(tmp_path, found, keys={"zoo:mini-1": "same", "zoo:mini-3": "same"})
+    summaries = models(MINIS[:3])
+    tables = record(tmp_path, summaries, keys={"zoo:mini-1": "same", "zoo:mini-3": "same"})
     assert "mini-3 holds the same attention weights as mini-1: it counts as no stranger" in analyse(tables).caveats
 
 
 def test_all_pairs_of_a_small_run_are_judged() -> None:
-    found = models(MINIS)
-    curves = [model.curves for model in found.values()]
-    assert _pairs_to_judge(curves, evidence_of(found)) == list(combinations(curves, 2))
+    summaries = models(MINIS)
+    curves = [model.curves for model in summaries.values()]
+    assert _pairs_to_judge(curves, evidence_of(summaries)) == list(combinations(curves, 2))
 
 
 def test_of_a_large_run_relatives_roots_and_the_unknown_are_judged() -> None:
-    found = models([*MINIS, *OTHERS, *CHILDREN])
-    found["models/asked"] = numbers("models/asked", "asked")
-    curves = [model.curves for model in found.values()]
-    judged = {frozenset((a.name, b.name)) for a, b in _pairs_to_judge(curves, evidence_of(found))}
+    summaries = models([*MINIS, *OTHERS, *CHILDREN])
+    summaries["models/asked"] = numbers("models/asked", "asked")
+    curves = [model.curves for model in summaries.values()]
+    judged = {frozenset((a.name, b.name)) for a, b in _pairs_to_judge(curves, evidence_of(summaries))}
     expected = set()
-    for (one, a), (two, b) in combinations(found.items(), 2):
+    for (one, a), (two, b) in combinations(summaries.items(), 2):
         if "models/asked" in (one, two):
             expected.add(frozenset((a.curves.name, b.curves.name)))
             continue
@@ -90,22 +90,24 @@ def test_of_a_large_run_relatives_roots_and_the_unknown_are_judged() -> None:
 
 
 def test_of_a_large_run_surprises_are_shown_and_an_example_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = models([*MINIS, *CHILDREN[:8]])
-    curves = [model.curves for model in found.values()]
-    background = evidence_of(found).background
+    summaries = models([*MINIS, *CHILDREN[:8]])
+    curves = [model.curves for model in summaries.values()]
+    background = evidence_of(summaries).background
     verdicts = [judge(a, b, background) for a, b in combinations(curves, 2)]
-    known = {(a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in combinations(curves, 2)}
-    shown = _worth_showing(verdicts, known)
-    wrong = [v for v in verdicts if (known[v.a, v.b], v.word) in
+    ancestries = {
+        (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in combinations(curves, 2)
+    }
+    shown = _worth_showing(verdicts, ancestries)
+    wrong = [v for v in verdicts if (ancestries[v.a, v.b], v.word) in
              {("strangers", "related"), ("family", "not distinguishable from strangers")}]  # fmt: skip
     assert {(v.a, v.b) for v in shown} == {(v.a, v.b) for v in wrong}
     assert 0 < len(shown) < len(verdicts)
     monkeypatch.setattr(module, "MAX_ROWS", 1)
-    assert len(_worth_showing(verdicts, known)) == 1
-    assert _worth_showing(verdicts[:50], known) == verdicts[:50]
-    example = [model.name for model in _an_example(curves, verdicts, known)]
-    related = [v for v in verdicts if known[v.a, v.b] == "family" and not v.corrected.reason]
+    assert len(_worth_showing(verdicts, ancestries)) == 1
+    assert _worth_showing(verdicts[:50], ancestries) == verdicts[:50]
+    example = [model.name for model in _an_example(curves, verdicts, ancestries)]
+    related = [v for v in verdicts if ancestries[v.a, v.b] == "family" and not v.corrected.reason]
     middle = float(np.sort([v.corrected.value for v in related])[len(related) // 2])
     assert any({v.a, v.b} <= set(example) for v in related if v.corrected.value == middle)
     assert len(example) in (2, 3)
-    assert [model.name for model in _an_example(curves, [], known)] == [model.name for model in curves[:3]]
+    assert [model.name for model in _an_example(curves, [], ancestries)] == [model.name for model in curves[:3]]

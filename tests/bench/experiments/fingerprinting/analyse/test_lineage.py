@@ -19,7 +19,7 @@ from modelassay.recording.tables import RunData
 from modelassay.statistics.proportions import wilson
 
 
-def said(made_by: str, kind: str, root_is_parent: bool | None) -> Derived:
+def derivation(made_by: str, kind: str, root_is_parent: bool | None) -> Derived:
     return Derived(made_by=made_by, kind=kind, root_is_parent=root_is_parent)
 
 
@@ -38,29 +38,33 @@ def test_only_pairs_with_the_root_whose_making_is_known_are_read() -> None:
         ("4", "derivation", "zoo:b", "tuned", 0.0), ("1", "score", "zoo:a", "none", 0.7),
     ]  # fmt: skip
     making = {("zoo:a+sft-en", "zoo:a"): "sft-en", ("zoo:a+int8", "zoo:a"): "int8", ("models/x", "zoo:a"): "not known"}
-    assert derived_pairs(tables(cells, rows), making) == [said("sft-en", "tuned", True), said("int8", "pruned", None)]
+    assert derived_pairs(tables(cells, rows), making) == [
+        derivation("sft-en", "tuned", True),
+        derivation("int8", "pruned", None),
+    ]
 
 
 def test_a_run_that_derived_nothing_has_none() -> None:
-    found = RunData(cells=pl.DataFrame({"cell": ["1"], "model": ["a"]}), units=pl.DataFrame(),
+    data = RunData(cells=pl.DataFrame({"cell": ["1"], "model": ["a"]}), units=pl.DataFrame(),
                    metrics=pl.DataFrame({"cell": ["1"], "name": ["sigma"], "value": [1.0]}), profile="mine")  # fmt: skip
-    assert derived_pairs(found, {}) == []
+    assert derived_pairs(data, {}) == []
     assert score_derivations([]) == ([], [])
 
 
 def test_shares_are_counts() -> None:
-    pairs = [
-        said("sft-en", "tuned", True), said("sft-ja", "tuned", None), said("lora", "tuned", True), said("noise-5", "noise", False),
-        said("heads", "heads", None), said("rotate", "heads", True), said("cpt-25+sft-en", "continued", True),
-        said("sft-en+merge", "tuned", False), said("fold", "scaled", None), said("heads+neurons", "heads", None),
+    rows = [
+        ("sft-en", "tuned", True), ("sft-ja", "tuned", None), ("lora", "tuned", True), ("noise-5", "noise", False),
+        ("heads", "heads", None), ("rotate", "heads", True), ("cpt-25+sft-en", "continued", True),
+        ("sft-en+merge", "tuned", False), ("fold", "scaled", None), ("heads+neurons", "heads", None),
     ]  # fmt: skip
+    pairs = [derivation(*row) for row in rows]
     findings, (table,) = score_derivations(pairs)
-    found = {str(finding.labels["what"]): finding for finding in findings}
+    by_what = {str(finding.labels["what"]): finding for finding in findings}
     named = wilson(4, 6)  # lora as tuned and rotate as heads are wrong; two steps and fold have no name of their own
-    assert found["named"].estimate == replace(named, note=found["named"].note)
-    assert found["named"].note == "4 of 6 single steps named rightly; Wilson's interval"
-    assert found["parent-found"].value == 3 / 5  # the two trained, lora, noise and the chain
-    assert found["parent-wrong"].value == 1 / 5
+    assert by_what["named"].estimate == replace(named, note=by_what["named"].note)
+    assert by_what["named"].note == "4 of 6 single steps named rightly; Wilson's interval"
+    assert by_what["parent-found"].value == 3 / 5  # the two trained, lora, noise and the chain
+    assert by_what["parent-wrong"].value == 1 / 5
     rows = {row[0]: row for row in table.rows}
     assert len(rows) == len(table.rows) == 10
     assert rows["sft-en"] == ("sft-en", "tuned 1", "1", "0", "0")
@@ -68,13 +72,13 @@ def test_shares_are_counts() -> None:
 
 
 def test_table_counts_what_one_way_was_called() -> None:
-    _, (table,) = score_derivations([said("lora", "lora", True)] * 3 + [said("lora", "tuned", None)])
+    _, (table,) = score_derivations([derivation("lora", "lora", True)] * 3 + [derivation("lora", "tuned", None)])
     assert table.rows == [("lora", "lora 3, tuned 1", "3", "1", "0")]
 
 
 @pytest.mark.parametrize(("made_by", "there"), [("heads", {"named"}), ("fold", set()), ("sft-en+merge", set())])
 def test_a_share_of_nothing_is_not_there(made_by: str, there: set[str]) -> None:
-    findings, tables_ = score_derivations([said(made_by, "heads", None)])
+    findings, tables_ = score_derivations([derivation(made_by, "heads", None)])
     assert {finding.labels["what"] for finding in findings} == there
     assert len(tables_) == 1
 

@@ -18,18 +18,18 @@ from support.evidence_cases import CHILDREN, MINIS, WORLD, copy_of, evidence_of,
 
 @pytest.fixture(scope="module")
 def world() -> Evidence:
-    found = models()
-    return evidence_of(found, recorded(found, "norm-vectors", "aligned", "modeldna"))
+    summaries = models()
+    return evidence_of(summaries, recorded(summaries, "norm-vectors", "aligned", "modeldna"))
 
 
 def test_every_suspect_meets_every_root_and_roots_meet_once(world: Evidence) -> None:
     roots = [reference for reference in WORLD if zoo.parent(reference) is None]
     expected = {(s, r) for s, r in product(WORLD, roots) if s not in roots}
     expected |= {(b, a) for at, b in enumerate(roots) for a in roots[:at]}
-    found = [(pair.suspect.reference, pair.root.reference) for pair in world.pairs]
-    assert len(found) == len(set(found))
-    assert set(found) == expected
-    assert len({frozenset(pair) for pair in found}) == len(found)
+    references = [(pair.suspect.reference, pair.root.reference) for pair in world.pairs]
+    assert len(references) == len(set(references))
+    assert set(references) == expected
+    assert len({frozenset(pair) for pair in references}) == len(references)
     for pair in world.pairs:
         assert pair.related == zoo.related(pair.suspect.reference, pair.root.reference)
 
@@ -52,11 +52,11 @@ def test_what_is_known_of_a_zoo_model_is_what_its_table_says(world: Evidence) ->
 
 
 def test_scores_are_each_methods_own_or_what_was_recorded(world: Evidence) -> None:
-    found = models()
-    scores = recorded(found, "norm-vectors", "aligned", "modeldna")
+    summaries = models()
+    scores = recorded(summaries, "norm-vectors", "aligned", "modeldna")
     assert list(world.scores) == [*BY_NUMBERS, *BY_WEIGHTS, "modeldna"]
     for index, pair in enumerate(world.pairs):
-        a, b = found[pair.suspect.reference], found[pair.root.reference]
+        a, b = summaries[pair.suspect.reference], summaries[pair.root.reference]
         for name, method in BY_NUMBERS.items():
             np.testing.assert_equal(world.scores[name][index], method.score(a, b).value)
         for name, value in scores[frozenset((pair.suspect.name, pair.root.name))].items():
@@ -104,8 +104,8 @@ def test_ranks_are_those_among_strangers_of_the_same_strata(world: Evidence, met
             ends = (world.roots.index(pair.suspect.family), world.roots.index(pair.root.family))
             expected.append((*ends, score, *brute_rank(world, method, pair, score)))
     pairs = ranks.pairs
-    found = zip(pairs.group_a, pairs.group_b, pairs.score, ranks.p, ranks.min_p, strict=True)
-    np.testing.assert_allclose(sorted(found, key=str), sorted(expected, key=str), rtol=1e-12)
+    rows = zip(pairs.group_a, pairs.group_b, pairs.score, ranks.p, ranks.min_p, strict=True)
+    np.testing.assert_allclose(sorted(rows, key=str), sorted(expected, key=str), rtol=1e-12)
     if method == "corrected" and related:
         assert (
             len(set(np.round(ranks.min_p[np.isfinite(ranks.min_p)], 9))) > 1
@@ -139,8 +139,8 @@ def test_no_pairs_are_no_ranks(world: Evidence) -> None:
 
 def test_strangers_of_a_stratum_are_its_pairs_of_roots(world: Evidence) -> None:
     roots = [model.curves for reference, model in models().items() if zoo.parent(reference) is None]
-    mine = [curves for curves in roots if curves.stratum == (6, 48, "t")]
-    assert world.stranger_scores("corrected", (6, 48, "t")).size == math.comb(len(mine), 2) == 55
+    members = [curves for curves in roots if curves.stratum == (6, 48, "t")]
+    assert world.stranger_scores("corrected", (6, 48, "t")).size == math.comb(len(members), 2) == 55
     assert world.stranger_scores("corrected", "nowhere").size == 0
     ranks = world.stranger_ranks("corrected", (6, 48, "t"))
     assert ranks.among_themselves
@@ -162,12 +162,12 @@ def test_smoke_names_know_their_ancestry() -> None:
 
 
 def test_folders_are_known_by_the_family_that_was_declared() -> None:
-    found = {f"models/{name}": numbers(f"models/{name}", name, family=name) for name in "abc"}
-    found["models/a-child"] = numbers("models/a-child", "a-child", family="a", parent=found["models/a"])
-    found["models/by-path"] = numbers("models/by-path", "by-path", family="models/by-path", tokenizer="u")
-    found["models/orphan"] = numbers("models/orphan", "orphan", family="lost")
-    found["models/asked"] = numbers("models/asked", "asked")
-    world = evidence_of(found)
+    summaries = {f"models/{name}": numbers(f"models/{name}", name, family=name) for name in "abc"}
+    summaries["models/a-child"] = numbers("models/a-child", "a-child", family="a", parent=summaries["models/a"])
+    summaries["models/by-path"] = numbers("models/by-path", "by-path", family="models/by-path", tokenizer="u")
+    summaries["models/orphan"] = numbers("models/orphan", "orphan", family="lost")
+    summaries["models/asked"] = numbers("models/asked", "asked")
+    world = evidence_of(summaries)
     pairs = {(pair.suspect.name, pair.root.name): pair for pair in world.pairs}
     assert ("asked", "a") not in pairs
     assert {root for _, root in pairs} == {"a", "b", "c", "by-path"}
@@ -182,10 +182,10 @@ def test_folders_are_known_by_the_family_that_was_declared() -> None:
 
 
 def test_the_zoo_and_folders_in_one_run() -> None:
-    found = models(["zoo:mini-1", "zoo:mini-2", "zoo:mini-1+sft-en"])
-    found["models/x"] = numbers("models/x", "x", family="x")
-    found["models/stolen"] = numbers("models/stolen", "stolen", family="mini-1", parent=found["zoo:mini-1"])
-    world = evidence_of(found)
+    summaries = models(["zoo:mini-1", "zoo:mini-2", "zoo:mini-1+sft-en"])
+    summaries["models/x"] = numbers("models/x", "x", family="x")
+    summaries["models/stolen"] = numbers("models/stolen", "stolen", family="mini-1", parent=summaries["zoo:mini-1"])
+    world = evidence_of(summaries)
     pairs = {(pair.suspect.name, pair.root.name): pair for pair in world.pairs}
     assert pairs["stolen", "mini-1"].related
     assert pairs["stolen", "mini-1"].suspect.size == "6x48"
@@ -199,24 +199,26 @@ def test_the_zoo_and_folders_in_one_run() -> None:
 
 
 def test_a_zoo_model_declared_to_be_of_another_family_is_taken_at_that_word() -> None:
-    found = models(["zoo:mini-1", "zoo:mini-2"])
-    found["zoo:mini-3"] = numbers("zoo:mini-3", "mini-3", family="mini-1", parent=found["zoo:mini-1"])
-    pairs = {(pair.suspect.name, pair.root.name): pair for pair in evidence_of(found).pairs}
+    summaries = models(["zoo:mini-1", "zoo:mini-2"])
+    summaries["zoo:mini-3"] = numbers("zoo:mini-3", "mini-3", family="mini-1", parent=summaries["zoo:mini-1"])
+    pairs = {(pair.suspect.name, pair.root.name): pair for pair in evidence_of(summaries).pairs}
     assert pairs["mini-3", "mini-1"].related
     assert pairs["mini-3", "mini-1"].suspect.made_by == "not known"
 
 
 def test_recorded_pairs_are_the_pairs_there_are() -> None:
-    found = models()
-    scores = recorded(found, "aligned")
-    kept = {
+    summaries = models()
+    scores = recorded(summaries, "aligned")
+    some = {
         names: value
         for names, value in scores.items()
         if "mini-5" not in names and names != frozenset(("mini-2", "mini-1"))
     }
-    world = evidence_of(found, kept)
+    world = evidence_of(summaries, some)
     names = {frozenset((pair.suspect.name, pair.root.name)) for pair in world.pairs}
-    assert names == {frozenset((p.suspect.name, p.root.name)) for p in evidence_of(found, scores).pairs} & kept.keys()
+    assert (
+        names == {frozenset((p.suspect.name, p.root.name)) for p in evidence_of(summaries, scores).pairs} & some.keys()
+    )
     assert frozenset(("mini-2", "mini-1")) not in names
     assert not any("mini-5" in pair for pair in names)
     assert np.isnan(world.scores["norm-vectors"]).all()
@@ -235,11 +237,11 @@ def test_roots_alone_make_no_related_pairs() -> None:
 
 
 def test_a_copy_of_a_root_under_another_name_and_its_descendants_are_no_strangers() -> None:
-    found = models([*MINIS, *CHILDREN])
-    plain = evidence_of(found)
-    keyed = {ref: copy_of(m, m.curves.name, family=m.curves.family, key=ref) for ref, m in found.items()}
-    keyed["models/thief"] = copy_of(found["zoo:mini-1"], "thief", family="thief", key="zoo:mini-1")
-    keyed["models/thief-child"] = copy_of(found["zoo:mini-1+sft-en"], "thief-child", family="thief", key="other")
+    summaries = models([*MINIS, *CHILDREN])
+    plain = evidence_of(summaries)
+    keyed = {ref: copy_of(m, m.curves.name, family=m.curves.family, key=ref) for ref, m in summaries.items()}
+    keyed["models/thief"] = copy_of(summaries["zoo:mini-1"], "thief", family="thief", key="zoo:mini-1")
+    keyed["models/thief-child"] = copy_of(summaries["zoo:mini-1+sft-en"], "thief-child", family="thief", key="other")
     world = evidence_of(keyed)
     assert world.background.duplicates == (("thief", "mini-1"),)
     assert [(p.suspect.name, p.root.name) for p in world.pairs] == [(p.suspect.name, p.root.name) for p in plain.pairs]
@@ -255,7 +257,7 @@ def test_recorded_scores_by_the_names_of_both_models() -> None:
     def score(cell: str, other: str, method: str, value: float) -> dict[str, object]:
         return {"cell": cell, "name": "score", "value": value, "method": method, "other": other}
 
-    found = recorded_scores(
+    by_names = recorded_scores(
         tables({"1": "zoo:a", "2": "zoo:b", "3": "zoo:gone"}, [
             score("2", "zoo:a", "aligned", 0.5), score("2", "zoo:a", "norm-vectors", math.nan), score("2", "zoo:gone", "aligned", 0.1),
             score("3", "zoo:a", "aligned", 0.2), score("2", "zoo:elsewhere", "aligned", 0.3),
@@ -263,10 +265,10 @@ def test_recorded_scores_by_the_names_of_both_models() -> None:
         ]),
         {"zoo:a": "a", "zoo:b": "b"},
     )  # fmt: skip
-    assert list(found) == [frozenset("ab")]
-    assert found[frozenset("ab")]["aligned"] == 0.5
-    assert math.isnan(found[frozenset("ab")]["norm-vectors"])
-    assert set(found[frozenset("ab")]) == {"aligned", "norm-vectors"}
+    assert list(by_names) == [frozenset("ab")]
+    assert by_names[frozenset("ab")]["aligned"] == 0.5
+    assert math.isnan(by_names[frozenset("ab")]["norm-vectors"])
+    assert set(by_names[frozenset("ab")]) == {"aligned", "norm-vectors"}
 
 
 def test_a_run_without_comparisons_has_no_recorded_scores() -> None:
@@ -274,11 +276,11 @@ def test_a_run_without_comparisons_has_no_recorded_scores() -> None:
 
 
 def test_all_recorded_of_models_outside_the_run_is_as_if_nothing_was() -> None:
-    found = models(MINIS)
+    summaries = models(MINIS)
     outside = tables({"1": "zoo:mini-1"}, [
         {"cell": "1", "name": "score", "value": 0.5, "method": "aligned", "other": "zoo:base"}
     ])  # fmt: skip
-    known = recorded_scores(outside, {reference: model.curves.name for reference, model in found.items()})
-    world = gather(found, known, Background.from_models(found.values(), known), alpha=0.05)
+    scores = recorded_scores(outside, {reference: model.curves.name for reference, model in summaries.items()})
+    world = gather(summaries, scores, Background.from_models(summaries.values(), scores), alpha=0.05)
     assert len(world.pairs) == 36
     assert list(world.scores) == list(BY_NUMBERS)

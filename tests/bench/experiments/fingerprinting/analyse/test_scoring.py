@@ -18,8 +18,8 @@ Scored = tuple[list[Finding], list[Table], list[str]]
 
 @pytest.fixture(scope="module")
 def world() -> Evidence:
-    found = models([*MINIS[:8], *OTHERS[:3], *CHILDREN])
-    return evidence_of(found, recorded(found, "aligned", "modeldna"))
+    summaries = models([*MINIS[:8], *OTHERS[:3], *CHILDREN])
+    return evidence_of(summaries, recorded(summaries, "aligned", "modeldna"))
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,12 @@ def test_no_finding_stands_twice_under_its_labels(scored: Scored) -> None:
 
 
 def test_auroc_of_every_group_is_the_share_of_comparisons_won(world: Evidence, scored: Scored) -> None:
-    found = values(scored[0], "accuracy")
+    estimates = values(scored[0], "accuracy")
     counted = 0
     for group in groups(world):
         kinds = [pair.related for pair in world.pairs if group.which(pair)]
         for method in world.scores:
-            finding = found.get((method, "auroc", group.name))
+            finding = estimates.get((method, "auroc", group.name))
             if min(sum(kinds), len(kinds) - sum(kinds)) < MIN_PAIRS:
                 assert finding is None
                 continue
@@ -64,88 +64,88 @@ def test_auroc_of_every_group_is_the_share_of_comparisons_won(world: Evidence, s
             assert finding.value == pytest.approx(auroc_by_counting(world, method, group.which), abs=1e-12)
             counted += 1
     assert counted > 40
-    assert {metric for _, metric, group in found if group == "all"} <= set(METRICS)
+    assert {metric for _, metric, group in estimates if group == "all"} <= set(METRICS)
 
 
 def test_groups_are_the_pairs_their_name_says(world: Evidence) -> None:
-    found = {group.name: [pair for pair in world.pairs if group.which(pair)] for group in groups(world)}
-    assert found["all"] == list(world.pairs)
-    seed = found["strangers: other seed alone"]
+    pairs_of = {group.name: [pair for pair in world.pairs if group.which(pair)] for group in groups(world)}
+    assert pairs_of["all"] == list(world.pairs)
+    seed = pairs_of["strangers: other seed alone"]
     assert {pair.hardness for pair in seed} == {None, "other seed alone"}
     assert sum(pair.related for pair in seed) == len(CHILDREN)
-    assert {pair.suspect.made_by for pair in found["made by: cpt-25"]} == {"cpt-25"}
-    assert {pair.related for pair in found["made by: cpt-25"]} == {True, False}
-    assert "made by: root" not in found
-    assert {pair.suspect.size for pair in found["size: 8x64"]} == {"8x64"}
+    assert {pair.suspect.made_by for pair in pairs_of["made by: cpt-25"]} == {"cpt-25"}
+    assert {pair.related for pair in pairs_of["made by: cpt-25"]} == {True, False}
+    assert "made by: root" not in pairs_of
+    assert {pair.suspect.size for pair in pairs_of["size: 8x64"]} == {"8x64"}
 
 
 def test_differences_are_those_of_the_methods_that_are_there(scored: Scored) -> None:
     accuracies = values(scored[0], "accuracy")
-    found = values(scored[0], "accuracy-difference")
+    estimates = values(scored[0], "accuracy-difference")
     measured = {method for method, *_ in accuracies}  # which behaviour is not
-    assert set(found) == {(method, than, "auroc") for method, than in COMPARED if {method, than} <= measured}
-    assert len(found) == len(COMPARED) - 3
-    for (method, than, _), finding in found.items():
+    assert set(estimates) == {(method, than, "auroc") for method, than in COMPARED if {method, than} <= measured}
+    assert len(estimates) == len(COMPARED) - 3
+    for (method, than, _), finding in estimates.items():
         expected = accuracies[method, "auroc", "all"].value - accuracies[than, "auroc", "all"].value
         assert finding.value == pytest.approx(expected, abs=1e-12)
 
 
 def test_detected_is_the_share_of_decidable_suspects_called(world: Evidence, scored: Scored) -> None:
-    found = values(scored[0], "detected")
+    estimates = values(scored[0], "detected")
     for method in ("corrected", "aligned", "config-only"):
         for made_by in ("sft-en", "cpt-25", "cpt-100"):
             ranks = world.ranks(method, lambda p, made_by=made_by: world.can_decide(p) and p.suspect.made_by == made_by)
             share = wilson(int(np.sum(ranks.p <= world.alpha + 1e-12)), ranks.p.size)
-            finding = found[method, made_by]
+            finding = estimates[method, made_by]
             assert finding.value == share.value
             assert finding.estimate.low <= share.low
             assert finding.estimate.high >= share.high
             assert finding.note.startswith(f"{share.note} at alpha = 0.05")
-    assert found["corrected", "sft-en"].value == 1.0
-    assert ("corrected", "depth") not in found  # three families of 4 layers are too few strangers for it
-    assert ("invariant", "sft-en") not in found  # which was not measured
+    assert estimates["corrected", "sft-en"].value == 1.0
+    assert ("corrected", "depth") not in estimates  # three families of 4 layers are too few strangers for it
+    assert ("invariant", "sft-en") not in estimates  # which was not measured
 
 
 def test_related_scores_are_medians_between_the_extremes(world: Evidence, scored: Scored) -> None:
-    found = values(scored[0], "related-score")
+    estimates = values(scored[0], "related-score")
     for method in world.scores:
         for made_by in ("sft-en", "depth"):
-            mine = [score for score, pair in zip(world.scores[method], world.pairs, strict=True)
+            related = [score for score, pair in zip(world.scores[method], world.pairs, strict=True)
                     if pair.related and pair.suspect.made_by == made_by and np.isfinite(score)]  # fmt: skip
-            if not mine:
-                assert (method, made_by) not in found
+            if not related:
+                assert (method, made_by) not in estimates
                 continue
-            finding = found[method, made_by]
+            finding = estimates[method, made_by]
             assert isinstance(finding.estimate, Range)
             assert (finding.estimate.low, finding.value, finding.estimate.high) == (
-                min(mine),
-                np.median(mine),
-                max(mine),
+                min(related),
+                np.median(related),
+                max(related),
             )
-            assert finding.estimate.n == len(mine)
+            assert finding.estimate.n == len(related)
 
 
 def test_training_since_the_root_is_in_classes(world: Evidence) -> None:
-    found = {group.name: [pair for pair in world.pairs if group.which(pair)] for group in groups(world)}
+    pairs_of = {group.name: [pair for pair in world.pairs if group.which(pair)] for group in groups(world)}
     made_by = {name.removeprefix("training: "): {pair.suspect.made_by for pair in pairs}
-               for name, pairs in found.items() if name.startswith("training: ")}  # fmt: skip
+               for name, pairs in pairs_of.items() if name.startswith("training: ")}  # fmt: skip
     assert made_by == {"none": {"depth"}, "up to half": {"cpt-25"}, "up to twice": {"cpt-100", "sft-en"}}
 
 
 def test_false_positives_are_those_of_unrelated_suspects_of_the_roots_stratum(world: Evidence, scored: Scored) -> None:
-    found = values(scored[0], "false-positives")
+    estimates = values(scored[0], "false-positives")
     for method in ("corrected", "aligned"):
         ranks = world.ranks(method, lambda p: not p.related and p.suspect.stratum == p.root.stratum)
         called = int(np.sum(ranks.p <= world.alpha + 1e-12))
-        assert found[method,].value == called / ranks.p.size
-    assert ("invariant",) not in found
+        assert estimates[method,].value == called / ranks.p.size
+    assert ("invariant",) not in estimates
 
 
 def test_calibration_is_per_size(scored: Scored) -> None:
-    found = values(scored[0], "calibration")
-    assert ("corrected", "6x48") in found
-    assert 0 <= found["corrected", "6x48"].value <= 1
-    assert found["corrected", "6x48"].note.startswith("45 unrelated pairs, p = ")  # ten roots of that stratum
+    estimates = values(scored[0], "calibration")
+    assert ("corrected", "6x48") in estimates
+    assert 0 <= estimates["corrected", "6x48"].value <= 1
+    assert estimates["corrected", "6x48"].note.startswith("45 unrelated pairs, p = ")  # ten roots of that stratum
 
 
 def test_tables_say_what_the_findings_say(world: Evidence, scored: Scored) -> None:
@@ -160,8 +160,8 @@ def test_tables_say_what_the_findings_say(world: Evidence, scored: Scored) -> No
     overall = {row[0]: row for row in tables[0].rows}
     assert list(overall) == list(world.scores)
     assert "12 related and 175 unrelated pairs of 11 roots (3 with descendants)" in tables[0].title
-    found = values(findings, "accuracy")
-    assert overall["corrected"][2].startswith(f"{found['corrected', 'auroc', 'all'].value:.3f} [")
+    estimates = values(findings, "accuracy")
+    assert overall["corrected"][2].startswith(f"{estimates['corrected', 'auroc', 'all'].value:.3f} [")
     assert overall["invariant"][1] == "0%"
     survival = {row[0]: row for row in tables[5].rows}
     assert tables[5].title.startswith("survival")
@@ -186,10 +186,10 @@ def test_caveats_name_the_few_roots_and_whom_they_are_about(world: Evidence, sco
 
 
 def test_a_method_that_compares_nothing_is_chance_and_not_an_error(world: Evidence, scored: Scored) -> None:
-    found = values(scored[0], "accuracy")
-    assert found["invariant", "auroc", "all"].value == 0.5
-    assert found["invariant", "partial-auc", "all"].value == pytest.approx(0.05 / 2)
-    assert ("invariant", "mahalanobis", "all") not in found
+    estimates = values(scored[0], "accuracy")
+    assert estimates["invariant", "auroc", "all"].value == 0.5
+    assert estimates["invariant", "partial-auc", "all"].value == pytest.approx(0.05 / 2)
+    assert ("invariant", "mahalanobis", "all") not in estimates
     nothing = replace(world, scores={"corrected": np.full(len(world.pairs), np.nan)})
     findings, tables, _ = score_methods(nothing)
     assert values(findings, "accuracy")["corrected", "auroc", "all"].value == 0.5
@@ -215,11 +215,11 @@ def test_three_related_and_three_unrelated_pairs_are_enough() -> None:
 
 
 def test_two_strata_of_one_size_have_one_calibration_of_the_larger() -> None:
-    found = {f"m/{t}{at}": numbers(f"m/{t}{at}", f"{t}{at}", family=f"{t}{at}", tokenizer=t)
+    summaries = {f"m/{t}{at}": numbers(f"m/{t}{at}", f"{t}{at}", family=f"{t}{at}", tokenizer=t)
              for t, count in (("t", 10), ("u", 9)) for at in range(count)}  # fmt: skip
     for at in range(4):
-        found[f"m/c{at}"] = numbers(f"m/c{at}", f"c{at}", family=f"t{at}", parent=found[f"m/t{at}"])
-    findings, _, _ = score_methods(evidence_of(found))
+        summaries[f"m/c{at}"] = numbers(f"m/c{at}", f"c{at}", family=f"t{at}", parent=summaries[f"m/t{at}"])
+    findings, _, _ = score_methods(evidence_of(summaries))
     calibrated = [f for f in findings if f.name == "calibration" and f.labels["method"] == "corrected"]
     assert [f.note.split(",")[0] for f in calibrated] == ["45 unrelated pairs"]
 
@@ -227,9 +227,9 @@ def test_two_strata_of_one_size_have_one_calibration_of_the_larger() -> None:
 def test_intervals_that_the_roots_cannot_give_leave_wilsons() -> None:
     """Unrelated suspects of two roots alone: half of the resamples lack one, and no bootstrap interval is left."""
     children = [f"zoo:mini-1+{step}" for step in ("sft-en", "cpt-25", "cpt-100")]
-    found = models([*MINIS, *children])
+    summaries = models([*MINIS, *children])
     pairs = {frozenset((child.removeprefix("zoo:"), root)) for child in children for root in ("mini-1", "mini-2")}
-    world = evidence_of(found, {names: {"aligned": 0.5} for names in pairs})
+    world = evidence_of(summaries, {names: {"aligned": 0.5} for names in pairs})
     findings, tables, _ = score_methods(world)
     finding = values(findings, "false-positives")["corrected",]
     share = wilson(round(3 * finding.value), 3)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from modelassay.fingerprints.independence.agreement import Agreement, agreement
+from modelassay.fingerprints.identical import SameBits, same_bits
+from modelassay.fingerprints.independence.agreement import agreement
 from modelassay.fingerprints.independence.layers import chosen_layers, layer_pairs
 from modelassay.fingerprints.independence.matching import (
     Matching,
@@ -25,36 +26,21 @@ from modelassay.fingerprints.independence.matching import (
     numbering_test,
 )
 from modelassay.fingerprints.independence.matrices import Floats, ModelMatrices, Neurons, invariants, matrices_of
+from modelassay.fingerprints.independence.result import Independence
+from modelassay.fingerprints.independence.statement import Statement, state
 from modelassay.fingerprints.independence.tokens import shared_embeddings
 
-__all__ = ["CAP", "NUM_TESTS", "Independence", "ModelMatrices", "NumberingTest", "independence", "matrices_of"]
-
-NUM_TESTS = 4
-"""Exact tests that the p-value of a pair is corrected for (Bonferroni), whether or not all could be made."""
-
-CAP = -50.0
-"""log10 of the smallest p that is printed: beyond it the assumptions err more than chance does."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Independence:
-    """What the numbering of two models says of their independence."""
-
-    tests: tuple[NumberingTest, ...]
-    reasons: tuple[str, ...]
-    """Why a test could not be made, one sentence each."""
-    agreement: Agreement | None
-    """Made only where the exact tests leave the question open; None otherwise, and where it cannot be made."""
-
-    @property
-    def strongest(self) -> NumberingTest | None:
-        """The test with the smallest p; None without any."""
-        return min(self.tests, key=lambda test: test.log10_p, default=None)
-
-    @property
-    def log10_p(self) -> float:
-        """log10 of the p-value over all `NUM_TESTS` tests; 0 without any. Not capped: `CAP` is for printing."""
-        return 0.0 if self.strongest is None else min(0.0, self.strongest.log10_p + math.log10(NUM_TESTS))
+__all__ = [
+    "Independence",
+    "ModelMatrices",
+    "NumberingTest",
+    "SameBits",
+    "Statement",
+    "independence",
+    "matrices_of",
+    "same_bits",
+    "state",
+]
 
 
 def independence(a: ModelMatrices, b: ModelMatrices, *, alpha: float = 1e-6) -> Independence:

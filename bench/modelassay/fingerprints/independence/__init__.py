@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from modelassay.fingerprints.identical import SameBits, same_bits
 from modelassay.fingerprints.independence.agreement import agreement
 from modelassay.fingerprints.independence.layers import chosen_layers, layer_pairs
 from modelassay.fingerprints.independence.matching import (
@@ -27,20 +26,9 @@ from modelassay.fingerprints.independence.matching import (
 )
 from modelassay.fingerprints.independence.matrices import Floats, ModelMatrices, Neurons, invariants, matrices_of
 from modelassay.fingerprints.independence.result import Independence
-from modelassay.fingerprints.independence.statement import Statement, state
 from modelassay.fingerprints.independence.tokens import shared_embeddings
 
-__all__ = [
-    "Independence",
-    "ModelMatrices",
-    "NumberingTest",
-    "SameBits",
-    "Statement",
-    "independence",
-    "matrices_of",
-    "same_bits",
-    "state",
-]
+__all__ = ["Independence", "ModelMatrices", "NumberingTest", "independence", "matrices_of"]
 
 
 def independence(a: ModelMatrices, b: ModelMatrices, *, alpha: float = 1e-6) -> Independence:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from modelassay.experiments.fingerprinting.analyse.read import models_of, record
 from modelassay.fingerprints.background import Background, Rank, rank
 from modelassay.fingerprints.bottom_k import PromptedModel, compute_responses
 from modelassay.fingerprints.curves import ROLES, Curves, Score
+from modelassay.fingerprints.identical import SameBits, same_bits
+from modelassay.fingerprints.independence import Independence, ModelMatrices, independence, matrices_of
+from modelassay.fingerprints.independence.statement import Statement, shown_p, state
 from modelassay.fingerprints.lineage import Lineage, lineage
 from modelassay.fingerprints.measure import summarise_model
 from modelassay.fingerprints.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS, ModelSummary
@@ -42,6 +45,8 @@ class Subject:
     """None where only the attention matrices were wanted."""
     prompted: PromptedModel | None
     """None where its behaviour was not asked for."""
+    matrices: ModelMatrices | None
+    """What the tests of independent numbering read; None where only the attention matrices were wanted."""
 
     @property
     def curves(self) -> Curves:
@@ -82,9 +87,11 @@ def fingerprint(models: Sequence[str], *, background: Run | None, figure: Path |
         summary = summarise_model(model, name=name, whole=not attention_only)
         weights = None if attention_only else load_weights(model, store=store)
         prompted = PromptedModel(model, store=store) if behaviour else None
-        subjects.append(Subject(model=model, summary=summary, weights=weights, prompted=prompted))
+        matrices = None if attention_only else matrices_of(model)
+        subjects.append(Subject(model=model, summary=summary, weights=weights, prompted=prompted, matrices=matrices))
     _respond(subjects, report)
     pairs = list(combinations(subjects, 2))
+    numbered = [_numbering(a, b, report) for a, b in pairs]
     places = [_places(a, b, strangers) for a, b in pairs]
     verdicts = adjust([
         judge(a.curves, b.curves, strangers, alpha=alpha, by_weights={name: score.value for name, (score, _) in place.items()})
@@ -102,12 +109,54 @@ def fingerprint(models: Sequence[str], *, background: Run | None, figure: Path |
         write_figure(comparison_figure(curves, verdicts), figure)
     return View(
         data={"alpha": alpha, "against": against, "models": [_curves_json(model) for model in curves],
-              "pairs": [{**_verdict_json(verdict), "methods": _places_json(place), "derivation": _derivation_json(relation, verdict)}
-                        for verdict, place, relation in zip(verdicts, places, derived, strict=True)], "caveats": notes},
-        tables=[verdict_table(verdicts), _methods_table(verdicts, places)],
-        lines=[*(verdict.sentence for verdict in verdicts), *_derivation_lines(verdicts, derived),
+              "pairs": [{**_verdict_json(verdict), "independence": None if numbering is None else numbering.json(),
+                         "methods": _places_json(place), "derivation": _derivation_json(relation, verdict)}
+                        for verdict, numbering, place, relation in zip(verdicts, numbered, places, derived, strict=True)], "caveats": notes},
+        tables=[*_numbering_tables(pairs, numbered), verdict_table(verdicts), _methods_table(verdicts, places)],
+        lines=[*(numbering.statement.sentence for numbering in numbered if numbering is not None),
+               *(verdict.sentence for verdict in verdicts), *_derivation_lines(verdicts, derived),
                *(f"note: {note}" for note in notes), *([] if figure is None else [f"figure: {figure}"])],
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbering:
+    """What two checkpoints alone say of a pair."""
+
+    bits: SameBits
+    result: Independence
+    statement: Statement
+
+    def json(self) -> dict[str, Any]:
+        """Return it as the JSON of a pair."""
+        agreement = self.result.agreement
+        return {
+            "word": self.statement.word, "sentence": self.statement.sentence, "alpha": self.statement.alpha,
+            "log10_p": self.result.log10_p, "tests": [asdict(test) for test in self.result.tests],
+            "agreement": None if agreement is None else asdict(agreement), "not_tested": list(self.result.reasons),
+            "equal_tensors": list(self.bits.equal), "tensors": self.bits.total,
+        }  # fmt: skip
+
+
+def _numbering(a: Subject, b: Subject, report: Callable[[str], None]) -> Numbering | None:
+    """Test a pair by its two checkpoints; None where only the attention matrices were wanted."""
+    if a.matrices is None or b.matrices is None:
+        return None
+    names = a.curves.name, b.curves.name
+    report(f"{names[0]} and {names[1]}: were they numbered independently?")
+    bits, result = same_bits(a.model.checkpoint(), b.model.checkpoint()), independence(a.matrices, b.matrices)
+    return Numbering(bits=bits, result=result, statement=state(*names, bits, result))
+
+
+def _numbering_tables(pairs: Sequence[tuple[Subject, Subject]], numbered: Sequence[Numbering | None]) -> list[Table]:
+    rows = []
+    for (a, b), numbering in zip(pairs, numbered, strict=True):
+        if numbering is not None:
+            pair = f"{a.curves.name} · {b.curves.name}"
+            rows.extend((pair, test.name, test.statistic, f"{test.count} of {test.of}", f"{test.expected:.3g}", shown_p(test.log10_p))
+                        for test in numbering.result.tests)  # fmt: skip
+    columns = ("pair", "matched", "statistic", "count", "expected", "p of the test")
+    return [Table(title="independent numbering", columns=columns, rows=rows)] if rows else []
 
 
 def _check(models: Sequence[str], figure: Path | None) -> None:

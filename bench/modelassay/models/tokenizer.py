@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,43 @@ def tokenizer_key(files: Files) -> str | None:
     Raises:
         CheckpointError: the file that should hold the vocabulary does not.
     """
-    present = ((name, path) for name in VOCABULARIES if (path := files.get(name)) is not None)
-    name, path = next(present, (None, None))
+    name, path = _vocabulary_file(files)
     if path is None:
         return None
-    if name in {"tokenizer.model", "spiece.model"}:
+    if name in _SENTENCEPIECE:
         return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    if name == "vocab.txt":
+    table = _table(path)
+    return hashlib.blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def token_ids(files: Files) -> Mapping[str, int] | None:
+    """Return the id of each token without what was added later; None where no file says, as with SentencePiece models alone.
+
+    Raises:
+        CheckpointError: as `tokenizer_key`.
+    """
+    name, path = _vocabulary_file(files)
+    return None if path is None or name in _SENTENCEPIECE else _table(path)
+
+
+_SENTENCEPIECE = ("tokenizer.model", "spiece.model")
+
+
+def _vocabulary_file(files: Files) -> tuple[str, Path | None]:
+    present = ((name, path) for name in VOCABULARIES if (path := files.get(name)) is not None)
+    return next(present, ("", None))
+
+
+def _table(path: Path) -> dict[str, int]:
+    if path.name == "vocab.txt":
         table: Any = {token: index for index, token in enumerate(path.read_text(encoding="utf-8").splitlines())}
     else:
         table = read_json(path)
-        if name == "tokenizer.json":
+        if path.name == "tokenizer.json":
             model = table.get("model")
             table = model.get("vocab") if isinstance(model, dict) else None
         if isinstance(table, list):  # Unigram: [token, score] in order of ids
             table = {entry[0]: index for index, entry in enumerate(table)}
         if not isinstance(table, dict) or not table:
             raise CheckpointError(f"{path}: expected a vocabulary, got {table!r:.80}; save the tokenizer again")
-    return hashlib.blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return table

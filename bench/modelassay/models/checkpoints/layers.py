@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,38 @@ _MODULES = {
 _OTHERWISE = {
     "qwen": {"gate": "w2", "up": "w1", "down": "mlp.c_proj"},  # c_proj(w1(x) * silu(w2(x)))
     **dict.fromkeys(("gemma2", "gemma3_text"), {"norm-2": "pre_feedforward_layernorm"}),  # norms on both sides of each part
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "electra"),
+        {"up": r"intermediate\.dense", "down": r"(?<!attention\.)output\.dense"},
+    ),
+    "distilbert": {"up": r"ffn\.lin1", "down": r"ffn\.lin2"},
 }  # fmt: skip
 """Architectures where one of those names means something else."""
 _PLAIN_HEADS = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"})
 """Architectures whose head is ``lm_head.weight`` without bias, or the embedding where that is not stored."""
 _EMBEDDING = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|embed_in)\.weight")
+
+
+def layer_tensors(checkpoint: Checkpoint) -> list[dict[str, list[str]]]:
+    """Return for each layer the names of the tensors of ``norm-1 norm-2 gate up down``, those it has; experts in order."""
+    stem, rest = checkpoint.layer_path.split("{layer}")
+    inside = re.compile(rf"{re.escape(stem)}(\d+){re.escape(rest)}(.+)")
+    modules = {**_MODULES, **_OTHERWISE.get(checkpoint.architecture, {})}
+    weights = [(role, re.compile(rf"(?:.*\.)?(?:{names})\.weight")) for role, names in modules.items()]
+    layers: list[dict[str, list[str]]] = [{} for _ in range(checkpoint.num_layers)]
+    for name in sorted(checkpoint.tensors.names(), key=_by_number):
+        match = inside.fullmatch(name)
+        if match is None or int(match[1]) >= checkpoint.num_layers:
+            continue
+        for role, pattern in weights:
+            if pattern.fullmatch(match[2]):
+                layers[int(match[1])].setdefault(role, []).append(name)
+    return layers
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Order ``experts.10`` behind ``experts.9``."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 def layer_spans(checkpoint: Checkpoint) -> list[dict[str, list[FileSpan]]]:
@@ -42,18 +70,12 @@ def layer_spans(checkpoint: Checkpoint) -> list[dict[str, list[FileSpan]]]:
     Tensors that hold no plain numbers (packed or scaled by a quantiser) are left out. Of a repository on the Hub the
     files that hold these tensors are fetched.
     """
-    stem, rest = checkpoint.layer_path.split("{layer}")
-    inside = re.compile(rf"{re.escape(stem)}(\d+){re.escape(rest)}(.+)")
-    modules = {**_MODULES, **_OTHERWISE.get(checkpoint.architecture, {})}
-    weights = [(role, re.compile(rf"(?:.*\.)?(?:{names})\.weight")) for role, names in modules.items()]
     layers: list[dict[str, list[FileSpan]]] = [{} for _ in range(checkpoint.num_layers)]
-    for name in checkpoint.tensors.names():
-        match = inside.fullmatch(name)
-        if match is None or int(match[1]) >= checkpoint.num_layers:
-            continue
-        for role, pattern in weights:
-            if pattern.fullmatch(match[2]) and (span := _whole(*checkpoint.tensors.find(name))) is not None:
-                layers[int(match[1])].setdefault(role, []).append(span)
+    for layer, tensors in zip(layers, layer_tensors(checkpoint), strict=True):
+        for role, names in tensors.items():
+            spans = [span for name in names if (span := _whole(*checkpoint.tensors.find(name))) is not None]
+            if spans:
+                layer[role] = spans
     for matrix in checkpoint.matrices:
         if matrix.role != "o" and (bias := _bias(checkpoint, matrix)) is not None:
             layers[matrix.layer][f"{matrix.role}-bias"] = [bias]
@@ -107,6 +129,21 @@ def read_embedding(checkpoint: Checkpoint, num_rows: int) -> Tensor | None:
                 rows = min(num_rows, info.shape[0])
                 flat = read_elements(path, info.dtype, info.offset, rows * info.shape[1])
                 return flat.double().reshape(rows, info.shape[1])
+    return None
+
+
+def read_embedding_rows(checkpoint: Checkpoint, rows: Sequence[int]) -> Tensor | None:
+    """Return some rows of the input embedding as float32 [rows, hidden size]; None where none is known, or it has fewer rows."""
+    import torch
+
+    for name in checkpoint.tensors.names():
+        if _EMBEDDING.fullmatch(name):
+            path, info = checkpoint.tensors.find(name)
+            plain = len(info.shape) == 2 and info.shape[1] == checkpoint.hidden_size and _whole(path, info) is not None
+            if plain and max(rows, default=0) < info.shape[0]:
+                size = info.shape[1] * DTYPE_BITS[info.dtype] // 8
+                parts = [read_elements(path, info.dtype, info.offset + row * size, info.shape[1]) for row in rows]
+                return torch.stack(parts).float()
     return None
 
 

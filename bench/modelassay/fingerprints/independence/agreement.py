@@ -1,0 +1,63 @@
+"""Do two matchings of the same neurons, made from different matrices, agree? What finds copies that were relabelled and rotated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from modelassay.fingerprints.independence.matching import match_units
+from modelassay.fingerprints.independence.matrices import Floats, Neurons
+
+RATE = 3.0
+"""How much more often than chance the two matchings of an independent pair are allowed to agree: gate and up of a neuron share
+features, so that agreement by chance is a little more frequent than one per network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How many neurons two matchings sent to the same partner."""
+
+    count: int
+    of: int
+    expected: float
+    """One per network where all its neurons are matched, if the two matchings were independent."""
+    log10_p: float
+    """Of a Poisson law of `RATE` times the expected count: calibrated, not exact."""
+
+
+def agreement(networks: Iterable[tuple[Neurons, Neurons]], embeddings: tuple[Floats, Floats]) -> Agreement | None:
+    """Turn one model's residual stream onto the other's and match its neurons twice; None where no network can be compared.
+
+    The turn is the orthogonal Procrustes solution over the embeddings of shared tokens. Of each network the neurons are
+    matched by the gate alone and by up alone (by up and by down where there is no gate), and equal partners are counted.
+    """
+    turn_DD = procrustes(*embeddings)
+    count, of, expected = 0, 0, 0.0
+    for seed, (a, b) in enumerate(networks):
+        if len(a.parts()) != len(b.parts()):
+            continue
+        first, second = (match_units([a.parts()[part] @ turn_DD], [b.parts()[part]], seed=seed) for part in (0, 1))
+        if first is None or second is None:
+            continue
+        partners = dict(zip(first.units.tolist(), first.partners.tolist(), strict=True))
+        equal = [
+            partners.get(unit) == partner
+            for unit, partner in zip(second.units.tolist(), second.partners.tolist(), strict=True)
+        ]
+        count, of, expected = count + sum(equal), of + len(equal), expected + len(equal) / first.sizes[1]
+    if not of:
+        return None
+    rate = RATE * expected
+    log_p = 0.0 if count <= rate else -(rate - count + count * math.log(count / rate))
+    return Agreement(count=count, of=of, expected=expected, log10_p=log_p / math.log(10))
+
+
+def procrustes(a_TD: Floats, b_TE: Floats) -> Floats:
+    """Return the turn [D, E] with orthonormal rows or columns that takes centred ``a`` closest to centred ``b`` (Schoenemann 1966)."""
+    a, b = (rows.astype(np.float64) - rows.mean(0, dtype=np.float64) for rows in (a_TD, b_TE))
+    left, _, right = np.linalg.svd(a.T @ b, full_matrices=False)
+    turn: Floats = (left @ right).astype(np.float32)
+    return turn

@@ -1,0 +1,135 @@
+"""What a checkpoint holds along its hidden dimensions and along its neurons, read one layer at a time in float32."""
+
+# D = hidden dimensions, n = neurons of one feed-forward network, R = rows of a projection
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modelassay.errors import CheckpointError
+from modelassay.models.checkpoints import Checkpoint
+from modelassay.models.checkpoints.architectures import find_architecture
+from modelassay.models.checkpoints.layers import layer_spans, read_embedding_rows
+from modelassay.models.checkpoints.tensors import read_elements
+from modelassay.models.reference import Model
+from modelassay.models.tokenizer import token_ids
+from modelassay_kernels import FileSpan
+
+Floats = NDArray[np.float32]
+
+NORM_PLUS_ONE = frozenset({"gemma", "gemma2", "gemma3_text"})
+"""Architectures whose norms multiply by one plus the stored weight."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Neurons:
+    """One feed-forward network, a row a neuron: what goes into it and what comes out, along the hidden dimensions."""
+
+    up_nD: Floats
+    down_nD: Floats
+    gate_nD: Floats | None
+    """None where a network has two matrices."""
+    scale_D: Floats | None
+    """Weights of the norm before it, so that a copy that folded them into the matrices compares equal; None where unknown."""
+
+    def parts(self) -> list[Floats]:
+        """Return the matrices, inputs as the network sees them: after the norm's weights."""
+        inputs = [matrix for matrix in (self.gate_nD, self.up_nD) if matrix is not None]
+        scaled = inputs if self.scale_D is None else [matrix * self.scale_D for matrix in inputs]
+        return [*scaled, self.down_nD]
+
+
+def invariants(network: Neurons) -> Floats:
+    """Return what of each neuron no rotation of the hidden dimensions changes: logarithms of its norms, and its angles, [n, F].
+
+    Six numbers where a network has three matrices: the norms of the rows of gate, up and down and the cosines between them
+    (which change sign with the neuron's, so their size is taken); three where it has two. NaN for a neuron without content.
+    """
+    parts = [part.astype(np.float64) for part in network.parts()]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        norms = [np.sqrt((part * part).sum(1)) for part in parts]
+        columns = [np.log(norm) for norm in norms]
+        for i, j in itertools.combinations(range(len(parts)), 2):
+            columns.append(np.abs((parts[i] * parts[j]).sum(1) / (norms[i] * norms[j])))
+        return np.stack(columns, 1).astype(np.float32)
+
+
+class ModelMatrices:
+    """The matrices of a checkpoint by layer; nothing is kept but headers."""
+
+    def __init__(self, checkpoint: Checkpoint, tokens: Mapping[str, int] | None) -> None:
+        """``tokens`` are its tokenizer's ids; None without one."""
+        self.checkpoint = checkpoint
+        self.tokens = tokens
+        self.num_layers = checkpoint.num_layers
+        self.width = checkpoint.hidden_size
+        architecture = find_architecture(checkpoint.architecture)
+        self._inputs_first = architecture is not None and architecture.parts["o"].inputs_first
+
+    @cached_property
+    def _spans(self) -> list[dict[str, list[FileSpan]]]:
+        return layer_spans(self.checkpoint)
+
+    def embedding(self, rows: list[int]) -> Floats | None:
+        """Return rows of the input embedding, [rows, D]; None where it is not known or not plain."""
+        read = read_embedding_rows(self.checkpoint, rows)
+        return None if read is None else read.numpy()
+
+    def along_hidden(self, layer: int) -> list[Floats]:
+        """Return q, k, v, o and the matrices of the first feed-forward network of a layer, hidden dimensions last: [R, D] each."""
+        matrices = {}
+        for matrix in self.checkpoint.matrices:
+            if matrix.layer == layer:
+                values = self.checkpoint.read(matrix).float().numpy()
+                matrices[matrix.role] = values.T if matrix.role == "o" else values
+        networks = self.networks(layer)
+        return [matrices["q"], matrices["k"], matrices["v"], matrices["o"], *(networks[0].parts() if networks else [])]
+
+    def networks(self, layer: int) -> list[Neurons]:
+        """Return the feed-forward networks of a layer, one an expert; none where their tensors are not known."""
+        spans = self._spans[layer]
+        norm = self._norm(spans.get("norm-2", []))
+        ups, downs, gates = (spans.get(role, []) for role in ("up", "down", "gate"))
+        if not ups or len(ups) != len(downs) or (gates and len(gates) != len(ups)):
+            return []
+        networks = []
+        for at, (up, down) in enumerate(zip(ups, downs, strict=True)):
+            gate = self._rows(gates[at], self._inputs_first) if gates else None
+            up_nD, down_nD = self._rows(up, self._inputs_first), self._rows(down, not self._inputs_first)
+            if up_nD is None or down_nD is None or up_nD.shape != down_nD.shape:
+                return []
+            if gates and (gate is None or gate.shape != up_nD.shape):
+                return []
+            networks.append(Neurons(up_nD=up_nD, down_nD=down_nD, gate_nD=gate, scale_D=norm))
+        return networks
+
+    def _rows(self, span: FileSpan, hidden_first: bool) -> Floats | None:
+        """Return a tensor of the feed-forward network as [n, D]; None where its size is no multiple of the hidden size."""
+        if span.num_cols % self.width:
+            return None
+        flat = read_elements(Path(span.path), span.dtype, span.offset, span.num_cols).float().numpy()
+        return np.ascontiguousarray(flat.reshape(self.width, -1).T) if hidden_first else flat.reshape(-1, self.width)
+
+    def _norm(self, spans: list[FileSpan]) -> Floats | None:
+        if not spans or spans[0].num_cols != self.width:
+            return None
+        weights: Floats = (
+            read_elements(Path(spans[0].path), spans[0].dtype, spans[0].offset, self.width).float().numpy()
+        )
+        return weights + 1 if self.checkpoint.architecture in NORM_PLUS_ONE else weights
+
+
+def matrices_of(model: Model) -> ModelMatrices:
+    """Return the matrices of a model, with its tokenizer's ids where a file of it tells them."""
+    try:
+        tokens = token_ids(model.files)
+    except CheckpointError:  # a damaged vocabulary costs the test that needs it; the body has others
+        tokens = None
+    return ModelMatrices(model.checkpoint(), tokens)

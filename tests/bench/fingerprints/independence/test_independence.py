@@ -1,0 +1,232 @@
+"""The tests of independent numbering on real checkpoints: copies under every change that keeps them copies, and strangers."""
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from modelassay.fingerprints.identical import same_bits
+from modelassay.fingerprints.independence import Independence, independence, matrices_of
+from modelassay.fingerprints.independence.matching import match_features, match_units, numbering_test
+from modelassay.fingerprints.independence.statement import state
+from modelassay.models.checkpoints import open_checkpoint
+from modelassay.storage.store import Store
+from modelassay.zoo.resolve import resolve
+from support.byte_tokenizer import byte_tokenizer
+from support.tiny_models import make_model, save
+
+LARGE = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 300}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {**LARGE, "head_dim": 8, "num_key_value_heads": 2},
+    "qwen2": {**LARGE, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "gemma": {**LARGE, "head_dim": 8, "num_key_value_heads": 2},
+    "gpt2": {"n_embd": 32, "n_head": 4, "vocab_size": 300},
+    "opt": {"hidden_size": 32, "num_attention_heads": 4, "ffn_dim": 48, "word_embed_proj_dim": 32, "vocab_size": 300},
+    "gpt_neox": LARGE,
+    "mixtral": {**LARGE, "num_key_value_heads": 2},
+    "bert": LARGE,
+    "distilbert": {"dim": 32, "n_heads": 4, "hidden_dim": 48, "vocab_size": 300},
+}
+
+
+def model_of(model_type: str, seed: int, **changes: Any) -> nn.Module:
+    model = make_model(model_type, **{**SHAPES[model_type], **changes})
+    torch.manual_seed(1000 + seed)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.02 if parameter.dim() > 1 else 1.0)
+    return model
+
+
+def write(model: nn.Module, folder: Path) -> Path:
+    byte_tokenizer().save_pretrained(save(model, folder))
+    return folder
+
+
+def result_of(tmp_path: Path, *models: nn.Module) -> Independence:
+    folders = [write(model, tmp_path / str(at)) for at, model in enumerate(models)]
+    a, b = (matrices_of(resolve(str(folder), store=Store(tmp_path / "store"))) for folder in folders)
+    return independence(a, b)
+
+
+@pytest.mark.parametrize("model_type", SHAPES)
+def test_a_noisy_copy_is_found_and_a_stranger_is_not(tmp_path: Path, model_type: str) -> None:
+    base, copy, stranger = (model_of(model_type, seed) for seed in (0, 0, 1))
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter))
+    near = result_of(tmp_path / "copy", base, copy)
+    assert len(near.tests) == 4
+    assert near.reasons == ()
+    assert [test.name for test in near.tests if test.log10_p > -6] in ([], ["neurons by invariants"])
+    far = result_of(tmp_path / "stranger", base, stranger)
+    assert far.log10_p > -2
+    assert far.agreement is not None
+    assert far.agreement.log10_p > -2
+
+
+def permute_neurons(model: nn.Module) -> None:
+    for layer in model.model.layers:  # type: ignore[union-attr]
+        order = torch.randperm(layer.mlp.up_proj.weight.shape[0])
+        for module in (layer.mlp.gate_proj, layer.mlp.up_proj):
+            module.weight.data = module.weight.data[order]
+        layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight.data[:, order]
+
+
+def turn_stream(model: nn.Module, turn_DD: torch.Tensor) -> None:
+    """Fold the norms into what reads the stream and write it in another basis, as QuaRot does."""
+    model.model.embed_tokens.weight.data @= turn_DD  # type: ignore[union-attr]
+    for layer in model.model.layers:  # type: ignore[union-attr]
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, readers in ((layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+                              (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj))):  # fmt: skip
+            for reader in readers:
+                reader.weight.data = (reader.weight.data * norm.weight.data) @ turn_DD
+            norm.weight.data.fill_(1.0)
+        for writer in (attention.o_proj, mlp.down_proj):
+            writer.weight.data = turn_DD.T @ writer.weight.data
+
+
+def rotation(size: int) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(size, size, dtype=torch.float64))[0].float()
+
+
+def permute_stream(model: nn.Module) -> None:
+    turn_stream(model, torch.eye(32)[torch.randperm(32)])
+
+
+def flip_signs(model: nn.Module) -> None:
+    turn_stream(model, torch.diag(torch.randint(0, 2, (32,)) * 2.0 - 1))
+
+
+def rotate_stream(model: nn.Module) -> None:
+    turn_stream(model, rotation(32))
+
+
+def rotate_and_permute(model: nn.Module) -> None:
+    rotate_stream(model)
+    permute_neurons(model)
+
+
+@pytest.mark.parametrize(
+    ("change", "by"),
+    [
+        (permute_neurons, "hidden dimensions by embeddings"),
+        (permute_stream, "neurons by invariants"),
+        (rotate_stream, "neurons by invariants"),
+        (flip_signs, "neurons by rows"),
+        (rotate_and_permute, "agreement"),
+    ],
+)
+def test_a_copy_that_was_written_otherwise_is_found(
+    tmp_path: Path, change: Callable[[nn.Module], None], by: str
+) -> None:
+    base, copy = model_of("llama", 0), model_of("llama", 0)
+    torch.manual_seed(7)
+    change(copy)
+    result = result_of(tmp_path, base, copy)
+    if by == "agreement":
+        assert result.log10_p > -6
+        assert result.agreement is not None
+        assert result.agreement.count == result.agreement.of
+        assert result.agreement.log10_p < -6
+    else:
+        assert {test.name: test.log10_p for test in result.tests}[by] < -6
+
+
+def test_units_without_content_are_not_matched_by_the_algorithm() -> None:
+    """An assignment among equals prefers the diagonal: without a shuffle every such pair would be called inherited."""
+    same = np.ones((200, 16), dtype=np.float32)
+    for matching in (match_units([same], [same], seed=0), match_features(same, same, seed=0)):
+        assert matching is not None
+        test = numbering_test("equals", [matching])
+        assert test is not None
+        assert test.log10_p > -3
+    assert match_units([np.zeros((200, 16), dtype=np.float32)], [same], seed=0) is None
+    assert match_units([np.full((200, 16), np.nan, dtype=np.float32)], [same], seed=0) is None
+    huge = np.full((200, 16), 3e38, dtype=np.float32)
+    assert match_units([huge], [same], seed=0) is not None
+
+
+def test_p_values_of_strangers_are_uniform_or_larger() -> None:
+    random = np.random.default_rng(0)
+    models = [random.normal(size=(48, 30)).astype(np.float32) for _ in range(26)]
+    p_values = []
+    for a, b in itertools.combinations(models, 2):
+        matching = match_units([a], [b], seed=0)
+        assert matching is not None
+        test = numbering_test("rows", [matching])
+        assert test is not None
+        p_values.append(10**test.log10_p)
+    for level in (0.02, 0.1, 0.3, 0.7):
+        assert np.mean(np.array(p_values) <= level) <= level + 3 * math.sqrt(level * (1 - level) / len(p_values))
+
+
+def test_a_part_in_its_order_is_found_by_inversions() -> None:
+    random = np.random.default_rng(1)
+    whole = random.normal(size=(64, 40)).astype(np.float32)
+    chosen = np.sort(random.choice(64, 24, replace=False))
+    for part, is_related in ((whole[chosen], True), (random.normal(size=(24, 40)).astype(np.float32), False)):
+        for first, second in ((part, whole), (whole, part)):
+            matching = match_units([first], [second], seed=3)
+            assert matching is not None
+            test = numbering_test("rows", [matching])
+            assert test is not None
+            assert test.statistic == "inversions"
+            assert (test.log10_p < -6) == is_related
+
+
+def test_layers_left_out_are_matched_without_their_numbers(tmp_path: Path) -> None:
+    base, half = model_of("llama", 0, num_hidden_layers=6), model_of("llama", 0, num_hidden_layers=6)
+    half.model.layers = nn.ModuleList(half.model.layers[at] for at in (0, 2, 5))  # type: ignore[union-attr]
+    half.config.num_hidden_layers = 3  # type: ignore[union-attr]
+    result = result_of(tmp_path, base, half)
+    assert {test.name: (test.count, test.of) for test in result.tests}["neurons by rows"] == (3 * 48, 3 * 48)
+
+
+def test_a_model_without_a_tokenizer_is_tested_by_its_body(tmp_path: Path) -> None:
+    folders = [save(model_of("llama", 0), tmp_path / name) for name in "ab"]
+    a, b = (matrices_of(resolve(str(folder), store=Store(tmp_path / "store"))) for folder in folders)
+    result = independence(a, b)
+    assert [test.name for test in result.tests][0] == "hidden dimensions by body"
+    assert result.reasons == ("hidden dimensions by embeddings: no file tells which tokens both know",)
+    assert result.log10_p < -6
+
+
+def test_statement_says_what_was_counted_and_what_else_could_be(tmp_path: Path) -> None:
+    folders = [write(model_of("llama", seed), tmp_path / str(at)) for at, seed in enumerate((0, 0, 1))]
+    with torch.no_grad():
+        moved = model_of("llama", 0)
+        for parameter in moved.parameters():
+            parameter.add_(0.1 * parameter.std() * torch.randn_like(parameter))
+        folders.append(write(moved, tmp_path / "moved"))
+    checkpoints = [open_checkpoint(folder) for folder in folders]
+    models = [matrices_of(resolve(str(folder), store=Store(tmp_path / "store"))) for folder in folders]
+
+    def statement(at: int) -> Any:
+        return state("A", "B", same_bits(checkpoints[0], checkpoints[at]), independence(models[0], models[at]))
+
+    assert statement(1).word == "identical"
+    assert "tensors are the same bits" in statement(1).sentence
+    far, near = statement(2), statement(3)
+    assert far.word == "not distinguishable from independent"
+    assert "This is no proof of independence" in far.sentence
+    assert near.word == "inherited"
+    assert "144 of 144 neurons by rows were matched to their own number (3 expected), p < 1e-50" in near.sentence
+    assert "the same initial weights" in near.sentence
+
+
+def test_same_bits_counts_what_says_something(tmp_path: Path) -> None:
+    base, other = model_of("llama", 0), model_of("llama", 1)
+    other.model.embed_tokens.weight.data = base.model.embed_tokens.weight.data.clone()  # type: ignore[union-attr]
+    for model in (base, other):
+        model.model.norm.weight.data = torch.ones(32)  # type: ignore[union-attr]
+    first, second = (open_checkpoint(save(model, tmp_path / name)) for name, model in (("a", base), ("b", other)))
+    assert same_bits(first, second).equal == ("model.embed_tokens.weight",)
+    assert not same_bits(first, second).all_equal
+    assert same_bits(first, first).all_equal

@@ -201,10 +201,10 @@ def test_masks_are_those_of_transformers(name: str, padded: str, queries: int, o
         "batch_size": 2, "q_length": queries, "kv_length": TOKENS, "q_offset": offset, "kv_offset": 0,
         "mask_function": MASKS[name], "attention_mask": real,
     }  # fmt: skip
-    spans = spans_mask(**arguments)
+    mask = spans_mask(**arguments)
     expected = sdpa_mask(**arguments, allow_is_causal_skip=False)
-    assert torch.equal(visible(spans, 0, TOKENS).expand(2, -1, -1), expected[:, 0])
-    assert spans.dtype == torch.int32
+    assert torch.equal(visible(mask.spans, 0, TOKENS).expand(2, -1, -1), expected[:, 0])
+    assert (mask.spans.dtype, mask.shape) == (torch.int32, expected.shape)
 
 
 def test_masks_that_are_no_intervals_are_refused() -> None:

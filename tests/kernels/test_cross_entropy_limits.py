@@ -135,7 +135,7 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "integers": ({"weight_VD": torch.ones(7, 5, dtype=torch.int64)}, TypeError, "weight has dtype torch.int64"),
     "devices": ({"weight_VD": torch.ones(7, 5, device="meta")}, ValueError, "weight is on meta and the labels on cpu"),
     "reduction": ({"reduction": "average"}, ValueError, "reduction is 'average'; expected 'mean'"),
-    "softcap": ({"softcap": 0.0}, ValueError, "softcap is 0.0; expected a positive number"),
+    "softcap": ({"softcap": 0.0}, ValueError, "softcap must be above 0, .* got 0.0; None means no cap"),
     "smoothing": ({"label_smoothing": 1.5}, ValueError, "label_smoothing is 1.5; expected 0 to 1"),
     "z_loss": ({"z_loss": -1.0}, ValueError, "z_loss is -1.0; expected 0 or more"),
     "chunk": ({"chunk_rows": 0}, ValueError, "chunk_rows is 0; expected 1 or more"),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from modelassay_kernels.attention import attention_over_spans
+from modelassay_kernels.attention import attend_in_range
 from modelassay_kernels.attention.eager_check import check_module
 from modelassay_kernels.attention.span_mask import SpanMask, refuse
 from modelassay_kernels.attention.spans import make_spans
@@ -112,7 +112,7 @@ def spans_mask(
             keys_B2 = _interval(_real_keys(attention_mask, torch.arange(kv_length, device=device) + kv_offset))
         first_B1, end_B1 = keys_B2[:, :1], keys_B2[:, 1:]
         end_BS = end_B1.minimum(end_S)
-        spans_B2S = torch.stack([first_B1.expand_as(end_BS), end_BS], dim=1)
+        spans_B2S = torch.stack([first_B1.minimum(end_BS), end_BS], dim=1)
     else:
         rows = max(1, BLOCK_ELEMENTS // max(1, batch_size * kv_length))
         parts = [
@@ -198,7 +198,7 @@ def attention_forward(
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     width = max(query.shape[3], value.shape[3])
     q, k, v = (functional.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in (query, key, value))
-    o_BHSD = attention_over_spans(q, k, v, spans, scale=scale, softcap=softcap)[..., : value.shape[3]]
+    o_BHSD = attend_in_range(q, k, v, spans, scale=scale, softcap=softcap)[..., : value.shape[3]]
     return o_BHSD.transpose(1, 2).contiguous(), None
 
 

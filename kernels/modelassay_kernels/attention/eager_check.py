@@ -82,7 +82,9 @@ def _difference(
     inputs: list[Tensor] = [x.to(device) for x in (q, k, v)]
     try:
         with torch.no_grad():
-            got = eager(module, *inputs, mask.to(device) if masked else None, scaling=scaling, dropout=0.0, **options)[0]
+            got = eager(module, *inputs, mask.to(device) if masked else None, scaling=scaling, dropout=0.0, **options)[
+                0
+            ]
             expected = attention_reference(q, k, v, spans, scaling, softcap).transpose(1, 2)
             return float((got.cpu().double() - expected).norm() / expected.norm())
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:

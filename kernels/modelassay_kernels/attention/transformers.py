@@ -173,8 +173,8 @@ def attention_forward(
 ) -> tuple[Tensor, None]:
     """Return a layer's output [B, S, H, D], as transformers calls its attention functions, and no weights.
 
-    A mask says everything about what is seen, as in eager attention; without one ``is_causal``, from the call or else from the
-    module, and ``sliding_window`` do.
+    A mask says everything about what is seen, as in eager attention, which ignores ``is_causal`` and ``sliding_window``;
+    without one they may not hide a key, but ``is_causal`` of the call itself is followed.
 
     Raises:
         ValueError: dropout, an argument that is not understood, a mask that did not come from `spans_mask` or is for other
@@ -212,20 +212,33 @@ def _check_options(options: dict[str, Any]) -> None:
 def _unmasked_spans(
     module: torch.nn.Module, query: Tensor, key: Tensor, is_causal: bool | None, sliding_window: int | None
 ) -> Tensor:
-    causal = getattr(module, "is_causal", None) if is_causal is None else is_causal
-    if causal is None:
-        refuse(f"{type(module).__name__} passes no mask and does not say by is_causal whether later keys are seen")
+    """Spans where the model made no mask: eager attention then sees every key, so whatever hides one needs to be asked for."""
     num_queries, num_keys = query.shape[2], key.shape[2]
+    name = type(module).__name__
+    causal = is_causal
+    if causal is None:
+        causal = False
+        if num_queries > 1 and getattr(module, "is_causal", True):
+            refuse(
+                f"{name} passes no mask, and eager attention would see later keys where others would not",
+                "pass attention_mask, of ones if nothing is padded",
+            )
     if causal and num_queries not in {1, num_keys}:
         refuse(f"got {num_queries} queries, {num_keys} keys and no mask", "pass a mask")
-    return make_spans(num_queries, num_keys, causal=bool(causal), window=sliding_window, device=query.device)
+    if sliding_window is not None and sliding_window < num_keys:
+        refuse(f"{name} passes a window of {sliding_window} for {num_keys} keys and no mask", "pass attention_mask")
+    return make_spans(num_queries, num_keys, causal=causal, device=query.device)
 
 
 def _spans_of(attention_mask: SpanMask, query: Tensor, key: Tensor) -> Tensor:
     if not isinstance(attention_mask, SpanMask):
-        described = f"{tuple(attention_mask.shape)} and {attention_mask.dtype}" if isinstance(attention_mask, Tensor) else ""
+        described = (
+            f"{tuple(attention_mask.shape)} and {attention_mask.dtype}" if isinstance(attention_mask, Tensor) else ""
+        )
         refuse(
-            f"got a mask of shape {described}, made elsewhere" if described else f"got a mask of {type(attention_mask)}",
+            f"got a mask of shape {described}, made elsewhere"
+            if described
+            else f"got a mask of {type(attention_mask)}",
             "pass attention_mask as [batch, tokens], or use attn_implementation='eager'",
         )
     expected = (query.shape[0], 1, query.shape[2], key.shape[2])

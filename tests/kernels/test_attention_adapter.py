@@ -193,6 +193,17 @@ def test_values_may_be_wider_or_narrower_than_queries(width: int, scaling: float
     torch.testing.assert_close(got, attention_reference(q, k, v, MASK.spans, scaling).transpose(1, 2))
 
 
+def test_a_query_that_sees_no_key_gets_the_mean_of_the_values() -> None:
+    """As eager attention, which adds the lowest number to all scores; some models let it reach real tokens."""
+    q, k, v = _inputs(width=3)
+    real = torch.tensor([[False, False, True, True, True], [True] * 5])
+    mask = spans_mask(2, 5, 5, attention_mask=real)
+    lowest = torch.zeros(2, 1, 5, 5, dtype=q.dtype).masked_fill(~visible(mask.spans, 0, 5)[:, None], -1e300)
+    expected, _ = _plain(None, q, k, v, lowest, None)
+    torch.testing.assert_close(attention_forward(nn.Module(), q, k, v, mask)[0], expected)
+    assert (mask.has_blind, mask.to("meta").has_blind, spans_mask(2, 5, 5).has_blind) == (True, True, False)
+
+
 class Says(nn.Module):
     """A module that says whether it is causal."""
 

@@ -106,7 +106,7 @@ def _tiny(cls: Any, changes: dict[str, Any]) -> Any:
     return config
 
 
-AUTO = ("CausalLM", "ImageTextToText", "Seq2SeqLM", "MaskedLM", "SpeechSeq2Seq")
+AUTO = ("Seq2SeqLM", "CausalLM", "ImageTextToText", "MaskedLM")
 
 
 def model_class(config: Any) -> Any:

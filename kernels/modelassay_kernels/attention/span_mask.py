@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from modelassay_kernels.attention.spans import END, FIRST
+
 ADVICE = "use attn_implementation='eager'"
 
 
@@ -37,10 +39,12 @@ class SpanMask:
         spans_B2S: int32 [1 or batch, 2, queries], as `attention_over_spans` takes.
         batch_size: number of sequences.
         num_keys: how many keys the intervals count.
+        has_blind: whether some query sees no key; None: read from the spans.
     """
 
-    def __init__(self, spans_B2S: Tensor, batch_size: int, num_keys: int) -> None:
+    def __init__(self, spans_B2S: Tensor, batch_size: int, num_keys: int, *, has_blind: bool | None = None) -> None:
         self.spans = spans_B2S
+        self.has_blind = bool((spans_B2S[:, FIRST] >= spans_B2S[:, END]).any()) if has_blind is None else has_blind
         self.shape = torch.Size([batch_size, 1, spans_B2S.shape[-1], num_keys])
 
     @property
@@ -65,7 +69,8 @@ class SpanMask:
         """Return the mask on another device; hooks that spread a model over devices call this."""
         if isinstance(device, torch.dtype | Tensor):
             _not_a_tensor(f".to({device})")
-        return SpanMask(self.spans.to(device, non_blocking=non_blocking), self.shape[0], self.shape[-1])
+        spans = self.spans.to(device, non_blocking=non_blocking)
+        return SpanMask(spans, self.shape[0], self.shape[-1], has_blind=self.has_blind)
 
     def __repr__(self) -> str:
         return f"SpanMask(batch {self.shape[0]}, {self.shape[2]} queries, {self.shape[3]} keys)"

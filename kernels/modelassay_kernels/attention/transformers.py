@@ -23,7 +23,7 @@ from torch.nn import functional
 from modelassay_kernels.attention import attend_in_range
 from modelassay_kernels.attention.eager_check import check_module
 from modelassay_kernels.attention.span_mask import SpanMask, refuse
-from modelassay_kernels.attention.spans import make_spans
+from modelassay_kernels.attention.spans import END, FIRST, make_spans
 
 NAME = "modelassay"
 BLOCK_ELEMENTS = 1 << 20
@@ -174,7 +174,9 @@ def attention_forward(
     """Return a layer's output [B, S, H, D], as transformers calls its attention functions, and no weights.
 
     A mask says everything about what is seen, as in eager attention, which ignores ``is_causal`` and ``sliding_window``;
-    without one they may not hide a key, but ``is_causal`` of the call itself is followed.
+    without one they may not hide a key, but ``is_causal`` of the call itself is followed. A query that sees no key, such as
+    padding on the left, gets the mean of all values, as in eager attention: layers that mix positions otherwise
+    (RecurrentGemma's) let it reach real tokens.
 
     Raises:
         ValueError: dropout, an argument that is not understood, a mask that did not come from `spans_mask` or is for other
@@ -183,14 +185,8 @@ def attention_forward(
     if dropout > 0:
         refuse("dropout in attention has no second derivative here", "call model.eval(), or set it to 0")
     _check_options(options)
-    heads, key_heads = query.shape[1], key.shape[1]
-    check_module(
-        module,
-        (heads, key_heads, query.shape[3], value.shape[3]),
-        scaling,
-        softcap,
-        masked=attention_mask is not None,
-    )
+    heads = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
+    check_module(module, heads, scaling, softcap, masked=attention_mask is not None)
     if attention_mask is None:
         spans = _unmasked_spans(module, query, key, is_causal, sliding_window)
     else:
@@ -199,6 +195,10 @@ def attention_forward(
     width = max(query.shape[3], value.shape[3])
     q, k, v = (functional.pad(x, (0, width - x.shape[3])) if x.shape[3] < width else x for x in (query, key, value))
     o_BHSD = attend_in_range(q, k, v, spans, scale=scale, softcap=softcap)[..., : value.shape[3]]
+    if attention_mask is not None and attention_mask.has_blind:
+        mean_BH1D = value.mean(2, keepdim=True).repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        blind_B1S1 = (spans[:, FIRST] >= spans[:, END])[:, None, :, None]
+        o_BHSD = torch.where(blind_B1S1, mean_BH1D, o_BHSD)
     return o_BHSD.transpose(1, 2).contiguous(), None
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
 from transformers.masking_utils import (
     and_masks,
     bidirectional_mask_function,
@@ -322,6 +323,25 @@ def test_a_module_is_asked_for_its_own_eager_attention(monkeypatch: pytest.Monke
         monkeypatch.setitem(globals(), "eager_attention_forward", function)
         with pytest.raises(ValueError, match=f"modelassay.*{message}"):
             Hides()(X, X, X, mask)
+
+
+def test_eager_attention_is_asked_in_full_precision() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # whose rounding is no other attention
+        Hides()(*_inputs(), MASK)
+
+
+def test_vmap_over_sequences_and_their_padding() -> None:
+    model = make_model("llama")
+    model.set_attn_implementation("modelassay")
+    parameters = {name: x.detach() for name, x in model.named_parameters()}
+    ids = torch.randint(3, 30, (2, 7), generator=torch.Generator().manual_seed(1))
+    real = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1, 0]])
+
+    def logits(ids_S: Tensor, real_S: Tensor) -> Any:
+        inputs = {"input_ids": ids_S[None], "attention_mask": real_S[None], "use_cache": False}
+        return functional_call(model, parameters, (), inputs).logits[0]
+
+    torch.testing.assert_close(vmap(logits)(ids, real), model(ids, attention_mask=real).logits.detach())
 
 
 def test_sparse_attention_is_refused_by_name() -> None:

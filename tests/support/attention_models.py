@@ -54,18 +54,18 @@ _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_
 _MIXED = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys("deepseek_v2 deepseek_v3 axk1 minicpm3 mistral4 glm4_moe_lite youtu kimi_k25".split(), _ALL_HEADS),
-    **dict.fromkeys("deepseek_v32 glm_moe_dsa axk2".split(), _ALL_HEADS | {"index_n_heads": 2, "index_topk": 4}),
+    **dict.fromkeys(["deepseek_v2", "deepseek_v3", "axk1", "minicpm3", "mistral4", "glm4_moe_lite", "youtu", "kimi_k25"], _ALL_HEADS),
+    **dict.fromkeys(["deepseek_v32", "glm_moe_dsa", "axk2"], _ALL_HEADS | {"index_n_heads": 2, "index_topk": 4}),
     "longcat_flash": _ALL_HEADS | {"zero_expert_num": 1},
-    **dict.fromkeys("qwen2_vl_text qwen2_5_vl_text qwen3_vl_text paddleocr_vl_text".split(), _THREE_AXES),
-    **dict.fromkeys("glm4v_text glm4v_moe_text glm_ocr_text glm_image_text".split(), _THREE_AXES),
+    **dict.fromkeys(["qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "paddleocr_vl_text"], _THREE_AXES),
+    **dict.fromkeys(["glm4v_text", "glm4v_moe_text", "glm_ocr_text", "glm_image_text"], _THREE_AXES),
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
     "granitemoehybrid": _MAMBA | {"layer_types": ["mamba", "attention"] * 2},
     "falcon_h1": _MAMBA | {"mamba_d_ssm": 64},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2, "use_mamba_kernels": False},
     "nemotron_h": {"mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 1},
     "dbrx": {"attn_config": {"kv_n_heads": 2}, "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}},
-    **dict.fromkeys("gemma4_text gemma4_unified_text".split(), {"global_head_dim": 16}),
+    **dict.fromkeys(["gemma4_text", "gemma4_unified_text"], {"global_head_dim": 16}),
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "squeezebert": {"embedding_size": 32},
     "lfm2_moe": {"full_attn_idxs": [1, 3], "num_dense_layers": 1},

@@ -5,7 +5,7 @@ one, and spans handed back to transformers would pass for padding. A mask here i
 dimensions of the mask that it stands for, moves to devices, and refuses to be indexed or calculated with.
 """
 
-# B = batch, S = queries, J = keys
+# B = batch, S = queries, J = keys: the dimensions of a mask
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from modelassay_kernels.attention.spans import END, FIRST
+from modelassay_kernels.attention.spans import END, FIRST, unwrapped
 
 ADVICE = "use attn_implementation='eager'"
 
@@ -44,7 +44,7 @@ class SpanMask:
 
     def __init__(self, spans_B2S: Tensor, batch_size: int, num_keys: int, *, has_blind: bool | None = None) -> None:
         self.spans = spans_B2S
-        self.has_blind = bool((spans_B2S[:, FIRST] >= spans_B2S[:, END]).any()) if has_blind is None else has_blind
+        self.has_blind = _has_blind(spans_B2S) if has_blind is None else has_blind
         self.shape = torch.Size([batch_size, 1, spans_B2S.shape[-1], num_keys])
 
     @property
@@ -85,6 +85,10 @@ class SpanMask:
         _not_a_tensor(getattr(function, "__name__", str(function)))
 
     __hash__ = object.__hash__
+
+
+def _has_blind(spans_B2S: Tensor) -> bool:
+    return bool(unwrapped(spans_B2S[:, FIRST] >= spans_B2S[:, END]).any())
 
 
 def _not_a_tensor(use: str) -> NoReturn:

@@ -65,10 +65,10 @@ def check_spans(spans_B2S: Tensor, num_keys: int) -> None:
     if spans_B2S.is_meta or (remembered and not spans_B2S.is_inference()):  # tensors of inference mode have no version
         return
     first_BS, end_BS = spans_B2S[:, FIRST], spans_B2S[:, END]
-    wrong_BS = _values((first_BS < 0) | (first_BS > end_BS) | (end_BS > num_keys))
+    wrong_BS = unwrapped((first_BS < 0) | (first_BS > end_BS) | (end_BS > num_keys))
     if bool(wrong_BS.any()):
         at = tuple(int(i) for i in wrong_BS.nonzero()[0])
-        ends = [int(_values(x)[at]) for x in (first_BS, end_BS)]
+        ends = [int(unwrapped(x)[at]) for x in (first_BS, end_BS)]
         raise ValueError(
             f"attention: the span of sequence {at[-2]}, query {at[-1]} is [{ends[0]}, {ends[1]}); expected "
             f"0 <= first <= end <= {num_keys}, the number of keys, and [0, 0) for a query that sees nothing"
@@ -84,16 +84,16 @@ def check_lengths(lengths_B: Tensor, num_keys: int) -> None:
     """
     if lengths_B.is_meta:
         return
-    wrong_B = _values((lengths_B < 0) | (lengths_B > num_keys))
+    wrong_B = unwrapped((lengths_B < 0) | (lengths_B > num_keys))
     if bool(wrong_B.any()):
         at = tuple(int(i) for i in wrong_B.nonzero()[0])
         raise ValueError(
-            f"attention: lengths[{at[-1]}] is {int(_values(lengths_B)[at])}; expected 0 to {num_keys}, the number of keys"
+            f"attention: lengths[{at[-1]}] is {int(unwrapped(lengths_B)[at])}; expected 0 to {num_keys}, the number of keys"
         )
 
 
-def _values(x: Tensor) -> Tensor:
-    """What `torch.func` has wrapped: the numbers themselves, which a decision can be taken by."""
+def unwrapped(x: Tensor) -> Tensor:
+    """Return the numbers that `torch.func` has wrapped, by which a decision can be taken, with vmap's dimensions anywhere."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x

@@ -23,7 +23,7 @@ from torch.nn import functional
 from modelassay_kernels.attention import attend_in_range
 from modelassay_kernels.attention.eager_check import check_module
 from modelassay_kernels.attention.span_mask import SpanMask, refuse
-from modelassay_kernels.attention.spans import END, FIRST, make_spans
+from modelassay_kernels.attention.spans import END, FIRST, make_spans, unwrapped
 
 NAME = "modelassay"
 BLOCK_ELEMENTS = 1 << 20
@@ -108,7 +108,7 @@ def spans_mask(
         if mask_function is not bidirectional_mask_function:
             end_S = (torch.arange(1, q_length + 1, device=device) + q_offset - kv_offset).clamp(0, kv_length)
         keys_B2 = torch.tensor([[0, kv_length]], device=device)
-        if attention_mask is not None and not bool(attention_mask.all()):
+        if attention_mask is not None and not bool(unwrapped(attention_mask).all()):
             keys_B2 = _interval(_real_keys(attention_mask, torch.arange(kv_length, device=device) + kv_offset))
         first_B1, end_B1 = keys_B2[:, :1], keys_B2[:, 1:]
         end_BS = end_B1.minimum(end_S)
@@ -150,7 +150,7 @@ def _interval(seen: Tensor) -> Tensor:
     last = seen.shape[-1] - 1 - seen.to(torch.uint8).flip(-1).argmax(-1)
     empty = count == 0
     first, end = first.masked_fill(empty, 0), (last + 1).masked_fill(empty, 0)
-    if bool((end - first != count).any()):
+    if bool(unwrapped(end - first != count).any()):
         refuse(
             "the keys that some query sees are no interval (holes in attention_mask, or a mask of the model's own)",
             "pad on one side only, or use attn_implementation='eager'",
@@ -176,7 +176,7 @@ def attention_forward(
     A mask says everything about what is seen, as in eager attention, which ignores ``is_causal`` and ``sliding_window``;
     without one they may not hide a key, but ``is_causal`` of the call itself is followed. A query that sees no key, such as
     padding on the left, gets the mean of all values, as in eager attention: layers that mix positions otherwise
-    (RecurrentGemma's) let it reach real tokens.
+    (RecurrentGemma's) let it reach real tokens. Its derivatives are those of the mean: none by queries and keys.
 
     Raises:
         ValueError: dropout, an argument that is not understood, a mask that did not come from `spans_mask` or is for other
@@ -186,7 +186,7 @@ def attention_forward(
         refuse("dropout in attention has no second derivative here", "call model.eval(), or set it to 0")
     _check_options(options)
     heads = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
-    check_module(module, heads, scaling, softcap, masked=attention_mask is not None)
+    check_module(module, heads, scaling, softcap, query.device, masked=attention_mask is not None)
     if attention_mask is None:
         spans = _unmasked_spans(module, query, key, is_causal, sliding_window)
     else:

@@ -1,5 +1,6 @@
 """attention on the CPU: values, first and second derivatives against the definition in float64, and what it refuses."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -368,7 +369,12 @@ MISTAKES: list[tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any], type[Excepti
     ((A, A[:, :, :4], A[:, :, :4]), {}, ValueError, "got 5 queries, 4 keys"),
     ((A, A, A), {"window": 0}, ValueError, "window must be at least 1"),
     ((A, A, A), {"softcap": 0.0}, ValueError, "softcap must be above 0"),
+    ((A, A, A), {"softcap": math.inf}, ValueError, "softcap must be above 0, from 1e-30 to 1e.30, got inf"),
     ((A, A, A), {"lengths": torch.tensor([1])}, ValueError, "lengths must be 2 integers"),
+    ((A, A, A), {"lengths": torch.tensor([True, False])}, ValueError, "2 integers, got torch.bool"),
+    ((A, A, A), {"lengths": torch.tensor([5, -1])}, ValueError, r"lengths\[1\] is -1; expected 0 to 5"),
+    ((A, A, A), {"lengths": torch.tensor([6, 5])}, ValueError, r"lengths\[0\] is 6; expected 0 to 5"),
+    ((A, A, A), {"lengths": torch.tensor([5, 2**32 + 3])}, ValueError, r"lengths\[1\] is 4294967299"),
     ((A, A.to("meta"), A), {}, ValueError, "move them"),
 ]  # fmt: skip
 
@@ -386,3 +392,50 @@ def test_spans_must_fit() -> None:
         attention_over_spans(A, A, A, torch.zeros(1, 2, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"spans must be \[1 or 2, 2, 5\], got \(3, 2, 5\)"):
         attention_over_spans(A, A, A, torch.zeros(3, 2, 5, dtype=torch.int32))
+    with pytest.raises(TypeError, match="spans must be int32, got torch.float32"):
+        attention_over_spans(A, A, A, torch.zeros(1, 2, 5))
+
+
+SPANS = torch.tensor([[[0, 0, 1, 2, 5], [0, 5, 4, 3, 5]]], dtype=torch.int32)
+OUTSIDE = [
+    ((0, 0, 1), -1),
+    ((0, 1, 1), 6),
+    ((0, 1, 2), 0),
+    ((0, 0, 4), 6),
+    ((0, 1, 4), 2**31 - 1),
+    ((0, 0, 0), -(2**31)),
+]
+
+
+@pytest.mark.parametrize("num_sequences", [1, 2])
+@pytest.mark.parametrize(("at", "value"), OUTSIDE)
+def test_spans_must_lie_within_the_keys(at: tuple[int, int, int], value: int, num_sequences: int) -> None:
+    spans = SPANS.repeat(num_sequences, 1, 1)
+    attention_over_spans(A, A, A, spans)
+    sequence = num_sequences - 1
+    spans[(sequence, *at[1:])] = value  # in place: what was checked before counts no longer
+    first, end = spans[sequence, :, at[2]].tolist()
+    message = rf"sequence {sequence}, query {at[2]} is \[{first}, {end}\); expected 0 <= first <= end <= 5"
+    with pytest.raises(ValueError, match=message):
+        attention_over_spans(A, A, A, spans)
+    with pytest.raises(ValueError, match=message), torch.inference_mode():
+        attention_over_spans(A, A, A, spans.clone())
+
+
+def test_spans_are_checked_again_for_other_keys() -> None:
+    spans = SPANS.clone()
+    attention_over_spans(A, A, A, spans)
+    with pytest.raises(ValueError, match=r"query 1 is \[0, 5\); expected 0 <= first <= end <= 4"):
+        attention_over_spans(A, A[:, :, :4], A[:, :, :4], spans)
+
+
+def test_spans_are_checked_under_vmap_and_grad() -> None:
+    q, k, v = (torch.randn(3, *A.shape[:1], 4, 5, 8, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    spans = SPANS.repeat(3, 1, 1, 1)
+    got = vmap(attention_over_spans)(q, k, v, spans)
+    torch.testing.assert_close(got[1], attention_over_spans(q[1], k[1], v[1], SPANS))
+    spans[2, 0, 1, 0] = 9
+    with pytest.raises(ValueError, match=r"query 0 is \[0, 9\)"):
+        vmap(attention_over_spans)(q, k, v, spans)
+    with pytest.raises(ValueError, match=r"query 0 is \[0, 9\)"):
+        grad(lambda x: attention_over_spans(x, k[0], v[0], spans[2]).sum())(q[0])

@@ -14,19 +14,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
-from transformers.masking_utils import (
-    and_masks,
-    causal_mask_function,
-    chunked_causal_mask_function,
-    or_masks,
-    packed_sequence_mask_function,
-    sdpa_mask,
-    sliding_window_causal_mask_function,
-)
+from transformers.masking_utils import sdpa_mask
 
 from modelassay_kernels import register_attention
-from modelassay_kernels.attention.spans import visible
-from modelassay_kernels.attention.transformers import attention_forward, spans_mask
 from support.attention_cases import IGNORES_TORCH_JIT, directions, flat, relative_error
 from support.tiny_models import make_model
 
@@ -120,8 +110,8 @@ class Problem:
     def loss(self, parameters: dict[str, Tensor]) -> Tensor:
         inputs = {"input_ids": self.ids, "attention_mask": self.real, "use_cache": False}
         logits = functional_call(self.model, parameters, (), inputs).logits
-        known = (self.real[:, 1:] * self.real[:, :-1]).bool()
-        return nn.functional.cross_entropy(logits[:, :-1][known], self.ids[:, 1:][known])
+        counts = (self.real[:, 1:] * self.real[:, :-1]).bool()
+        return nn.functional.cross_entropy(logits[:, :-1][counts], self.ids[:, 1:][counts])
 
     def use(self, implementation: str) -> None:
         self.model.set_attn_implementation(implementation)
@@ -166,79 +156,31 @@ def test_hessian_vector_products_in_fp32(model: Model) -> None:
     assert relative_error(problem.hvp(tuple(x.float() for x in u)), exact.double_backward(u)) < 1e-4
 
 
-def test_generation_with_a_cache_agrees_with_sdpa() -> None:
-    problem = Problem(MODELS[4], torch.float32)
-    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    inputs = {"input_ids": problem.ids[:2], "attention_mask": problem.real.flip(0)[1:]}  # padded on the left, and holes
-    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    inputs["attention_mask"][0, :3] = 0
-    texts = []
-    for implementation in ("sdpa", "modelassay"):
-        problem.use(implementation)
-        texts.append(problem.model.generate(**inputs, **options))
-    assert torch.equal(*texts)
-
-
-PACKED = torch.tensor([[0] * 4 + [1] * 7, [0] * 11])
-MASKS = {
-    "causal": causal_mask_function,
-    "sliding": sliding_window_causal_mask_function(4),
-    "chunked": chunked_causal_mask_function(3, torch.zeros(2, dtype=torch.int)),
-    "packed": and_masks(causal_mask_function, packed_sequence_mask_function(PACKED)),
-}
-
-
-@pytest.mark.parametrize("padded", ["", "left", "right"])
-@pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize(("queries", "offset"), [(TOKENS, 0), (3, 8), (1, 10)])
-def test_masks_are_those_of_transformers(name: str, padded: str, queries: int, offset: int) -> None:
-    if name == "packed" and queries != TOKENS:
-        pytest.skip("packed sequences come without a cache")
-    real = torch.ones(2, TOKENS, dtype=torch.bool)
-    if padded:
-        real[0, slice(0, 3) if padded == "left" else slice(8, None)] = False
-    arguments = {
-        "batch_size": 2, "q_length": queries, "kv_length": TOKENS, "q_offset": offset, "kv_offset": 0,
-        "mask_function": MASKS[name], "attention_mask": real,
-    }  # fmt: skip
-    spans = spans_mask(**arguments)
-    expected = sdpa_mask(**arguments, allow_is_causal_skip=False)
-    assert torch.equal(visible(spans, 0, TOKENS).expand(2, -1, -1), expected[:, 0])
-    assert spans.dtype == torch.int32
-
-
-def test_masks_that_are_no_intervals_are_refused() -> None:
-    arguments = {"batch_size": 1, "q_length": 5, "kv_length": 5}
-    with pytest.raises(ValueError, match="no interval"):
-        spans_mask(**arguments, attention_mask=torch.tensor([[True, False, True, True, True]]))
-    first_token_too = or_masks(sliding_window_causal_mask_function(2), lambda b, h, q, k: k == 0)
-    with pytest.raises(ValueError, match="no interval"):
-        spans_mask(**arguments, mask_function=first_token_too)
-    with pytest.raises(ValueError, match="mask function of its own"):
-        spans_mask(**arguments, mask_function=first_token_too, use_vmap=True)
-
-
-X = torch.zeros(1, 2, 5, 4)
-REFUSED = [
-    ({"dropout": 0.1}, "dropout"),
-    ({"s_aux": torch.zeros(2)}, "sinks"),
-    ({"position_bias": torch.zeros(1, 2, 5, 5)}, "position biases"),
-    ({"output_attentions": True}, "no weights"),
-    ({"attention_mask": torch.zeros(1, 1, 5, 5)}, r"mask of shape \(1, 1, 5, 5\)"),
+CACHES = [
+    *((model_type, None, pad) for model_type in ("llama", "opt", "gpt2", "olmo2", "granite") for pad in (0, 3)),
+    *((model_type, 4, pad) for model_type in ("mistral", "gemma2", "gemma3_text", "cohere2") for pad in (0, 3)),
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED)
-def test_what_is_not_supported_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"modelassay.*{message}"):
-        attention_forward(nn.Module(), X, X, X, **{"attention_mask": None, **options})
-
-
-def test_without_a_mask_the_layer_says_whether_it_is_causal() -> None:
-    q, k, v = (torch.randn(X.shape, generator=torch.Generator().manual_seed(i)) for i in range(3))
-    for causal in (True, False):
-        got, _ = attention_forward(nn.Module(), q, k, v, None, is_causal=causal)
-        expected = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
-        torch.testing.assert_close(got, expected.transpose(1, 2))
-    with pytest.raises(ValueError, match="2 queries, 5 keys and no mask"):
-        attention_forward(nn.Module(), q[:, :, :2], k, v, None, is_causal=True)
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize(("model_type", "window", "pad"), CACHES)
+def test_generation_with_a_cache_agrees_with_eager(model_type: str, window: int | None, pad: int, cache: str) -> None:
+    """Logits too; with a window of 4 the caches run over."""
+    model: Any = make_model(model_type, **({} if window is None else {"sliding_window": window}))
+    for parameter in model.parameters():
+        parameter.data.mul_(0.3)  # as they are, softmax picks one key and the mask of others hardly shows
+    ids = torch.randint(3, 30, (2, 7), generator=torch.Generator().manual_seed(1))
+    real = torch.ones_like(ids)
+    real[0, :pad] = 0
+    outputs = []
+    for implementation in ("eager", "modelassay"):
+        model.set_attn_implementation(implementation)
+        outputs.append(
+            model.generate(
+                input_ids=ids, attention_mask=real, max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None,
+                cache_implementation=cache, output_logits=True, return_dict_in_generate=True,
+            )
+        )  # fmt: skip
+    expected, got = (torch.stack(output.logits) for output in outputs)
+    assert torch.equal(outputs[0].sequences, outputs[1].sequences)
+    assert relative_error([got], [expected]) < 1e-4

@@ -97,6 +97,46 @@ def test_logits_far_from_zero_lose_no_digits() -> None:
     assert_close(loss(hidden * 0, weight, far), torch.tensor(math.log(NUM_COLS)), 1e-7)
 
 
+HUGE = {torch.float32: 1.9e19, torch.float64: 1.4e154}
+"""Just above the root of the largest number: a logsumexp of this size has an infinite square."""
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", HUGE, ids=str)
+def test_a_logsumexp_without_a_square(dtype: torch.dtype, smoothing: float, sign: float) -> None:
+    """Without z_loss the loss is log V and its derivatives those of equal logits, as in torch."""
+    bias = torch.full((NUM_COLS,), sign * HUGE[dtype], dtype=dtype)
+    weight = torch.zeros(NUM_COLS, 2, dtype=dtype)
+    hidden = torch.ones(3, 2, dtype=dtype)
+    labels = torch.tensor([0, 5, -100])
+    losses = [
+        scalar_loss(linear_cross_entropy, labels, label_smoothing=smoothing),
+        lambda h, w, b: torch.nn.functional.cross_entropy(h @ w.T + b, labels, label_smoothing=smoothing),
+    ]
+    point, direction = (hidden, weight, bias), tuple(torch.ones_like(x) for x in (hidden, weight, bias))
+    got, expected = ([f(*point), *grad(f, ALL)(*point), *jvp(grad(f, ALL), point, direction)[1]] for f in losses)
+    torch.testing.assert_close(got[0], torch.tensor(math.log(NUM_COLS), dtype=dtype))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    per_token = linear_cross_entropy(*point[:2], labels, bias=bias, label_smoothing=smoothing, reduction="none")
+    assert per_token.isfinite().all()
+
+
+def test_z_loss_overflows_only_where_it_is_too_large_itself() -> None:
+    bias = torch.full((NUM_COLS,), 2e19)
+    loss = linear_cross_entropy(torch.zeros(1, 2), torch.zeros(NUM_COLS, 2), torch.tensor([1]), bias=bias, z_loss=1e-4)
+    torch.testing.assert_close(loss, torch.tensor(4e34))
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5, 0.9, 1.0])
+def test_a_label_of_minus_infinity_is_infinitely_unlikely(smoothing: float) -> None:
+    bias = torch.zeros(NUM_COLS)
+    bias[3] = -math.inf
+    arguments = (torch.zeros(2, 2), torch.zeros(NUM_COLS, 2), torch.tensor([3, 4]))
+    losses = linear_cross_entropy(*arguments, bias=bias, label_smoothing=smoothing, reduction="none")
+    assert losses.tolist() == [math.inf, math.inf]  # the mean of the row holds the infinity, whatever the label
+
+
 def test_strides_do_not_matter() -> None:
     hidden, weight, bias = make_point()
     loss = scalar_loss(linear_cross_entropy, make_labels(), chunk_rows=4)
@@ -135,7 +175,11 @@ BAD_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "integers": ({"weight_VD": torch.ones(7, 5, dtype=torch.int64)}, TypeError, "weight has dtype torch.int64"),
     "devices": ({"weight_VD": torch.ones(7, 5, device="meta")}, ValueError, "weight is on meta and the labels on cpu"),
     "reduction": ({"reduction": "average"}, ValueError, "reduction is 'average'; expected 'mean'"),
-    "softcap": ({"softcap": 0.0}, ValueError, "softcap is 0.0; expected a positive number"),
+    "softcap": ({"softcap": 0.0}, ValueError, "softcap must be above 0, .* got 0.0; None means no cap"),
+    "softcap of infinity": ({"softcap": math.inf}, ValueError, "softcap must be above 0, from 1e-30 to 1e.30, got inf"),
+    "softcap beyond fp32": ({"softcap": 1e39}, ValueError, r"got 1e\+39"),
+    "softcap below fp32": ({"softcap": 1e-40}, ValueError, "got 1e-40"),
+    "softcap of NaN": ({"softcap": math.nan}, ValueError, "got nan"),
     "smoothing": ({"label_smoothing": 1.5}, ValueError, "label_smoothing is 1.5; expected 0 to 1"),
     "z_loss": ({"z_loss": -1.0}, ValueError, "z_loss is -1.0; expected 0 or more"),
     "chunk": ({"chunk_rows": 0}, ValueError, "chunk_rows is 0; expected 1 or more"),

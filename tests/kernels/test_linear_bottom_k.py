@@ -117,7 +117,7 @@ HIDDEN, WEIGHT = torch.ones(2, 4), torch.ones(6, 4)
         ({"weight_VD": WEIGHT.int()}, TypeError, "weight has dtype torch.int32; expected one of"),
         ({"weight_VD": WEIGHT.to("meta")}, ValueError, "weight is on meta, hidden on cpu; move one"),
         ({"bias": torch.ones(5)}, ValueError, r"bias must be \[6\] on cpu, got \[5\]"),
-        ({"softcap": 0.0}, ValueError, "softcap must be above 0, got 0.0"),
+        ({"softcap": 0.0}, ValueError, "softcap must be above 0, from 1e-30 to 1e\\+30, got 0.0"),
         ({"k": 7}, ValueError, "linear_bottom_k: k = 7, but 6 of 6 ids are valid"),
         ({"valid": torch.ones(5, dtype=torch.bool)}, ValueError, r"linear_bottom_k: valid must be bool \[6\]"),
     ],

@@ -23,10 +23,12 @@ import torch
 from torch import Tensor
 
 from modelassay_kernels.attention.autograd import attend
-from modelassay_kernels.attention.spans import make_spans
+from modelassay_kernels.attention.spans import check_lengths, check_spans, make_spans
 from modelassay_kernels.dtypes import FLOATS
+from modelassay_kernels.softcap import check_softcap
 
 MAX_HEAD_DIM = 256
+INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
 
 
 def attention(
@@ -63,9 +65,9 @@ def attention(
         v_BKJD: values.
         causal: whether a query sees only keys up to its own position; then S may not exceed J.
         scale: what scores are multiplied by.
-        lengths: int [B].
+        lengths: int [B], each from 0 to J; read from the tensor, so keep it on the CPU where waiting for a GPU matters.
         window: at least 1.
-        softcap: above 0.
+        softcap: 1e-30 to 1e30.
 
     Raises:
         ValueError: shapes, devices or numbers that do not fit together.
@@ -76,11 +78,12 @@ def attention(
     _require(not causal or num_queries <= num_keys, f"causal needs S <= J, got {num_queries} queries, {num_keys} keys")
     _require(window is None or window >= 1, f"window must be at least 1, got {window}; None means no window")
     if lengths is not None:
-        fits = tuple(lengths.shape) == (batch,) and not lengths.is_floating_point()
+        fits = tuple(lengths.shape) == (batch,) and lengths.dtype in INTEGERS
         _require(fits, f"lengths must be {batch} integers, got {lengths.dtype} of shape {tuple(lengths.shape)}")
+        check_lengths(lengths, num_keys)
         lengths = lengths.to(q_BHSD.device)
     spans_B2S = make_spans(num_queries, num_keys, causal=causal, window=window, lengths_B=lengths, device=q_BHSD.device)
-    return attention_over_spans(q_BHSD, k_BKJD, v_BKJD, spans_B2S, scale=scale, softcap=softcap)
+    return attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, _scale(scale, q_BHSD), softcap)
 
 
 def attention_over_spans(
@@ -94,23 +97,48 @@ def attention_over_spans(
 ) -> Tensor:
     """As `attention`, for any mask that is one interval of keys per query: int32 spans [1 or B, 2, S].
 
-    Query s of sequence b sees the keys from ``spans[b, 0, s]`` up to, not including, ``spans[b, 1, s]``.
+    Query s of sequence b sees the keys from ``spans[b, 0, s]`` up to, not including, ``spans[b, 1, s]``: within 0 to J, and
+    none where both are equal. That is read from the tensor, which on a GPU waits for the work before it: once for each
+    tensor of spans, not once for each layer that it is given to.
 
     Raises:
-        ValueError: shapes, devices or numbers that do not fit together.
+        ValueError: shapes, devices or numbers that do not fit together, or a span that is not within the keys.
         TypeError: an element type that is not supported, or spans that are not int32.
     """
     _check(q_BHSD, k_BKJD, v_BKJD, softcap)
-    batch, _, num_queries, head_dim = q_BHSD.shape
     if spans_B2S.dtype != torch.int32:
         raise TypeError(f"attention: spans must be int32, got {spans_B2S.dtype}")
+    _check_spans_shape(q_BHSD, spans_B2S)
+    check_spans(spans_B2S, k_BKJD.shape[2])
+    return attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, _scale(scale, q_BHSD), softcap)
+
+
+def attend_in_range(
+    q_BHSD: Tensor,
+    k_BKJD: Tensor,
+    v_BKJD: Tensor,
+    spans_B2S: Tensor,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """As `attention_over_spans`, for int32 spans that are known to lie within the keys: nothing is read from a GPU."""
+    _check(q_BHSD, k_BKJD, v_BKJD, softcap)
+    _check_spans_shape(q_BHSD, spans_B2S)
+    return attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, _scale(scale, q_BHSD), softcap)
+
+
+def _scale(scale: float | None, q_BHSD: Tensor) -> float:
+    return q_BHSD.shape[3] ** -0.5 if scale is None else scale
+
+
+def _check_spans_shape(q_BHSD: Tensor, spans_B2S: Tensor) -> None:
+    batch, num_queries = q_BHSD.shape[0], q_BHSD.shape[2]
     fits = spans_B2S.ndim == 3 and tuple(spans_B2S.shape[1:]) == (2, num_queries) and spans_B2S.shape[0] in {1, batch}
     _require(fits, f"spans must be [1 or {batch}, 2, {num_queries}], got {tuple(spans_B2S.shape)}")
     _require(
         spans_B2S.device == q_BHSD.device, f"spans are on {spans_B2S.device}, queries on {q_BHSD.device}; move them"
     )
-    scale = head_dim**-0.5 if scale is None else scale
-    return attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, scale, softcap)
 
 
 def _require(fits: bool, problem: str) -> None:
@@ -136,4 +164,4 @@ def _check(q_BHSD: Tensor, k_BKJD: Tensor, v_BKJD: Tensor, softcap: float | None
     _require(
         all(x.device == q_BHSD.device for x in inputs), f"q, k, v are on {[str(x.device) for x in inputs]}; move them"
     )
-    _require(softcap is None or softcap > 0, f"softcap must be above 0, got {softcap}; None means no cap")
+    check_softcap("attention", softcap)

@@ -10,6 +10,9 @@ output is zero and no gradient comes from it.
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
+
 import torch
 from torch import Tensor
 
@@ -43,6 +46,57 @@ def make_spans(
         end_S = end_S.minimum(position_S + window)
     spans_12S = torch.stack([first_S, end_S])[None].clamp(0, num_keys)
     return spans_12S if lengths_B is None else spans_12S.minimum(lengths_B.to(torch.int32)[:, None, None])
+
+
+_checked: deque[tuple[weakref.ref[Tensor], int, int]] = deque(maxlen=16)
+"""The last tensors that were in range: the tensor, its version, and the number of keys."""
+
+
+def check_spans(spans_B2S: Tensor, num_keys: int) -> None:
+    """Raise unless 0 <= first <= end <= num_keys in every span.
+
+    Reads the spans: on a GPU that waits for what is queued, so it is done once for each tensor that did not change since.
+
+    Raises:
+        ValueError: a span is not within the keys, with its place and its ends.
+    """
+    key = (-1 if spans_B2S.is_inference() else spans_B2S._version, num_keys)
+    remembered = any((version, keys) == key and ref() is spans_B2S for ref, version, keys in _checked)
+    if spans_B2S.is_meta or (remembered and not spans_B2S.is_inference()):  # tensors of inference mode have no version
+        return
+    first_BS, end_BS = spans_B2S[:, FIRST], spans_B2S[:, END]
+    wrong_BS = unwrapped((first_BS < 0) | (first_BS > end_BS) | (end_BS > num_keys))
+    if bool(wrong_BS.any()):
+        at = tuple(int(i) for i in wrong_BS.nonzero()[0])
+        ends = [int(unwrapped(x)[at]) for x in (first_BS, end_BS)]
+        raise ValueError(
+            f"attention: the span of sequence {at[-2]}, query {at[-1]} is [{ends[0]}, {ends[1]}); expected "
+            f"0 <= first <= end <= {num_keys}, the number of keys, and [0, 0) for a query that sees nothing"
+        )
+    _checked.append((weakref.ref(spans_B2S), *key))
+
+
+def check_lengths(lengths_B: Tensor, num_keys: int) -> None:
+    """Raise unless 0 <= length <= num_keys for every sequence; on a GPU this waits for what is queued.
+
+    Raises:
+        ValueError: a length is not, with its place.
+    """
+    if lengths_B.is_meta:
+        return
+    wrong_B = unwrapped((lengths_B < 0) | (lengths_B > num_keys))
+    if bool(wrong_B.any()):
+        at = tuple(int(i) for i in wrong_B.nonzero()[0])
+        raise ValueError(
+            f"attention: lengths[{at[-1]}] is {int(unwrapped(lengths_B)[at])}; expected 0 to {num_keys}, the number of keys"
+        )
+
+
+def unwrapped(x: Tensor) -> Tensor:
+    """Return the numbers that `torch.func` has wrapped, by which a decision can be taken, with vmap's dimensions anywhere."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
 
 
 def visible(spans_B2S: Tensor, first_key: int, end_key: int) -> Tensor:

@@ -20,6 +20,7 @@ from modelassay_kernels.bottom_k.reference import bottom_k_reference
 from modelassay_kernels.bottom_k.request import check_request
 from modelassay_kernels.dtypes import FLOATS
 from modelassay_kernels.native import native_available
+from modelassay_kernels.softcap import check_softcap
 
 CPU_CHUNK = (512, 2048)  # rows and columns: 4 MiB of logits, within the caches two cores share
 GPU_CHUNK = (4096, 2048)  # 32 MiB, within the 50 MiB L2 cache of an H100 or H200
@@ -108,8 +109,7 @@ def _check(
         raise ValueError(
             f"linear_bottom_k: bias must be [{weight_VD.shape[0]}] on {hidden_ND.device}, got {[*bias.shape]} on {bias.device}"
         )
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"linear_bottom_k: softcap must be above 0, got {softcap}; None means that there is none")
+    check_softcap("linear_bottom_k", softcap)
     check_request("linear_bottom_k", weight_VD.shape[0], hidden_ND.device, k, valid)
 
 

@@ -26,6 +26,7 @@ from modelassay_kernels.cross_entropy.autograd import apply_gradient, apply_loss
 from modelassay_kernels.cross_entropy.chunks import GradientMask, accumulator
 from modelassay_kernels.cross_entropy.rows import Spec
 from modelassay_kernels.dtypes import FLOATS
+from modelassay_kernels.softcap import check_softcap
 
 
 def linear_cross_entropy(
@@ -64,7 +65,7 @@ def linear_cross_entropy(
         weight_VD: rows of the vocabulary, at least one; its type may differ.
         labels_N: integers.
         bias: [V], or None.
-        softcap: positive; Gemma 2 has 30. None: logits stay as they are.
+        softcap: 1e-30 to 1e30; Gemma 2 has 30. None: logits stay as they are.
         label_smoothing: from 0 to 1, as in torch.
         z_loss: weight of lse^2; PaLM has 1e-4.
         ignore_index: the label of tokens without a target; -100 as in torch.
@@ -137,8 +138,7 @@ def _check(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, 
 
 def _check_settings(spec: Spec) -> None:
     where = "linear_cross_entropy"
-    if spec.softcap is not None and not (math.isfinite(spec.softcap) and spec.softcap > 0):
-        raise ValueError(f"{where}: softcap is {spec.softcap}; expected a positive number, or None for no cap")
+    check_softcap(where, spec.softcap)
     if not 0.0 <= spec.label_smoothing <= 1.0:
         raise ValueError(f"{where}: label_smoothing is {spec.label_smoothing}; expected 0 to 1")
     if not (math.isfinite(spec.z_loss) and spec.z_loss >= 0):

@@ -56,14 +56,16 @@ class _Softmax:
         self.sum_C = z_CV.exp_().sum(1)
         log_C = self.sum_C.log()
         lse_C = max_C + log_C
-        self.loss_C = log_C - targeted_C + spec.z_loss * lse_C.square()
+        self.loss_C = log_C - targeted_C
+        if spec.z_loss:  # 0 times the square of a large lse would be NaN
+            self.loss_C.addcmul_(lse_C * spec.z_loss, lse_C)  # in this order it overflows only where the result does
         self.a_C = 1.0 + 2.0 * spec.z_loss * lse_C
 
     def target(self, x_CV: Tensor) -> Tensor:
         """Return <target, x> of each row: the label's x, smoothed."""
         smoothing = self.spec.label_smoothing
         at_label_C = x_CV.gather(1, self.labels_C1).squeeze(1)
-        return at_label_C.lerp(x_CV.mean(1), smoothing) if smoothing else at_label_C
+        return smooth(at_label_C, x_CV.mean(1), smoothing) if smoothing else at_label_C
 
     def take_target_(self, x_CV: Tensor, weight_C: Tensor) -> None:
         """Subtract weight * target from each row."""
@@ -71,6 +73,11 @@ class _Softmax:
         if smoothing:
             x_CV.sub_((weight_C * (smoothing / x_CV.shape[1]))[:, None])
         x_CV.scatter_add_(1, self.labels_C1, (weight_C * (smoothing - 1.0))[:, None])
+
+
+def smooth(at_label: Tensor, mean: Tensor, smoothing: float) -> Tensor:
+    """Return (1 - e) at_label + e mean; `Tensor.lerp` takes a difference that is NaN where both are -infinity."""
+    return mean if smoothing == 1.0 else at_label * (1.0 - smoothing) + mean * smoothing
 
 
 def primal_(z_CV: Tensor, labels_C: Tensor, g_C: Tensor | None, spec: Spec) -> Tensor:

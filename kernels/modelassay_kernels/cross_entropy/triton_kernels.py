@@ -14,7 +14,7 @@ import contextlib
 import torch
 from torch import Tensor
 
-from modelassay_kernels.cross_entropy.rows import Spec
+from modelassay_kernels.cross_entropy.rows import Spec, smooth
 from modelassay_kernels.optional_triton import HAS_TRITON, jit, tl
 
 SPAN = 1024
@@ -60,7 +60,9 @@ def tangents_(
         sum_C = (l_CS * weight_CS).sum(1)
         lse_C = m_C + sum_C.log()
         a_C = 1.0 + 2.0 * spec.z_loss * lse_C
-        loss_C = sum_C.log() + (m_C - target_C) + spec.z_loss * lse_C.square()
+        loss_C = sum_C.log() + (m_C - target_C)
+        if spec.z_loss:  # as in rows
+            loss_C.addcmul_(lse_C * spec.z_loss, lse_C)
         sums_CSK = partials_CSP[:, :, _NUM_STATS : _NUM_STATS + num_tangents].double()
         lse_t_KC = ((sums_CSK * weight_CS[:, :, None]).sum(1) / sum_C[:, None]).t()
         if g_C is not None:
@@ -87,7 +89,7 @@ def _targets(z_CV: Tensor, zt_KCV: Tensor, labels_C: Tensor, partials_CSP: Tenso
         return label_C, label_t_KC
     means = partials_CSP.double().sum(1) / num_cols
     mean_t_KC = means[:, _NUM_STATS + num_tangents :].t()
-    return label_C.lerp(means[:, 2], spec.label_smoothing), label_t_KC.lerp(mean_t_KC, spec.label_smoothing)
+    return smooth(label_C, means[:, 2], spec.label_smoothing), smooth(label_t_KC, mean_t_KC, spec.label_smoothing)
 
 
 @jit()

@@ -8,6 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -82,6 +83,21 @@ class Operator(ABC):
                 raise UsageError("curvature: a vector to be multiplied holds NaN or infinity; give finite vectors")
             raise Diverged(f"curvature: {type(self).__name__} times a finite vector is not finite")
         return result_KP
+
+    def precise(self) -> Operator | None:
+        """Return an operator of the same matrix whose products are exact up to rounding in ``dtype``; None if there is none.
+
+        What an estimate says is certain, it must take from products of this one.
+        """
+        return self
+
+    def precise_matvec(self, vector_P: Tensor) -> Tensor:
+        """Return the product with one vector by `precise`, by this operator if there is none."""
+        precise = self.precise() or self
+        product_P = precise.matvec(vector_P)
+        if precise is not self:
+            self.products += 1
+        return product_P
 
     def to_scipy(self) -> LinearOperator:
         """Return the operator for SciPy, over NumPy vectors on the host."""
@@ -166,6 +182,21 @@ class CurvatureOperator(Operator):
         self.attention: Attention = attention_for(model)
         """Eager where the model, or a mask among its batches, asks for what ours cannot do: seen at the first pass."""
         self._loss: float | None = None
+        self._precise: CurvatureOperator | None = None
+
+    def precise(self) -> CurvatureOperator | None:
+        """Return itself; in bf16, whose products are off by a percent, the same over the model's own weights in fp32."""
+        if self.precision != "bf16":
+            return self
+        if self._precise is None:
+            self._precise = self._in_fp32()
+        return self._precise
+
+    def _in_fp32(self) -> CurvatureOperator:
+        other = copy(self)
+        other.precision, other._compute, other._loss = "fp32", torch.float32, None
+        other._selected, other._fixed = self._point(torch.float32)
+        return other
 
     def _point(self, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the selected parameters, and all other parameters and buffers as ``model.<name>``, in ``dtype``."""
@@ -284,6 +315,11 @@ class Hessian(CurvatureOperator):
         self._graphs: dict[int, Graph] = {}
         self._stand_ins: StandIns | None = None
 
+    def _in_fp32(self) -> CurvatureOperator:
+        other: Any = super()._in_fp32()
+        other._graphs, other._stand_ins, other._graph_bytes = {}, None, 0
+        return other  # type: ignore[no-any-return]
+
     @property
     def bytes_kept(self) -> int:
         """Bytes that the graphs kept so far hold."""
@@ -342,6 +378,9 @@ class FiniteDifferenceHessian(CurvatureOperator):
             raise UsageError(f"FiniteDifferenceHessian: step must be positive, got {step}")
         norm = float(sum(tensor.double().square().sum() for tensor in self._selected.values()) ** 0.5)
         self.step = step or torch.finfo(self.dtype).eps ** (1 / 3) * (1 + norm)
+
+    def precise(self) -> None:
+        """Return nothing: how far a difference is from a derivative is not known."""
 
     def _multiply(self, vectors_KP: Tensor) -> Tensor:
         self.loss()

@@ -124,9 +124,11 @@ class _Comparison:
         for name, output in own.items():
             if name in ours and not self._same(ours[name], output, batch):
                 parent = name.rpartition(".")[0]
+                attention = own_attention(self._module.model)
                 return (f"the first module whose output differs is {name} ({type(modules[name]).__name__}) in {parent or 'the model'} "
-                        f"({type(modules[parent]).__name__}): attention of your own, noise, or a state that changes between "
-                        "calls. Make it a fixed function of its inputs, or leave it out")  # fmt: skip
+                        f"({type(modules[parent]).__name__}). If it is the attention, {attention!r} is another function than the "
+                        f"{self._attention!r} taken here: model.set_attn_implementation('eager'). Else take away its noise, or the "
+                        "state that changes between calls")  # fmt: skip
         head = next((name for name, part in modules.items() if part is inner.get_output_embeddings()), "")
         return f"the hidden states agree, so it is the head {head} or what {type(inner).__name__} does after it; make the operator after the last change to the model"  # fmt: skip
 

@@ -130,3 +130,15 @@ def trained_model(*, hidden: int = 8, vocabulary: int = 12, steps: int = 150, se
         model(input_ids=batch, labels=batch).loss.backward()
         optimiser.step()
     return model.double().eval(), draw(24)
+
+
+def own_product(model: Any, batch: Microbatch, v_P: Tensor) -> tuple[float, Tensor]:
+    """The loss that the model's own call with labels returns, and its Hessian times a vector, by double backward through eager attention."""
+    leaves = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    inputs = {"input_ids": batch.input_ids_BT, "labels": batch.labels_BT, "attention_mask": batch.attention_mask_BT}
+    with second_order(model, torch.float64, "eager"), torch.enable_grad():
+        loss = torch.func.functional_call(model, leaves, (), inputs).loss
+        gradients = torch.autograd.grad(loss, list(leaves.values()), create_graph=True, materialize_grads=True)
+        inner = torch.cat([gradient.flatten() for gradient in gradients]) @ v_P
+        products = torch.autograd.grad(inner, list(leaves.values()), materialize_grads=True)
+    return float(loss.detach()), torch.cat([product.flatten() for product in products])

@@ -38,10 +38,15 @@ class SpectralDensity:
     weights: tuple[Array, ...]
     """For each probe, M weights that sum to 1."""
     cost: Cost
+    exact: bool = True
+    """Whether the products were; if not, the spread of the probes says nothing of their error."""
 
     def mean_of(self, function: Callable[[Array], Array], *, level: float = LEVEL) -> Estimate:
         """Return the mean of f over the eigenvalues, tr f(A) / P, with a Student-t interval over the probes."""
         means = np.array([weights @ function(nodes) for nodes, weights in zip(self.nodes, self.weights, strict=True)])
+        if not self.exact:
+            return Estimate(value=float(means.mean()), method="stochastic Lanczos quadrature", n=len(means),
+                            note="no interval: products are approximate")  # fmt: skip
         half = student_half_width(means, level)
         return Estimate(value=float(means.mean()), low=float(means.mean() - half), high=float(means.mean() + half),
                         level=level, method="stochastic Lanczos quadrature, Student over probes", n=len(means))  # fmt: skip
@@ -96,7 +101,8 @@ def lanczos_quadrature(operator: Operator, *, steps: int = 100, num_probes: int 
         nodes.append(values)
         weights.append(rows[:, 0] ** 2)
         vector_bytes = max(vector_bytes, meter.cost(space.basis).vector_bytes)
-    return SpectralDensity(nodes=tuple(nodes), weights=tuple(weights), cost=meter.cost(more_bytes=vector_bytes))
+    return SpectralDensity(nodes=tuple(nodes), weights=tuple(weights), cost=meter.cost(more_bytes=vector_bytes),
+                           exact=operator.precise() is operator)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,37 +113,56 @@ class Moments:
     """P."""
     steps: int
     """M, the dimension of the Krylov space."""
-    exact: tuple[float, float]
-    """tr T and |T|_F^2 + b^2."""
+    values_M: Array
+    """Ritz values, largest first."""
+    square: float
+    """|T|_F^2 + b^2."""
     lengths_K: Array
     """|P z|^2 of each probe z, P the projection off the Krylov space: mean P - M."""
     first_K: Array
     """z^T P A P z of each probe: mean tr(P A P)."""
     second_K: Array
     """|A P z|^2 of each probe: mean tr(P A^2 P)."""
+    change_KM: Array
+    """Of each probe, by how much u^T A u exceeds each Ritz value: unbiased, and 0 where products are exact."""
+    square_change_KM: Array
+    """The same of |A u|^2."""
+    error: float
+    """Root mean square of |A u - T u| over Ritz vectors."""
+    exact: bool
+    """Whether the products behind it all are, or are those of `Operator.precise`."""
     cost: Cost
 
-    def trace(self, level: float) -> tuple[float, float]:
-        """Return tr A and half its interval."""
-        mean, half = self._off_space(self.first_K, level)
-        return self.exact[0] + mean, half
+    def trace(self, level: float, without: Array | None = None) -> tuple[float, float]:
+        """Return the sum of the eigenvalues but for the Ritz values at ``without``, and half its interval."""
+        stays_M = self._stays(without)
+        mean, half = self._estimate(self.first_K, self.change_KM[:, stays_M], level)
+        return float(self.values_M[stays_M].sum()) + mean, half
 
-    def square_about(self, centre: float, level: float) -> tuple[float, float]:
-        """Return tr (A - c)^2 for a fixed c and half its interval."""
+    def square_about(self, centre: float, level: float, without: Array | None = None) -> tuple[float, float]:
+        """Return tr (A - c)^2 for a fixed c but for the Ritz values at ``without``, and half its interval."""
+        stays_M = self._stays(without)
         samples_K = self.second_K - 2 * centre * self.first_K + centre**2 * self.lengths_K
-        mean, half = self._off_space(samples_K, level)
-        return self.exact[1] - 2 * centre * self.exact[0] + centre**2 * self.steps + mean, half
+        change_KM = self.square_change_KM - 2 * centre * self.change_KM
+        mean, half = self._estimate(samples_K, change_KM[:, stays_M], level)
+        whole = self.square - 2 * centre * float(self.values_M.sum()) + centre**2 * self.steps
+        return whole - float(((self.values_M[~stays_M] - centre) ** 2).sum()) + mean, half
 
-    def _off_space(self, samples_K: Array, level: float) -> tuple[float, float]:
-        """Return the ratio estimate of a trace: exact where A is one number off the space, whatever the probes' lengths.
+    def _stays(self, without: Array | None) -> NDArray[np.bool_]:
+        stays_M = np.ones(self.steps, dtype=bool)
+        if without is not None:
+            stays_M[without] = False
+        return stays_M
+
+    def _estimate(self, samples_K: Array, change_KM: Array, level: float) -> tuple[float, float]:
+        """Return the ratio estimate of a trace off the space, exact where A is one number there, and the change inside.
 
         Its bias is a fraction of about M / (K P^2): the lengths are known in the mean and vary little.
         """
-        left = self.size - self.steps
-        if left == 0:
-            return 0.0, 0.0
-        share = float(samples_K.sum() / self.lengths_K.sum())
-        return share * left, student_half_width(samples_K - share * self.lengths_K, level)
+        left, change_K = self.size - self.steps, change_KM.sum(1)
+        share = float(samples_K.sum() / self.lengths_K.sum()) if left else 0.0
+        spread_K = (samples_K - share * self.lengths_K if left else 0.0) + change_K
+        return share * left + float(change_K.mean()), student_half_width(spread_K, level)
 
 
 def deflated_moments(operator: Operator, space: Krylov, *, num_probes: int = 10, seed: int = 0) -> Moments:
@@ -148,31 +173,61 @@ def deflated_moments(operator: Operator, space: Krylov, *, num_probes: int = 10,
         tr A   = tr T + tr(P A P)               tr A^2 = |T|_F^2 + b^2 + tr(P A^2 P)
 
     The first parts are exact whether or not any Ritz value has converged; the second parts are estimated by Hutchinson's
-    method, and the large eigenvalues, which would make its noise, are not in them any more.
+    method, and the large eigenvalues, which would make its noise, are not in them any more. Where products are narrow (bf16)
+    T is not exact either: the probes' products are then those of `Operator.precise`, two of each, the second of which tells
+    how far A is from T inside the space.
 
     Raises:
         UsageError: fewer than two probes.
     """
     check_probes("deflated_moments", num_probes, LEVEL)
     meter, generator = CostMeter(operator), torch.Generator().manual_seed(seed)
-    samples_K3 = np.array([deflated_probe(operator, space, generator) for _ in range(num_probes)])
-    return moments(space, samples_K3, size=operator.size, cost=meter.cost(space.basis))
+    samples = np.array([deflated_probe(operator, space, generator) for _ in range(num_probes)])
+    exact = operator.precise() is not None
+    return moments(space, samples, size=operator.size, cost=meter.cost(space.basis), exact=exact)
 
 
-def deflated_probe(operator: Operator, space: Krylov, generator: torch.Generator) -> tuple[float, float, float]:
-    """Return |P z|^2, z^T P A P z and |A P z|^2 for the next random signs z of ``generator``; one product."""
-    probe_P = _off(space.basis, signs(operator, generator)[0])
-    product_P = operator.matvec(probe_P)
-    return float(probe_P.norm()) ** 2, float(probe_P @ product_P), float(product_P.norm()) ** 2
+def deflated_probe(operator: Operator, space: Krylov, generator: torch.Generator) -> list[float]:
+    """Return |P z|^2, z^T P A P z and |A P z|^2 for the next random signs z of ``generator``, and `_change_inside` if there is any."""
+    signs_P = signs(operator, generator)[0]
+    inside_M = signs_P[: space.steps].cpu().double().numpy()
+    probe_P = _off(space.basis, signs_P.clone())
+    product_P = operator.precise_matvec(probe_P)
+    sample = [float(probe_P.norm()) ** 2, float(probe_P @ product_P), float(product_P.norm()) ** 2]
+    return sample if operator.precise() in {operator, None} else sample + _change_inside(operator, space, inside_M)
 
 
-def moments(space: Krylov, samples_K3: Array, *, size: int, cost: Cost) -> Moments:
+def _change_inside(operator: Operator, space: Krylov, signs_M: Array) -> list[float]:
+    """Return estimates of u^T E u and of 2 (T u)^T E u + |E u|^2 for each Ritz vector u, and the mean |E u|^2.
+
+    E = A - T is multiplied by the sum w of all Ritz vectors with random signs s: s_i u_i^T E w has the mean u_i^T E u_i. Of
+    a Ritz pair T u is theta u + beta q_{M+1}.
+    """
+    values_M, _, rows_MM = space.ritz()
+    beta_M = space.coupling[-1] * rows_MM[:, -1]
+    w_P, expected_P = space.vectors(np.stack([signs_M @ rows_MM, (signs_M * values_M) @ rows_MM]))
+    error_P = operator.precise_matvec(w_P) - expected_P
+    following_M = np.zeros(space.steps)
+    if space.following_P is not None:
+        error_P -= float(signs_M @ beta_M) * space.following_P
+        following_M += float(error_P @ space.following_P)
+    change_M = signs_M * (rows_MM @ space.basis.project(error_P).numpy())
+    mean_square = float(error_P.norm()) ** 2 / space.steps
+    square_change_M = 2 * (values_M * change_M + beta_M * signs_M * following_M) + mean_square
+    return [*change_M.tolist(), *square_change_M.tolist(), mean_square]
+
+
+def moments(space: Krylov, samples: Array, *, size: int, cost: Cost, exact: bool = True) -> Moments:
     """Put together what a Krylov space of an operator of ``size`` and `deflated_probe` of several probes tell."""
     diagonal, coupling = np.array(space.diagonal), np.array(space.coupling)
     square = float(diagonal @ diagonal + 2 * coupling[:-1] @ coupling[:-1] + coupling[-1] ** 2)
-    lengths_K, first_K, second_K = samples_K3.T
-    return Moments(size=size, steps=space.steps, exact=(float(diagonal.sum()), square), lengths_K=lengths_K,
-                   first_K=first_K, second_K=second_K, cost=cost)  # fmt: skip
+    steps = space.steps
+    if samples.shape[1] == 3:  # products are those of T
+        samples = np.hstack([samples, np.zeros((len(samples), 2 * steps + 1))])
+    lengths_K, first_K, second_K = samples.T[:3]
+    return Moments(size=size, steps=steps, values_M=space.ritz()[0], square=square, lengths_K=lengths_K, first_K=first_K,
+                   second_K=second_K, change_KM=samples[:, 3 : 3 + steps], square_change_KM=samples[:, 3 + steps : -1],
+                   error=float(samples[:, -1].mean()) ** 0.5, exact=exact, cost=cost)  # fmt: skip
 
 
 def trace(operator: Operator, *, num_products: int = 30, seed: int = 0, level: float = LEVEL,
@@ -180,7 +235,8 @@ def trace(operator: Operator, *, num_products: int = 30, seed: int = 0, level: f
     """Estimate tr A by Hutch++: a third of the products finds the large directions, the rest is exact there and Hutchinson off them.
 
     Unbiased; for a positive semidefinite A the error falls as 1 / num_products where Hutchinson's falls as its root. The
-    interval is Student's t over the num_products / 3 probes. Meyer, Musco, Musco and Woodruff 2021.
+    interval is Student's t over the num_products / 3 probes. Narrow products (bf16) only find the directions; those that
+    are summed are precise. Meyer, Musco, Musco and Woodruff 2021.
 
     Raises:
         UsageError: fewer than 6 products, which leave less than two probes.
@@ -203,11 +259,13 @@ def trace(operator: Operator, *, num_products: int = 30, seed: int = 0, level: f
         if norm <= 10 * torch.finfo(operator.dtype).eps * before:
             continue  # the range of A is exhausted: what is left is rounding
         basis.append(left_P / norm)
-        inside += float(left_P @ operator.matvec(left_P / norm)) / norm
+        inside += float(left_P @ operator.precise_matvec(left_P / norm)) / norm
     outside = np.zeros(third)
     for index in range(third):
         probe_P = _off(basis, signs(operator, generator)[0])
-        outside[index] = float(probe_P @ operator.matvec(probe_P))
+        outside[index] = float(probe_P @ operator.precise_matvec(probe_P))
+    if operator.precise() is None:
+        return Estimate(value=inside + float(outside.mean()), method="Hutch++", n=third, note="no interval: products are approximate")  # fmt: skip
     value, half = inside + float(outside.mean()), student_half_width(outside, level)
     return Estimate(value=value, low=value - half, high=value + half, level=level, method="Hutch++, Student over probes",
                     n=third)  # fmt: skip

@@ -83,11 +83,13 @@ class SampledFisher(JacobianOperator):
         if num_samples < 1:
             raise UsageError(f"SampledFisher: num_samples must be at least 1, got {num_samples}")
         self.loss()  # labels of a model that has blown up would mean nothing
-        generator = torch.Generator().manual_seed(seed)
         self._labels: dict[int, Tensor] = {}
-        with self._passes():
+        # From logits that are exact, so that bf16 draws what fp32 does: its operator is an approximation of the same matrix.
+        exact = self.precise() or self
+        generator = torch.Generator().manual_seed(seed)
+        with exact._passes():
             for batch in self._batches:
-                logits_NV = model_logits(self._module, self._tensors(self._selected), batch)
+                logits_NV = model_logits(exact._module, exact._tensors(exact._selected), batch)
                 uniform_NS = torch.rand(batch.num_tokens, num_samples, generator=generator, dtype=torch.float64)
                 self._labels[id(batch)] = _draw(logits_NV, uniform_NS.to(self.device)).T
 

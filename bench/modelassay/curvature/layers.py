@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modelassay.curvature.language_model import is_untouched
 from modelassay_kernels import linear_cross_entropy
 from modelassay_kernels.cross_entropy.autograd import apply_gradient, apply_gradient_tangent, apply_losses_tangent
 from modelassay_kernels.cross_entropy.chunks import GradientMask
@@ -320,6 +321,9 @@ class SummedLoss(nn.Module):
         return linear_cross_entropy(h_ND, weight_VD, labels_N, reduction="sum")
 
 
+StandIns = dict[nn.Module, Callable[..., Tensor]]
+"""Modules, and what computes them instead."""
+
 SILU = {"SiLU", "SiLUActivation"}
 """PyTorch's class, and that of transformers."""
 
@@ -339,15 +343,15 @@ def _of_embedding(module: Any) -> Callable[..., Tensor] | None:
 
 
 def _of_norm(module: Any) -> Callable[..., Tensor] | None:
-    """A norm is known by what it does: its class is one of many, some of which multiply by 1 + w."""
+    """A norm is known by what it does (without hooks, which go on being called): its class is one of many, some of which multiply by 1 + w."""
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(eps, float) or not isinstance(weight, Tensor):
         return None
     x = _probe(weight.numel(), weight)
-    if _same(rms_norm(x, weight, eps), module(x)):
+    if _same(rms_norm(x, weight, eps), module.forward(x)):
         return lambda x: rms_norm(x, module.weight, eps)
-    if _same(rms_norm(x, 1 + weight, eps), module(x)):
+    if _same(rms_norm(x, 1 + weight, eps), module.forward(x)):
         return lambda x: rms_norm(x, 1 + module.weight, eps)
     return None
 
@@ -364,7 +368,7 @@ def _of_gate(module: Any) -> Callable[..., Tensor] | None:
 
     weight_OI = module.gate_proj.weight
     x = _probe(weight_OI.shape[1], weight_OI)
-    return forward if _same(forward(x), module(x)) else None
+    return forward if is_untouched(module.act_fn) and _same(forward(x), module.forward(x)) else None
 
 
 def _of_summed_loss(module: Any) -> Callable[..., Tensor] | None:
@@ -381,7 +385,7 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
     return bool((ours - theirs).norm() <= 4 * torch.finfo(ours.dtype).eps * theirs.norm())
 
 
-def replacements(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
+def replacements(model: nn.Module) -> StandIns:
     """Return for each module of ``model`` that one of the layers here can stand in for what to call instead.
 
     A module that was given a forward of its own is left alone, and so is what computes anything else than its name says.
@@ -395,7 +399,7 @@ def replacements(model: nn.Module) -> dict[nn.Module, Callable[..., Tensor]]:
 
 
 @contextmanager
-def in_place_of(forwards: dict[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+def in_place_of(forwards: StandIns) -> Iterator[None]:
     """Let modules be computed by these functions while the context lasts."""
     try:
         for module, forward in forwards.items():

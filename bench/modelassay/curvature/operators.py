@@ -8,15 +8,18 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator
-from torch import Tensor, nn
+from torch import Tensor
 
+from modelassay.curvature.agreement import check_agreement
 from modelassay.curvature.graph import Graph, free_bytes
-from modelassay.curvature.layers import replacements
+from modelassay.curvature.language_model import check_model, parameter_dtype
+from modelassay.curvature.layers import StandIns, replacements
 from modelassay.curvature.loss import (
     Attention,
     CausalLoss,
@@ -81,6 +84,21 @@ class Operator(ABC):
             raise Diverged(f"curvature: {type(self).__name__} times a finite vector is not finite")
         return result_KP
 
+    def precise(self) -> Operator | None:
+        """Return an operator of the same matrix whose products are exact up to rounding in ``dtype``; None if there is none.
+
+        What an estimate says is certain, it must take from products of this one.
+        """
+        return self
+
+    def precise_matvec(self, vector_P: Tensor) -> Tensor:
+        """Return the product with one vector by `precise`, by this operator if there is none."""
+        precise = self.precise() or self
+        product_P = precise.matvec(vector_P)
+        if precise is not self:
+            self.products += 1
+        return product_P
+
     def to_scipy(self) -> LinearOperator:
         """Return the operator for SciPy, over NumPy vectors on the host."""
         kind = np.dtype(str(self.dtype).removeprefix("torch."))
@@ -131,7 +149,8 @@ class CurvatureOperator(Operator):
         """Look at ``model`` on ``batches``; nothing is computed yet.
 
         Args:
-            model: a causal language model of transformers, in evaluation mode, on one device.
+            model: a causal language model of transformers, in evaluation mode, on one device; in PEFT's wrapper or compiled
+                by torch.compile if it is. What a model detaches is constant, as in its own training (DoRA's norms).
             batches: see `loss.microbatches`.
             parameters: the subset acted on, from `select_parameters`; all if None. The others are held fixed.
             precision: of weights and activations in the passes; the model's own if None. Losses, softmax, sums over
@@ -142,38 +161,60 @@ class CurvatureOperator(Operator):
             unit: times each microbatch, such as ``meter.microbatch``.
 
         Raises:
-            UsageError: a model in training mode or of a precision without a policy, or batches that `count_tokens` refuses.
+            UsageError: a model that `check_model` refuses or of a precision without a policy, or batches that `count_tokens` refuses.
         """
-        if model.training:
-            raise UsageError("curvature: the model is in training mode, where dropout makes each product another operator's; call model.eval() first")  # fmt: skip
+        inner = check_model(model)
         if vectors_per_pass is not None and vectors_per_pass < 1:
             raise UsageError(f"curvature: vectors_per_pass must be at least 1, got {vectors_per_pass}")
-        first = next(model.parameters())
-        if precision is None and first.dtype not in _NAMES:
-            raise UsageError(f"curvature: no precision policy for a model in {first.dtype}; give precision='fp32'")
-        self.precision: Precision = precision or _NAMES[first.dtype]
+        dtype = parameter_dtype(model)
+        if precision is None and dtype not in _NAMES:
+            raise UsageError(f"curvature: no precision policy for a model in {dtype}; give precision='fp32'")
+        self.precision: Precision = precision or _NAMES[dtype]
         self.parameters = parameters or select_parameters(model)
-        self.size, self.device = self.parameters.size, first.device
+        self.size, self.device = self.parameters.size, next(model.parameters()).device
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
-        self._batches = count_tokens(batches, vocabulary=model.config.vocab_size, device=self.device)
+        self._batches = count_tokens(batches, vocabulary=inner.config.get_text_config().vocab_size, device=self.device)
         self.num_tokens = sum(batch.num_tokens for batch in self._batches)
         self._module, self._unit = CausalLoss(model), unit
         self._vectors_per_pass = vectors_per_pass or self.most_per_pass
         self._compute = _COMPUTE[self.precision]
-        chosen = set(self.parameters.names)
-        cast = {name: parameter.detach().to(self._compute) for name, parameter in model.named_parameters()}
-        self._selected = {name: cast[name] for name in self.parameters.names}
-        self._fixed = {f"model.{name}": tensor for name, tensor in cast.items() if name not in chosen}
-        self._fixed |= {f"model.{name}": self._buffer(buffer) for name, buffer in model.named_buffers()}
+        self._selected, self._fixed = self._point(self._compute)
         self.attention: Attention = attention_for(model)
         """Eager where the model, or a mask among its batches, asks for what ours cannot do: seen at the first pass."""
         self._loss: float | None = None
+        self._precise: CurvatureOperator | None = None
+
+    def precise(self) -> CurvatureOperator | None:
+        """Return itself; in bf16, whose products are off by a percent, the same over the model's own weights in fp32."""
+        if self.precision != "bf16":
+            return self
+        if self._precise is None:
+            self._precise = self._in_fp32()
+        return self._precise
+
+    def _in_fp32(self) -> CurvatureOperator:
+        other = copy(self)
+        other.precision, other._compute, other._loss = "fp32", torch.float32, None
+        other._selected, other._fixed = self._point(torch.float32)
+        return other
+
+    def _point(self, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the selected parameters, and all other parameters and buffers as ``model.<name>``, in ``dtype``."""
+        # Only fp64 asks more of a buffer than it has: rotary frequencies stay fp32 under bf16, as transformers loads them.
+        wide = dtype == torch.float64
+        model = self._module.model
+        tensors = {name: parameter.detach().to(dtype) for name, parameter in model.named_parameters()}
+        selected = {name: tensors.pop(name) for name in self.parameters.names}
+        for name, buffer in model.named_buffers():
+            tensors[name] = buffer.double() if wide and buffer.is_floating_point() else buffer
+        return selected, {f"model.{name}": tensor for name, tensor in tensors.items()}
 
     def loss(self) -> float:
-        """Return L; one forward pass, once.
+        """Return L; the first call compares it with the model's own (`agreement`), before any product is made.
 
         Raises:
             Diverged: a loss that is NaN or infinite, with the microbatch it comes from.
+            UsageError: a model that computes something else than what is differentiated here.
         """
         if self._loss is None:
             try:
@@ -183,7 +224,17 @@ class CurvatureOperator(Operator):
                     raise
                 self.attention = "eager"
                 self._loss = self._mean_loss()
+            self._check_agreement()
         return self._loss
+
+    def _check_agreement(self) -> None:
+        dtype = torch.float64 if self.precision == "fp64" else torch.float32
+        point = (self._selected, self._fixed) if dtype == self._compute else self._point(dtype)
+        check_agreement(self._module, *point, self._batches, attention=self.attention, stand_ins=self._replacements())
+
+    def _replacements(self) -> StandIns:
+        """Return what products compute in place of modules."""
+        return {}
 
     def _mean_loss(self) -> float:
         total = 0.0
@@ -238,10 +289,6 @@ class CurvatureOperator(Operator):
             return nullcontext()
         return self._unit(type(self).__name__, tokens=batch.num_tokens, vectors=num_vectors)
 
-    def _buffer(self, buffer: Tensor) -> Tensor:
-        # Only fp64 asks more of a buffer than it has: rotary frequencies stay fp32 under bf16, as transformers loads them.
-        return buffer.double() if self.precision == "fp64" and buffer.is_floating_point() else buffer
-
 
 class Hessian(CurvatureOperator):
     """The Hessian of L, exact: the gradient of <grad L, v> (reverse over reverse).
@@ -266,7 +313,12 @@ class Hessian(CurvatureOperator):
         super().__init__(*args, **options)
         self._graph_bytes = graph_bytes
         self._graphs: dict[int, Graph] = {}
-        self._stand_ins: dict[nn.Module, Callable[..., Tensor]] | None = None
+        self._stand_ins: StandIns | None = None
+
+    def _in_fp32(self) -> CurvatureOperator:
+        other: Any = super()._in_fp32()
+        other._graphs, other._stand_ins, other._graph_bytes = {}, None, 0
+        return other  # type: ignore[no-any-return]
 
     @property
     def bytes_kept(self) -> int:
@@ -288,13 +340,17 @@ class Hessian(CurvatureOperator):
     def _graph_of(self, batch: TargetBatch) -> Graph:
         if self._graph_bytes is None:
             self._graph_bytes = free_bytes(self.device) // 4
-        if self._stand_ins is None:
-            self._stand_ins = replacements(self._module)
         held = [*self._selected.values(), *self._fixed.values()]
-        graph = Graph(self._batch_loss(batch), self._selected, self._stand_ins, held=held)
+        graph = Graph(self._batch_loss(batch), self._selected, self._replacements(), held=held)
         if self.bytes_kept + graph.num_bytes <= self._graph_bytes:
             self._graphs[id(batch)] = graph
         return graph
+
+    def _replacements(self) -> StandIns:
+        if self._stand_ins is None:
+            with self._passes():
+                self._stand_ins = replacements(self._module)
+        return self._stand_ins
 
 
 class FiniteDifferenceHessian(CurvatureOperator):
@@ -322,6 +378,9 @@ class FiniteDifferenceHessian(CurvatureOperator):
             raise UsageError(f"FiniteDifferenceHessian: step must be positive, got {step}")
         norm = float(sum(tensor.double().square().sum() for tensor in self._selected.values()) ** 0.5)
         self.step = step or torch.finfo(self.dtype).eps ** (1 / 3) * (1 + norm)
+
+    def precise(self) -> None:
+        """Return nothing: how far a difference is from a derivative is not known."""
 
     def _multiply(self, vectors_KP: Tensor) -> Tensor:
         self.loss()

@@ -79,6 +79,9 @@ def select_parameters(
 
 
 def _embedding_weights(model: Any) -> set[int]:
-    weights = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    return weights | ({id(head.weight)} if head is not None else set())
+    """All parameters of embeddings and the head: masks, reparametrisations and adapters keep the weight under other names."""
+    parts = [part for part in model.modules() if isinstance(part, nn.Embedding)]
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        part = getattr(model, get)() if hasattr(model, get) else None
+        parts += [] if part is None else [part]
+    return {id(parameter) for part in parts for parameter in part.parameters()}

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from modelassay.curvature.cost import Cost, CostMeter
 from modelassay.curvature.estimators import Moments, deflated_moments
-from modelassay.curvature.lanczos import Krylov, extend, krylov, ritz_estimate
+from modelassay.curvature.lanczos import Krylov, extend, krylov, ritz_ends, ritz_estimate
 from modelassay.curvature.operators import Operator
 from modelassay.curvature.vectors import Budget
 from modelassay.errors import UsageError
@@ -65,7 +66,8 @@ def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PR
 
     The moments tr A and tr A^2 are exact on the Krylov space and unbiased off it (`deflated_moments`); the removed
     eigenvalues are Ritz values. Intervals of sigma_bulk, centre and trace are Student's t over the probes, widened by
-    what the residuals of the removed Ritz values allow.
+    what the residuals of the removed Ritz values allow. Of a bf16 operator what is certain is taken from 3 products and two
+    per probe in fp32 (`ritz_ends`, `deflated_moments`); where no product is exact (differences), nothing has an interval.
 
     Raises:
         UsageError: an operator with no more eigenvalues than are to be removed, or fewer steps than that.
@@ -74,7 +76,8 @@ def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PR
     meter = CostMeter(operator)
     space = extend(krylov(operator, seed=seed, budget=budget), operator, steps)
     moments = deflated_moments(operator, space, num_probes=num_probes, seed=seed + 1)
-    return summary(operator, space, moments, cost=meter.cost(space.basis), level=level, num_vectors=num_vectors)
+    ends = ritz_ends(space, operator, end_places(space.steps))
+    return summary(operator, space, moments, cost=meter.cost(space.basis), level=level, num_vectors=num_vectors, ends=ends)  # fmt: skip
 
 
 def check_size(size: int, steps: int) -> None:
@@ -88,25 +91,45 @@ def check_size(size: int, steps: int) -> None:
         raise UsageError(f"spectrum: needs more than {most + 1} parameters and more than {most} Lanczos steps, got {size} and {steps}")  # fmt: skip
 
 
+def end_places(steps: int) -> list[int]:
+    """Return the Ritz values that `Spectrum` reports, largest first: lambda_1, lambda_2 and lambda_P.
+
+    >>> end_places(60), end_places(1)
+    ([0, 1, 59], [0])
+    """
+    return sorted({0, min(1, steps - 1), steps - 1})
+
+
 def summary(operator: Operator, space: Krylov, moments: Moments, *, cost: Cost, level: float = LEVEL,
-            num_vectors: int = NUM_VECTORS) -> Spectrum:  # fmt: skip
-    """Put together what a Krylov space and the moments off it tell; no product is made. Without vectors it needs no basis."""
+            num_vectors: int = NUM_VECTORS, ends: Sequence[tuple[float, float]] | None = None) -> Spectrum:  # fmt: skip
+    """Put together what a Krylov space and the moments off it tell.
+
+    With ``ends``, the `ritz_ends` at `end_places`, no product is made, and without vectors no basis needed.
+    """
     values, residuals, rows = space.ritz()
+    residuals = np.hypot(residuals, moments.error)
     probes = len(moments.lengths_K)
-    ends = [ritz_estimate(space, operator, values[i], residuals[i], upward=i >= 0) for i in (0, -1)]
-    second = ritz_estimate(space, operator, values[1], residuals[1], upward=True) if len(values) > 1 else ends[0]
+    pairs = ritz_ends(space, operator, end_places(space.steps)) if ends is None else ends
+    top, second = (ritz_estimate(space, operator, *pairs[min(i, len(pairs) - 1)], upward=True) for i in (0, 1))
+    bottom = ritz_estimate(space, operator, *pairs[-1], upward=False)
     bulk = {name: _bulk(moments, values, residuals, count, level) for name, count in REMOVED.items()}
-    sigmas = {
-        name: _estimate(part.sigma, part.sigma_low, part.sigma_high, level, probes) for name, part in bulk.items()
-    }
+
+    def estimate(value: float, low: float, high: float) -> Estimate:
+        if not moments.exact:
+            return Estimate(value=value, method="deflated Hutchinson", n=probes, note="no interval: products are approximate")  # fmt: skip
+        return Estimate(value=value, low=low, high=high, level=level, method="deflated Hutchinson, Student over probes", n=probes)  # fmt: skip
+
+    sigmas = {name: estimate(part.sigma, part.sigma_low, part.sigma_high) for name, part in bulk.items()}
     chosen, sigma = bulk[PREREGISTERED], sigmas[PREREGISTERED]
     total, half = moments.trace(level)
+    outliers = _outliers(values, residuals, chosen)
     return Spectrum(
-        lambda_max=ends[0], lambda_min=ends[1], sigma_bulk=sigmas, centre=_estimate(chosen.centre, *chosen.centre_interval, level, probes),
-        spread=_difference(ends[0], ends[1]), gap=_difference(ends[0], second),
-        outliers=_outliers(values, residuals, chosen), ratio=_ratio(ends[0], sigma),
+        lambda_max=top, lambda_min=bottom, sigma_bulk=sigmas, centre=estimate(chosen.centre, *chosen.centre_interval),
+        spread=_difference(top, bottom), gap=_difference(top, second),
+        outliers=outliers if moments.exact else Estimate(value=outliers.value, method="Ritz values above the threshold"),
+        ratio=_ratio(top, sigma),
         vectors_KP=space.vectors(rows[:num_vectors] if num_vectors else np.zeros((0, len(space.basis)))),
-        trace=_estimate(total, total - half, total + half, level, probes), cost=cost,
+        trace=estimate(total, total - half, total + half), cost=cost,
     )  # fmt: skip
 
 
@@ -143,11 +166,11 @@ def _bulk(moments: Moments, values: Array, residuals: Array, count: int, level: 
     """Moments of what stays when the ``count`` Ritz values of largest magnitude are taken out (all, if there are fewer)."""
     chosen = np.argsort(-np.abs(values))[:count]
     removed, left = values[chosen], moments.size - len(chosen)
-    trace, half_trace = moments.trace(level)
-    mean = (trace - float(removed.sum())) / left
+    trace, half_trace = moments.trace(level, chosen)
+    mean = trace / left
     # About the mean itself: to first order its own error then does not count.
-    square, half = moments.square_about(mean, level)
-    variance = max(square - float((removed - mean) @ (removed - mean)), 0.0) / left
+    square, half = moments.square_about(mean, level, chosen)
+    variance = max(square, 0.0) / left
     errors = _errors(values, residuals)[chosen]
     half = (half + float(errors @ (2 * np.abs(removed - mean) + errors))) / left
     half_centre = (half_trace + float(errors.sum())) / left
@@ -176,14 +199,18 @@ def _outliers(values: Array, residuals: Array, bulk: _Bulk) -> Estimate:
 
 
 def _difference(larger: Estimate, smaller: Estimate) -> Estimate:
+    value = larger.value - smaller.value
+    if not (larger.has_interval and smaller.has_interval):
+        return Estimate(value=value, method="difference of Ritz values")
     (low, high), (least, most) = _ends(larger), _ends(smaller)
-    return Estimate(value=larger.value - smaller.value, low=low - most, high=high - least,
-                    method="difference of Ritz values, residual bounds")  # fmt: skip
+    return Estimate(value=value, low=low - most, high=high - least, method="difference of Ritz values, residual bounds")  # fmt: skip
 
 
 def _ratio(top: Estimate, sigma: Estimate) -> Estimate:
     if sigma.value == 0:
         return undefined("sigma_bulk is 0", n=sigma.n)
+    if not (top.has_interval and sigma.has_interval):
+        return Estimate(value=top.value / sigma.value, method="ratio", n=sigma.n)
     corners = [end / width if width else np.inf for end in _ends(top) for width in _ends(sigma)]
     return Estimate(value=top.value / sigma.value, low=min(corners), high=max(corners), level=sigma.level,
                     method="ratio of the two intervals' ends", n=sigma.n)  # fmt: skip
@@ -194,9 +221,3 @@ def _ends(estimate: Estimate) -> tuple[float, float]:
     if estimate.low is None or estimate.high is None:
         return estimate.value, estimate.value
     return estimate.low, estimate.high
-
-
-def _estimate(value: float, low: float, high: float, level: float, num_probes: int) -> Estimate:
-    return Estimate(
-        value=value, low=low, high=high, level=level, method="deflated Hutchinson, Student over probes", n=num_probes
-    )

@@ -40,7 +40,7 @@ class Params(BaseModel):
     """Of the mean loss per token. The Fisher matrices are per token; the sampled one draws one label each."""
 
     precision: Literal["bf16", "fp32", "fp64"] = "fp32"
-    """Of weights and activations."""
+    """Of weights and activations. In bf16 whatever has an interval is taken from additional products in fp32."""
 
     steps: int = Field(default=120, ge=51)
     """Lanczos steps of a run: one product and one vector kept each. More than the 50 eigenvalues that one definition of the bulk removes."""
@@ -68,8 +68,9 @@ class Params(BaseModel):
 
     @property
     def products(self) -> int:
-        """Products that the estimates cost; with ``dense`` as many more as there are parameters."""
-        return self.runs * self.steps + self.probes
+        """Products that the estimates cost; with ``dense`` as many more as there are parameters. bf16 adds some in fp32."""
+        lanczos = self.runs * self.steps
+        return lanczos + (2 * self.probes + 3 if self.precision == "bf16" else self.probes)
 
     @model_validator(mode="after")
     def _at_least_one_row(self) -> Self:

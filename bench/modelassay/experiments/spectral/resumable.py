@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from modelassay.curvature.estimators import deflated_probe, signs
-from modelassay.curvature.lanczos import Krylov, extend, krylov
+from modelassay.curvature.lanczos import Krylov, extend, krylov, ritz_ends
 from modelassay.curvature.operators import Operator
+from modelassay.curvature.spectrum import end_places
 from modelassay.curvature.vectors import VectorStore
 from modelassay.recording.context import Recorder
 from modelassay.storage.files import no_space
@@ -32,6 +33,13 @@ class TimedOperator(Operator):
         """Multiply by ``operator`` inside ``unit()``."""
         self.operator, self._unit = operator, unit
         self.size, self.dtype, self.device = operator.size, operator.dtype, operator.device
+
+    def precise(self) -> Operator | None:
+        """Return what is `precise` of the operator, timed as it is."""
+        precise = self.operator.precise()
+        if precise is self.operator:
+            return self
+        return None if precise is None else TimedOperator(precise, self._unit)
 
     def _multiply(self, vectors_KP: Tensor) -> Tensor:
         with self._unit():
@@ -75,14 +83,21 @@ class ResumableLanczos:
         return space
 
     def probes(self, space: Krylov, count: int, seed: int) -> Array:
-        """Return `deflated_probe` of ``count`` probes off the space of run 0, [K, 3], from where they stood."""
+        """Return `deflated_probe` of ``count`` probes off the space of run 0, [K, 3 or more], from where they stood."""
         samples, generator = self.payload["samples"], torch.Generator().manual_seed(seed)
         for _ in samples:
             signs(self._operator, generator)  # those that were drawn before
         while len(samples) < count:
-            samples.append(list(deflated_probe(self._operator, space, generator)))
+            samples.append(deflated_probe(self._operator, space, generator))
             self._save_if_due(0, space)
         return np.array(samples)
+
+    def ends(self, space: Krylov) -> list[tuple[float, float]]:
+        """Return `ritz_ends` of run 0, made once."""
+        if "ends" not in self.payload:
+            self.payload["ends"] = ritz_ends(space, self._operator, end_places(space.steps))
+            self._save_if_due(0, space)
+        return [(value, residual) for value, residual in self.payload["ends"]]
 
     def remove_vectors(self) -> None:
         """Remove the vectors: what they were for is recorded."""

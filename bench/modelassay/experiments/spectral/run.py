@@ -35,9 +35,10 @@ def run(params: Params, cell: CellContext) -> None:
     operator = operator_of(params, store=cell.store)
     check_size(operator.size, params.steps)
     lanczos = ResumableLanczos(timed := TimedOperator(operator, lambda: _unit(params, operator, cell)), cell)
-    probed = len(lanczos.payload["samples"]) == params.probes
+    probed = len(lanczos.payload["samples"]) == params.probes and "ends" in lanczos.payload
     first = lanczos.lanczos(0, steps=params.steps, seed=params.seed, basis_wanted=not probed)
-    samples_K3 = lanczos.probes(first, params.probes, seed=params.seed + 1)
+    samples = lanczos.probes(first, params.probes, seed=params.seed + 1)
+    ends = lanczos.ends(first)
     first.basis = empty_store(timed)  # M vectors of the model's size, which nothing needs any more
     others = [
         lanczos.lanczos(number, steps=params.steps, seed=params.seed + 1, basis_wanted=False)
@@ -45,8 +46,8 @@ def run(params: Params, cell: CellContext) -> None:
     ]
     vector_bytes = (params.steps + 1) * operator.size * operator.dtype.itemsize
     cost = Cost(products=params.products, vector_bytes=vector_bytes, device_peak_bytes=None)
-    trace_moments = moments(first, samples_K3, size=operator.size, cost=cost)
-    _record(summary(timed, first, trace_moments, cost=cost, num_vectors=0), cell)
+    trace_moments = moments(first, samples_K3, size=operator.size, cost=cost, exact=operator.precise() is not None)
+    _record(summary(timed, first, trace_moments, cost=cost, num_vectors=0, ends=ends), cell)
     for number, space in enumerate([first, *others]):
         values, residuals, rows = space.ritz()
         weights = [float(row[0] ** 2) for row in rows]

@@ -26,7 +26,7 @@ def place_sockets() -> None:
         HostError: no folder of this machine takes a socket.
     """
     config: dict[str, object] = process.current_process()._config  # type: ignore[attr-defined]
-    if isinstance(config.get("tempdir"), str) and os.path.isdir(str(config["tempdir"])):
+    if Path(str(config.get("tempdir") or "/nowhere")).is_dir():
         return
     config.pop("tempdir", None)
     troubles = []
@@ -64,7 +64,7 @@ def _why_no_socket(folder: Path) -> str | None:
         return (error.strerror or str(error)).lower()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(os.path.join(own, _SOCKET_NAME))
+            listener.bind(f"{own}/{_SOCKET_NAME}")
     except OSError as error:  # without a number where the address is too long
         return (error.strerror or f"its {len(os.fsencode(folder))} bytes are too many: {error}").lower()
     finally:

@@ -141,7 +141,11 @@ class _Running:
         if answer[0] == "host":
             raise HostError(answer[1])
         if unwritten is not None:
-            raise disk_fault(unwritten, self.cell_dir)
+            fault = disk_fault(unwritten, self.cell_dir)
+            if isinstance(fault, HostError):
+                raise fault
+            why = (unwritten.strerror or str(unwritten)).lower()
+            return "failed", f"{self.cell_dir}: was removed or closed to writing while the cell ran ({why})"
         return str(answer[0]), str(answer[1])
 
     def end(self) -> OSError | None:

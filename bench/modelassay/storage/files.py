@@ -238,13 +238,16 @@ class RunLock:
         again = "start a new run"
         became = "removed, or another put in its place,"
         if lock.st_nlink and (place := self._new_place()) is not None:
-            became, again = f"renamed to {printable(str(place))}", f"`modelassay run {printable(str(place))}` goes on with it"
+            became, again = (
+                f"renamed to {printable(str(place))}",
+                f"`modelassay run {printable(str(place))}` goes on with it",
+            )
         raise HostError(f"{printable(str(self.folder))}: the run directory was {became} while it ran; {again}")
 
     def _new_place(self) -> Path | None:
         """Return where the folder lies now, None where nobody knows."""
         try:
-            path = Path(os.readlink(f"/proc/self/fd/{self.handle.fileno()}"))
+            path = Path(f"/proc/self/fd/{self.handle.fileno()}").readlink()
             in_place = os.path.samestat(path.stat(), os.fstat(self.handle.fileno()))
         except OSError:
             return None

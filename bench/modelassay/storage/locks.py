@@ -22,9 +22,15 @@ from typing import Any, BinaryIO, Final
 
 from modelassay.errors import HostError, printable
 
-UNSUPPORTED: Final = frozenset(
-    {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL, errno.ENOTTY, errno.EBADF}
-)
+UNSUPPORTED: Final = frozenset({
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.ENOLCK,
+    errno.EINVAL,
+    errno.ENOTTY,
+    errno.EBADF,
+})
 """What file systems answer that have no locks; EBADF is NFS's for a file that is open in the wrong mode."""
 
 HELD: Final = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
@@ -231,7 +237,7 @@ def _surroundings() -> dict[str, str]:
     boot = namespace = ""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = os.readlink("/proc/self/ns/pid")
+        namespace = str(Path("/proc/self/ns/pid").readlink())
     return {"host": socket.gethostname(), "boot": boot, "namespace": namespace}
 
 

@@ -285,7 +285,7 @@ def main() -> None:
     from modelassay.errors import HostError
     from modelassay.machine import lifeline
     from modelassay.machine.redact import mask_streams
-    from modelassay.models.hub import set_login_aside
+    from modelassay.models.connection import set_login_aside
 
     lifeline.exit_when_stdin_closes(os.environ)
     set_login_aside(os.environ)

@@ -18,7 +18,7 @@ from modelassay.containers.paths import require_file, require_place, views
 from modelassay.experiments.references import Reference, references
 from modelassay.machine.environment import THREAD_VARIABLES
 from modelassay.machine.lifeline import VARIABLE as LIFELINE
-from modelassay.models.hub import LOGIN as HUB_LOGIN
+from modelassay.models.connection import LOGIN as HUB_LOGIN
 from modelassay.storage.store import cache_root, home_folder
 from modelassay.suite import Suite
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from modelassay.errors import printable
+from modelassay.errors import UsageError, printable
 from modelassay.machine.scrub import scrub_text, split_login
 from modelassay.models.token import require_plain_token, token_source
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LOGIN: Final = "MODELASSAY_HUB_LOGIN"
 """The variable that holds HF_ENDPOINT as it was set, where it was set with a login."""
 
-CONNECT_S: Final = 2.5
+CONNECT_S: Final = 2.0
 """For the name, the connection and TLS together; through a proxy for the first answer too."""
 
 READ_S: Final = 60.0
@@ -99,12 +99,13 @@ def log_in() -> None:
     """Give `huggingface_hub` our client, which sends the login of HF_ENDPOINT to that host, and to no other.
 
     Raises:
-        UsageError: the token cannot be read, or cannot be one.
+        UsageError: HF_ENDPOINT is no address, or the token cannot be read or cannot be one.
     """
+    set_login_aside(os.environ)
+    _require_address(os.environ.get("HF_ENDPOINT", ""))  # before the library, which dies of some
     from huggingface_hub import is_offline_mode
     from huggingface_hub.utils import logging
 
-    set_login_aside(os.environ)
     if not is_offline_mode():
         require_plain_token()
     if "HF_HUB_VERBOSITY" not in os.environ:
@@ -117,6 +118,17 @@ def endpoint() -> str:
     from huggingface_hub import constants
 
     return split_login(constants.ENDPOINT)[0]
+
+
+def _require_address(address: str) -> None:
+    try:
+        parts = urlsplit(address)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_address = is_address and address.isprintable() and " " not in address.strip()
+    except ValueError:  # a bracket or a port
+        is_address = False
+    if address and not is_address:
+        raise UsageError(f"HF_ENDPOINT: {printable(split_login(address)[0])} is no address; write it as https://HOST")
 
 
 @cache
@@ -218,15 +230,18 @@ def _ask(
 ) -> httpx.Response:
     import httpx
 
-    host = request.url.host
+    proxy = _proxy_of(request)
+    host, fix = (
+        (f"the proxy {proxy}", _proxy_fix(request.url.host)) if proxy else (request.url.host, _fix(request.url.host))
+    )
     try:
         return _ask_in_time(send, request, options) if is_new else send(request, **options)
     except httpx.ProxyError as error:
-        raise HubFault(f"the proxy refuses: {_words(error)}", _proxy_fix(host)) from None
+        raise HubFault(f"{host} refuses: {_words(error)}", fix) from None
     except httpx.ConnectTimeout:
-        raise HubFault(f"{host} takes no connection within {CONNECT_S:g} s", _fix(host)) from None
+        raise HubFault(f"{host} takes no connection within {CONNECT_S:g} s", fix) from None
     except httpx.ConnectError as error:
-        raise HubFault(f"{host}: {_words(error).lower()}", _certificate_fix(error) or _fix(host)) from None
+        raise HubFault(f"{host}: {_words(error).lower()}", _certificate_fix(error) or fix) from None
     except httpx.TimeoutException:
         limit = request.extensions["timeout"]["read"]
         raise HubFault(f"{host} does not answer within {limit:g} s",
@@ -249,7 +264,10 @@ def _ask_in_time(
 
     The name's resolution has no limit of its own, so the asking happens in a thread that may be left behind.
     """
-    progress, host = threading.Event(), request.url.host
+    progress, proxy = threading.Event(), _proxy_of(request)
+    host, fix = (
+        (f"the proxy {proxy}", _proxy_fix(request.url.host)) if proxy else (request.url.host, _fix(request.url.host))
+    )
     is_https = request.url.scheme == "https"
     ready = ("start_tls.complete",) if is_https else ("connect_tcp.complete", "send_request_headers.started")
 
@@ -269,13 +287,13 @@ def _ask_in_time(
 
     answer.add_done_callback(lambda _: progress.set())
     threading.Thread(target=ask, name="first request", daemon=True).start()
-    if not progress.wait(CONNECT_S + 0.2):
-        raise HubFault(f"{host} cannot be found or takes no connection within {CONNECT_S:g} s", _fix(host))
-    patience_s = _proxy_patience_s() if (proxy := _proxy_of(request)) else None
+    if not progress.wait(CONNECT_S + 0.1):
+        raise HubFault(f"{host} cannot be found or takes no connection within {CONNECT_S:g} s", fix)
+    patience_s = _proxy_patience_s() if proxy else None
     try:
         return answer.result(patience_s)
     except TimeoutError:
-        raise HubFault(f"the proxy {proxy} does not answer within {patience_s:g} s", _proxy_fix(host)) from None
+        raise HubFault(f"{host} does not answer within {patience_s:g} s", fix) from None
 
 
 def _proxy_patience_s() -> float:

@@ -153,6 +153,7 @@ class HubFiles:
         """
         if name == "config.json":
             refuse_repository(self.reference, self.repository, revision)
+            return
         if not self._is_served:
             self._is_served = serves(self.repository, "config.json", revision)
         if not self._is_served:

@@ -58,8 +58,8 @@ class HubServer:
     """Whether every request is answered with a page for people, as a login page that stands in between does."""
     headers: dict[str, dict[str, str]] = field(default_factory=dict)
     """By file name: headers that its answers carry instead of the usual ones."""
-    cuts: dict[str, int] = field(default_factory=dict)
-    """By file name: how many bytes of it are sent before the connection breaks off."""
+    cuts: dict[str, list[int]] = field(default_factory=dict)
+    """By file name: after how many bytes the next transfers of it break off, one each."""
     ignores_ranges: bool = False
     login: str = ""
     """``user:password`` that every request must carry; empty: none."""
@@ -180,9 +180,11 @@ class _Handler(BaseHTTPRequestHandler):
         hub: HubServer = self.server.hub  # type: ignore[attr-defined]
         headers |= hub.headers.get(name, {})
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if name in hub.cuts and self.command == "GET":
+        if hub.cuts.get(name) and self.command == "GET":
             begin = int(wanted[1]) if wanted and not hub.ignores_ranges else 0
-            self._break_off(data[begin:], hub.cuts[name], headers)
+            if begin:
+                headers |= {"Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"}
+            self._break_off(206 if begin else 200, data[begin:], hub.cuts[name].pop(0), headers)
             return
         if wanted is None or hub.ignores_ranges:
             self._send(200, data, headers)
@@ -191,8 +193,8 @@ class _Handler(BaseHTTPRequestHandler):
         span = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
         self._send(206, data[first : last + 1], headers | span)
 
-    def _break_off(self, data: bytes, num_bytes: int, headers: dict[str, str]) -> None:
-        self.send_response(200)
+    def _break_off(self, status: int, data: bytes, num_bytes: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)
         self.end_headers()

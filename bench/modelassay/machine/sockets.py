@@ -35,7 +35,7 @@ def place_sockets() -> None:
         if trouble is None:
             chosen, tempfile.tempdir = tempfile.tempdir, str(folder)
             try:
-                util.get_temp_dir()  # type: ignore[no-untyped-call]  # keeps the folder and removes it at the end
+                util.get_temp_dir()  # keeps the folder and removes it at the end
             finally:
                 tempfile.tempdir = chosen
             return

@@ -68,7 +68,9 @@ class Transfer(NamedTuple):
     begin: str
     """The range asked for."""
     num_breaks: int
-    """How often it had broken off at this place before."""
+    """How often in a row it had come no further before."""
+    most_bytes: int
+    """How many bytes came of it at most before."""
     response: httpx.Response
 
 
@@ -109,7 +111,7 @@ def log_in() -> None:
     if not is_offline_mode():
         require_plain_token()
     if "HF_HUB_VERBOSITY" not in os.environ:
-        logging.set_verbosity_error()  # a line for each try; what came of them is told once
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a line for each try; what came of them is told once
     _install(*split_login(os.environ.get(LOGIN, "")))
 
 
@@ -337,7 +339,7 @@ def _pause_s(response: httpx.Response) -> float:
     """Return how long the server asks to wait, 0 where it does not say; as seconds, or until a moment."""
     from email.utils import parsedate_to_datetime
 
-    from huggingface_hub.utils import parse_ratelimit_headers
+    from huggingface_hub.utils._http import parse_ratelimit_headers
 
     text = response.headers.get("Retry-After", "").strip()
     if text.isdigit():
@@ -364,13 +366,16 @@ def _num_breaks(request: httpx.Request) -> int:
     if not _last or (str(request.url), request.headers.get("Range", "")) != _last[0][:2]:
         return 0
     size = _last[0].response.headers.get("Content-Length", "")
-    is_whole = not size.isdigit() or _last[0].response.num_bytes_downloaded >= int(size)
-    return 0 if is_whole and not _last[0].begin else _last[0].num_breaks + 1
+    num_bytes = _last[0].response.num_bytes_downloaded
+    is_whole = not size.isdigit() or num_bytes >= int(size)
+    return 0 if num_bytes > _last[0].most_bytes or is_whole and not _last[0].begin else _last[0].num_breaks + 1
 
 
 def _remember_transfer(request: httpx.Request, response: httpx.Response, *, is_stream: bool) -> None:
     if request.method == "GET" and is_stream:
-        _last[:] = [Transfer(str(request.url), request.headers.get("Range", ""), _num_breaks(request), response)]
+        url, begin = str(request.url), request.headers.get("Range", "")
+        most = max(_last[0].most_bytes, _last[0].response.num_bytes_downloaded) if _last and _last[0].url == url else 0
+        _last[:] = [Transfer(url, begin, _num_breaks(request), most, response)]
 
 
 def _refuse_broken_transfer(request: httpx.Request) -> None:

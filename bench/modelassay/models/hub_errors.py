@@ -56,6 +56,8 @@ def _in_words(reference: str, name: str, error: Exception) -> CheckpointError | 
         return _refused(reference, name, error)
     if isinstance(error, httpx.InvalidURL):
         return HostError(f"{reference}: {endpoint()} is no address ({error}); write HF_ENDPOINT as https://HOST")
+    if isinstance(error, httpx.TooManyRedirects):
+        return HostError(f"{reference}: {endpoint()} redirects {name} in a circle; check HF_ENDPOINT and the proxy")
     text = " ".join(str(error).split())
     if isinstance(error, httpx.HTTPError | errors.XetDownloadError | ConnectionError):
         return _incomplete(reference, name, text)

@@ -285,7 +285,7 @@ def main() -> None:
     from modelassay.errors import HostError
     from modelassay.machine import lifeline
     from modelassay.machine.redact import mask_streams
-    from modelassay.models.hub import set_login_aside
+    from modelassay.models.connection import set_login_aside
 
     lifeline.exit_when_stdin_closes(os.environ)
     set_login_aside(os.environ)
@@ -306,9 +306,9 @@ def main() -> None:
         _progress(f"error: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
-        from modelassay.storage.files import no_space
+        from modelassay.storage.durable import disk_fault
 
-        problem = no_space(error, Path(error.filename or "."))
+        problem = disk_fault(error, Path(error.filename or "."))
         if error.filename is None and not isinstance(problem, HostError):
             raise
         _progress(f"error: {problem if isinstance(problem, HostError) else f'{error.filename}: {error.strerror}'}")

@@ -50,6 +50,17 @@ class HubServer:
     listed: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What the listing says of each repository, in the Hub's words; one that is not served as well is gone."""
     page_size: int = 1000
+    explains: bool = True
+    """Whether failures carry the Hub's X-Error-Code and X-Error-Message; plain mirrors have neither."""
+    describes: bool = True
+    """Whether it has the interface for programs under /api; plain mirrors have not."""
+    pages: bool = False
+    """Whether every request is answered with a page for people, as a login page that stands in between does."""
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By file name: headers that its answers carry instead of the usual ones."""
+    cuts: dict[str, list[int]] = field(default_factory=dict)
+    """By file name: after how many bytes the next transfers of it break off, one each."""
+    ignores_ranges: bool = False
     login: str = ""
     """``user:password`` that every request must carry; empty: none."""
     requests: list[Request] = field(default_factory=list)
@@ -101,6 +112,12 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append(Request(self.command, path))
         if hub.login and self.headers["Authorization"] != f"Basic {b64encode(hub.login.encode()).decode()}":
             self._fail(401, "Unauthorized")
+            return
+        if hub.pages:
+            self._send(200, b"<html><body>Please log in</body></html>", {"Content-Type": "text/html"})
+            return
+        if path.startswith("/api/") and not hub.describes:
+            self._fail(404, "")
             return
         if path == "/api/models":
             self._list(hub)
@@ -160,22 +177,40 @@ class _Handler(BaseHTTPRequestHandler):
             return
         data = path.read_bytes()
         headers = commit | {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+        hub: HubServer = self.server.hub  # type: ignore[attr-defined]
+        headers |= hub.headers.get(name, {})
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if wanted is None:
+        if hub.cuts.get(name) and self.command == "GET":
+            begin = int(wanted[1]) if wanted and not hub.ignores_ranges else 0
+            if begin:
+                headers |= {"Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"}
+            self._break_off(206 if begin else 200, data[begin:], hub.cuts[name].pop(0), headers)
+            return
+        if wanted is None or hub.ignores_ranges:
             self._send(200, data, headers)
             return
         first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
         span = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
         self._send(206, data[first : last + 1], headers | span)
 
+    def _break_off(self, status: int, data: bytes, num_bytes: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data[:num_bytes])
+        self.wfile.flush()
+        self.close_connection = True
+
     def _fail(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
-        self._send(status, b"", (headers or {}) | {"X-Error-Code": code, "X-Error-Message": code})
+        hub: HubServer = self.server.hub  # type: ignore[attr-defined]
+        words = {"X-Error-Code": code, "X-Error-Message": code} if hub.explains else {}
+        self._send(status, b"", (headers or {}) | words | hub.headers.get(f"{status}", {}))
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
             self.wfile.write(body)

@@ -13,10 +13,13 @@ from modelassay.commands.show import plan_view, run_view
 from modelassay.commands.view import View
 from modelassay.containers.mounts import loss_warning
 from modelassay.errors import UsageError
+from modelassay.machine.sockets import place_sockets
 from modelassay.runs.directory import Run, create_run, find_run, new_folder, open_run
 from modelassay.runs.execute import execute
+from modelassay.runs.folder import discard, is_run
 from modelassay.runs.plan import plan, prepare
 from modelassay.runs.progress import board
+from modelassay.storage.locks import LockUnavailable
 from modelassay.suite import Suite, load_suite
 
 
@@ -68,7 +71,9 @@ def run_here(request: Request, *, jobs: int | None, report: Callable[[str], None
         IncompleteRun: a cell failed; the others are there.
     """
     suite, run = request.open()
+    is_new = run is None
     if run is None:
+        place_sockets()  # before there is a run that cannot begin
         run = create_run(suite, request.folder(suite, run))
         mounted = request.into or request.root
         warning = loss_warning(run.folder, mounted=mounted, arguments=sys.argv[1:], environ=os.environ)
@@ -77,8 +82,13 @@ def run_here(request: Request, *, jobs: int | None, report: Callable[[str], None
     try:
         with board(report) as shown:
             execute(run, board=shown, jobs=jobs)
+    except LockUnavailable:
+        if is_new:
+            discard(run.folder)
+        raise
     finally:
-        report(f"run directory: {run.folder}")
+        if is_run(run.folder):
+            report(f"run directory: {run.folder}")
     return run_view(run, figures=run.folder / "figures")
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
-import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import docker
 import docker.errors
-import docker.utils
 import requests
 
 from modelassay.containers import images
-from modelassay.errors import HostError, UsageError
+from modelassay.containers.endpoint import INSTALL, config_folder, find_endpoint
+from modelassay.errors import HostError, UsageError, printable
 from modelassay.machine.scrub import scrub_text
 
 TIMEOUT_S: Final = 300
 """For one answer of the engine; the first start of an image of many GB takes minutes."""
 
-INSTALL: Final = "install Docker (docs.docker.com/engine/install) and start it, or name an engine with DOCKER_HOST"
+FIRST_ANSWER_S: Final = 20
+"""For the version; an engine that hangs is told soon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +65,23 @@ class LocalImage:
 
 
 def connect(*, timeout_s: float = TIMEOUT_S) -> Engine:
-    """Return the engine that DOCKER_HOST, Docker's current context, or the usual socket names.
+    """Return the engine that DOCKER_HOST or Docker's current context names, else one that listens at a usual socket.
 
     Raises:
-        HostError: none answers.
+        HostError: none answers, or what names it is damaged.
     """
-    parameters = _address()
-    where = str(parameters.get("base_url", "unix:///var/run/docker.sock"))
-    _ask_socket(where)
+    endpoint = find_endpoint()
     try:
-        client = docker.DockerClient(timeout=timeout_s, **parameters)
+        with closing(docker.DockerClient(timeout=min(timeout_s, FIRST_ANSWER_S), **endpoint.parameters)) as client:
+            version = client.version()
+        client = docker.DockerClient(timeout=timeout_s, **endpoint.parameters)
         info = client.info()
-        version = client.version()
     except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
-        raise HostError(f"no container engine answers at {where}: {scrub_text(str(error))}; {INSTALL}") from error
+        reason = printable(scrub_text(str(error)))
+        raise HostError(f"no container engine answers at {endpoint.url}: {reason}; {INSTALL}") from error
+    except (AttributeError, TypeError, ValueError) as error:  # the SDK trusts what config.json holds
+        path = config_folder(os.environ) / "config.json"
+        raise HostError(f"Docker's configuration cannot be read: {path}: {error}; mend or remove it") from error
     options = [str(option) for option in info.get("SecurityOptions") or ()]
     rootless = any("rootless" in option for option in options)
     remaps_users = any("name=userns" in option for option in options)
@@ -89,38 +93,6 @@ def connect(*, timeout_s: float = TIMEOUT_S) -> Engine:
         rootless=rootless, remaps_users=remaps_users, can_limit_memory=bool(info.get("MemoryLimit", True)),
         memory_bytes=int(info.get("MemTotal") or 0), root_dir=str(info.get("DockerRootDir") or ""),
     )  # fmt: skip
-
-
-def _address() -> dict[str, Any]:
-    """Return what the SDK's client needs to find the engine."""
-    try:
-        parameters: dict[str, Any] = docker.utils.kwargs_from_env()
-        context = getattr(docker.ContextAPI, "kwargs_from_context", None)  # from 7.2 on
-        return parameters if "base_url" in parameters or context is None else {**context(), **parameters}
-    except Exception as error:  # the SDK raises bare Exception for a broken context
-        raise HostError(f"Docker's configuration cannot be read: {error}; mend it, or set DOCKER_HOST") from error
-
-
-def _ask_socket(where: str) -> None:
-    """Connect to a local socket, since its refusals say more than what the SDK makes of them."""
-    if not where.startswith("unix://"):
-        return
-    path = "/" + where.removeprefix("unix://").lstrip("/")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knocking:
-        try:
-            knocking.connect(path)
-        except PermissionError as error:
-            raise HostError(
-                f"{path}: this user may not use the container engine; add them to its group (usermod -aG docker USER,"
-                " then log in again), or use a rootless engine through DOCKER_HOST"
-            ) from error
-        except FileNotFoundError as error:
-            raise HostError(f"no container engine: there is no {path}; {INSTALL}") from error
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise HostError(
-                f"no container engine answers at {path} ({reason}); start it: systemctl start docker"
-            ) from error
 
 
 @contextmanager

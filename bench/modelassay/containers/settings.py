@@ -18,8 +18,8 @@ from modelassay.containers.paths import require_file, require_place, views
 from modelassay.experiments.references import Reference, references
 from modelassay.machine.environment import THREAD_VARIABLES
 from modelassay.machine.lifeline import VARIABLE as LIFELINE
-from modelassay.models.hub import LOGIN as HUB_LOGIN
-from modelassay.storage.store import cache_root
+from modelassay.models.connection import LOGIN as HUB_LOGIN
+from modelassay.storage.store import cache_root, home_folder
 from modelassay.suite import Suite
 
 SHM_BYTES: Final = 16 << 30  # data workers and vLLM pass tensors through it; it takes memory only as it is used
@@ -192,7 +192,7 @@ def hub_cache(environ: Mapping[str, str]) -> Path:
     if explicit := environ.get("HF_HUB_CACHE"):
         return Path(explicit).expanduser().absolute()
     base = environ.get("XDG_CACHE_HOME")
-    home = environ.get("HF_HOME") or str((Path(base) if base else Path.home() / ".cache") / "huggingface")
+    home = environ.get("HF_HOME") or str((Path(base) if base else home_folder() / ".cache") / "huggingface")
     return Path(home).expanduser().absolute() / "hub"
 
 
@@ -230,7 +230,7 @@ def binds(
         folder.resolve(): "the run directory",
         cache_root().resolve(): "modelassay's cache",
         hub.resolve(): "the Hub's cache",
-        Path("~").expanduser().resolve(): "your home folder",
+        Path(os.path.expanduser("~")).resolve(): "your home folder",  # noqa: PTH111 - pathlib raises where there is none
         (hub.parent / "token").resolve(): "the Hub's token",
         (hub.parent / "stored_tokens").resolve(): "tokens of the Hub",
     }

@@ -7,6 +7,7 @@ engine closes the container's standard input, and the run inside stops as on SIG
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
@@ -20,6 +21,15 @@ GRACE_S: Final = 10.0
 """Seconds between the wish to stop and the end."""
 
 
+def _read() -> bytes:
+    """Return what standard input holds, waiting for the first byte even where it is set not to; empty at its end."""
+    while True:
+        try:
+            return os.read(0, 4096)
+        except BlockingIOError:
+            select.select([0], [], [])
+
+
 def exit_when_stdin_closes(environ: Mapping[str, str], *, grace_s: float = GRACE_S) -> None:
     """Watch standard input in the background, if ``environ`` asks for it; stop this process when it ends.
 
@@ -30,7 +40,7 @@ def exit_when_stdin_closes(environ: Mapping[str, str], *, grace_s: float = GRACE
 
     def watch() -> None:
         try:
-            while os.read(0, 4096):
+            while _read():
                 pass
         except OSError:  # no standard input at all: nobody holds the other end
             pass

@@ -1,83 +1,22 @@
 """Where a checkpoint's files come from: a folder, or a repository of the Hugging Face Hub fetched file by file.
 
 `huggingface_hub` does the fetching, the caching and the authentication, and reads HF_HOME, HF_ENDPOINT, HF_TOKEN and
-HF_HUB_OFFLINE itself. What is here decides which files are asked for, and turns its errors into ours.
-
-A login in HF_ENDPOINT is kept from it: it would stand in every address that the library warns of or raises.
+HF_HUB_OFFLINE itself. What is here decides which files are asked for, and what it means that one is not there.
 """
 
 from __future__ import annotations
 
-import base64
-import errno
 import json
-import os
 import re
-from collections.abc import Iterator, MutableMapping
-from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import unquote
+from typing import Any, Protocol
 
-from modelassay.errors import CheckpointError, HostError
-from modelassay.machine.scrub import split_login
-
-if TYPE_CHECKING:
-    import httpx
-
-LOGIN: Final = "MODELASSAY_HUB_LOGIN"
-"""The variable that holds HF_ENDPOINT as it was set, where it was set with a login."""
+from modelassay.errors import CheckpointError
+from modelassay.models.connection import HubFault, endpoint, log_in
+from modelassay.models.hub_errors import hub_errors, is_unexplained
+from modelassay.models.presence import refuse_repository, serves
 
 _REFERENCE = re.compile(r"hf:(?P<repo>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))?")
-_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class HubUnavailable(HostError):
-    """The Hub was reached and did not serve one request: a refusal with a status, or a timeout. The next may be served."""
-
-
-def set_login_aside(environ: MutableMapping[str, str]) -> None:
-    """Take user and password out of HF_ENDPOINT, for this process and all that it starts; `log_in` gives them to the Hub.
-
-    >>> environ = {"HF_ENDPOINT": "https://me:word@hub.example/api"}
-    >>> set_login_aside(environ)
-    >>> environ
-    {'HF_ENDPOINT': 'https://hub.example/api', 'MODELASSAY_HUB_LOGIN': 'https://me:word@hub.example/api'}
-    """
-    endpoint = environ.get("HF_ENDPOINT", "")
-    bare, login = split_login(endpoint)
-    if login:
-        environ.update({"HF_ENDPOINT": bare, LOGIN: endpoint})
-
-
-def log_in() -> None:
-    """Let `huggingface_hub` send the login of HF_ENDPOINT to that host, and to no other, without it being in an address."""
-    set_login_aside(os.environ)
-    endpoint, login = split_login(os.environ.get(LOGIN, ""))
-    if login:
-        _send_login(endpoint, unquote(login))
-
-
-@cache
-def _send_login(endpoint: str, login: str) -> None:
-    import httpx
-    from huggingface_hub import set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
-
-    hub, header = httpx.URL(endpoint), f"Basic {base64.b64encode(login.encode()).decode()}"
-
-    def authorize(request: httpx.Request) -> httpx.Request:
-        if (request.url.scheme, request.url.netloc) == (hub.scheme, hub.netloc):
-            request.headers["Authorization"] = header
-        return request
-
-    def client() -> httpx.Client:
-        made = default_client_factory()
-        made.auth = authorize
-        return made
-
-    set_client_factory(client)
 
 
 class Files(Protocol):
@@ -155,6 +94,7 @@ class HubFiles:
     def __init__(self, reference: str, repo: str, revision: str | None) -> None:
         """Resolve the revision to a commit by fetching config.json; a full commit that is cached needs no request."""
         self.reference, self.repository = reference, repo
+        self._is_served = False
         log_in()
         config = self._fetch("config.json", revision, required=True)
         if config is None:
@@ -192,84 +132,35 @@ class HubFiles:
                 return Path(hf_hub_download(self.repository, name, revision=revision))
             except RemoteEntryNotFoundError:
                 return None
-            except LocalEntryNotFoundError:
+            except HubFault as fault:  # what is cached serves, also for a branch whose newest commit nobody can tell
+                try:
+                    return Path(hf_hub_download(self.repository, name, revision=revision, local_files_only=True))
+                except LocalEntryNotFoundError as error:
+                    raise error from fault
+            except LocalEntryNotFoundError as error:
+                if is_unexplained(error.__cause__):
+                    self._require_repository(name, revision)
+                    return None
                 if required or not is_offline_mode():
                     raise
                 return None
 
+    def _require_repository(self, name: str, revision: str | None) -> None:
+        """Make sure that ``name`` alone is not there, where the server only says that something is not.
 
-@contextmanager
-def hub_errors(reference: str, name: str) -> Iterator[None]:
-    """Say in our words what went wrong in here while ``name`` of ``reference`` was asked for.
-
-    Raises:
-        CheckpointError: no such repository or revision, no access to it, or offline and not in the cache.
-        HubUnavailable: the Hub did not serve it.
-        HostError: the Hub cannot be reached, or the cache cannot be written.
-    """
-    import httpx
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.LocalEntryNotFoundError as error:
-        raise _not_cached(reference, name, error.__cause__ or error) from None
-    except errors.GatedRepoError:
-        raise CheckpointError(
-            f"{reference}: the repository is gated; accept its terms on its page, then `hf auth login` or set HF_TOKEN"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise CheckpointError(
-            f"{reference}: no such repository, or a private one; check the spelling, or `hf auth login` if it is yours"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise CheckpointError(
-            f"{reference}: the repository has no such commit, tag or branch; check what follows the @"
-        ) from None
-    except errors.HFValidationError as error:
-        raise CheckpointError(f"{reference}: not a repository's name: {error}; write hf:ORG/NAME") from None
-    except errors.HfHubHTTPError as error:
-        raise _refused(reference, name, error.response.status_code) from None
-    except (httpx.HTTPError, errors.XetDownloadError, ConnectionError) as error:
-        raise _kind_of(error)(
-            f"{reference}: {name} was not fetched ({error}); try again, or set HF_ENDPOINT to a mirror"
-        ) from None
-    except OSError as error:
-        remedy = "free some space" if error.errno in _FULL_DISK else "check its permissions"
-        raise HostError(
-            f"{reference}: {name} cannot be kept in the cache: {error}; {remedy}, or point HF_HOME elsewhere"
-        ) from None
-
-
-def _not_cached(reference: str, name: str, cause: BaseException) -> CheckpointError | HostError:
-    from huggingface_hub import is_offline_mode
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if is_offline_mode():
-        return CheckpointError(
-            f"{reference}: {name} is not in the cache and HF_HUB_OFFLINE is set; run once without it, or copy a cache and set HF_HOME"
-        )
-    if isinstance(cause, HfHubHTTPError):
-        return _refused(reference, name, cause.response.status_code)
-    return _kind_of(cause)(
-        f"{reference}: {name} is not in the cache and the Hub cannot be reached ({cause}); check the network, or set HF_ENDPOINT to a mirror"
-    )
-
-
-def _refused(reference: str, name: str, status: int) -> CheckpointError | HostError:
-    if status in {401, 403}:
-        return CheckpointError(
-            f"{reference}: the Hub refused {name} ({status}); `hf auth login` with an account that may read it"
-        )
-    return HubUnavailable(f"{reference}: the Hub answered {status} for {name}; try again later")
-
-
-def _kind_of(error: BaseException) -> type[HostError]:
-    """Return what an error of the connection is: a server that is slow may answer the next time, one that is not there will not."""
-    import httpx
-
-    slow = isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
-    return HubUnavailable if slow or isinstance(error, httpx.RemoteProtocolError) else HostError
+        Raises:
+            CheckpointError: the repository or its commit is not there, or nobody can tell which.
+        """
+        if name == "config.json":
+            refuse_repository(self.reference, self.repository, revision)
+            return
+        if not self._is_served:
+            self._is_served = serves(self.repository, "config.json", revision)
+        if not self._is_served:
+            raise CheckpointError(
+                f"{self.reference}: {endpoint()} does not serve the commit {revision}, of which config.json is in the cache and"
+                f" {name} is not; set HF_ENDPOINT to a Hub that has it"
+            )
 
 
 def read_json(path: Path, *, unique: bool = False) -> dict[str, Any]:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from modelassay.errors import CheckpointError, HostError, UsageError
-from modelassay.machine.scrub import split_login
-from modelassay.models.hub import HubUnavailable, hub_errors, log_in
+from modelassay.models.connection import endpoint, log_in
+from modelassay.models.hub_errors import hub_errors
 
 SCHEMA: Final = 1
 """Version of a saved listing; a reader refuses another."""
@@ -27,10 +25,6 @@ RELATIONS: Final = ("adapter", "quantized", "merge", "finetune")
 
 _EXPAND: Final = ("config", "createdAt", "disabled", "downloads", "downloadsAllTime", "gated", "library_name", "pipeline_tag",
                   "private", "sha", "siblings", "tags")  # fmt: skip
-
-_WAITS_S: Final = (1.0, 4.0)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +100,7 @@ def take_listing(base: str) -> Listing:
         CheckpointError: not a name of the Hub's, or nothing names it as its base.
     """
     log_in()
-    from huggingface_hub import HfApi, constants, is_offline_mode
+    from huggingface_hub import HfApi, is_offline_mode
 
     if not base.startswith("hf:"):
         raise CheckpointError(f"{base}: only the Hub knows a family; name the base hf:ORG/NAME, or give listing")
@@ -115,15 +109,13 @@ def take_listing(base: str) -> Listing:
                         "listing.json among the artifacts of an earlier run")  # fmt: skip
     repository = base.removeprefix("hf:").partition("@")[0]
 
-    def ask() -> list[Any]:
-        with hub_errors(base, "the list of its family"):
-            return list(HfApi().list_models(filter=f"base_model:{repository}", expand=list(_EXPAND)))
-
-    found = {info.id: _member(info, repository) for info in _patiently(ask) if info.id != repository}
-    if not found:
+    with hub_errors(base, "the list of its family"):
+        infos = list(HfApi().list_models(filter=f"base_model:{repository}", expand=list(_EXPAND)))
+        members = {info.id: _member(info, repository) for info in infos if info.id != repository}
+    if not members:
         raise CheckpointError(f"{base}: the Hub lists no model that names {repository} as its base; check the spelling")
-    return Listing(base=repository, taken=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), endpoint=split_login(constants.ENDPOINT)[0],
-                   members=tuple(found[name] for name in sorted(found)))  # fmt: skip
+    return Listing(base=repository, taken=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), endpoint=endpoint(),
+                   members=tuple(members[name] for name in sorted(members)))  # fmt: skip
 
 
 def read_listing(path: Path) -> Listing:
@@ -146,23 +138,13 @@ def read_listing(path: Path) -> Listing:
             f"{path}: cannot be read: {error.strerror}; listing names the listing.json that a run saved"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        said = " ".join(str(error).split())[:120]
-        raise UsageError(f"{path}: not a saved listing ({said}); name the listing.json that a run saved") from error
-
-
-def _patiently(call: Callable[[], T]) -> T:
-    """Return ``call()``, tried again while the Hub is unavailable: huggingface_hub does so for files and all pages but the first."""
-    for wait_s in _WAITS_S:
-        try:
-            return call()
-        except HubUnavailable:
-            time.sleep(wait_s)
-    return call()
+        reason = " ".join(str(error).split())[:120]
+        raise UsageError(f"{path}: not a saved listing ({reason}); name the listing.json that a run saved") from error
 
 
 def _member(info: Any, base: str) -> Member:
     """Return what is kept of a ``ModelInfo``."""
-    config = info.config or {}
+    config = info.config if isinstance(info.config, dict) else {}
     quantization = config.get("quantization_config")
     quantized_by = None
     if quantization is not None:

@@ -32,6 +32,7 @@ from typing import Any
 
 from modelassay.errors import RecordError
 from modelassay.recording.line import NONFINITE, parse_line
+from modelassay.storage.durable import sync_file
 from modelassay.storage.files import no_space, open_regular, require_folders
 
 SCHEMA = 1
@@ -81,7 +82,7 @@ class Log:
     def sync(self) -> None:
         """Force everything written so far to the disk."""
         try:
-            os.fsync(self._fd)
+            sync_file(self._fd)
         except OSError as error:
             raise no_space(error, self.path) from error
         self._synced = time.monotonic()

@@ -104,7 +104,10 @@ class Checkpoints:
         part, final = self._folder / f"new-{os.getpid()}", self._folder / str(serial)
         try:
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+            self._folder.mkdir(
+                exist_ok=True
+            )  # not what is above it: a run directory that was renamed does not come back
+            part.mkdir()
             if write is not None:
                 write(part)
             moment = {"position": position, "counters": self._meter.counters, "payload": payload,

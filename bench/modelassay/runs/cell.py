@@ -23,7 +23,8 @@ from modelassay.recording.context import CellContext
 from modelassay.recording.log import segments
 from modelassay.recording.meter import Clocks
 from modelassay.recording.random_state import seed_everything
-from modelassay.storage.files import locked, no_space
+from modelassay.storage.durable import disk_fault
+from modelassay.storage.files import locked
 from modelassay.storage.store import Store
 
 if TYPE_CHECKING:  # a cell gets finished parameters: how a suite is read decides no result
@@ -59,7 +60,7 @@ def cell_main(
     except AssayError as error:  # a damaged checkpoint
         answer.send(("failed", masked(str(error))))
     except OSError as error:
-        shown = no_space(error, cell_dir)
+        shown = disk_fault(error, cell_dir)
         if not isinstance(shown, HostError):
             raise
         answer.send(("host", str(shown)))
@@ -85,13 +86,15 @@ def _attempt(
         except HostError:
             raise
         except BaseException as error:
-            if isinstance(error, OSError) and isinstance(no_space(error, cell_dir), HostError):
+            if isinstance(error, OSError) and isinstance(disk_fault(error, cell_dir), HostError):
                 raise
             traceback.print_exc()
             outcome, reason = "failed", _reason(error)
     log = context.meter.log
     log.append("status", {"outcome": outcome, "reason": reason, "wall_s": round(time.monotonic() - began, 3), **spent})
     log.close()
+    if not log.path.exists():
+        return "failed", f"{log.path}: was removed while the cell ran, so what it measured is lost"
     return outcome, reason
 
 

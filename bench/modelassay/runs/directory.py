@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import time
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from modelassay.recording.log import CellLog
 from modelassay.recording.tables import RunData, read_tables
 from modelassay.runs.folder import CELLS, MANIFEST, MANIFEST_DRAFT, Scaffold, is_run, require_free
 from modelassay.runs.needs import file_digests
+from modelassay.storage.durable import sync_file
 from modelassay.storage.files import no_space, read_json, require_folders, require_regular_tree, unwritable
 from modelassay.storage.needs import Need
 from modelassay.suite import Cell, Suite, shipped_suites, suite_from_json
@@ -179,7 +179,7 @@ def _write_manifest(manifest: dict[str, Any], folder: Path, scaffold: Scaffold) 
     with scaffold.file(draft) as handle:
         handle.write(text.encode(errors="replace"))  # a path that is not UTF-8 holds lone surrogates
         handle.flush()
-        os.fsync(handle.fileno())  # what is renamed before it is synced is an empty file after a power cut
+        sync_file(handle.fileno())  # what is renamed before it is synced is an empty file after a power cut
     if is_run(folder):  # by another process, before this one had the draft to itself
         raise UsageError(f"{folder}: holds a run already; `modelassay run {folder}` goes on with it")
     draft.rename(folder / MANIFEST)

@@ -24,13 +24,15 @@ from modelassay.errors import HostError, IncompleteRun
 from modelassay.machine.code import SourceGraph
 from modelassay.machine.redact import Printed
 from modelassay.machine.signals import sigterm_interrupts
+from modelassay.machine.sockets import place_sockets
 from modelassay.recording.log import read_cell
 from modelassay.runs.cell import cell_main
 from modelassay.runs.directory import Run
 from modelassay.runs.needs import build_needs, missing_artifacts
 from modelassay.runs.plan import refuse_changes
 from modelassay.runs.progress import Board, Position, in_words, position_of
-from modelassay.storage.files import no_space, run_lock
+from modelassay.storage.durable import disk_fault
+from modelassay.storage.files import RunLock, run_lock
 from modelassay.storage.store import Store
 from modelassay.suite import Cell
 
@@ -50,11 +52,14 @@ def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
         jobs: how many cells whose times mean nothing run side by side; None: as many as fit the cores. Timed cells run alone.
 
     Raises:
-        HostError: the run is locked, or the disk filled up.
+        HostError: the run is locked, its folder is removed or renamed meanwhile, the disk fills up or fails.
         UsageError: the code or an input changed since the run began.
         IncompleteRun: cells failed; the others were run all the same.
     """
-    with run_lock(run.folder), sigterm_interrupts():
+    place_sockets()
+    with run_lock(run.folder) as lock, sigterm_interrupts():
+        if lock.remark:
+            board.line(lock.remark)
         cells = run.suite.cells
         waiting = [cell for cell in cells if not read_cell(run.cell_dir(cell)).is_complete]
         if not waiting:
@@ -66,8 +71,9 @@ def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         board.line(f"{run.suite.name}: {len(waiting)} of {len(cells)} cells to run")
         cores = num_cores()
-        _build_needs(run, waiting, board, processes=jobs or cores)
-        failures = _Pool(run, sources, board, cores=cores, jobs=jobs).run(waiting)
+        with lock.in_place():
+            _build_needs(run, waiting, board, processes=jobs or cores)
+            failures = _Pool(run, sources, board, lock, cores=cores, jobs=jobs).run(waiting)
         if failures:
             shown = "; ".join(failures[:3]) + (f"; and {len(failures) - 3} more" if len(failures) > 3 else "")
             raise IncompleteRun(f"{run.folder}: {len(failures)} of {len(cells)} cells failed: {shown}; "
@@ -135,7 +141,11 @@ class _Running:
         if answer[0] == "host":
             raise HostError(answer[1])
         if unwritten is not None:
-            raise no_space(unwritten, self.cell_dir)
+            fault = disk_fault(unwritten, self.cell_dir)
+            if isinstance(fault, HostError):
+                raise fault
+            why = (unwritten.strerror or str(unwritten)).lower()
+            return "failed", f"{self.cell_dir}: was removed or closed to writing while the cell ran ({why})"
         return str(answer[0]), str(answer[1])
 
     def end(self) -> OSError | None:
@@ -158,8 +168,10 @@ class _Running:
 class _Pool:
     """Cells in processes of their own, as many at a time as fit."""
 
-    def __init__(self, run: Run, sources: SourceGraph, board: Board, *, cores: int, jobs: int | None) -> None:
-        self._run, self._sources, self._board = run, sources, board
+    def __init__(
+        self, run: Run, sources: SourceGraph, board: Board, lock: RunLock, *, cores: int, jobs: int | None
+    ) -> None:
+        self._run, self._sources, self._board, self._lock = run, sources, board, lock
         self._cores, self._jobs = cores, jobs
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["modelassay.runs.cell", f"{run.suite.experiment.package}.run"])
@@ -172,6 +184,7 @@ class _Pool:
         began = time.monotonic()
         try:
             while queue or self._running:
+                self._lock.require_in_place()
                 while queue and self._fits(queue[0]):
                     self._running.append(_start(self._context, self._run, queue.pop(0), self._sources))
                 for ended in self._wait():

@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from modelassay.errors import HostError, UsageError
+from modelassay.storage.locks import owner_path
 
 CLIENT_LOCK: Final = "client.lock"
 """The file by which the client of a container holds its run directory; a new run's folder may hold it."""
+
+LOCK: Final = "run.lock"
+"""The file by which a process holds the run directory that it executes."""
 
 MANIFEST: Final = "run.json"
 """What makes a folder a run directory."""
@@ -60,6 +64,8 @@ def require_free(folder: Path) -> None:
 
 def _is_client_lock(path: Path) -> bool:
     """Tell whether ``path`` is a lock as clients write it; a file of the same name may be anybody's."""
+    if path.name == owner_path(path.with_name(CLIENT_LOCK)).name:
+        return path.with_name(CLIENT_LOCK).exists()
     if path.name != CLIENT_LOCK:
         return False
     try:
@@ -67,6 +73,17 @@ def _is_client_lock(path: Path) -> bool:
         return stat.S_ISREG(status.st_mode) and status.st_size < 200 and bool(_HOLDER.fullmatch(path.read_bytes()))
     except FileNotFoundError:  # its client has just removed it
         return True
+
+
+def discard(folder: Path) -> None:
+    """Remove the run directory ``folder`` in which nothing has begun; one that holds anything else stays as it is."""
+    with suppress(OSError):
+        names = {path.name for path in folder.iterdir()}
+        if names <= {MANIFEST, CELLS, LOCK, owner_path(folder / LOCK).name} and not any((folder / CELLS).iterdir()):
+            for name in names - {CELLS}:
+                (folder / name).unlink()
+            (folder / CELLS).rmdir()
+            folder.rmdir()
 
 
 class Scaffold:

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from modelassay.errors import AssayError
+from modelassay.errors import AssayError, HostError
 from modelassay.storage.needs import Artifact, File, Need, in_order
 from modelassay.storage.store import Store
 
@@ -56,7 +56,13 @@ def build_needs(
     running: dict[Future[float], str] = {}
     context = multiprocessing.get_context("spawn")
     lifeline, held = context.Pipe(duplex=False)  # closes when this process is gone, however it went, or gives up
-    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(lifeline,))
+    try:
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(lifeline,))
+    except (OSError, NotImplementedError) as error:  # it makes semaphores
+        raise HostError(
+            f"processes cannot be started side by side: {error}; they need shared memory at /dev/shm: mount it"
+            " (mount -t tmpfs shm /dev/shm; docker run --shm-size 1g), and free what others left there"
+        ) from error
     try:
         while running or any(not inputs for inputs in waiting.values()):
             for key in [key for key in order if key in waiting and not waiting[key]]:

@@ -7,8 +7,6 @@ waiting for the other end of a pipe, and without changing what they hold.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import math
 import os
@@ -17,10 +15,15 @@ import socket
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from modelassay.errors import HostError, UsageError, printable
+from modelassay.errors import AssayError, HostError, UsageError, printable
+from modelassay.storage.durable import no_space as no_space
+from modelassay.storage.durable import publish as publish
+from modelassay.storage.durable import unwritable as unwritable
+from modelassay.storage.locks import Busy, hold, is_held
 
 MAX_FOLDER_DEPTH = 64
 """Folders within folders; a run's own lie four deep, an experiment's a few more."""
@@ -194,88 +197,127 @@ def _finite(text: str) -> float:
     return value if math.isfinite(value) else _not_finite(text)
 
 
-def unwritable(error: OSError, folder: Path) -> HostError | OSError:
-    """Return a HostError in place of an ``error`` that says that ``folder`` cannot be made or written, others unchanged."""
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
-        return HostError(f"{folder}: cannot be written; choose another place with --runs")
-    return no_space(error, folder)
+@dataclass(frozen=True)
+class RunLock:
+    """A run directory that this process holds."""
+
+    folder: Path
+    path: Path
+    """The lock's file."""
+    handle: BinaryIO
+    remark: str
+    """Why something else than the kernel's lock holds it, "" where that one does."""
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Say of what goes wrong in here that the folder is gone, where it is; and at the end that it is still there.
+
+        Raises:
+            HostError: it was removed, renamed or replaced.
+        """
+        try:
+            yield
+        except (OSError, AssayError):
+            self.require_in_place()
+            raise
+        self.require_in_place()
+
+    def require_in_place(self) -> None:
+        """Refuse to go on in a folder that was removed, renamed or replaced since it was locked.
+
+        Raises:
+            HostError: it was.
+        """
+        lock = os.fstat(self.handle.fileno())
+        try:
+            status = self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            status = None
+        if status is not None and os.path.samestat(lock, status):
+            return
+        again = "start a new run"
+        became = "removed, or another put in its place,"
+        if lock.st_nlink and (place := self._new_place()) is not None:
+            became, again = (
+                f"renamed to {printable(str(place))}",
+                f"`modelassay run {printable(str(place))}` goes on with it",
+            )
+        raise HostError(f"{printable(str(self.folder))}: the run directory was {became} while it ran; {again}")
+
+    def _new_place(self) -> Path | None:
+        """Return where the folder lies now, None where nobody knows."""
+        try:
+            path = Path(f"/proc/self/fd/{self.handle.fileno()}").readlink()
+            in_place = os.path.samestat(path.stat(), os.fstat(self.handle.fileno()))
+        except OSError:
+            return None
+        return path.parent if in_place and path.name == self.path.name else None
 
 
 @contextmanager
-def run_lock(folder: Path, name: str = "run.lock") -> Iterator[None]:
+def run_lock(folder: Path, name: str = "run.lock") -> Iterator[RunLock]:
     """Hold the run directory for this process by the file ``name`` in it.
 
     Raises:
-        HostError: another process holds it.
+        HostError: another process holds it, or the file system fails.
         UsageError: the file is not ours: a link, a pipe, or one with other content than a lock's.
     """
     try:
-        opened = open_lock(folder / name)
+        lock = open_lock(folder / name)
     except OSError as error:
         raise unwritable(error, folder) from error
-    with opened as handle:
-        holder = handle.read(MAX_HOLDER + 1)
+    with lock as handle:
+        content = handle.read(MAX_HOLDER + 1)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            process = holder.decode(errors="replace").strip() or "unknown"
-            raise HostError(f"{folder}: process {process} is running it; wait for it or stop it first") from error
-        if len(holder) > MAX_HOLDER or not _HOLDER.fullmatch(holder):
-            raise UsageError(f"{folder / name}: not a lock, it holds something else than a process's number; remove it")
-        where = f" in container {socket.gethostname()}" if "MODELASSAY_IMAGE" in os.environ else ""
-        handle.truncate(0)
-        handle.seek(0)
-        handle.write(f"{os.getpid()}{where}".encode())
-        yield
-
-
-def no_space(error: OSError, path: Path) -> HostError | OSError:
-    """Return a HostError in place of a full disk or quota, any other ``error`` unchanged."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return HostError(f"{path}: the disk is full; free some space and run the same directory again, nothing is lost")
-    return error
+            with hold(handle, folder / name, wait=False) as remark:
+                if len(content) > MAX_HOLDER or not _HOLDER.fullmatch(content):
+                    raise UsageError(
+                        f"{folder / name}: not a lock, it holds something else than a process's number; remove it"
+                    )
+                where = f" in container {socket.gethostname()}" if "MODELASSAY_IMAGE" in os.environ else ""
+                try:
+                    handle.truncate(0)
+                    handle.seek(0)
+                    handle.write(f"{os.getpid()}{where}".encode())
+                except OSError as error:
+                    raise unwritable(error, folder) from error
+                yield RunLock(folder, folder / name, handle, remark and f"{folder}: {remark}")
+        except Busy as busy:
+            process = str(busy) or content.decode(errors="replace").strip() or "unknown"
+            raise HostError(f"{folder}: process {process} is running it; wait for it or stop it first") from busy
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on the file ``path`` (made if missing); the kernel releases it if the process dies.
+    """Hold an exclusive lock on the file ``path`` (made if missing); it is free again when the process has died.
 
     Raises:
+        HostError: its folder cannot be written, the file system fails, or nobody here can tell whether its holder still runs.
         UsageError: something else than a file of its own lies there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open_lock(path) as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open_lock(path)
+    except OSError as error:
+        raise unwritable(error, path.parent) from error
+    with lock as handle:
+        try:
+            with hold(handle, path, wait=True):
+                yield
+        except Busy as busy:
+            raise HostError(f"{path}: process {busy} holds it; wait for it or stop it first") from busy
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process holds the lock ``path``; nothing is made where there is none.
+    """Return whether a process holds the lock ``path``; nothing is made or written.
 
     Raises:
-        UsageError: something else than a file of its own lies there.
+        UsageError: something else than a regular file lies there.
+        HostError: the file system fails.
     """
-    if not path.exists():
-        return False
-    with open_lock(path) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        return False
-
-
-def publish(aside: Path, final: Path) -> None:
-    """Rename the folder ``aside`` to ``final`` once all in it is on the disk: a power cut leaves whole folders or none."""
-    for path in [*aside.rglob("*"), aside]:
-        _sync(path)
-    aside.rename(final)
-    _sync(final.parent)
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        lock = open_regular(path)
+    except FileNotFoundError:
+        return False
+    with lock as handle:
+        return is_held(handle, path)

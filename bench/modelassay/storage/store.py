@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from modelassay.errors import HostError
 from modelassay.storage.files import locked, publish
 
 
@@ -24,12 +25,30 @@ def content_key(value: Any) -> str:
     return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
 
 
+def home_folder() -> Path:
+    """Return this user's home folder.
+
+    Raises:
+        HostError: they have none, as a user of a container that is only a number.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise HostError(
+            f"user {os.getuid()} has no home folder for caches: HOME is not set; set it, or MODELASSAY_CACHE and HF_HOME"
+        ) from error
+
+
 def cache_root() -> Path:
-    """Return the folder of everything that can be made again: ``MODELASSAY_CACHE``, else the XDG cache folder."""
+    """Return the folder of everything that can be made again: ``MODELASSAY_CACHE``, else the XDG cache folder.
+
+    Raises:
+        HostError: neither is set and the user has no home folder.
+    """
     if explicit := os.environ.get("MODELASSAY_CACHE"):
         return Path(explicit)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "modelassay"
+    return (Path(base) if base else home_folder() / ".cache") / "modelassay"
 
 
 class Store:

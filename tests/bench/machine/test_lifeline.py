@@ -1,5 +1,6 @@
 """A run that holds on to a lifeline ends with it, and only with it."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -40,3 +41,24 @@ def test_process_that_ignores_the_wish_to_stop_is_ended() -> None:
 def test_without_the_variable_standard_input_means_nothing(tmp_path: Path) -> None:
     code, _, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs", stdin=subprocess.DEVNULL)
     assert code == 0, err
+
+
+def test_standard_input_that_does_not_wait_has_not_ended() -> None:
+    """What another process on the same pipe or terminal may have set: reading says "try again", not "the end"."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    script = (
+        "import os, time\nfrom modelassay.machine import lifeline\n"
+        "lifeline.exit_when_stdin_closes(os.environ)\ntime.sleep(1)\nprint('alive')"
+    )
+    with os.fdopen(writer, "w"), os.fdopen(reader) as stdin:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            stdin=stdin,
+            env=HELD,
+            timeout=60,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+    assert (done.returncode, done.stdout) == (0, "alive\n")

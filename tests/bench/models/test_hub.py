@@ -1,107 +1,19 @@
-"""`hf:` names against a stand-in Hub: what is fetched, what is not, and what is said when it cannot be.
-
-Each opening runs in a process of its own because huggingface_hub reads HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE when it is
-imported.
-"""
+"""`hf:` names against a stand-in Hub: what is fetched, what is not, and what is said when it cannot be."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from modelassay.models.checkpoints import open_checkpoint
-from support.hub_server import HubServer, serve_hub
+from support.hub_server import HubServer
+from support.hub_user import User, attention_shards, expected, forker, hub, sharded, user
 from support.tiny_models import NUM_LAYERS, make_model, save
 
-_FORKER = """
-import json, os, resource, signal, sys
-import torch  # the slow import, once; huggingface_hub is imported by each child under its own environment
-from modelassay.errors import AssayError
-from modelassay.models.checkpoints import open_checkpoint
-
-def describe(reference):
-    try:
-        c = open_checkpoint(reference)
-    except AssayError as error:
-        return {"error": type(error).__name__, "message": str(error)}
-    sums = [[m.role, m.layer, c.read(m).double().sum().item()] for m in c.matrices]
-    return {"folder": str(c.folder), "revision": c.revision, "tokenizer": c.tokenizer_key, "sums": sums}
-
-for line in sys.stdin:
-    reference, limit, environment = json.loads(line)
-    if (child := os.fork()) == 0:
-        assert "huggingface_hub" not in sys.modules
-        os.environ.update(environment)
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        print(json.dumps(describe(reference)), flush=True)
-        os._exit(0)
-    if os.waitpid(child, 0)[1]:
-        sys.exit("opening crashed")
-"""
-
-
-class User(NamedTuple):
-    """Someone with a cache of their own."""
-
-    home: Path
-    endpoint: str
-    forker: subprocess.Popen[str]
-
-    def opens(self, reference: str, *, largest_file: int = -1, **environment: str) -> dict[str, Any]:
-        """Open a checkpoint and return what it is, or the error."""
-        own = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1"}
-        assert self.forker.stdin is not None
-        assert self.forker.stdout is not None
-        print(json.dumps([reference, largest_file, own | environment]), file=self.forker.stdin, flush=True)
-        answer = self.forker.stdout.readline()
-        assert answer, "the opening process crashed; its traceback is on stderr"
-        return dict(json.loads(answer))
-
-
-@pytest.fixture(scope="module")
-def forker() -> Iterator[subprocess.Popen[str]]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    command = [sys.executable, "-c", _FORKER]
-    with subprocess.Popen(command, env=kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield process
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with serve_hub() as server:
-        yield server
-
-
-@pytest.fixture
-def user(hub: HubServer, tmp_path: Path, forker: subprocess.Popen[str]) -> User:
-    return User(tmp_path / "home", hub.url, forker)
-
-
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A llama whose embeddings fill shards that hold no attention, with a tokenizer."""
-    folder = save(make_model("llama", vocab_size=200), tmp_path_factory.mktemp("sharded"), max_shard_size="9KB")
-    (folder / "vocab.json").write_text(json.dumps({f"t{i}": i for i in range(200)}))
-    return folder
-
-
-def expected(folder: Path) -> list[list[Any]]:
-    checkpoint = open_checkpoint(folder)
-    return [[m.role, m.layer, checkpoint.read(m).double().sum().item()] for m in checkpoint.matrices]
-
-
-def attention_shards(folder: Path) -> set[str]:
-    weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-    return {file for name, file in weight_map.items() if ".self_attn." in name}
+__all__ = ["forker", "hub", "sharded", "user"]
 
 
 def test_only_shards_with_attention_are_fetched_and_only_once(hub: HubServer, user: User, sharded: Path) -> None:
@@ -223,13 +135,6 @@ def test_file_that_is_refused_is_not_taken_for_absent(hub: HubServer, user: User
     answer = user.opens("hf:lab/llama")
     assert answer["error"] == "HubUnavailable"
     assert "the Hub answered 501 for model.safetensors.index.json" in answer["message"]
-
-
-@pytest.mark.slow
-def test_hub_that_is_not_there_is_the_machines_fault(user: User) -> None:
-    answer = user.opens("hf:lab/llama", HF_ENDPOINT="http://127.0.0.1:9")
-    assert answer["error"] == "HostError"
-    assert "config.json is not in the cache and the Hub cannot be reached" in answer["message"]
 
 
 def test_full_disk_is_the_machines_fault(hub: HubServer, user: User, sharded: Path) -> None:

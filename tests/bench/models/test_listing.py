@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from modelassay.errors import AssayError, CheckpointError, HostError, UsageError
-from modelassay.models import listing as module
-from modelassay.models.hub import HubUnavailable
+from modelassay.models import connection
+from modelassay.models.hub_errors import HubUnavailable
 from modelassay.models.listing import Member, read_listing, take_listing
 from support.hub_server import HubServer, serve_hub
 
@@ -22,7 +22,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with serve_hub() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # whatever the machine that tests has set
-        monkeypatch.setattr(module, "_WAITS_S", (0.0, 0.0))
+        monkeypatch.setattr(connection, "WAITS_S", (0.0, 0.0))
         server.page_size = 3
         for number in range(8):
             server.listed[f"lab/child-{number}"] = {"tags": ["base_model:lab/base", "base_model:finetune:lab/base"]}

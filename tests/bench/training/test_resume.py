@@ -135,7 +135,7 @@ def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path: Path, monke
     for place in (
         "modelassay.training.resume.save_file",
         "modelassay.training.resume.publish",
-        "modelassay.storage.files._sync",
+        "modelassay.storage.durable._sync",
     ):
         assert attempt(training, tmp_path, 3) is None
         with monkeypatch.context() as patched:

@@ -13,7 +13,7 @@ from modelassay.experiments.downloads.members import Cohorts, choose, family_lis
 from modelassay.experiments.downloads.overlap import Answers, Questions
 from modelassay.experiments.downloads.params import Measured, Params
 from modelassay.experiments.downloads.tables import Row, read_overlaps
-from modelassay.models.hub import HubUnavailable
+from modelassay.models.hub_errors import HubUnavailable
 from modelassay.models.listing import Listing, Member
 from modelassay.models.reference import Model
 from modelassay.recording.context import CellContext
@@ -99,7 +99,7 @@ def _compare(member: Member, chosen: Cohorts, questions: Questions, cell: CellCo
     try:
         with cell.microbatch("fetch", member=member.name):
             model, refusal = _fetch(member, cell)
-    except (CheckpointError, HubUnavailable) as error:  # huggingface_hub tried again five times where that can help
+    except (CheckpointError, HubUnavailable) as error:  # asked for again already where that can help
         _record(cell, member, "missing", _short(error, member), **cohorts)
         return
     if refusal is not None:

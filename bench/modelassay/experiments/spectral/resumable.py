@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,7 +20,7 @@ from modelassay.curvature.operators import Operator
 from modelassay.curvature.spectrum import end_places
 from modelassay.curvature.vectors import VectorStore
 from modelassay.recording.context import Recorder
-from modelassay.storage.files import no_space
+from modelassay.storage.durable import no_space, sync_file
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -149,7 +148,7 @@ class ResumableLanczos:
         with self._path(run, index).open("wb") as file:
             np.save(file, vector_P.cpu().numpy())
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
 
     def _read(self, run: int, index: int) -> Tensor:
         return torch.from_numpy(np.load(self._path(run, index)))

@@ -10,7 +10,9 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
 import time
+import types
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,6 +41,10 @@ EXIT_SECONDS = 5.0
 
 POLL_SECONDS = 0.5
 """Between two looks at how far the cells are."""
+
+
+_ALWAYS_LOADED = ("modelassay.runs.cell", "modelassay.experiments")
+"""Modules of the server, whatever the experiment: all that a cell's process would else import, each one anew."""
 
 
 def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
@@ -162,7 +168,8 @@ class _Pool:
         self._run, self._sources, self._board = run, sources, board
         self._cores, self._jobs = cores, jobs
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["modelassay.runs.cell", f"{run.suite.experiment.package}.run"])
+        package = run.suite.experiment.package
+        self._context.set_forkserver_preload([*_ALWAYS_LOADED, f"{package}.params", f"{package}.run"])
         self._running: list[_Running] = []
 
     def run(self, cells: Sequence[Cell]) -> list[str]:
@@ -226,7 +233,7 @@ def _start(context: ForkServerContext, run: Run, cell: Cell, sources: SourceGrap
     receiver, sender = context.Pipe(duplex=False)
     lifeline, held = context.Pipe(duplex=False)
     reader, writer = context.Pipe(duplex=False)
-    arguments = (run.suite.experiment, cell, sources, cell_dir, sender, lifeline, (reader, writer))
+    arguments = (run.suite.experiment, cell.params, sources, cell_dir, sender, lifeline, (reader, writer))
     process = context.Process(target=cell_main, args=arguments, name=f"cell {cell.id}")
     printed = Printed(reader, cell_dir)
     running = _Running(
@@ -234,12 +241,12 @@ def _start(context: ForkServerContext, run: Run, cell: Cell, sources: SourceGrap
     )
     try:
         try:
-            process.start()
+            _start_process(process)
         except (EOFError, ConnectionError):
             # The fork server died while preloading; start without preload so that the cell reports the import error.
             time.sleep(0.1)  # until the kernel knows that it is gone
-            context.set_forkserver_preload(["modelassay.runs.cell"])
-            process.start()
+            context.set_forkserver_preload([*_ALWAYS_LOADED])
+            _start_process(process)
     except BaseException:
         writer.close()
         running.end()
@@ -248,6 +255,16 @@ def _start(context: ForkServerContext, run: Run, cell: Cell, sources: SourceGrap
     lifeline.close()
     writer.close()
     return running
+
+
+def _start_process(process: BaseProcess) -> None:
+    """Start ``process`` without the module that Python was started with, which every child would import anew."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        process.start()
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _death(exitcode: int | None, cell_dir: Path) -> str:

@@ -7,12 +7,14 @@ Each cell runs in a process of its own, forked from a warm server that has alrea
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import time
 import types
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,7 +28,7 @@ from modelassay.errors import HostError, IncompleteRun
 from modelassay.machine.code import SourceGraph
 from modelassay.machine.redact import Printed
 from modelassay.machine.signals import sigterm_interrupts
-from modelassay.recording.log import read_cell
+from modelassay.recording.status import read_status
 from modelassay.runs.cell import cell_main
 from modelassay.runs.directory import Run
 from modelassay.runs.needs import build_needs, missing_artifacts
@@ -62,7 +64,7 @@ def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
     """
     with run_lock(run.folder), sigterm_interrupts():
         cells = run.suite.cells
-        waiting = [cell for cell in cells if not read_cell(run.cell_dir(cell)).is_complete]
+        waiting = [cell for cell in cells if not read_status(run.cell_dir(cell)).is_complete]
         if not waiting:
             board.line(f"{run.folder}: all {len(cells)} cells are complete, nothing to run")
             return
@@ -171,16 +173,17 @@ class _Pool:
         package = run.suite.experiment.package
         self._context.set_forkserver_preload([*_ALWAYS_LOADED, f"{package}.params", f"{package}.run"])
         self._running: list[_Running] = []
+        self._shown = -math.inf
 
     def run(self, cells: Sequence[Cell]) -> list[str]:
         """Run ``cells`` and say which failed, and why."""
-        failures, queue, num_done = [], list(cells), 0
+        failures, queue, num_done = [], deque(cells), 0
         total = f"{self._run.suite.name}"
         began = time.monotonic()
         try:
             while queue or self._running:
                 while queue and self._fits(queue[0]):
-                    self._running.append(_start(self._context, self._run, queue.pop(0), self._sources))
+                    self._running.append(_start(self._context, self._run, queue.popleft(), self._sources))
                 for ended in self._wait():
                     self._running.remove(ended)
                     outcome, reason = ended.finish()
@@ -221,6 +224,10 @@ class _Pool:
         return list(dict.fromkeys(signs[sign] for sign in ready))
 
     def _show(self, total: str, num_done: int, num_cells: int) -> None:
+        """Say how far the cells are, at most every ``POLL_SECONDS``: small ones end a hundred times as often."""
+        if time.monotonic() - self._shown < POLL_SECONDS:
+            return
+        self._shown = time.monotonic()
         self._board.show(total, Position(num_done, num_cells, "cells"))
         for running in self._running:
             if (position := position_of(running.cell_dir)) is not None:

@@ -152,26 +152,34 @@ def _metric_table(frame: pl.DataFrame, cells: Sequence[str]) -> pl.DataFrame:
 def _unit_table(frame: pl.DataFrame, cells: Sequence[str]) -> pl.DataFrame:
     import polars as pl
 
+    million = pl.repeat(
+        1e6, frame.height, eager=True
+    )  # by a number Polars multiplies with its inverse: another last bit
     nanoseconds = pl.coalesce("device_ns", "host_ns")
     rate = pl.when(nanoseconds != 0).then(pl.col("bytes").cast(pl.Float64) / nanoseconds)
     columns = frame.select(
         "stage", "index", pl.col("warmup").fill_null(False), pl.col("reused").fill_null(False),
-        (pl.col("host_ns") / 1e6).alias("host_ms"), (pl.col("device_ns") / 1e6).alias("device_ms"),
+        (frame["host_ns"] / million).alias("host_ms"), (frame["device_ns"] / million).alias("device_ms"),
         "tokens", "bytes", "flops", rate.alias("gb_per_s"),
     )  # fmt: skip
     return _table(frame, cells, columns.get_columns())
 
 
 def _table(frame: pl.DataFrame, cells: Sequence[str], columns: Sequence[pl.Series]) -> pl.DataFrame:
-    """Return ``columns`` after the cells' ids and before the labels; a label may take the place of a column."""
+    """Return ``columns`` after the cells' ids and before the labels.
+
+    Raises:
+        UnexpectedLine: a label is called like a column.
+    """
     import polars as pl
 
     labels = {name[1:]: frame[name] for name in frame.columns if name.startswith(".")}
     cell = pl.Series("cell", cells, dtype=pl.String).gather(frame["cell"])
-    named = {column.name: column for column in (cell, *columns)}
-    named |= {name: column.rename(name) for name, column in labels.items()}
-    _require_few(named)
-    return pl.DataFrame([*named.values()])
+    names = [column.name for column in (cell, *columns)]
+    if not labels.keys().isdisjoint(names):
+        raise UnexpectedLine
+    _require_few([*names, *labels])
+    return pl.DataFrame([cell, *columns, *(column.rename(name) for name, column in labels.items())])
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -400,7 +400,7 @@ def most_at_once(process: subprocess.Popen[str], root: Path) -> int:
 
 
 def test_a_run_is_shown_while_it_runs(tmp_path: Path) -> None:
-    text = SUITE.replace("pause_ms: 3.0", "pause_ms: 150.0, timed: false").replace("[0, 1]", "[0]")
+    text = SUITE.replace("pause_ms: 3.0", "pause_ms: 1000, timed: false").replace("[0, 1]", "[0]")
     process = start("run", write_suite(tmp_path, text), "--runs", tmp_path / "runs", "--jobs", "2")
     _first_cell_process(tmp_path / "runs")
     code, out, _ = modelassay("show", only_run(tmp_path / "runs"), "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import stat
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.experiments import Experiment
+from modelassay.recording.line import sealed
 from modelassay.suite.cells import stored_cell_id
 
 Damage = Callable[[Path, Path], None]
@@ -124,13 +126,24 @@ def text_of(name: str, change: Callable[[str], str]) -> Damage:
 
 
 def logged(line: str) -> Damage:
-    """``line`` after the open cell's last; SEQ is its position."""
+    """``line`` after the open cell's last, with the checksum that is due; SEQ is its position."""
 
     def damage(run: Path, _outside: Path) -> None:
         path = place(run, "CELL/attempt-1.jsonl")
         seq = len(path.read_text().splitlines()) - 1
-        with path.open("a") as file:
-            file.write(line.replace("SEQ", str(seq)) + "\n")
+        with path.open("ab") as file:
+            file.write(sealed(line.replace("SEQ", str(seq)).encode()))
+
+    return damage
+
+
+def opened(change: Callable[[bytes], bytes]) -> Damage:
+    """Another opening of the open cell's log, with the checksum that is due."""
+
+    def damage(run: Path, _outside: Path) -> None:
+        path = place(run, "CELL/attempt-1.jsonl")
+        first, *others = path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(sealed(change(first.rpartition(b',"crc"')[0] + b"}")) + b"".join(others))
 
     return damage
 
@@ -242,8 +255,16 @@ CASES = [
          says="without a valid wall_s"),
     Case("outcome that is a list", logged('{"seq":SEQ,"kind":"status","outcome":["done"],"reason":"","wall_s":1}'),
          says="without a valid outcome"),
-    Case("resumes before the start", text_of("CELL/attempt-1.jsonl", lambda text: text.replace(
-        '"resumed_at":0', '"resumed_at":-1', 1)), says="without a valid resumed_at"),
+    Case("resumes before the start", opened(lambda line: line.replace(b'"resumed_at":0', b'"resumed_at":-1')),
+         says="without a valid resumed_at"),
+    Case("segment of another attempt", opened(lambda line: line.replace(b'"attempt":1', b'"attempt":2')),
+         says="the segment of attempt 2 under the name of another"),
+    Case("log of an older version", text_of("CELL/attempt-1.jsonl", lambda text: re.sub(
+        r',"crc":"\w+"', "", text).replace('"schema":3', '"schema":1')), says="schema 1, without checksums"),
+    Case("line without a checksum", text_of("CELL/attempt-1.jsonl", lambda text: re.sub(r',"crc":"\w+"', "", text)),
+         says="not as it was written"),
+    Case("number changed by hand", text_of("CELL/attempt-1.jsonl", lambda text: text.replace('"step":2,', '"step":3,', 1)),
+         says="not as it was written"),
     Case("state that is a list", text_of("CHECKPOINT/state.json", lambda _: "[]"), show=0, run=3, says="a damaged checkpoint"),
     Case("control characters", logged('{"seq":SEQ,"kind":"status","outcome":"done","reason":"\\u001b[2J\\u0007","wall_s":1}'),
          show=0, run=0),

@@ -13,7 +13,7 @@ from modelassay.data.similarities.table import read_similarities
 from modelassay.errors import UsageError
 from modelassay.experiments.findings import Table
 from modelassay.recording.log import read_segment
-from modelassay.suite import check_suite, read_claims
+from modelassay.suite import Contents, read_contents
 
 
 def check_files(files: Sequence[str], *, families: Path | None = None) -> View:
@@ -33,8 +33,9 @@ def check_files(files: Sequence[str], *, families: Path | None = None) -> View:
             content = f"{table.scores_P.size:,} pairs of {len(table.names):,} models"
             checked.append({"file": name, "content": content, "similarities": summary(table)})
         else:
-            profiles = ", ".join(f"{profile}: {num_cells} cells" for profile, num_cells in check_suite(name))
-            checked.append({"file": name, "content": profiles, "missing": _tables_missing(name)})
+            suite = read_contents(name)
+            sizes = ", ".join(f"{profile}: {num_cells} cells" for profile, num_cells in suite.sizes.items())
+            checked.append({"file": name, "content": sizes, "missing": _tables_missing(name, suite)})
     tables = [entry["similarities"] for entry in checked if "similarities" in entry]
     if families is not None and not tables:
         raise UsageError(f"--families {families} needs a similarity table (.csv, .json); name one")
@@ -46,17 +47,16 @@ def check_files(files: Sequence[str], *, families: Path | None = None) -> View:
     )
 
 
-def _tables_missing(suite: str) -> list[str]:
-    """Return which tables that a suite's claims name are not at hand.
+def _tables_missing(file: str, suite: Contents) -> list[str]:
+    """Return which tables that the claims of the suite in ``file`` name are not at hand.
 
     Raises:
         UsageError: a table is there and cannot be read, or is not there and nothing says where to get it.
     """
-    claims, experiment = read_claims(suite)
-    tables = PublishedTables(Path(suite).parent, experiment)
+    tables = PublishedTables(Path(file).parent, suite.experiment)
     numbers = [
         tables.number(origin)
-        for claim in claims
+        for claim in suite.claims
         for origin in (claim.derived, *claim.counter_evidence)
         if origin is not None
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +30,7 @@ def from_here(folder: Path) -> Path:
 def ledger(root: Path) -> View:
     """Show every claim of every shipped suite against the newest complete run of its profile under ``root``."""
     entries: list[Entry] = []
-    opened = [try_read(partial(open_run, folder))[0] for folder in reversed(runs_under(root))]
-    runs = [run for run in opened if run is not None]
+    runs = _Newest(root)
     for name, path in shipped_suites().items():
         suite = load_suite(name)
         tables = PublishedTables(from_here(path.parent), suite.experiment)
@@ -47,7 +46,22 @@ def ledger(root: Path) -> View:
     )
 
 
-def _newest_findings(name: str, profile: str, runs: Sequence[Run]) -> tuple[Findings | None, Path | None, str]:
+class _Newest:
+    """The runs under a folder that can be read, the newest first; each is opened once, when it is first asked for."""
+
+    def __init__(self, root: Path) -> None:
+        self._folders = runs_under(root)
+        self._runs: list[Run | None] = []
+
+    def __iter__(self) -> Iterator[Run]:
+        for number in range(len(self._runs) + len(self._folders)):
+            if number == len(self._runs):
+                self._runs.append(try_read(partial(open_run, self._folders.pop()))[0])
+            if (run := self._runs[number]) is not None:
+                yield run
+
+
+def _newest_findings(name: str, profile: str, runs: Iterable[Run]) -> tuple[Findings | None, Path | None, str]:
     """Return the findings of the first complete one of ``runs``, or None and what is wrong with the first that is broken.
 
     Only runs of exactly the cells that the shipped suite has now speak for its claims: no copy of it with other models,
@@ -57,7 +71,10 @@ def _newest_findings(name: str, profile: str, runs: Sequence[Run]) -> tuple[Find
     first_why = ""
     for run in runs:
         if (run.suite.name, run.suite.profile, {cell.id for cell in run.suite.cells}) == (name, profile, cells):
-            findings, why = try_read(partial(run_findings, run))
+            statuses, why = try_read(run.statuses)
+            if statuses is not None and not all(status.is_complete for status in statuses.values()):
+                continue
+            findings, why = (None, why) if statuses is None else try_read(partial(run_findings, run))
             if findings is not None:
                 return findings, run.folder, ""
             first_why = first_why or why

@@ -15,7 +15,7 @@ from modelassay.commands.ledger import from_here, published_of
 from modelassay.commands.view import View
 from modelassay.errors import AssayError, SuiteError
 from modelassay.experiments.findings import MEANINGLESS, Findings, Table
-from modelassay.recording.log import CellLog, read_cell
+from modelassay.recording.status import CellStatus
 from modelassay.runs.analysis import draw, run_findings, try_read
 from modelassay.runs.directory import Run, open_run, runs_under, summarise_outcomes
 from modelassay.runs.plan import Planned, Preparation
@@ -55,7 +55,7 @@ def _listed(folder: Path) -> tuple[str | None, str]:
     run, why = try_read(partial(open_run, folder))
     if run is None:
         return None, f"unreadable: {why}"
-    status, why = try_read(lambda: summarise_outcomes([read_cell(run.cell_dir(cell)) for cell in run.suite.cells]))
+    status, why = try_read(lambda: summarise_outcomes(run.statuses().values()))
     return run.suite.profile, status or f"unreadable: {why}"
 
 
@@ -126,15 +126,15 @@ def run_view(run: Run, *, figures: Path | None = None) -> View:
     Its figures are drawn into the folder ``figures`` if one is given. An analysis that fails is the view's failure: the
     cells are shown all the same.
     """
-    logs = {cell.id: read_cell(run.cell_dir(cell)) for cell in run.suite.cells}
-    cells = [(cell.label, *_standing(run.cell_dir(cell), logs[cell.id])) for cell in run.suite.cells]
+    statuses = run.statuses()
+    cells = [(cell.label, *_standing(run.cell_dir(cell), statuses[cell.id])) for cell in run.suite.cells]
     findings: Findings | None = None
     failure: AssayError | None = None
     try:
         findings = run_findings(run)
     except AssayError as error:
         failure = error
-    num_missing = sum(not log.is_complete for log in logs.values())
+    num_missing = sum(not status.is_complete for status in statuses.values())
     why_none = "the analysis failed" if failure else f"not testable yet: {num_missing} cells are missing"
     verdicts = assess(run.suite.claims, None if num_missing else findings, profile=run.suite.profile, why_none=why_none)
     drawn: list[Path] = []
@@ -164,7 +164,7 @@ def run_view(run: Run, *, figures: Path | None = None) -> View:
         },
         tables=[
             Table(
-                title=f"{run.suite.name} ({run.suite.profile}), {summarise_outcomes(logs.values())}",
+                title=f"{run.suite.name} ({run.suite.profile}), {summarise_outcomes(statuses.values())}",
                 columns=("cell", "outcome", "attempts", "reason"),
                 rows=cells if len(cells) <= MAX_CELLS_SHOWN else [cell for cell in cells if cell[1] != "done"],
             ),
@@ -182,7 +182,7 @@ def run_view(run: Run, *, figures: Path | None = None) -> View:
     )
 
 
-def _standing(cell_dir: Path, log: CellLog) -> tuple[str, str, str]:
+def _standing(cell_dir: Path, log: CellStatus) -> tuple[str, str, str]:
     """Return a cell's outcome or what it does now, its attempts, and why or how far."""
     attempts = str(log.num_attempts)
     if log.status is not None:

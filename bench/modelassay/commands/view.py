@@ -7,13 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from modelassay.errors import AssayError, displayed
 from modelassay.experiments.findings import Table
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+MAX_ROWS: Final = 256
+"""Of one table: the cells of the largest matrix that is not asked for by name. People read no more, and drawing takes as long as
+the answer itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ def _print_table(console: Console, table: Table) -> None:
     drawn = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns:
         drawn.add_column(Text(displayed(column)), overflow="fold")
-    for row in table.rows:
+    for row in table.rows[:MAX_ROWS]:
         drawn.add_row(*[Text(displayed(cell)) for cell in row])
     console.print(drawn)
+    if (num_left := len(table.rows) - MAX_ROWS) > 0:
+        console.print(f"... and {num_left:,} more rows", highlight=False)

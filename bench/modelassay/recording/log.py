@@ -2,10 +2,11 @@
 
 ``cells/<id>/attempt-<n>.jsonl`` opens with an ``attempt`` line that says at which position it resumed; every later line
 carries ``seq``, its position in the cell. Resuming at position p voids every line with seq >= p of earlier attempts, so
-that a cell killed anywhere and started again counts each unit once. Kinds of lines:
+that a cell killed anywhere and started again counts each unit once. Each line ends in its checksum (`line.encode_line`): a
+line that is not as it was written is an error, but for a torn last one, which is dropped. Kinds of lines:
 
 =============  =========================================================================================
-attempt        schema, cell, attempt, resumed_at, started (UTC), pid
+attempt        schema, cell, attempt, resumed_at, started (UTC), pid, place (where it ran: image, Python, libraries, processor)
 microbatch     stage, index, host_ns, device_ns, at_us since the attempt began, tokens, bytes, flops, warmup, labels; reused, of
                a unit that an earlier attempt or another cell measured
 metric         name, value (NaN and infinities as "nan", "inf", "-inf"), labels
@@ -13,6 +14,7 @@ fact           fact (its kind), value (any JSON), labels
 progress       done, total, unit: how far the cell is
 memory         stage, host_peak_bytes (of the process so far), device_peak_bytes (of the stage)
 clocks         a sample of the GPU's clocks, temperature, throttle reasons and power
+note           text: what the attempt had to say besides, as that a damaged artifact was made anew
 status         outcome (done, diverged, failed), reason, wall_s; the last line of a complete attempt
 =============  =========================================================================================
 """
@@ -31,17 +33,18 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.errors import RecordError
-from modelassay.recording.line import NONFINITE, parse_line
+from modelassay.recording.line import NONFINITE, encode_line, ends_within, is_sound, parse_line
 from modelassay.storage.durable import sync_file
 from modelassay.storage.files import no_space, open_regular, require_folders
 
-SCHEMA = 1
-"""Version of the line format; a reader refuses a newer one."""
+SCHEMA = 3
+"""Version of the line format, raised together with that of run.json; no other is read. 3: each line has a checksum; 1: none had."""
 
 FSYNC_SECONDS = 1.0
 """A power cut loses at most this much of the log; a killed process loses nothing that was written."""
 
-_ENCODE = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False).encode
+_OLDER = b'{"kind":"attempt","schema":1,'
+"""How a segment opens that was written before lines had checksums."""
 _SEGMENT = re.compile(r"attempt-([1-9][0-9]{0,8})\.jsonl")
 
 MAX_LINE_BYTES = 4_000_000
@@ -54,14 +57,17 @@ MAX_COLUMNS = 4096
 class Log:
     """Appends lines to one attempt's segment: one ``os.write`` per line, fsync at most every second."""
 
-    def __init__(self, path: Path, *, cell: str, attempt: int, resumed_at: int) -> None:
-        """Create the segment ``path`` (which must not exist) and write its ``attempt`` line."""
+    def __init__(
+        self, path: Path, *, cell: str, attempt: int, resumed_at: int, place: Mapping[str, Any] | None = None
+    ) -> None:
+        """Create the segment ``path`` (which must not exist) and write its ``attempt`` line, with where it runs."""
         self.path, self.seq = path, resumed_at
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
         self._synced = time.monotonic()
         self._write(
             {"kind": "attempt", "schema": SCHEMA, "cell": cell, "attempt": attempt, "resumed_at": resumed_at,
-             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "pid": os.getpid()}
+             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "pid": os.getpid(),
+             **({} if place is None else {"place": dict(place)})}
         )  # fmt: skip
 
     def append(self, kind: str, line: Mapping[str, Any]) -> None:
@@ -70,7 +76,7 @@ class Log:
         self.seq += 1
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        data = (_ENCODE(line) + "\n").encode(errors="replace")  # a path that is not UTF-8 holds lone surrogates
+        data = encode_line(line)
         try:
             while data:  # a nearly full disk takes a part of the line, then refuses: the reader drops the torn rest
                 data = data[os.write(self._fd, data) :]
@@ -108,6 +114,8 @@ class CellLog:
 
     cell: str
     num_attempts: int = 0
+    places: list[dict[str, Any]] = field(default_factory=list)
+    """Where each attempt ran; empty of one that did not say."""
     position: int = 0
     """Where the next line would stand: one after the last that counts."""
 
@@ -160,28 +168,47 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
     position = 0
     with open_regular(path) as handle:
         for number, raw in enumerate(iter(partial(handle.readline, MAX_LINE_BYTES), b""), start=1):
-            if not raw.endswith(b"\n"):
-                if len(raw) == MAX_LINE_BYTES:
-                    raise RecordError(
-                        f"{path}:{number}: longer than {MAX_LINE_BYTES:,} bytes, so no record; delete its cell"
-                    )
+            if not is_sound(raw):
+                _refuse_damage(path, number, raw)
                 return
             try:
                 line, wrong = parse_line(raw)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise RecordError(
-                    f"{path}:{number}: not a record: {raw[:60]!r}; the file is damaged, restore it or delete its cell"
-                ) from error
+                raise RecordError(f"{path}:{number}: not a record: {raw[:60]!r}; {_remedy(path)}") from error
             if wrong:
                 raise RecordError(f"{path}:{number}: a {line['kind']} line without a valid {', '.join(wrong)}")
             if (number == 1) != (line["kind"] == "attempt"):
                 raise RecordError(f"{path}:{number}: a segment opens with its one attempt line, got {line['kind']}")
-            if number == 1 and line["schema"] > SCHEMA:
-                raise RecordError(f"{path}:1: schema {line['schema']} is newer than {SCHEMA}; use a newer modelassay")
+            if number == 1 and line["schema"] != SCHEMA:
+                raise RecordError(
+                    f"{path}:1: schema {line['schema']}, this modelassay reads {SCHEMA}; use another version"
+                )
             if number > 1 and line["seq"] != position:
                 raise RecordError(f"{path}:{number}: position {line['seq']} where {position} is due; lines were lost")
             position = line["resumed_at"] if number == 1 else position + 1
             yield line
+
+
+def _refuse_damage(path: Path, number: int, raw: bytes) -> None:
+    """Refuse a line that is not as it was written, unless it is the last one, torn.
+
+    Raises:
+        RecordError: it is none.
+    """
+    if len(raw) == MAX_LINE_BYTES:
+        raise RecordError(f"{path}:{number}: longer than {MAX_LINE_BYTES:,} bytes, so no record; {_remedy(path)}")
+    if number == 1 and raw.startswith(_OLDER) and raw.endswith(b"}\n") and b',"crc":"' not in raw:
+        raise RecordError(
+            f"{path}:1: schema 1, without checksums; this modelassay reads {SCHEMA}: read it with the version that wrote it"
+        )
+    if raw.endswith(b"\n") or ends_within(raw):
+        raise RecordError(
+            f"{path}:{number}: not as it was written (the checksum differs): {raw[:60]!r}; {_remedy(path)}"
+        )
+
+
+def _remedy(path: Path) -> str:
+    return f"the file is damaged: restore it, or delete {path.parent} to begin anew"
 
 
 def read_cell(cell_dir: Path, *, cell: str | None = None) -> CellLog:
@@ -196,12 +223,13 @@ def read_cell(cell_dir: Path, *, cell: str | None = None) -> CellLog:
         UsageError: a segment is no regular file, or the cell no folder.
     """
     log = CellLog(cell or cell_dir.name)
-    for path in segments(cell_dir).values():
+    for attempt, path in segments(cell_dir).items():
         for line in read_segment(path):
             match line["kind"]:
                 case "attempt":
-                    _refuse_misplaced(path, line, log)
+                    _refuse_misplaced(path, attempt, line, log)
                     log.num_attempts += 1
+                    log.places.append(line.get("place", {}))
                     log.void_from(line["resumed_at"])
                     continue
                 case "microbatch":
@@ -221,7 +249,11 @@ def read_cell(cell_dir: Path, *, cell: str | None = None) -> CellLog:
     return log
 
 
-def _refuse_misplaced(path: Path, opening: dict[str, Any], log: CellLog) -> None:
+def _refuse_misplaced(path: Path, attempt: int, opening: dict[str, Any], log: CellLog) -> None:
+    if opening["attempt"] != attempt:
+        raise RecordError(
+            f"{path}:1: the segment of attempt {opening['attempt']} under the name of another; {_remedy(path)}"
+        )
     if opening["cell"] != log.cell:
         raise RecordError(f"{path}:1: a segment of cell {opening['cell']} lies in the folder of cell {log.cell}")
     if opening["resumed_at"] > log.position:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import RecordError
+from modelassay.recording.columns import METRIC, MICROBATCH, Columns, UnexpectedLine
+from modelassay.recording.lines import cell_lines
 from modelassay.recording.log import MAX_COLUMNS, read_cell
+from modelassay.recording.status import read_status
 
 if TYPE_CHECKING:
     import polars as pl
@@ -43,50 +47,139 @@ class RunData:
 
     def facts(self, kind: str) -> list[dict[str, Any]]:
         """Return the facts of one kind: ``cell``, ``value`` and each label of it."""
-        return [
-            {key: value for key, value in row.items() if key != "fact"} for row in self.fact_rows if row["fact"] == kind
-        ]
+        return [{key: value for key, value in row.items() if key != "fact"} for row in self._facts.get(kind, ())]
+
+    @cached_property
+    def _facts(self) -> dict[str, list[Mapping[str, Any]]]:
+        """The facts by kind, so that an analysis may ask for each cell."""
+        by_kind: dict[str, list[Mapping[str, Any]]] = {}
+        for row in self.fact_rows:
+            by_kind.setdefault(row["fact"], []).append(row)
+        return by_kind
 
     def artifact(self, cell: str, name: str) -> Path | None:
         """Return an output of a cell, None where it left none of that name."""
         path = self.folders[cell] / "artifacts" / name
         return path if path.exists() else None
 
-    @property
+    @cached_property
     def missing(self) -> list[str]:
         """Cells that have not ended yet, or failed: what an analysis has not seen."""
-        return [row["cell"] for row in self.cells.iter_rows(named=True) if row["outcome"] not in ENDED]
+        outcomes = zip(self.cells["cell"].to_list(), self.cells["outcome"].to_list(), strict=True)
+        return [cell for cell, outcome in outcomes if outcome not in ENDED]
 
 
 def read_tables(cells: Mapping[str, tuple[Path, Mapping[str, Any]]], *, profile: str) -> RunData:
-    """Read the logs of ``cells`` (id -> folder and parameters) into Polars frames."""
+    """Read the logs of ``cells`` (id -> folder and parameters) into Polars frames.
+
+    Of cells that have not ended only the ends of the logs are read.
+
+    Raises:
+        RecordError: a log is damaged.
+    """
     import polars as pl
 
-    cell_rows, unit_rows, metric_rows, fact_rows = [], [], [], []
-    for cell, (folder, params) in cells.items():
-        log = read_cell(folder)
-        status = log.status or {}
-        cell_rows.append(
-            {"cell": cell, "outcome": log.outcome, "reason": status.get("reason"), "attempts": log.num_attempts,
-             "wall_s": status.get("wall_s"), **flatten(params)}
-        )  # fmt: skip
-        if log.outcome not in ENDED:
-            continue
-        unit_rows += [_unit_row(cell, line) for line in log.microbatches]
-        metric_rows += [{"cell": cell, "name": m["name"], "value": m["value"], **m["labels"]} for m in log.metrics]
-        fact_rows += [{"cell": cell, "fact": f["fact"], "value": f["value"], **f["labels"]} for f in log.facts]
+    statuses = {cell: read_status(folder) for cell, (folder, _) in cells.items()}
+    rows = [
+        {"cell": cell, "outcome": (at := statuses[cell]).outcome, "reason": (status := at.status or {}).get("reason"),
+         "attempts": at.num_attempts, "wall_s": status.get("wall_s"), **flatten(params)}
+        for cell, (_, params) in cells.items()
+    ]  # fmt: skip
+    ended = {cell: folder for cell, (folder, _) in cells.items() if statuses[cell].outcome in ENDED}
+    try:
+        metrics, units, facts = _read_bulk(ended)
+    except UnexpectedLine:
+        metrics, units, facts = _read_singly(ended)
     return RunData(
-        cells=_frame(cell_rows, {"cell": pl.String, "outcome": pl.String, "reason": pl.String, "wall_s": pl.Float64}),
-        units=_frame(
-            unit_rows,
-            {"cell": pl.String, "stage": pl.String, "index": pl.Int64, "warmup": pl.Boolean, "reused": pl.Boolean, "host_ms": pl.Float64,
-             "device_ms": pl.Float64, "tokens": pl.Int64, "bytes": pl.Int64, "flops": pl.Int64, "gb_per_s": pl.Float64},
-        ),
-        metrics=_frame(metric_rows, {"cell": pl.String, "name": pl.String, "value": pl.Float64}),
+        cells=_frame(rows, {"cell": pl.String, "outcome": pl.String, "reason": pl.String, "wall_s": pl.Float64}),
+        units=units,
+        metrics=metrics,
         profile=profile,
         folders={cell: folder for cell, (folder, _) in cells.items()},
-        fact_rows=fact_rows,
+        fact_rows=facts,
+    )
+
+
+def _read_bulk(cells: Mapping[str, Path]) -> tuple[pl.DataFrame, pl.DataFrame, list[dict[str, Any]]]:
+    """Return the metrics, units and facts of ``cells`` (id -> folder), which have ended.
+
+    Raises:
+        UnexpectedLine: a line is not what it should be, or a metric may stand twice.
+    """
+    metrics, units = Columns(METRIC), Columns(MICROBATCH)
+    facts: list[dict[str, Any]] = []
+    for number, (cell, folder) in enumerate(cells.items()):
+        for lines in cell_lines(folder):
+            metrics.add(number, *lines.of(METRIC))
+            units.add(number, *lines.of(MICROBATCH))
+            facts += [{"cell": cell, "fact": f["fact"], "value": f["value"], **f["labels"]} for f in lines.facts]
+    frame = metrics.frame()
+    if _may_repeat(frame.drop("value")):
+        raise UnexpectedLine
+    return _metric_table(frame, [*cells]), _unit_table(units.frame(), [*cells]), facts
+
+
+def _may_repeat(keys: pl.DataFrame) -> bool:
+    """Whether two rows may be equal: by their hashes, so that a million rows take eight megabytes."""
+    return bool(keys.height) and keys.hash_rows().n_unique() < keys.height
+
+
+def _read_singly(cells: Mapping[str, Path]) -> tuple[pl.DataFrame, pl.DataFrame, list[dict[str, Any]]]:
+    """Return the same of logs whose lines have to be looked at one by one, and say what is wrong with them."""
+    import polars as pl
+
+    unit_rows: list[dict[str, Any]] = []
+    metric_rows: list[dict[str, Any]] = []
+    facts: list[dict[str, Any]] = []
+    for cell, folder in cells.items():
+        log = read_cell(folder)
+        unit_rows += [_unit_row(cell, line) for line in log.microbatches]
+        metric_rows += [{"cell": cell, "name": m["name"], "value": m["value"], **m["labels"]} for m in log.metrics]
+        facts += [{"cell": cell, "fact": f["fact"], "value": f["value"], **f["labels"]} for f in log.facts]
+    metrics = _frame(metric_rows, {"cell": pl.String, "name": pl.String, "value": pl.Float64})
+    units = _frame(
+        unit_rows,
+        {"cell": pl.String, "stage": pl.String, "index": pl.Int64, "warmup": pl.Boolean, "reused": pl.Boolean, "host_ms": pl.Float64,
+         "device_ms": pl.Float64, "tokens": pl.Int64, "bytes": pl.Int64, "flops": pl.Int64, "gb_per_s": pl.Float64},
     )  # fmt: skip
+    return metrics, units, facts
+
+
+def _metric_table(frame: pl.DataFrame, cells: Sequence[str]) -> pl.DataFrame:
+    return _table(frame, cells, [frame["name"], frame["value"]])
+
+
+def _unit_table(frame: pl.DataFrame, cells: Sequence[str]) -> pl.DataFrame:
+    import polars as pl
+
+    million = pl.repeat(
+        1e6, frame.height, eager=True
+    )  # by a number Polars multiplies with its inverse: another last bit
+    nanoseconds = pl.coalesce("device_ns", "host_ns")
+    rate = pl.when(nanoseconds != 0).then(pl.col("bytes").cast(pl.Float64) / nanoseconds)
+    columns = frame.select(
+        "stage", "index", pl.col("warmup").fill_null(False), pl.col("reused").fill_null(False),
+        (frame["host_ns"] / million).alias("host_ms"), (frame["device_ns"] / million).alias("device_ms"),
+        "tokens", "bytes", "flops", rate.alias("gb_per_s"),
+    )  # fmt: skip
+    return _table(frame, cells, columns.get_columns())
+
+
+def _table(frame: pl.DataFrame, cells: Sequence[str], columns: Sequence[pl.Series]) -> pl.DataFrame:
+    """Return ``columns`` after the cells' ids and before the labels.
+
+    Raises:
+        UnexpectedLine: a label is called like a column.
+    """
+    import polars as pl
+
+    labels = {name[1:]: frame[name] for name in frame.columns if name.startswith(".")}
+    cell = pl.Series("cell", cells, dtype=pl.String).gather(frame["cell"])
+    names = [column.name for column in (cell, *columns)]
+    if not labels.keys().isdisjoint(names):
+        raise UnexpectedLine
+    _require_few([*names, *labels])
+    return pl.DataFrame([cell, *columns, *(column.rename(name) for name, column in labels.items())])
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -121,10 +214,14 @@ def _frame(rows: list[dict[str, Any]], schema: Mapping[str, Any]) -> pl.DataFram
     import polars as pl
 
     names = list(schema) + sorted({name for row in rows for name in row} - set(schema))
-    if len(names) > MAX_COLUMNS:
-        raise RecordError(f"the records carry {len(names):,} different labels and parameters, more than {MAX_COLUMNS:,}; "
-                          "look at how the run was written")  # fmt: skip
+    _require_few(names)
     columns = {
         name: pl.Series(name, [row.get(name) for row in rows], dtype=schema.get(name), strict=False) for name in names
     }
     return pl.DataFrame(columns)
+
+
+def _require_few(names: Collection[str]) -> None:
+    if len(names) > MAX_COLUMNS:
+        raise RecordError(f"the records carry {len(names):,} different labels and parameters, more than {MAX_COLUMNS:,}; "
+                          "look at how the run was written")  # fmt: skip

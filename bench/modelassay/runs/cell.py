@@ -28,8 +28,9 @@ from modelassay.storage.files import locked
 from modelassay.storage.store import Store
 
 if TYPE_CHECKING:  # a cell gets finished parameters: how a suite is read decides no result
+    from pydantic import BaseModel
+
     from modelassay.experiments import Experiment
-    from modelassay.suite import Cell
 
 MAX_REASON = 500
 """Characters of an error's text that a status keeps."""
@@ -37,7 +38,7 @@ MAX_REASON = 500
 
 def cell_main(
     experiment: Experiment,
-    cell: Cell,
+    params: BaseModel,
     sources: SourceGraph,
     cell_dir: Path,
     answer: Connection,
@@ -46,6 +47,7 @@ def cell_main(
 ) -> None:
     """Run one cell to its outcome and send it: ``(outcome, reason)``, or ``("host", message)`` for the machine's fault.
 
+    What it gets is loaded in the server it is forked from: the package that reads suites takes longer than a small cell.
     ``sources`` tells which code a stage depends on; ``lifeline`` is the reading end of a pipe that the runner holds open.
     ``printed`` is the pipe of `redact.Printed`; with its reading end open here too, printing does not fail when the runner
     dies, which would look like a fault of the cell.
@@ -54,7 +56,7 @@ def cell_main(
     _die_with_runner(lifeline)
     try:
         with locked(cell_dir / "lock"):  # a killed attempt's process may still be on its way out
-            answer.send(_attempt(experiment, cell, sources, cell_dir, printed[1]))
+            answer.send(_attempt(experiment, params, sources, cell_dir, printed[1]))
     except HostError as error:
         answer.send(("host", masked(str(error))))
     except AssayError as error:  # a damaged checkpoint
@@ -67,7 +69,7 @@ def cell_main(
 
 
 def _attempt(
-    experiment: Experiment, cell: Cell, sources: SourceGraph, cell_dir: Path, printed: Connection
+    experiment: Experiment, params: BaseModel, sources: SourceGraph, cell_dir: Path, printed: Connection
 ) -> tuple[str, str]:
     print_into(printed, f"attempt-{1 + max(segments(cell_dir), default=0)}.out")  # the runner's stdout is data
     faulthandler.enable(file=2)
@@ -75,13 +77,13 @@ def _attempt(
     spent: dict[str, Any] = {}
     run, trouble = _import(experiment)  # what a forked process already holds; before the meter looks for a GPU
     with _clocks(spent) as clocks:
-        seed = int(getattr(cell.params, "seed", 0))
-        context = CellContext(cell_dir, cell=cell.id, seed=seed, store=Store(), sources=sources, clocks=clocks)
+        seed = int(getattr(params, "seed", 0))
+        context = CellContext(cell_dir, cell=cell_dir.name, seed=seed, store=Store(), sources=sources, clocks=clocks)
         try:
             if trouble is not None:
                 raise trouble
             seed_everything(context.seed("global") % 2**32)
-            outcome, reason = _outcome(partial(run, cell.params, context))
+            outcome, reason = _outcome(partial(run, params, context))
             context.meter.settle()
         except HostError:
             raise

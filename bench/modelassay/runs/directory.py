@@ -15,6 +15,7 @@ from modelassay.errors import HostError, UsageError, did_you_mean
 from modelassay.machine import environment
 from modelassay.machine.code import SourceGraph
 from modelassay.recording.log import CellLog
+from modelassay.recording.status import CellStatus, read_status
 from modelassay.recording.tables import RunData, read_tables
 from modelassay.runs.folder import CELLS, MANIFEST, MANIFEST_DRAFT, Scaffold, is_run, require_free
 from modelassay.runs.needs import file_digests
@@ -46,6 +47,10 @@ class Run:
     def cell_dir(self, cell: Cell) -> Path:
         """Return the folder of ``cell``."""
         return self.folder / "cells" / cell.id
+
+    def statuses(self) -> dict[str, CellStatus]:
+        """Return how each cell stands, by its id."""
+        return {cell.id: read_status(self.cell_dir(cell)) for cell in self.suite.cells}
 
     def data(self) -> RunData:
         """Return what the logs say now."""
@@ -131,11 +136,11 @@ def open_run(folder: Path) -> Run:
 
 def runs_under(root: Path) -> list[Path]:
     """Return the run directories under ``root``, oldest first, those that cannot be read too."""
-    found = []
+    by_age = []
     for folder in root.glob("*"):
         with suppress(OSError):  # it holds no run.json
-            found.append(((folder / "run.json").lstat().st_mtime_ns, folder))
-    return [folder for _, folder in sorted(found)]
+            by_age.append(((folder / "run.json").lstat().st_mtime_ns, folder))
+    return [folder for _, folder in sorted(by_age)]
 
 
 def find_run(reference: str, root: Path) -> Path | None:
@@ -166,7 +171,7 @@ def require_run(reference: str, root: Path) -> Run:
     return open_run(folder)
 
 
-def summarise_outcomes(logs: Iterable[CellLog]) -> str:
+def summarise_outcomes(logs: Iterable[CellLog | CellStatus]) -> str:
     """Return how many cells ended how, as ``3 done, 1 failed``."""
     words = [log.outcome or ("cut off" if log.num_attempts else "not run") for log in logs]
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))

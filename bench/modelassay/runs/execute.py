@@ -7,10 +7,14 @@ Each cell runs in a process of its own, forked from a warm server that has alrea
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
+import sys
 import time
+import types
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,7 +29,7 @@ from modelassay.machine.code import SourceGraph
 from modelassay.machine.redact import Printed
 from modelassay.machine.signals import sigterm_interrupts
 from modelassay.machine.sockets import place_sockets
-from modelassay.recording.log import read_cell
+from modelassay.recording.status import read_status
 from modelassay.runs.cell import cell_main
 from modelassay.runs.directory import Run
 from modelassay.runs.needs import build_needs, missing_artifacts
@@ -41,6 +45,10 @@ EXIT_SECONDS = 5.0
 
 POLL_SECONDS = 0.5
 """Between two looks at how far the cells are."""
+
+
+_ALWAYS_LOADED = ("modelassay.runs.cell", "modelassay.experiments")
+"""Modules of the server, whatever the experiment: all that a cell's process would else import, each one anew."""
 
 
 def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
@@ -61,7 +69,7 @@ def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
         if lock.remark:
             board.line(lock.remark)
         cells = run.suite.cells
-        waiting = [cell for cell in cells if not read_cell(run.cell_dir(cell)).is_complete]
+        waiting = [cell for cell in cells if not read_status(run.cell_dir(cell)).is_complete]
         if not waiting:
             board.line(f"{run.folder}: all {len(cells)} cells are complete, nothing to run")
             return
@@ -174,19 +182,21 @@ class _Pool:
         self._run, self._sources, self._board, self._lock = run, sources, board, lock
         self._cores, self._jobs = cores, jobs
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["modelassay.runs.cell", f"{run.suite.experiment.package}.run"])
+        package = run.suite.experiment.package
+        self._context.set_forkserver_preload([*_ALWAYS_LOADED, f"{package}.params", f"{package}.run"])
         self._running: list[_Running] = []
+        self._shown = -math.inf
 
     def run(self, cells: Sequence[Cell]) -> list[str]:
         """Run ``cells`` and say which failed, and why."""
-        failures, queue, num_done = [], list(cells), 0
+        failures, queue, num_done = [], deque(cells), 0
         total = f"{self._run.suite.name}"
         began = time.monotonic()
         try:
             while queue or self._running:
                 self._lock.require_in_place()
                 while queue and self._fits(queue[0]):
-                    self._running.append(_start(self._context, self._run, queue.pop(0), self._sources))
+                    self._running.append(_start(self._context, self._run, queue.popleft(), self._sources))
                 for ended in self._wait():
                     self._running.remove(ended)
                     outcome, reason = ended.finish()
@@ -227,6 +237,10 @@ class _Pool:
         return list(dict.fromkeys(signs[sign] for sign in ready))
 
     def _show(self, total: str, num_done: int, num_cells: int) -> None:
+        """Say how far the cells are, at most every ``POLL_SECONDS``: small ones end a hundred times as often."""
+        if time.monotonic() - self._shown < POLL_SECONDS:
+            return
+        self._shown = time.monotonic()
         self._board.show(total, Position(num_done, num_cells, "cells"))
         for running in self._running:
             if (position := position_of(running.cell_dir)) is not None:
@@ -239,7 +253,7 @@ def _start(context: ForkServerContext, run: Run, cell: Cell, sources: SourceGrap
     receiver, sender = context.Pipe(duplex=False)
     lifeline, held = context.Pipe(duplex=False)
     reader, writer = context.Pipe(duplex=False)
-    arguments = (run.suite.experiment, cell, sources, cell_dir, sender, lifeline, (reader, writer))
+    arguments = (run.suite.experiment, cell.params, sources, cell_dir, sender, lifeline, (reader, writer))
     process = context.Process(target=cell_main, args=arguments, name=f"cell {cell.id}")
     printed = Printed(reader, cell_dir)
     running = _Running(
@@ -247,12 +261,12 @@ def _start(context: ForkServerContext, run: Run, cell: Cell, sources: SourceGrap
     )
     try:
         try:
-            process.start()
+            _start_process(process)
         except (EOFError, ConnectionError):
             # The fork server died while preloading; start without preload so that the cell reports the import error.
             time.sleep(0.1)  # until the kernel knows that it is gone
-            context.set_forkserver_preload(["modelassay.runs.cell"])
-            process.start()
+            context.set_forkserver_preload([*_ALWAYS_LOADED])
+            _start_process(process)
     except BaseException:
         writer.close()
         running.end()
@@ -261,6 +275,16 @@ def _start(context: ForkServerContext, run: Run, cell: Cell, sources: SourceGrap
     lifeline.close()
     writer.close()
     return running
+
+
+def _start_process(process: BaseProcess) -> None:
+    """Start ``process`` without the module that Python was started with, which every child would import anew."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        process.start()
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _death(exitcode: int | None, cell_dir: Path) -> str:

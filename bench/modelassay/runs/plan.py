@@ -9,8 +9,8 @@ from typing import Literal
 
 from modelassay.errors import UsageError
 from modelassay.machine.code import SourceGraph, differences, library_versions
-from modelassay.recording.log import read_cell
 from modelassay.recording.resume import latest_checkpoint
+from modelassay.recording.status import read_status
 from modelassay.runs.directory import Run, code_of, needs_of, runs_under
 from modelassay.runs.needs import file_digests, missing_artifacts
 from modelassay.storage.files import require_regular_tree
@@ -51,34 +51,38 @@ def plan(suite: Suite, *, root: Path, run: Run | None = None) -> list[Planned]:
 def _action(run: Run | None, cell: Cell) -> tuple[Action, str]:
     if run is None:
         return "run", "a new run"
-    log = read_cell(run.cell_dir(cell))
-    if log.is_complete:
-        return "reuse", f"{log.outcome} in attempt {log.num_attempts}"
-    if log.num_attempts == 0:
+    standing = read_status(run.cell_dir(cell))
+    if standing.is_complete:
+        return "reuse", f"{standing.outcome} in attempt {standing.num_attempts}"
+    if standing.num_attempts == 0:
         return "run", "never started"
-    saved = latest_checkpoint(run.cell_dir(cell), log.position)
+    saved = latest_checkpoint(run.cell_dir(cell), standing.position)
     at = "from its start" if saved is None else f"from position {saved.position}"
-    if log.outcome == "failed" and log.status is not None:
-        return "retry", f"{at}; attempt {log.num_attempts} failed: {log.status['reason']}"
-    return "resume", f"{at}; attempt {log.num_attempts} was cut off"
+    if standing.outcome == "failed" and standing.status is not None:
+        return "retry", f"{at}; attempt {standing.num_attempts} failed: {standing.status['reason']}"
+    return "resume", f"{at}; attempt {standing.num_attempts} was cut off"
 
 
 def _earlier_costs(suite: Suite, root: Path) -> dict[str, float]:
-    wanted = {cell.id for cell in suite.cells}
+    """Return how long each cell took in the newest run that has it whole; no more runs are opened than it takes."""
+    missing = {cell.id for cell in suite.cells}
     costs: dict[str, float] = {}
-    for folder in runs_under(root):
+    for folder in reversed(runs_under(root)):
+        if not missing:
+            break
         try:
             require_regular_tree(folder)
-            names = wanted.intersection(path.name for path in folder.glob("cells/*"))
+            names = missing.intersection(path.name for path in folder.glob("cells/*"))
         except (UsageError, OSError):  # another run's damage is no matter of this one; its cost stays unknown
             continue
         for name in names:
             try:
-                log = read_cell(folder / "cells" / name)
+                standing = read_status(folder / "cells" / name)
             except (UsageError, OSError):
                 continue
-            if log.is_complete and log.status is not None and log.num_attempts == 1:  # a later attempt did but a part
-                costs[name] = float(log.status["wall_s"])
+            if standing.is_complete and standing.status is not None and standing.num_attempts == 1:
+                costs[name] = float(standing.status["wall_s"])  # a later attempt did but a part
+        missing -= costs.keys()
     return costs
 
 

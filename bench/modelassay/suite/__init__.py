@@ -39,6 +39,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Cell",
     "Claim",
+    "Contents",
     "Derived",
     "Evidence",
     "Published",
@@ -48,6 +49,7 @@ __all__ = [
     "load_suite",
     "parse_selector",
     "read_claims",
+    "read_contents",
     "shipped_suites",
     "suite_from_json",
     "suite_schema",
@@ -128,16 +130,38 @@ def load_suite(reference: str, *, profile: str | None = None, overrides: Sequenc
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What is in a valid suite file."""
+
+    sizes: Mapping[str, int]
+    """The number of cells of each profile."""
+    claims: tuple[Claim, ...]
+    """Its claims."""
+    experiment: Experiment
+    """Whose readers read the data that the claims name."""
+
+
+def read_contents(path: str | Path) -> Contents:
+    """Read the file at ``path`` once, validate it under each of its profiles, and return what is in it.
+
+    Raises:
+        SuiteError: As ``load_suite``, over all profiles.
+    """
+    file = _File(Path(path))
+    sizes = {name: len(file.resolve(name, ())[0]) for name in file.profiles}
+    file.problems.raise_first()
+    form, experiment = file.complete()
+    return Contents(sizes=sizes, claims=form.claims, experiment=experiment)
+
+
 def check_suite(path: str | Path) -> list[tuple[str, int]]:
     """Validate the file at ``path`` under each of its profiles; return their names and numbers of cells.
 
     Raises:
         SuiteError: As ``load_suite``, over all profiles.
     """
-    file = _File(Path(path))
-    sizes = [(name, len(file.resolve(name, ())[0])) for name in file.profiles]
-    file.problems.raise_first()
-    return sizes
+    return [*read_contents(path).sizes.items()]
 
 
 def read_claims(path: str | Path) -> tuple[tuple[Claim, ...], Experiment]:

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from modelassay.errors import did_you_mean
 from modelassay.experiments import Experiment
+from modelassay.storage.files import MAX_JSON_BYTES
 from modelassay.storage.store import content_key
 from modelassay.suite.located_yaml import JSON, Entry, Node, scalar
-from modelassay.suite.matrix import WORDS, Combination, axes_of, covers, expand, layered, leaves, merge, nested
+from modelassay.suite.matrix import (
+    MAX_STEPS,
+    WORDS,
+    Combination,
+    PathIndex,
+    axes_of,
+    expand,
+    layered,
+    leaves,
+    merge,
+    nested,
+    overlaid,
+)
 from modelassay.suite.model_patterns import with_models
 from modelassay.suite.overrides import Overrides, parse_overrides
 from modelassay.suite.problems import Problems, exists, paths, suggest, validate
 
 SCHEMA_VERSION = 1
 """Part of every cell's id and of run.json; raised when the meaning of a suite file changes."""
+
+MAX_CHARACTERS = MAX_JSON_BYTES // 2
+"""Of a profile's leaves as JSON times its cells: a run.json of more could not be read again."""
 
 CELL_ID = r"^[0-9a-f]{12}$"
 """What ``cell_id`` gives; a cell's folder is called so."""
@@ -66,44 +83,111 @@ def resolve(
     over = parse_overrides(overrides, params_type, layered(*(entry.node for entry in matrices)), problems)
     axes_and_words = layered(*(entry.node for entry in matrices), over.matrix)
     over.refuse_axes(axes_of(axes_and_words), problems)
-    if len(problems.errors) > num_before:
+    if len(problems.errors) > num_before or not _check_names(axes_and_words, params_type, problems):
         return (), {}
-    _check_names(axes_and_words, params_type, problems)
-    combinations = expand(axes_and_words, matrices[-1].key if matrices else profile.key, problems)
+    top = matrices[-1].key if matrices else profile.key
+    combinations = expand(axes_and_words, top, problems)
     leaves_only = {name: entry for name, entry in profile.node.entries.items() if name != "matrix"}
     base = replace(profile.node, value=leaves_only)
+    size = len(json.dumps(base.plain()))
+    if size * len(combinations) > MAX_CHARACTERS:
+        problems.add(
+            top,
+            f"{len(combinations):,} cells of {size:,} characters each, as JSON, are more than a run can record "
+            f"({MAX_CHARACTERS:,} together); shorten the profile or the matrix, or keep data in a file",
+        )
+        return (), {}
+    varied = dict.fromkeys(name for combination in combinations for name in combination)
+    validator = _Validator(params_type, Entry(profile.key, base), varied, over, problems)
     cells: dict[str, tuple[Cell, Combination]] = {}
+    parameters: dict[str, None] = {}
     for combination in combinations:
-        tree = base
-        for name, entry in [*combination.items(), *over.leaves.items()]:
-            tree = merge(tree, nested(name, entry))
-        axes = {name: entry.node.plain() for name, entry in combination.items()}
-        context = f" in cell {_label(axes)}; set it in the profile or the matrix"
-        params = validate(params_type, tree, problems, top=profile.key, context=context)
+        params = validator.params(combination)
         if params is None:
             continue
-        cell = Cell(id=cell_id(experiment, params), params=params, axes=axes)
+        stored = params.model_dump(mode="json")
+        axes = {name: entry.node.plain() for name, entry in combination.items()}
+        cell = Cell(id=stored_cell_id(experiment, stored), params=params, axes=axes)
         if cell.id in cells:
             first, original = cells[cell.id]
             problems.add(_difference(original, combination), f"cell {cell.label} repeats cell {first.label}")
         else:
             cells[cell.id] = (cell, combination)
+            parameters |= dict.fromkeys(leaves(stored))
     resolved = tuple(cell for cell, _ in cells.values())
-    return resolved, _provenance(profile.key.value, base, combinations, over, resolved)
+    return resolved, _provenance(profile.key.value, base, combinations, over, parameters)
 
 
-def _check_names(matrix: Mapping[str, Entry], params: type[BaseModel], problems: Problems) -> None:
-    """Note axes and included keys that are no parameters."""
+class _Validator:
+    """Makes a cell's parameters from its layers: on plain data, with places only where something is wrong."""
+
+    def __init__(
+        self, model: type[BaseModel], profile: Entry, axes: Iterable[str], over: Overrides, problems: Problems
+    ) -> None:
+        """Begin with the leaves of ``profile``, which ``axes`` vary; what is wrong goes to ``problems``."""
+        self._model, self._profile, self._over, self._problems = model, profile, over, problems
+        base = profile.node.plain()
+        assert isinstance(base, dict)
+        self._base = base
+        self._overrides = [(name, entry.node.plain()) for name, entry in over.leaves.items()]
+        self._noted: set[tuple[object, ...]] = set()
+        self._index = PathIndex(axes)
+
+    def params(self, combination: Combination) -> BaseModel | None:
+        """Return the validated parameters, or note what is wrong with them and return None."""
+        axes = [(name, entry.node.plain()) for name, entry in combination.items()]
+        tree = overlaid(self._base, [*axes, *self._overrides])
+        try:
+            return self._model.model_validate_json(json.dumps(tree), strict=True)
+        except ValidationError as error:
+            # Cells that share a mistake say it once; to find its place and a hint takes a thousand times as long as a cell.
+            mistake = tuple(
+                (detail["type"], detail["loc"], self._source(detail["loc"], combination))
+                for detail in error.errors(include_url=False, include_context=False, include_input=False)
+            )
+            if mistake not in self._noted:
+                self._noted.add(mistake)
+                self._note(combination)
+        return None
+
+    def _source(self, loc: Sequence[str | int], combination: Combination) -> Node | None:
+        """Return the value of an axis that ``loc`` lies within or holds, None where the profile decides."""
+        path = ".".join(str(step) for step in loc)
+        axis = self._index.covering(path) or (self._index.covering(str(loc[0])) if loc else None)
+        return None if axis is None or axis not in combination else combination[axis].node
+
+    def _note(self, combination: Combination) -> None:
+        tree = self._profile.node
+        for name, entry in [*combination.items(), *self._over.leaves.items()]:
+            tree = merge(tree, nested(name, entry))
+        label = _label({name: entry.node.plain() for name, entry in combination.items()})
+        context = f" in cell {label}; set it in the profile or the matrix"
+        validate(self._model, tree, self._problems, top=self._profile.key, context=context)
+
+
+def _check_names(matrix: Mapping[str, Entry], params: type[BaseModel], problems: Problems) -> bool:
+    """Note axes and included keys that are no parameters; return whether the others can be laid over a profile."""
     included = [
         entry
         for item in (matrix["include"].node.items if "include" in matrix else [])
         for entry in item.entries.values()
     ]
+    sound = True
+
+    @cache
+    def wrong(name: str) -> str | None:
+        if exists(params, name):
+            return None
+        return f"not a parameter{did_you_mean(name, [*paths(params), *WORDS]) or suggest(params, name.split('.'))}"
+
     for entry in [*axes_of(matrix).values(), *included]:
         name = str(entry.key.value)
-        if not exists(params, name):
-            hint = did_you_mean(name, [*paths(params), *WORDS]) or suggest(params, name.split("."))
-            problems.add(entry.key, f"not a parameter{hint}")
+        if name.count(".") >= MAX_STEPS:
+            problems.add(entry.key, f"names a parameter more than {MAX_STEPS} levels deep")
+            sound = False
+        elif (message := wrong(name)) is not None:
+            problems.add(entry.key, message)
+    return sound
 
 
 def _difference(original: Combination, repeated: Combination) -> Node:
@@ -115,20 +199,21 @@ def _difference(original: Combination, repeated: Combination) -> Node:
 
 
 def _provenance(
-    profile: object, base: Node, combinations: Sequence[Combination], over: Overrides, cells: Sequence[Cell]
+    profile: object, base: Node, combinations: Sequence[Combination], over: Overrides, parameters: Iterable[str]
 ) -> dict[str, str]:
     axes: dict[str, Node] = {}
     for combination in combinations:
         for name, entry in combination.items():
             axes.setdefault(name, entry.key)
+    by_axis, by_override = PathIndex(axes), PathIndex(over.leaves)
     set_by: dict[str, str] = {}
-    for leaf in dict.fromkeys(leaf for cell in cells for leaf in leaves(cell.params.model_dump(mode="json"))):
-        axis = next((key for name, key in axes.items() if covers(name, leaf)), None)
+    for leaf in parameters:
+        axis = by_axis.covering(leaf)
         place = _place_of(base, leaf)
-        if any(covers(name, leaf) for name in over.leaves):
+        if by_override.covering(leaf) is not None:
             set_by[leaf] = "-o"
         elif axis is not None:
-            set_by[leaf] = f"matrix ({axis.place})"
+            set_by[leaf] = f"matrix ({axes[axis].place})"
         else:
             set_by[leaf] = f"profile {profile} ({place})" if place else "default"
     return set_by

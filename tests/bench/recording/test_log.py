@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from modelassay.errors import HostError, RecordError
+from modelassay.recording.line import encode_line, sealed
 from modelassay.recording.log import Log, encode_value, read_cell, read_segment, segments
 from modelassay.recording.tables import read_tables
 from support.small_disk import needs_root, small_disk
@@ -76,14 +77,14 @@ def test_torn_last_line_is_dropped_at_every_length(tmp_path: Path) -> None:
         (b'{"kind":"clocks","seq":1}', "position 1 where 0 is due; lines were lost"),
         (b"\x00\x00\x00", "not a record"),
         (b"", "not a record"),
-        (b'{"kind":"attempt","schema":1,"cell":"c","attempt":1,"resumed_at":0}', "opens with its one attempt line"),
+        (b'{"kind":"attempt","schema":3,"cell":"c","attempt":1,"resumed_at":0}', "opens with its one attempt line"),
     ],
 )
 def test_bad_line_elsewhere_is_named(tmp_path: Path, bad: bytes, says: str) -> None:
     write_attempt(tmp_path, 1, 0, [0.5, 1.5])
     path = tmp_path / "attempt-1.jsonl"
     lines = path.read_bytes().splitlines()
-    path.write_bytes(b"\n".join([lines[0], bad, *lines[1:], b""]))
+    path.write_bytes(b"\n".join([lines[0], sealed(bad).rstrip(b"\n"), *lines[1:], b""]))
     with pytest.raises(RecordError, match=f"attempt-1.jsonl:2: .*{says}"):
         read_cell(tmp_path)
 
@@ -139,10 +140,62 @@ def test_numpy_number_is_written_as_a_number() -> None:
     assert [encode_value(np.float64(value)) for value in (math.nan, -math.inf)] == ["nan", "-inf"]
 
 
-def test_newer_schema_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("opening", "says"),
+    [
+        (sealed(b'{"kind":"attempt","schema":99,"cell":"c","attempt":1,"resumed_at":0}'),
+         "schema 99, this modelassay reads 3; use another version"),
+        (b'{"kind":"attempt","schema":1,"cell":"c","attempt":1,"resumed_at":0,"started":"2026-11-01T00:00:00Z","pid":1}\n',
+         "schema 1, without checksums; this modelassay reads 3: read it with the version that wrote it"),
+    ],
+)  # fmt: skip
+def test_other_schema_is_refused(tmp_path: Path, opening: bytes, says: str) -> None:
+    (tmp_path / "attempt-1.jsonl").write_bytes(opening)
+    with pytest.raises(RecordError, match=f"attempt-1.jsonl:1: {says}"):
+        read_cell(tmp_path)
+
+
+def test_checksum_of_a_line_is_what_it_was() -> None:
+    """CRC-32 of everything before the comma, as `python3 -c 'import zlib; ...'` says of these bytes."""
+    raw = encode_line({"seq": 0, "kind": "metric", "name": "x", "value": 0.5, "labels": {}})
+    assert raw == b'{"seq":0,"kind":"metric","name":"x","value":0.5,"labels":{},"crc":"6f010f14"}\n'
+
+
+def test_every_flipped_bit_of_a_finished_log_is_an_error_or_a_torn_line(tmp_path: Path) -> None:
+    """No flipped bit becomes another number: of each line and of the ends of lines, the last one too."""
+    write_attempt(tmp_path, 1, 0, [0.5, math.nan, 0.1 + 0.2], status="done")
     path = tmp_path / "attempt-1.jsonl"
-    path.write_text('{"kind":"attempt","schema":99,"cell":"c","attempt":1,"resumed_at":0}\n')
-    with pytest.raises(RecordError, match="schema 99 is newer"):
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << bit)]) + whole[at + 1 :])
+            with pytest.raises(RecordError, match=r"attempt-1.jsonl:\d+: .*(restore it|version)"):
+                read_cell(tmp_path)
+
+
+def test_flipped_end_of_the_line_before_a_torn_one_loses_no_line(tmp_path: Path) -> None:
+    write_attempt(tmp_path, 1, 0, [0.5, 1.5, 2.5])
+    path = tmp_path / "attempt-1.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:2]) + lines[2].replace(b"\n", b"\v") + lines[3][:20])
+    with pytest.raises(RecordError, match=r"attempt-1.jsonl:3: not as it was written"):
+        read_cell(tmp_path)
+
+
+def test_a_line_in_a_fact_that_looks_like_an_end_does_not_hide_a_torn_line(tmp_path: Path) -> None:
+    log = Log(tmp_path / "attempt-1.jsonl", cell=tmp_path.name, attempt=1, resumed_at=0)
+    log.append("fact", {"fact": "x", "value": {"a": 1, "crc": "00000000"}, "labels": {}})
+    log.close()
+    assert [fact["value"]["crc"] for fact in read_cell(tmp_path).facts] == ["00000000"]
+    path = tmp_path / "attempt-1.jsonl"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert read_cell(tmp_path).facts == []
+
+
+def test_segment_under_the_name_of_another_attempt_is_refused(tmp_path: Path) -> None:
+    write_attempt(tmp_path, 1, 0, [0.5], status="failed")
+    shutil.copy(tmp_path / "attempt-1.jsonl", tmp_path / "attempt-2.jsonl")
+    with pytest.raises(RecordError, match=r"attempt-2.jsonl:1: the segment of attempt 1 under the name of another"):
         read_cell(tmp_path)
 
 

@@ -116,13 +116,15 @@ def test_interruption_keeps_results_and_leaves_no_process(
 
 
 def test_second_process_on_one_run_is_refused(tmp_path: Path) -> None:
-    first = start("run", write_suite(tmp_path), "--runs", tmp_path / "runs")
+    suite = write_suite(tmp_path, SUITE.replace("pause_ms: 3.0", "pause_ms: 1000"))  # longer than Python takes to start
+    first = start("run", suite, "--runs", tmp_path / "runs")
     _first_cell_process(tmp_path / "runs")
     code, _, err = modelassay("run", only_run(tmp_path / "runs"))
     assert code == 6
     assert f"process {first.pid} is running it" in err
+    first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
-    assert first.returncode == 0
+    assert first.returncode == 130  # it was still running, and undisturbed
 
 
 def test_failed_cell_is_told_and_the_others_run(tmp_path: Path) -> None:
@@ -398,7 +400,7 @@ def most_at_once(process: subprocess.Popen[str], root: Path) -> int:
 
 
 def test_a_run_is_shown_while_it_runs(tmp_path: Path) -> None:
-    text = SUITE.replace("pause_ms: 3.0", "pause_ms: 150.0, timed: false").replace("[0, 1]", "[0]")
+    text = SUITE.replace("pause_ms: 3.0", "pause_ms: 1000, timed: false").replace("[0, 1]", "[0]")
     process = start("run", write_suite(tmp_path, text), "--runs", tmp_path / "runs", "--jobs", "2")
     _first_cell_process(tmp_path / "runs")
     code, out, _ = modelassay("show", only_run(tmp_path / "runs"), "--json")

@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from modelassay.errors import SuiteError
 from modelassay.suite.located_yaml import JSON, Node, parse
 from modelassay.suite.matrix import expand
 from modelassay.suite.problems import Problems
@@ -119,3 +120,76 @@ def test_random_matrices_against_sets(seed: int) -> None:
         problems, tree = Problems(), parse(text, "f")
         assert expand(tree.entries, Node(None, "f"), problems) == []
         assert "leaves no cell to run" in str(*problems.errors.values())
+
+
+VALUES = ["1", "true", "'1'", "null", "[1, true]", "[true, 1]", "{a: 1}", "{a: true}", "{a: 1, b: [2]}", "0.5"]
+"""No two are equal, though Python takes some for the same."""
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_includes_and_excludes_against_the_documented_words(seed: int) -> None:
+    """Each entry is held against each combination, as the documentation says it, by the text of the values."""
+    rng = random.Random(seed)
+    axes = {name: rng.sample(VALUES, rng.randint(2, 5)) for name in "abc"[: rng.randint(1, 3)]}
+
+    def row(extra: str) -> dict[str, str]:
+        names = rng.sample(sorted(axes), rng.randint(0 if extra else 1, len(axes)))
+        return {**{name: rng.choice(VALUES) for name in names}, **{name: rng.choice(VALUES) for name in extra}}
+
+    exclude = [row("") for _ in range(rng.randint(0, 4))]
+    include = [row(rng.choice(["", "x", "y", "xy"])) for _ in range(rng.randint(1, 5))]
+    include = [entry for entry in include if entry]
+    product = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    originals = [cell for cell in product if not any(entry.items() <= cell.items() for entry in exclude)]
+    grown, added = [dict(cell) for cell in originals], []
+    for entry in include:
+        fixed = {name: value for name, value in entry.items() if name in axes}
+        hosts = [cell for cell, original in zip(grown, originals, strict=True) if fixed.items() <= original.items()]
+        for cell in hosts:
+            cell.update(entry)
+        added += [] if hosts else [entry]
+    rows = {name: [f"{{{', '.join(f'{k}: {v}' for k, v in row.items())}}}" for row in rows]
+            for name, rows in (("exclude", exclude), ("include", include))}  # fmt: skip
+    text = "".join(f"{name}: [{', '.join(values)}]\n" for name, values in {**axes, **rows}.items() if values)
+    tree = parse(text, "f")
+    combinations = expand(tree.entries, tree, Problems())
+    plain = [{name: entry.node.plain() for name, entry in combination.items()} for combination in combinations]
+    expected = [{name: parse(value, "f").plain() for name, value in cell.items()} for cell in grown + added]
+    assert list(map(repr, plain)) == list(map(repr, expected))
+
+
+def values_read(monkeypatch: pytest.MonkeyPatch, text: str) -> int:
+    """Expand a matrix and return how often the value of a node was asked for."""
+    tree, problems, num_read = parse(text, "f"), Problems(), 0
+    plain = Node.plain
+
+    def counted(node: Node) -> JSON:
+        nonlocal num_read
+        num_read += 1
+        return plain(node)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Node, "plain", counted)
+        assert expand(tree.entries, tree, problems)
+    assert not problems.errors
+    return num_read
+
+
+@pytest.mark.parametrize("rows", ["", "exclude", "include"])
+@pytest.mark.parametrize("value", ["{n}", "text-{n}", "[{n}]", "{{a: {n}}}"])
+def test_the_work_grows_with_the_file_not_with_its_square(
+    monkeypatch: pytest.MonkeyPatch, rows: str, value: str
+) -> None:
+    def text(size: int) -> str:
+        values = [value.format(n=number) for number in range(size)]
+        listed = ", ".join(f"{{x: {one}{', y: 1' if rows == 'include' else ''}}}" for one in values[1:])
+        return f"max_cells: 4096\nx: [{', '.join(values)}]\n" + (f"{rows}: [{listed}]\n" if rows else "")
+
+    few, many = values_read(monkeypatch, text(50)), values_read(monkeypatch, text(200))
+    assert few < many <= 4.2 * few
+
+
+def test_combinations_are_counted_before_they_are_made() -> None:
+    axes = "".join(f"a{number}: [1]\n" for number in range(2000))
+    with pytest.raises(SuiteError, match="4,096 combinations of 2,002 axes before exclude"):
+        cells(f"{axes}x: {[*range(64)]}\ny: {[*range(64)]}\n")

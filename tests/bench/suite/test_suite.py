@@ -1,5 +1,6 @@
 """What valid suites mean: values, layers, cells, ids, claims, and what is stored of them."""
 
+import difflib
 import hashlib
 import json
 import re
@@ -12,6 +13,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 import modelassay
+from modelassay import suite as suites
+from modelassay.commands.check import check_files
 from modelassay.errors import SuiteError
 from modelassay.experiments import Experiment, find_experiment
 from modelassay.suite import (
@@ -400,3 +403,34 @@ def test_the_formats_page_shows_a_valid_suite() -> None:
     assert form is not None
     assert set(form.profiles) == {"embedded", "smoke", "paper"}
     assert {key for claim in form.claims for key in claim.model_fields_set} == set(type(form.claims[0]).model_fields)
+
+
+def test_cells_that_share_a_mistake_say_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hint takes as long as a thousand cells; it is looked for once, and an axis value's own mistake is still told."""
+    asked = []
+    closest = difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", lambda *args, **kw: asked.append(args[0]) or closest(*args, **kw))
+    rest = f"matrix:\n  max_cells: 400\n  seed: {[*range(100)]}\n  rate: [0.1, 0.2, 0.3, 7]\n"
+    with pytest.raises(SuiteError, match=r"stepz: unknown key; did you mean 'steps'\? \(and 1 more\)"):
+        load(tmp_path, "{model: zoo:base, stepz: 1}", rest=rest)
+    assert 0 < len(asked) < 20
+
+
+def test_more_than_a_run_can_record_is_refused_before_it_is_made(tmp_path: Path) -> None:
+    rest = f"matrix:\n  max_cells: 4096\n  seed: {[*range(2000)]}\n"
+    with pytest.raises(SuiteError, match=r"matrix: 2,000 cells of 100,045 characters each, as JSON, are more than"):
+        load(tmp_path, f"{{model: zoo:base, steps: 1, note: {'n' * 100_000}}}", rest=rest)
+    assert len(load(tmp_path, f"{{model: zoo:base, steps: 1, matrix: {{seed: {[*range(256)]}}}}}").cells) == 256
+
+
+def test_a_parameter_too_deep_to_be_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match="more than 32 levels deep"):
+        load(tmp_path, "{model: zoo:base, steps: 1}", rest=f"matrix:\n  {'a.' * 300}a: [1]\n")
+
+
+def test_a_file_is_read_once_to_check_it(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = []
+    read = suites.read_file
+    monkeypatch.setattr(suites, "read_file", lambda path: files.append(path) or read(path))
+    assert check_files([base]).data[0]["content"] == "embedded: 4 cells, smoke: 4 cells"
+    assert files == [Path(base)]

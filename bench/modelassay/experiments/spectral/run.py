@@ -46,7 +46,7 @@ def run(params: Params, cell: CellContext) -> None:
     ]
     vector_bytes = (params.steps + 1) * operator.size * operator.dtype.itemsize
     cost = Cost(products=params.products, vector_bytes=vector_bytes, device_peak_bytes=None)
-    trace_moments = moments(first, samples_K3, size=operator.size, cost=cost, exact=operator.precise() is not None)
+    trace_moments = moments(first, samples, size=operator.size, cost=cost, exact=operator.precise() is not None)
     _record(summary(timed, first, trace_moments, cost=cost, num_vectors=0, ends=ends), cell)
     for number, space in enumerate([first, *others]):
         values, residuals, rows = space.ritz()

@@ -25,7 +25,11 @@ def shared_embeddings(a: ModelMatrices, b: ModelMatrices) -> tuple[Floats, Float
     else:
         return "no file tells which tokens both know"
     limits = a.checkpoint.vocab_size, b.checkpoint.vocab_size
-    shared = sorted(pair for pair in shared if all(type(at) is int and 0 <= at < limit for at, limit in zip(pair, limits, strict=True)))
+    shared = sorted(
+        pair
+        for pair in shared
+        if all(type(at) is int and 0 <= at < limit for at, limit in zip(pair, limits, strict=True))
+    )
     if len(shared) < MIN_TOKENS:
         return f"{len(shared)} shared tokens are too few, {MIN_TOKENS} are needed"
     places = np.linspace(0, len(shared) - 1, min(len(shared), MAX_TOKENS)).round().astype(int)

@@ -31,6 +31,7 @@ from modelassay.suite.form import (
     Text,
     parse_selector,
     suite_schema,
+    without_holders,
 )
 from modelassay.suite.located_yaml import JSON, Node, read_file
 from modelassay.suite.problems import Problems, validate
@@ -238,7 +239,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         """Read the file and validate its form; raise at once only for what is no YAML mapping."""
-        self.root = read_file(path)
+        self.root = without_holders(read_file(path))
         self.problems = Problems()
         if not isinstance(self.root.value, dict):
             what = "empty" if self.root.value is None else "not a mapping"

@@ -60,7 +60,12 @@ def cli() -> None:
 @click.argument("target", metavar="SUITE|RUN")
 @click.option("--profile", help="A named scale of the suite; default: embedded.")
 @click.option(
-    "-o", "--override", "overrides", multiple=True, metavar="A.B=C", help="Set a parameter; the value is YAML."
+    "-o",
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="A.B=C",
+    help="Set a parameter: a number, true, null, text as it stands, or '[...]', '{...}' and quoted text as in YAML.",
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would run, what is reused and why.")
 @click.option("--into", type=click.Path(path_type=Path), help="Make this new or empty folder the run directory.")

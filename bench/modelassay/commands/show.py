@@ -201,7 +201,7 @@ def _published_tables(suite: Suite) -> PublishedTables:
     A run says where its suite's file was and may name any file as a table; only what the suite's file itself names is read.
     """
     shipped = shipped_suites().get(suite.name)
-    at_hand = suite.source.suffix in (".yaml", ".yml") and suite.source.is_file()
+    at_hand = suite.source.is_absolute() and suite.source.suffix in (".yaml", ".yml") and suite.source.is_file()
     path = suite.source if at_hand or shipped is None else from_here(shipped)
     named: list[Published] = []
     if published_of(suite.claims) and (at_hand or shipped is not None):

@@ -22,6 +22,7 @@ from urllib.parse import unquote
 
 from modelassay.errors import CheckpointError, HostError
 from modelassay.machine.scrub import split_login
+from modelassay.models.commits import COMMIT, keep_commit, kept_commit
 
 if TYPE_CHECKING:
     import httpx
@@ -103,7 +104,7 @@ class Files(Protocol):
 
 
 def open_files(reference: str | Path) -> Files:
-    """Return the files of ``hf:ORG/NAME[@REVISION]`` or of a local folder.
+    """Return the files of ``hf:ORG/NAME[@REVISION]``, in a run at the commit that it first read, or of a local folder.
 
     Costs nothing for a folder and one file (config.json) for a repository.
 
@@ -119,7 +120,12 @@ def open_files(reference: str | Path) -> Files:
         raise CheckpointError(
             f"{text}: not a repository of the Hub; write hf:ORG/NAME or hf:ORG/NAME@COMMIT, as in hf:Qwen/Qwen2.5-0.5B"
         )
-    return HubFiles(text, match["repo"], match["revision"])
+    repository, revision = match["repo"], match["revision"]
+    if revision is not None and COMMIT.fullmatch(revision):
+        return HubFiles(text, repository, revision)
+    files = HubFiles(text, repository, kept_commit(text) or revision)
+    commit = keep_commit(text, files.revision)
+    return files if commit == files.revision else HubFiles(text, repository, commit)
 
 
 class LocalFiles:

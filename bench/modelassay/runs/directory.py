@@ -18,7 +18,7 @@ from modelassay.machine.code import SourceGraph
 from modelassay.recording.log import CellLog
 from modelassay.recording.tables import RunData, read_tables
 from modelassay.runs.folder import CELLS, MANIFEST, MANIFEST_DRAFT, Scaffold, is_run, require_free
-from modelassay.runs.needs import file_digests
+from modelassay.runs.inputs import file_digests, require_absolute
 from modelassay.storage.files import no_space, read_json, require_folders, require_regular_tree, unwritable
 from modelassay.storage.needs import Need
 from modelassay.suite import Cell, Suite, shipped_suites, suite_from_json
@@ -77,12 +77,13 @@ def create_run(suite: Suite, folder: Path) -> Run:
         HostError: the folder cannot be made or written.
     """
     require_free(folder)
+    require_absolute(suite)
     manifest = {
         "schema": SCHEMA,
         "suite": suite.to_json(),
         "environment": environment.capture(),
         "code": code_of(suite),
-        "files": file_digests(needs_of(suite, suite.cells)),
+        "files": file_digests(suite, present=True),
     }
     scaffold = Scaffold()
     try:

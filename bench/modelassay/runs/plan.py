@@ -12,7 +12,8 @@ from modelassay.machine.code import SourceGraph, differences, library_versions
 from modelassay.recording.log import read_cell
 from modelassay.recording.resume import latest_checkpoint
 from modelassay.runs.directory import Run, code_of, needs_of, runs_under
-from modelassay.runs.needs import file_digests, missing_artifacts
+from modelassay.runs.inputs import file_digests
+from modelassay.runs.needs import missing_artifacts
 from modelassay.storage.files import require_regular_tree
 from modelassay.storage.needs import in_order
 from modelassay.storage.store import Store
@@ -91,7 +92,7 @@ def refuse_changes(run: Run, sources: SourceGraph | None = None) -> None:
     then = {"code": run.code, "libraries": run.environment["libraries"], "files": run.files}
     now = {
         "code": code_of(run.suite, sources), "libraries": library_versions(),
-        "files": file_digests(run.needs(run.suite.cells)),
+        "files": file_digests(run.suite, present=False),
     }  # fmt: skip
     changes = differences(then, now)
     if changes:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, create_model
 import modelassay
 from modelassay.errors import SuiteError, did_you_mean, printable
 from modelassay.experiments import Experiment, find_experiment
+from modelassay.experiments.references import AS_STORED
 from modelassay.suite.cells import CELL_ID, SCHEMA_VERSION, Cell, resolve, stored_cell_id
 from modelassay.suite.form import (
     Claim,
@@ -89,7 +90,7 @@ class Suite:
             "image": self.image,
             "profile": self.profile,
             "experiment": {"name": self.experiment.name, "package": self.experiment.package},
-            "source": str(self.source),
+            "source": str(self.source.absolute()),
             "overrides": list(self.overrides),
             "provenance": dict(self.provenance),
             "claims": [claim.model_dump(mode="json") for claim in self.claims],
@@ -226,7 +227,7 @@ class _Stored(Form):
 
 
 def _restore(params_type: type[BaseModel], experiment: Experiment, stored: _StoredCell) -> Cell:
-    params = params_type.model_validate_json(json.dumps(stored.params), strict=True)
+    params = params_type.model_validate_json(json.dumps(stored.params), strict=True, context=AS_STORED)
     if stored_cell_id(experiment, stored.params) != stored.id:
         raise SuiteError(
             "its parameters do not give its id; they were changed by hand", path=f"cells.{printable(stored.id)}"

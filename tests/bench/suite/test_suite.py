@@ -63,7 +63,7 @@ def test_cells_are_the_product_in_the_order_of_the_axes(base: str) -> None:
     ]
     assert params_of(suite, 0) == Params(
         model="zoo:base", steps=8, eval_every=2, note="first", walk={"drift": 0.5, "bounds": (-1.0, 1.0)},
-        tags=["a", "b"], weights={"left": 0.5}, seed=0, rate=1e-5,
+        tags=[str(Path("a").absolute()), str(Path("b").absolute())], weights={"left": 0.5}, seed=0, rate=1e-5,
     )  # fmt: skip
     assert params_of(suite, 3).note == "plain"
     assert suite.cells[3].axes == {"seed": 7, "rate": 0.25}
@@ -122,7 +122,12 @@ def test_overrides_are_the_top_layer(base: str) -> None:
     overrides = ["steps=9", "steps=0x10", "walk.width=5", "weights.right=1e-5", "tags=[x]", "note=no", "exit_at=null"]
     suite = load_suite(base, overrides=overrides)
     for params in (params_of(suite, number) for number in range(4)):
-        assert (params.steps, params.walk.width, params.walk.drift, params.tags) == (16, 5, 0.5, ["x"])
+        assert (params.steps, params.walk.width, params.walk.drift, params.tags) == (
+            16,
+            5,
+            0.5,
+            [str(Path("x").absolute())],
+        )
         assert (params.weights, params.note, params.exit_at) == ({"left": 0.5, "right": 1e-5}, "no", None)
     assert suite.overrides == tuple(overrides)
     assert {cell.id for cell in suite.cells}.isdisjoint(cell.id for cell in load_suite(base).cells)

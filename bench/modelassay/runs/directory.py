@@ -15,7 +15,6 @@ from typing import Any
 from modelassay.errors import HostError, UsageError, did_you_mean
 from modelassay.machine import environment
 from modelassay.machine.code import SourceGraph
-from modelassay.recording.log import CellLog
 from modelassay.recording.tables import RunData, read_tables
 from modelassay.runs.folder import CELLS, MANIFEST, MANIFEST_DRAFT, Scaffold, is_run, require_free
 from modelassay.runs.inputs import file_digests, require_absolute
@@ -165,12 +164,6 @@ def require_run(reference: str, root: Path) -> Run:
         known = [path.name for path in runs_under(root)]
         raise UsageError(f"{reference}: no such run under {root}{did_you_mean(reference, known)}")
     return open_run(folder)
-
-
-def summarise_outcomes(logs: Iterable[CellLog]) -> str:
-    """Return how many cells ended how, as ``3 done, 1 failed``."""
-    words = [log.outcome or ("cut off" if log.num_attempts else "not run") for log in logs]
-    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
 
 
 def _write_manifest(manifest: dict[str, Any], folder: Path, scaffold: Scaffold) -> None:

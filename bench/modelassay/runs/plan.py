@@ -14,6 +14,7 @@ from modelassay.recording.resume import latest_checkpoint
 from modelassay.runs.directory import Run, code_of, needs_of, runs_under
 from modelassay.runs.inputs import file_digests
 from modelassay.runs.needs import missing_artifacts
+from modelassay.runs.standing import standing
 from modelassay.storage.files import require_regular_tree
 from modelassay.storage.needs import in_order
 from modelassay.storage.store import Store
@@ -61,7 +62,8 @@ def _action(run: Run | None, cell: Cell) -> tuple[Action, str]:
     at = "from its start" if saved is None else f"from position {saved.position}"
     if log.outcome == "failed" and log.status is not None:
         return "retry", f"{at}; attempt {log.num_attempts} failed: {log.status['reason']}"
-    return "resume", f"{at}; attempt {log.num_attempts} was cut off"
+    word = standing(run.cell_dir(cell), log).word
+    return "resume", f"{at}; attempt {log.num_attempts} {'is running now' if word == 'running' else 'was cut off'}"
 
 
 def _earlier_costs(suite: Suite, root: Path) -> dict[str, float]:

@@ -17,6 +17,7 @@ from modelassay.runs.directory import Run, create_run, find_run, new_folder, ope
 from modelassay.runs.execute import execute
 from modelassay.runs.plan import plan, prepare
 from modelassay.runs.progress import board
+from modelassay.storage.temporary import require_temporary_folder
 from modelassay.suite import Suite, load_suite
 
 
@@ -68,6 +69,7 @@ def run_here(request: Request, *, jobs: int | None, report: Callable[[str], None
         IncompleteRun: a cell failed; the others are there.
     """
     suite, run = request.open()
+    require_temporary_folder()
     if run is None:
         run = create_run(suite, request.folder(suite, run))
         mounted = request.into or request.root
@@ -114,5 +116,5 @@ def refuse_container_options(options: Mapping[str, Any]) -> None:
     Raises:
         UsageError: one is set.
     """
-    if name := next((name for name, value in options.items() if value), None):
+    if name := next((name for name, value in options.items() if value not in {None, False}), None):
         raise UsageError(f"--{name.replace('_', '-')} applies only with --in container")

@@ -23,6 +23,7 @@ from urllib.parse import unquote
 from modelassay.errors import CheckpointError, HostError
 from modelassay.machine.scrub import split_login
 from modelassay.models.commits import COMMIT, keep_commit, kept_commit
+from modelassay.storage.stray import is_stray
 
 if TYPE_CHECKING:
     import httpx
@@ -150,7 +151,7 @@ class LocalFiles:
 
     def weight_files(self) -> list[str]:
         """Return the names of the folder's safetensors files, sorted."""
-        return sorted(path.name for path in self.folder.glob("*.safetensors"))
+        return sorted(path.name for path in self.folder.glob("*.safetensors") if not is_stray(path.name))
 
 
 class HubFiles:
@@ -187,7 +188,9 @@ class HubFiles:
             return LocalFiles(str(self.folder)).weight_files()
         with hub_errors(self.reference, "its list of files"):
             names = HfApi().list_repo_files(self.repository, revision=self.revision)
-        return sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
+        return sorted(
+            name for name in names if name.endswith(".safetensors") and "/" not in name and not is_stray(name)
+        )
 
     def _fetch(self, name: str, revision: str | None, *, required: bool = False) -> Path | None:
         from huggingface_hub import hf_hub_download, is_offline_mode

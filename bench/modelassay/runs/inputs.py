@@ -39,7 +39,7 @@ def file_digests(suite: Suite, *, present: bool) -> dict[str, str]:
     needed = set(files)
     for reference in _named(suite):
         path = Path(reference.text)
-        if path.is_absolute() and (os.path.isdir(path) if reference.kind == "model" else os.path.isfile(path)):  # noqa: PTH
+        if path.is_absolute() and (os.path.isdir(path) if reference.kind == "model" else os.path.isfile(path)):  # noqa: PTH112, PTH113 - False for what no path can be
             files.setdefault(path, File(path=path, kind="model" if reference.kind == "model" else "data"))
     digests: dict[str, str] = {}
     for path, file in sorted(files.items()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Final
 
 _NAMES: Final = frozenset({
@@ -16,3 +18,8 @@ def is_stray(name: str) -> bool:
     [True, True, True, True, True, True, False]
     """
     return name.startswith(".") or name.endswith("~") or name.lower() in _NAMES
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that nobody needs any more; what cannot be removed, as a file that a file server holds open, stays."""
+    shutil.rmtree(folder, ignore_errors=True)

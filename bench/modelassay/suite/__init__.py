@@ -19,6 +19,7 @@ import modelassay
 from modelassay.errors import SuiteError, did_you_mean, printable
 from modelassay.experiments import Experiment, find_experiment
 from modelassay.experiments.references import AS_STORED
+from modelassay.storage.stray import is_stray
 from modelassay.suite.cells import CELL_ID, SCHEMA_VERSION, Cell, resolve, stored_cell_id
 from modelassay.suite.form import (
     Claim,
@@ -158,7 +159,7 @@ def shipped_suites() -> dict[str, Path]:
     """Return the suites that come with modelassay by name, sorted: a wheel has them inside, a checkout beside ``bench``."""
     package = Path(modelassay.__file__).parent
     folder = package / "suites" if (package / "suites").is_dir() else package.parents[1] / "suites"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if not is_stray(path.name)}
 
 
 def suite_from_json(data: Any, *, file: str = "run.json") -> Suite:

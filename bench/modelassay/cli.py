@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,20 @@ from modelassay import __version__
 from modelassay.errors import AssayError, displayed
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
+
+
+class _Number(click.FloatRange):
+    """A number in a range; NaN is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
+
+
+MAX_SECONDS = 366 * 86_400.0
+"""A year: more than any run takes, and less than the system's clocks can count."""
 
 _runs = click.option(
     "--runs",
@@ -32,7 +47,7 @@ def _in_container(command: _Verb) -> _Verb:
         click.option(
             "--timeout",
             metavar="SECONDS",
-            type=click.FloatRange(min=0, min_open=True),
+            type=_Number(min=0, min_open=True, max=MAX_SECONDS),
             help="With --in container: stop it after so long; results are kept.",
         ),
         click.option(
@@ -60,7 +75,12 @@ def cli() -> None:
 @click.argument("target", metavar="SUITE|RUN")
 @click.option("--profile", help="A named scale of the suite; default: embedded.")
 @click.option(
-    "-o", "--override", "overrides", multiple=True, metavar="A.B=C", help="Set a parameter; the value is YAML."
+    "-o",
+    "--override",
+    "overrides",
+    multiple=True,
+    metavar="A.B=C",
+    help="Set a parameter: a number, true, null, text as it stands, or '[...]', '{...}' and quoted text as in YAML.",
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would run, what is reused and why.")
 @click.option("--into", type=click.Path(path_type=Path), help="Make this new or empty folder the run directory.")
@@ -162,7 +182,7 @@ def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
     "--alpha",
     default=0.05,
     show_default=True,
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=_Number(0, 1, min_open=True, max_open=True),
     help="Level at which a pair is called related.",
 )
 @click.option(

@@ -71,6 +71,25 @@ def test_plan_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "true"], check=False).returncode != 0, reason="needs mounts of its own"
+)
+def test_without_a_temporary_folder_nothing_is_left(tmp_path: Path) -> None:
+    """As in an image whose root is read-only and that was given no /tmp."""
+    write_suite(tmp_path)
+    inner = (
+        f"mkdir -p /dev/shm/here && mount --bind {tmp_path} /dev/shm/here && mount -t tmpfs -o ro none /tmp"
+        f" && mount -t tmpfs -o ro none /var/tmp && cd /proc && exec {sys.executable} -m modelassay.cli"
+        " run /dev/shm/here/walk.yaml --runs /dev/shm/here/runs"
+    )
+    env = {name: value for name, value in environ().items() if name not in {"TMPDIR", "TEMP", "TMP"}}
+    done = subprocess.run(["unshare", "-m", "sh", "-c", inner], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 6, done.stderr
+    assert done.stderr.startswith("error: no temporary file can be made")
+    assert "set TMPDIR" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["walk.yaml"]
+
+
 def test_override_becomes_part_of_the_cell(tmp_path: Path) -> None:
     suite = write_suite(tmp_path)
     plain = json.loads(modelassay("run", suite, "--plan", "--json")[1])

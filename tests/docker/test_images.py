@@ -316,6 +316,15 @@ def test_compose_file_asks_for_gpus_and_gives_up_what_it_does_not_need() -> None
     assert service["environment"]["HF_TOKEN"] is None  # passed on, never written down
 
 
+def test_compose_file_holds_only_what_the_compose_of_debian_12_knows() -> None:
+    """What compose_spec.json of docker-compose 1.29.2 allows; a newer key is an error there."""
+    compose = YAML(typ="safe").load(ROOT / "docker/compose.yaml")
+    assert compose.keys() <= {"version", "services", "networks", "volumes", "secrets", "configs"}
+    for volume in compose["services"]["modelassay"]["volumes"]:
+        assert volume.keys() <= {"type", "source", "target", "read_only", "consistency", "bind", "volume", "tmpfs"}
+        assert volume.get("bind", {}).keys() <= {"propagation"}
+
+
 # --- verbs
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from modelassay.experiments import StageCost
-from modelassay.experiments.references import ModelReference
+from modelassay.experiments.references import FileReference, ModelReference
 from modelassay.storage.needs import Artifact, File, Need
 
 
@@ -71,7 +71,7 @@ class Params(BaseModel):
     """Steps of each of two stages before the walk; 0: there are none."""
     timed: bool = True
     """Whether the cell's times mean something, so that it runs alone."""
-    data: str = ""
+    data: FileReference = ""
     """A file that the walk starts from; "" for none."""
     say: str = ""
     """Printed before each step."""

@@ -20,6 +20,7 @@ from modelassay.runs.folder import discard, is_run
 from modelassay.runs.plan import plan, prepare
 from modelassay.runs.progress import board
 from modelassay.storage.locks import LockUnavailable
+from modelassay.storage.temporary import require_temporary_folder
 from modelassay.suite import Suite, load_suite
 
 
@@ -72,6 +73,7 @@ def run_here(request: Request, *, jobs: int | None, report: Callable[[str], None
     """
     suite, run = request.open()
     is_new = run is None
+    require_temporary_folder()
     if run is None:
         place_sockets()  # before there is a run that cannot begin
         run = create_run(suite, request.folder(suite, run))
@@ -124,5 +126,5 @@ def refuse_container_options(options: Mapping[str, Any]) -> None:
     Raises:
         UsageError: one is set.
     """
-    if name := next((name for name, value in options.items() if value), None):
+    if name := next((name for name, value in options.items() if value not in {None, False}), None):
         raise UsageError(f"--{name.replace('_', '-')} applies only with --in container")

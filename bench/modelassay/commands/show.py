@@ -15,13 +15,12 @@ from modelassay.commands.ledger import from_here, published_of
 from modelassay.commands.view import View
 from modelassay.errors import AssayError, SuiteError
 from modelassay.experiments.findings import MEANINGLESS, Findings, Table
-from modelassay.recording.status import CellStatus
 from modelassay.runs.analysis import draw, run_findings, try_read
-from modelassay.runs.directory import Run, open_run, runs_under, summarise_outcomes
+from modelassay.runs.directory import Run, open_run, runs_under
 from modelassay.runs.plan import Planned, Preparation
-from modelassay.runs.progress import in_words, position_of
+from modelassay.runs.progress import in_words
+from modelassay.runs.standing import in_numbers, standing
 from modelassay.statistics.estimate import Estimate, Range
-from modelassay.storage.files import is_locked
 from modelassay.suite import Published, Suite, load_suite, read_claims, shipped_suites
 
 MAX_CELLS_SHOWN = 40
@@ -55,7 +54,7 @@ def _listed(folder: Path) -> tuple[str | None, str]:
     run, why = try_read(partial(open_run, folder))
     if run is None:
         return None, f"unreadable: {why}"
-    status, why = try_read(lambda: summarise_outcomes(run.statuses().values()))
+    status, why = try_read(lambda: in_numbers([standing(run.cell_dir(cell)) for cell in run.suite.cells]))
     return run.suite.profile, status or f"unreadable: {why}"
 
 
@@ -127,7 +126,11 @@ def run_view(run: Run, *, figures: Path | None = None) -> View:
     cells are shown all the same.
     """
     statuses = run.statuses()
-    cells = [(cell.label, *_standing(run.cell_dir(cell), statuses[cell.id])) for cell in run.suite.cells]
+    standings = [standing(run.cell_dir(cell), statuses[cell.id]) for cell in run.suite.cells]
+    cells = [
+        (cell.label, each.word, str(each.num_attempts), each.note)
+        for cell, each in zip(run.suite.cells, standings, strict=True)
+    ]
     findings: Findings | None = None
     failure: AssayError | None = None
     try:
@@ -164,7 +167,7 @@ def run_view(run: Run, *, figures: Path | None = None) -> View:
         },
         tables=[
             Table(
-                title=f"{run.suite.name} ({run.suite.profile}), {summarise_outcomes(statuses.values())}",
+                title=f"{run.suite.name} ({run.suite.profile}), {in_numbers(standings)}",
                 columns=("cell", "outcome", "attempts", "reason"),
                 rows=cells if len(cells) <= MAX_CELLS_SHOWN else [cell for cell in cells if cell[1] != "done"],
             ),
@@ -182,26 +185,13 @@ def run_view(run: Run, *, figures: Path | None = None) -> View:
     )
 
 
-def _standing(cell_dir: Path, log: CellStatus) -> tuple[str, str, str]:
-    """Return a cell's outcome or what it does now, its attempts, and why or how far."""
-    attempts = str(log.num_attempts)
-    if log.status is not None:
-        return str(log.outcome), attempts, str(log.status.get("reason", ""))
-    if not log.num_attempts:
-        return "not run", attempts, ""
-    if not is_locked(cell_dir / "lock"):
-        return "cut off", attempts, ""
-    position = position_of(cell_dir)
-    return "running", attempts, "" if position is None else str(position)
-
-
 def _published_tables(suite: Suite) -> PublishedTables:
     """Return the data beside the file of a run's suite, or beside the shipped file where that is gone.
 
     A run says where its suite's file was and may name any file as a table; only what the suite's file itself names is read.
     """
     shipped = shipped_suites().get(suite.name)
-    at_hand = suite.source.suffix in (".yaml", ".yml") and suite.source.is_file()
+    at_hand = suite.source.is_absolute() and suite.source.suffix in (".yaml", ".yml") and suite.source.is_file()
     path = suite.source if at_hand or shipped is None else from_here(shipped)
     named: list[Published] = []
     if published_of(suite.claims) and (at_hand or shipped is not None):

@@ -8,27 +8,31 @@ is locked by the client as long as it lives. So whoever dies first, nothing is l
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
-
-import docker.errors
-import docker.utils
+from typing import Any, Final
 
 from modelassay.containers.engine import Engine, LocalImage, connect, find_image, require_locked
 from modelassay.containers.session import ContainerExit, TimedOut, follow, remove_left, start, stop
 from modelassay.containers.settings import Bind, Settings, binds, environment, is_offline, shm_bytes
-from modelassay.errors import AssayError, HostError, UsageError
+from modelassay.errors import AssayError, HostError, UsageError, printable
 from modelassay.machine.signals import sigterm_interrupts
 from modelassay.runs.directory import Run
 from modelassay.runs.folder import CELLS, CLIENT_LOCK, MANIFEST_DRAFT, Scaffold, is_run, require_free
 from modelassay.runs.progress import Report
 from modelassay.storage.files import run_lock, unwritable
 from modelassay.suite import Suite
+
+SMALLEST_BYTES: Final = 6 << 20
+"""Docker takes no smaller limit."""
+
+_SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?(?:([bkmgt])(?:i?b)?)?", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,8 @@ def run_inside(job: Job, options: Options, *, report: Report, write: Callable[[b
     """
     if job.run is None:
         require_free(job.folder)
+    if options.memory is not None:
+        size_bytes(options.memory)  # before anything is asked of an engine
     engine = connect()
     memory_bytes = memory_limit(options.memory, engine)
     image = choose_image(engine, job, options)
@@ -154,17 +160,36 @@ def memory_limit(text: str | None, engine: Engine) -> int | None:
     """Return the bytes that ``--memory`` means.
 
     Raises:
-        UsageError: not a size.
+        UsageError: not a size, or one that no engine takes.
         HostError: the engine cannot limit memory.
     """
     if text is None:
         return None
-    try:
-        limit = int(docker.utils.parse_bytes(text))
-    except docker.errors.DockerException as error:
-        raise UsageError(f"--memory {text}: not a size; write it with a unit, as 512m or 4g") from error
+    limit = size_bytes(text)
     if not engine.can_limit_memory:
         raise HostError(f"{engine.name} cannot limit memory (no cgroup controller for it); leave --memory out")
+    return limit
+
+
+def size_bytes(text: str) -> int:
+    """Return the bytes that a size with a unit means; without one it counts bytes.
+
+    Raises:
+        UsageError: it is no size, or less than an engine takes: to it 0 would mean no limit.
+
+    >>> size_bytes("4g"), size_bytes("0.5 GB"), size_bytes("512m")
+    (4294967296, 536870912, 536870912)
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"--memory {printable(text)}: not a size; write it with a unit, as 512m or 4g")
+    limit = int(Decimal(match[1]) * (1 << 10 * "bkmgt".index((match[2] or "b").lower())))
+    if limit < SMALLEST_BYTES:
+        raise UsageError(
+            f"--memory {printable(text)}: the smallest limit is {SMALLEST_BYTES >> 20}m; for no limit leave --memory out"
+        )
+    if limit >= 1 << 63:
+        raise UsageError(f"--memory {printable(text)}: more than any machine has; for no limit leave --memory out")
     return limit
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from modelassay.errors import UsageError, printable
+from modelassay.storage.unique_keys import unique_keys
 
 MAX_BYTES = 64_000_000
 
@@ -100,19 +101,14 @@ def strict_json(file: Path, text: str) -> Any:
         UsageError: not such JSON.
     """
 
-    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-        mapping: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in mapping:
-                raise UsageError(f"{file}: key {shown(key)} given twice in one mapping; names are unique")
-            mapping[key] = value
-        return mapping
+    def stands_twice(key: str) -> UsageError:
+        return UsageError(f"{file}: key {shown(key)} given twice in one mapping; names are unique")
 
     def refuse(word: str) -> NoReturn:
         raise UsageError(f"{file}: {word} is not a finite number; write null where there is no value")
 
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(text, object_pairs_hook=unique_keys(stands_twice), parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise UsageError(f"{file}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, or an integer of thousands of digits

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelassay import __version__
+from modelassay.storage.stray import is_stray
 
 LIBRARIES: Final = (
     "torch", "triton", "transformers", "peft", "tokenizers", "safetensors", "numpy", "scipy", "polars",
@@ -88,7 +89,9 @@ def _source(module: str, path: Path) -> Source:
     inside = "/".join(module.split(".")[: None if path.name == "__init__.py" else -1])
     files = [(f"{inside}/{path.name}", _digest(text))]
     if path.name == "__init__.py":  # once a folder
-        data = sorted(file for file in path.parent.iterdir() if file.suffix in DATA_SUFFIXES)
+        data = sorted(
+            file for file in path.parent.iterdir() if file.suffix in DATA_SUFFIXES and not is_stray(file.name)
+        )
         files += [(f"{inside}/{file.name}", _digest(file.read_bytes())) for file in data]
     names = dict.fromkeys(above for name in _imports(module, path, text) for above in _with_parents(name))
     own = [name for name in (*names, *_with_parents(module)) if name != module]

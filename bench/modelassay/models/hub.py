@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modelassay.errors import CheckpointError
+from modelassay.models.commits import COMMIT, keep_commit, kept_commit
 from modelassay.models.connection import HubFault, endpoint, log_in
 from modelassay.models.hub_errors import hub_errors, is_unexplained
 from modelassay.models.presence import refuse_repository, serves
+from modelassay.storage.stray import is_stray
 
 _REFERENCE = re.compile(r"hf:(?P<repo>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))?")
 
@@ -42,7 +44,7 @@ class Files(Protocol):
 
 
 def open_files(reference: str | Path) -> Files:
-    """Return the files of ``hf:ORG/NAME[@REVISION]`` or of a local folder.
+    """Return the files of ``hf:ORG/NAME[@REVISION]``, in a run at the commit that it first read, or of a local folder.
 
     Costs nothing for a folder and one file (config.json) for a repository.
 
@@ -58,7 +60,12 @@ def open_files(reference: str | Path) -> Files:
         raise CheckpointError(
             f"{text}: not a repository of the Hub; write hf:ORG/NAME or hf:ORG/NAME@COMMIT, as in hf:Qwen/Qwen2.5-0.5B"
         )
-    return HubFiles(text, match["repo"], match["revision"])
+    repository, revision = match["repo"], match["revision"]
+    if revision is not None and COMMIT.fullmatch(revision):
+        return HubFiles(text, repository, revision)
+    files = HubFiles(text, repository, kept_commit(text) or revision)
+    commit = keep_commit(text, files.revision)
+    return files if commit == files.revision else HubFiles(text, repository, commit)
 
 
 class LocalFiles:
@@ -83,7 +90,7 @@ class LocalFiles:
 
     def weight_files(self) -> list[str]:
         """Return the names of the folder's safetensors files, sorted."""
-        return sorted(path.name for path in self.folder.glob("*.safetensors"))
+        return sorted(path.name for path in self.folder.glob("*.safetensors") if not is_stray(path.name))
 
 
 class HubFiles:
@@ -121,7 +128,9 @@ class HubFiles:
             return LocalFiles(str(self.folder)).weight_files()
         with hub_errors(self.reference, "its list of files"):
             names = HfApi().list_repo_files(self.repository, revision=self.revision)
-        return sorted(name for name in names if name.endswith(".safetensors") and "/" not in name)
+        return sorted(
+            name for name in names if name.endswith(".safetensors") and "/" not in name and not is_stray(name)
+        )
 
     def _fetch(self, name: str, revision: str | None, *, required: bool = False) -> Path | None:
         from huggingface_hub import hf_hub_download, is_offline_mode

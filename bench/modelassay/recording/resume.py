@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from modelassay.errors import RecordError
 from modelassay.recording.meter import Meter
 from modelassay.recording.random_state import random_states, set_random_states
 from modelassay.storage.files import no_space, publish, read_json, require_folders
+from modelassay.storage.stray import remove_folder
 
 _STATE = {"position": int, "counters": dict, "payload": dict, "random": dict}
 """What ``state.json`` holds."""
@@ -64,7 +64,7 @@ def latest_checkpoint(cell_dir: Path, position: int) -> Checkpoint | None:
 
 
 def _by_serial(folder: Path) -> dict[int, Path]:
-    return {int(path.name): path for path in folder.glob("[0-9]*") if _SERIAL.fullmatch(path.name)}
+    return {int(path.name): path for path in folder.glob("[0-9]*") if _SERIAL.fullmatch(path.name) and path.is_dir()}
 
 
 class Checkpoints:
@@ -103,11 +103,11 @@ class Checkpoints:
         serial = 1 + max(_by_serial(self._folder), default=0)
         part, final = self._folder / f"new-{os.getpid()}", self._folder / str(serial)
         try:
-            shutil.rmtree(part, ignore_errors=True)
+            remove_folder(part)
             self._folder.mkdir(
                 exist_ok=True
             )  # not what is above it: a run directory that was renamed does not come back
-            part.mkdir()
+            part.mkdir(exist_ok=True)
             if write is not None:
                 write(part)
             moment = {"position": position, "counters": self._meter.counters, "payload": payload,
@@ -118,7 +118,7 @@ class Checkpoints:
             raise no_space(error, self._folder) from error
         for old in self._folder.iterdir():
             if old != final and old.is_dir():  # a file that some file manager left is in nobody's way
-                shutil.rmtree(old)
+                remove_folder(old)
         self._last = time.monotonic()
         self._cost_s = self._last - began
 
@@ -129,4 +129,4 @@ class Checkpoints:
     @staticmethod
     def clear(folder: Path) -> None:
         """Remove all checkpoints of a cell or stage: what they were for is done."""
-        shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+        remove_folder(folder / "checkpoint")

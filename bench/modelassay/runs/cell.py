@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 from modelassay.errors import AssayError, Diverged, HostError
 from modelassay.machine.code import SourceGraph
 from modelassay.machine.redact import masked, print_into
+from modelassay.models.commits import keep_commits_in
 from modelassay.recording.context import CellContext
 from modelassay.recording.log import segments
 from modelassay.recording.meter import Clocks
 from modelassay.recording.random_state import seed_everything
+from modelassay.runs.folder import HUB_COMMITS
 from modelassay.storage.durable import disk_fault
 from modelassay.storage.files import locked
 from modelassay.storage.store import Store
@@ -54,6 +56,7 @@ def cell_main(
     """
     os.setpgrp()  # whatever it forks can be ended with it; Ctrl-C reaches the runner alone, which decides
     _die_with_runner(lifeline)
+    keep_commits_in(cell_dir.parents[1] / HUB_COMMITS)
     try:
         with locked(cell_dir / "lock"):  # a killed attempt's process may still be on its way out
             answer.send(_attempt(experiment, params, sources, cell_dir, printed[1]))

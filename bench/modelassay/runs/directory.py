@@ -14,11 +14,10 @@ from typing import Any
 from modelassay.errors import HostError, UsageError, did_you_mean
 from modelassay.machine import environment
 from modelassay.machine.code import SourceGraph
-from modelassay.recording.log import CellLog
 from modelassay.recording.status import CellStatus, read_status
 from modelassay.recording.tables import RunData, read_tables
 from modelassay.runs.folder import CELLS, MANIFEST, MANIFEST_DRAFT, Scaffold, is_run, require_free
-from modelassay.runs.needs import file_digests
+from modelassay.runs.inputs import file_digests, require_absolute
 from modelassay.storage.durable import sync_file
 from modelassay.storage.files import no_space, read_json, require_folders, require_regular_tree, unwritable
 from modelassay.storage.needs import Need
@@ -82,12 +81,13 @@ def create_run(suite: Suite, folder: Path) -> Run:
         HostError: the folder cannot be made or written.
     """
     require_free(folder)
+    require_absolute(suite)
     manifest = {
         "schema": SCHEMA,
         "suite": suite.to_json(),
         "environment": environment.capture(),
         "code": code_of(suite),
-        "files": file_digests(needs_of(suite, suite.cells)),
+        "files": file_digests(suite, present=True),
     }
     scaffold = Scaffold()
     try:
@@ -169,12 +169,6 @@ def require_run(reference: str, root: Path) -> Run:
         known = [path.name for path in runs_under(root)]
         raise UsageError(f"{reference}: no such run under {root}{did_you_mean(reference, known)}")
     return open_run(folder)
-
-
-def summarise_outcomes(logs: Iterable[CellLog | CellStatus]) -> str:
-    """Return how many cells ended how, as ``3 done, 1 failed``."""
-    words = [log.outcome or ("cut off" if log.num_attempts else "not run") for log in logs]
-    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
 
 
 def _write_manifest(manifest: dict[str, Any], folder: Path, scaffold: Scaffold) -> None:

@@ -32,6 +32,9 @@ MANIFEST_DRAFT: Final = "run.json.new"
 CELLS: Final = "cells"
 """The folder of the cells."""
 
+HUB_COMMITS: Final = "models"
+"""The folder of what references to the Hub without a commit mean in the run."""
+
 _HOLDER: Final = re.compile(rb"(\d+( in container \S+)?)?")
 
 

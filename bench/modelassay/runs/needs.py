@@ -13,21 +13,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from modelassay.errors import AssayError, HostError
-from modelassay.storage.needs import Artifact, File, Need, in_order
+from modelassay.storage.needs import Artifact, Need, in_order
 from modelassay.storage.store import Store
 
 Progress = Callable[[float, float, str], None]
 """Receives how much is done, of how much, and what was made last."""
-
-
-def file_digests(needs: Iterable[Need]) -> dict[str, str]:
-    """Return path -> digest of every file among ``needs``.
-
-    Raises:
-        UsageError: one cannot be read.
-    """
-    files = {str(need.path): need for need in needs if isinstance(need, File)}
-    return {path: need.digest() for path, need in sorted(files.items())}
 
 
 def missing_artifacts(needs: Iterable[Need], store: Store) -> list[Artifact]:

@@ -12,7 +12,9 @@ from modelassay.machine.code import SourceGraph, differences, library_versions
 from modelassay.recording.resume import latest_checkpoint
 from modelassay.recording.status import read_status
 from modelassay.runs.directory import Run, code_of, needs_of, runs_under
-from modelassay.runs.needs import file_digests, missing_artifacts
+from modelassay.runs.inputs import file_digests
+from modelassay.runs.needs import missing_artifacts
+from modelassay.runs.standing import standing
 from modelassay.storage.files import require_regular_tree
 from modelassay.storage.needs import in_order
 from modelassay.storage.store import Store
@@ -51,16 +53,17 @@ def plan(suite: Suite, *, root: Path, run: Run | None = None) -> list[Planned]:
 def _action(run: Run | None, cell: Cell) -> tuple[Action, str]:
     if run is None:
         return "run", "a new run"
-    standing = read_status(run.cell_dir(cell))
-    if standing.is_complete:
-        return "reuse", f"{standing.outcome} in attempt {standing.num_attempts}"
-    if standing.num_attempts == 0:
+    status = read_status(run.cell_dir(cell))
+    if status.is_complete:
+        return "reuse", f"{status.outcome} in attempt {status.num_attempts}"
+    if status.num_attempts == 0:
         return "run", "never started"
-    saved = latest_checkpoint(run.cell_dir(cell), standing.position)
+    saved = latest_checkpoint(run.cell_dir(cell), status.position)
     at = "from its start" if saved is None else f"from position {saved.position}"
-    if standing.outcome == "failed" and standing.status is not None:
-        return "retry", f"{at}; attempt {standing.num_attempts} failed: {standing.status['reason']}"
-    return "resume", f"{at}; attempt {standing.num_attempts} was cut off"
+    if status.outcome == "failed" and status.status is not None:
+        return "retry", f"{at}; attempt {status.num_attempts} failed: {status.status['reason']}"
+    word = standing(run.cell_dir(cell), status).word
+    return "resume", f"{at}; attempt {status.num_attempts} {'is running now' if word == 'running' else 'was cut off'}"
 
 
 def _earlier_costs(suite: Suite, root: Path) -> dict[str, float]:
@@ -95,7 +98,7 @@ def refuse_changes(run: Run, sources: SourceGraph | None = None) -> None:
     then = {"code": run.code, "libraries": run.environment["libraries"], "files": run.files}
     now = {
         "code": code_of(run.suite, sources), "libraries": library_versions(),
-        "files": file_digests(run.needs(run.suite.cells)),
+        "files": file_digests(run.suite, present=False),
     }  # fmt: skip
     changes = differences(then, now)
     if changes:

@@ -24,6 +24,7 @@ from modelassay.storage.durable import no_space as no_space
 from modelassay.storage.durable import publish as publish
 from modelassay.storage.durable import unwritable as unwritable
 from modelassay.storage.locks import Busy, hold, is_held
+from modelassay.storage.unique_keys import unique_keys
 
 MAX_FOLDER_DEPTH = 64
 """Folders within folders; a run's own lie four deep, an experiment's a few more."""
@@ -162,7 +163,7 @@ def strict_json(text: str, *, plain: bool = True) -> Any:
     """
     numbers: dict[str, Any] = {"parse_constant": _not_finite, "parse_float": _finite} if plain else {}
     try:
-        value = json.loads(text, object_pairs_hook=_unique, **numbers)
+        value = json.loads(text, object_pairs_hook=unique_keys(_stands_twice), **numbers)
     except RecursionError:
         raise ValueError(f"nested more than {MAX_JSON_DEPTH} deep") from None
     pending = [(value, 0)]
@@ -179,13 +180,8 @@ def strict_json(text: str, *, plain: bool = True) -> Any:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    mapping: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in mapping:
-            raise ValueError(f"key '{printable(key)[:60]}' stands twice in one mapping")
-        mapping[key] = value
-    return mapping
+def _stands_twice(key: str) -> ValueError:
+    return ValueError(f"key '{printable(key)[:60]}' stands twice in one mapping")
 
 
 def _not_finite(word: str) -> NoReturn:

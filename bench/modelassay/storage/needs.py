@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from modelassay.errors import UsageError
 from modelassay.storage.store import Store, content_key
+from modelassay.storage.stray import is_stray
 
 WHOLE_BYTES: Final = 256 << 20
 """Files up to this size are hashed whole, in a second at most."""
@@ -25,34 +26,73 @@ SAMPLE_BYTES: Final = 64 << 10
 """Of larger files, as weights are, the size and this many blocks of this size count: an edit of less than 1/256 may pass."""
 
 
+_BESIDE: Final = (".md", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".log")
+_PAPERS: Final = ("license", "notice", "readme", "use_policy", "events.out.tfevents")
+"""How files end or begin that lie beside a model and decide nothing of it."""
+
+_TEMPLATES: Final = "additional_chat_templates"
+"""The only folder within a model's that transformers reads."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class File:
     """A file or folder of the user's that a cell reads."""
 
     path: Path
+    kind: Literal["data", "model"] = "data"
+    """Of a model's folder only its own files count, not what lies beside or below them."""
 
-    def digest(self) -> str:
-        """Return 32 hex digits of BLAKE2b over the contents; of a folder over the names and contents of its files.
+    def digests(self) -> dict[str, str]:
+        """Return path -> 32 hex digits of BLAKE2b: of a model each file that decides it, of other folders one for all.
+
+        Links to files are followed; what file managers and the like leave (`is_stray`) does not count.
 
         Raises:
             UsageError: it cannot be read.
         """
-        digest = hashlib.blake2b(digest_size=16)
         try:
-            files = (
-                sorted(path for path in self.path.rglob("*") if path.is_file()) if self.path.is_dir() else [self.path]
-            )
-            for path in files:
-                digest.update(
-                    f"{path.relative_to(self.path)}\0{path.stat().st_size}\0".encode(errors="surrogateescape")
-                )
-                for block in _blocks(path):
-                    digest.update(block)
+            if self.path.is_dir() and self.kind == "model":
+                return {str(path): _digest([path], path) for path in _of_model(self.path)}
+            if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
+                raise UsageError(f"{self.path}: neither a file nor a folder; name one")
+            files = _below(self.path) if self.path.is_dir() else [self.path]
+            return {str(self.path): _digest(files, self.path)}
         except OSError as error:
             raise UsageError(
                 f"{self.path}: cannot be read: {error.strerror}; check the path and its permissions"
             ) from error
-        return digest.hexdigest()
+
+
+def _of_model(folder: Path) -> list[Path]:
+    """Return the files of a model's folder that may decide what it computes."""
+    entries = [*folder.iterdir(), *(folder / _TEMPLATES).glob("*")]
+    return sorted(
+        path
+        for path in entries
+        if path.is_file()
+        and not is_stray(path.name)
+        and not path.name.lower().endswith(_BESIDE)
+        and not path.name.lower().startswith(_PAPERS)
+    )
+
+
+def _below(folder: Path) -> list[Path]:
+    """Return all files in a folder and below it."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(is_stray(part) for part in path.relative_to(folder).parts)
+    )
+
+
+def _digest(files: Iterable[Path], top: Path) -> str:
+    """Return the hash of the names below ``top``, the sizes and the contents of ``files``."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        digest.update(f"{path.relative_to(top)}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
+        for block in _blocks(path):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

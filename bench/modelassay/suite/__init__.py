@@ -18,6 +18,8 @@ from pydantic import BaseModel, Field, JsonValue, ValidationError, create_model
 import modelassay
 from modelassay.errors import SuiteError, did_you_mean, printable
 from modelassay.experiments import Experiment, find_experiment
+from modelassay.experiments.references import AS_STORED
+from modelassay.storage.stray import is_stray
 from modelassay.suite.cells import CELL_ID, SCHEMA_VERSION, Cell, resolve, stored_cell_id
 from modelassay.suite.form import (
     Claim,
@@ -31,6 +33,7 @@ from modelassay.suite.form import (
     Text,
     parse_selector,
     suite_schema,
+    without_holders,
 )
 from modelassay.suite.located_yaml import JSON, Node, read_file
 from modelassay.suite.problems import Problems, validate
@@ -90,7 +93,7 @@ class Suite:
             "image": self.image,
             "profile": self.profile,
             "experiment": {"name": self.experiment.name, "package": self.experiment.package},
-            "source": str(self.source),
+            "source": str(self.source.absolute()),
             "overrides": list(self.overrides),
             "provenance": dict(self.provenance),
             "claims": [claim.model_dump(mode="json") for claim in self.claims],
@@ -180,7 +183,7 @@ def shipped_suites() -> dict[str, Path]:
     """Return the suites that come with modelassay by name, sorted: a wheel has them inside, a checkout beside ``bench``."""
     package = Path(modelassay.__file__).parent
     folder = package / "suites" if (package / "suites").is_dir() else package.parents[1] / "suites"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if not is_stray(path.name)}
 
 
 def suite_from_json(data: Any, *, file: str = "run.json") -> Suite:
@@ -249,7 +252,7 @@ class _Stored(Form):
 
 
 def _restore(params_type: type[BaseModel], experiment: Experiment, stored: _StoredCell) -> Cell:
-    params = params_type.model_validate_json(json.dumps(stored.params), strict=True)
+    params = params_type.model_validate_json(json.dumps(stored.params), strict=True, context=AS_STORED)
     if stored_cell_id(experiment, stored.params) != stored.id:
         raise SuiteError(
             "its parameters do not give its id; they were changed by hand", path=f"cells.{printable(stored.id)}"
@@ -262,7 +265,7 @@ class _File:
 
     def __init__(self, path: Path) -> None:
         """Read the file and validate its form; raise at once only for what is no YAML mapping."""
-        self.root = read_file(path)
+        self.root = without_holders(read_file(path))
         self.problems = Problems()
         if not isinstance(self.root.value, dict):
             what = "empty" if self.root.value is None else "not a mapping"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import (
@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from modelassay.errors import printable
 from modelassay.experiments import find_experiment, known_experiments
-from modelassay.suite.located_yaml import scalar
+from modelassay.suite.located_yaml import Node, scalar
 from modelassay.suite.matrix import MAX_CELLS
 from modelassay.suite.problems import NAME, TEXT
 
@@ -232,8 +232,16 @@ class Profile(Form):
     """Replaces the suite's matrix key by key."""
 
 
+HOLDERS: dict[str, JsonValue] = {
+    "patternProperties": {"^x-": {"description": "Holds keys that others share by anchors."}}
+}
+"""What editors are told of keys that only hold an anchor."""
+
+
 class SuiteForm(Form):
     """A suite file: one experiment, its scales, its matrix, and the claims it tests."""
+
+    model_config = ConfigDict(json_schema_extra=HOLDERS)
 
     suite: Name
     """The suite's name, and its experiment's unless `experiment` says otherwise."""
@@ -251,6 +259,17 @@ class SuiteForm(Form):
     """Published numbers that runs are compared with."""
 
 
+def without_holders(root: Node) -> Node:
+    """Return a suite without the keys and profiles called ``x-...``, which only hold what others share by anchors."""
+    if not isinstance(root.value, dict):
+        return root
+    entries = {name: entry for name, entry in root.value.items() if not name.startswith("x-")}
+    if "profiles" in entries and isinstance((profiles := entries["profiles"].node).value, dict):
+        scales = {name: entry for name, entry in profiles.value.items() if not name.startswith("x-")}
+        entries["profiles"] = entries["profiles"]._replace(node=replace(profiles, value=scales))
+    return replace(root, value=entries)
+
+
 def suite_schema() -> dict[str, Any]:
     """Return the JSON Schema of a suite file, with the parameters and the readers of each shipped experiment."""
     schema = SuiteForm.model_json_schema()
@@ -259,7 +278,7 @@ def suite_schema() -> dict[str, Any]:
 
         params = _own_schema(experiment.params(), name, schema["$defs"], partial=True)
         params.setdefault("properties", {})["matrix"] = {"$ref": "#/$defs/Matrix"}
-        properties: dict[str, Any] = {"profiles": {"additionalProperties": params}}
+        properties: dict[str, Any] = {"profiles": {**HOLDERS, "additionalProperties": params}}
         if readers := [_own_schema(reader, name, schema["$defs"]) for reader in experiment.readers().values()]:
             published = {"properties": {"published": {"anyOf": readers}}}
             claim = {"derived": published, "counter_evidence": {"items": published}}

@@ -32,6 +32,9 @@ from ruamel.yaml.events import (
 
 from modelassay.errors import SuiteError, printable
 from modelassay.machine.redact import Mask
+from modelassay.suite.characters import lookalikes, misleading, named, refused
+from modelassay.suite.syntax import syntax_message
+from modelassay.suite.tabs import TabScanner
 
 JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
 
@@ -47,9 +50,9 @@ _WORDS = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-_UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 NO_SECRETS = "holds a token or password, and a run records all of its suite; leave it out, and set it in the environment, as HF_TOKEN"
+_QUOTE_IT = "; quote it where it is text, as a commit is"
 _PLAIN_KEY = re.compile(r"[^\s\"'\[\]{}]+")
 
 
@@ -76,6 +79,8 @@ class Node:
     """Columns between the start of a scalar and its first character; None where the text is not verbatim on one line."""
     size: int = 1
     depth: int = 0
+    written: str | None = None
+    """What an unquoted scalar reads in the file; None for anything else."""
 
     @property
     def entries(self) -> dict[str, Entry]:
@@ -121,7 +126,7 @@ def scalar(text: str) -> None | bool | int | float | str:
     """Return what an unquoted ``text`` means under the core schema of YAML 1.2.
 
     Raises:
-        ValueError: A number that is not finite, or an integer beyond 64 bits.
+        ValueError: A number that is not finite or too small to be told from 0, or an integer beyond 64 bits.
 
     >>> [scalar(text) for text in ("1e-5", "010", "0x1F", "no", "yes", "True", "~", "1_000")]
     [1e-05, 10, 31, 'no', 'yes', True, None, '1_000']
@@ -132,11 +137,18 @@ def scalar(text: str) -> None | bool | int | float | str:
         # int() refuses thousands of digits with a message of its own, so length is looked at first.
         number = int(text, 0) if text[:2] in {"0o", "0x"} else int(text) if len(text) < 40 else None
         if number is None or not -(2**63) <= number < 2**63:
-            raise ValueError("an integer beyond 64 bits")
+            raise ValueError(f"an integer beyond 64 bits{_QUOTE_IT}")
         return number
-    if _NOT_FINITE.fullmatch(text) or (_FLOAT.fullmatch(text) and not math.isfinite(float(text))):
+    if _NOT_FINITE.fullmatch(text):
         raise ValueError("not a finite number")
-    return float(text) if _FLOAT.fullmatch(text) else text
+    if not _FLOAT.fullmatch(text):
+        return text
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"not a finite number{_QUOTE_IT}")
+    if value == 0 and re.search("[1-9]", re.split("[eE]", text)[0]):
+        raise ValueError(f"a number too small to be told from 0{_QUOTE_IT}")
+    return value
 
 
 def read_file(path: Path) -> Node:
@@ -175,10 +187,10 @@ def parse(text: str, file: str, *, path: str = "", located: bool = True) -> Node
     Raises:
         SuiteError: Not YAML of the kind described above.
     """
-    if bad := _UNPRINTABLE.search(text):
-        place = _after(text[: bad.start()], file)
-        place = place if located else replace(place, path=path, line=None, column=None)
-        raise place.error(f"character U+{ord(bad[0]):04X} is not allowed in YAML")
+    if (trouble := refused(text)) is not None:
+        index, message = trouble
+        place = _after(text[:index], file)
+        raise (place if located else replace(place, path=path, line=None, column=None)).error(message)
     return _Composer(text, file, located=located).document(path)
 
 
@@ -188,13 +200,41 @@ def _after(text: str, file: str) -> Node:
     return Node(None, file, line=len(lines), column=len(lines[-1]) + 1)
 
 
+def yaml() -> YAML:
+    """Return a parser of YAML 1.2 that accepts tabs where that does."""
+    parser = YAML(typ="safe", pure=True)
+    parser.Scanner = TabScanner
+    return parser
+
+
+def plain_scalar(text: str, place: Node) -> Node:
+    """Return ``place`` with what an unquoted ``text`` means; its text is verbatim where ``place.inset`` is 0.
+
+    Raises:
+        SuiteError: A number that cannot be kept, or a character that only looks like a space.
+    """
+    _refuse_lookalikes(text, place)
+    try:
+        value = scalar(text)
+    except ValueError as error:
+        raise place.error(f"{printable(text[:40])!s} is {error}") from None
+    return replace(place, value=value, written=None if isinstance(value, str) else text)
+
+
+def _refuse_lookalikes(text: str, place: Node, *, key: bool = False) -> None:
+    if (trouble := misleading(text, key=key)) is not None:
+        index, message = trouble
+        exact = place.inset == 0 and place.column is not None
+        raise (replace(place, column=(place.column or 0) + index) if exact else place).error(message)
+
+
 class _Composer:
     """Builds nodes from the parser's events; recursion is bounded by MAX_DEPTH, work by MAX_NODES."""
 
     def __init__(self, text: str, file: str, *, located: bool) -> None:
         self.lines = text.splitlines()
         self.file, self.located = file, located
-        self.events: Iterator[Event] = YAML(typ="safe", pure=True).parse(io.StringIO(text))
+        self.events: Iterator[Event] = yaml().parse(io.StringIO(text))
         self.anchors: dict[str, Node] = {}
         self.num_nodes = 0
         self.mask = Mask(os.environ)
@@ -256,15 +296,11 @@ class _Composer:
             raise place.error("holds half of a surrogate pair, which is no character")
         if event.style:
             return replace(place, value=text, inset=1 if self._verbatim(event, text, 1) else None)
-        try:
-            return replace(place, value=scalar(text), inset=0 if self._verbatim(event, text, 0) else None)
-        except ValueError as error:
-            raise place.error(f"{printable(text[:40])!s} is {error}") from None
+        return plain_scalar(text, replace(place, inset=0 if self._verbatim(event, text, 0) else None))
 
     def _verbatim(self, event: ScalarEvent, text: str, inset: int) -> bool:
         """Whether the source shows ``text`` as it is, ``inset`` columns after the event's start."""
-        line = self.lines[event.start_mark.line] if event.start_mark.line < len(self.lines) else ""
-        return line.startswith(text, event.start_mark.column + inset)
+        return self._line(event.start_mark.line).startswith(text, event.start_mark.column + inset)
 
     def _sequence(self, place: Node, depth: int) -> Node:
         items: list[Node] = []
@@ -302,6 +338,9 @@ class _Composer:
         place = self._place(event, path)
         if not isinstance(event, ScalarEvent):
             raise place.error("a key must be a word")
+        if not event.style:
+            inset = 0 if self._verbatim(event, event.value, 0) else None
+            _refuse_lookalikes(event.value, replace(place, path=path, inset=inset), key=True)
         key = self._node(event, join(path, event.value), 0)
         if not isinstance(key.value, str) or not key.value:
             shown = f"{printable(event.value)} is not a word; quote it" if event.value else "empty key"
@@ -328,30 +367,22 @@ class _Composer:
         context, problem = str(error.context or ""), str(error.problem or "")
         opened = any(word in context for word in ("flow", "simple key")) or "end of stream" in problem
         mark: Any = error.context_mark if opened and error.context_mark is not None else error.problem_mark
-        line, column = self._mark(mark.line, mark.column) if mark is not None else self._mark(0, 0)
-        return Node(None, self.file, path, line, column).error(_syntax_message(context, problem))
+        line, column = (mark.line, mark.column) if mark is not None else (0, 0)
+        message = syntax_message(context, problem, self._line(line), column)
+        for number in (line, line - 1):
+            text = self._line(number)
+            words = text.lstrip(" ")
+            if (trouble := misleading(words)) is not None:
+                line, column, message = number, len(text) - len(words) + trouble[0], trouble[1]
+                break
+            if places := lookalikes(text):
+                message += f"; {named(text[places[0]])} in line {number + 1} is no space to YAML"
+                break
+        return Node(None, self.file, path, *self._mark(line, column)).error(f"not valid YAML: {message}")
 
-
-def _syntax_message(context: str, problem: str) -> str:
-    """Return what the parser reports in words that say what to do."""
-    table = (
-        (r"'\t' that cannot start", "a tab cannot indent or separate; use spaces"),
-        ("that cannot start any token", "begins with a character YAML reserves; quote the text"),
-        ("mapping values are not allowed", "a second ':' on one line; quote the text, or check the indentation"),
-        ("sequence entries are not allowed", "a list item cannot stand here; begin it on a line of its own"),
-        ("expected the node content", "a value is missing, or a bracket does not fit"),
-        ("expected <block end>", "does not fit here; check the indentation and quotes above it"),
-        ("escape", "an unknown escape; double the backslash, or use single quotes"),
-    )
-    contexts = (
-        ("quoted scalar", "a quote that is never closed"),
-        ("flow sequence", "a '[' that is never closed, or misses a comma"),
-        ("flow mapping", "a '{' that is never closed, or misses a comma"),
-        ("simple key", "expected 'key: value'; the ':' is missing"),
-    )
-    advice = next((text for mark, text in table if mark in problem), None)
-    advice = advice or next((text for mark, text in contexts if mark in context), None)
-    return f"not valid YAML: {advice or printable(problem)}"
+    def _line(self, number: int) -> str:
+        """Return a line of the source, counted from 0, empty where there is none."""
+        return self.lines[number] if 0 <= number < len(self.lines) else ""
 
 
 def _collection(place: Node, value: list[Node] | dict[str, Entry], children: Sequence[Node]) -> Node:

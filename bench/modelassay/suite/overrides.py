@@ -1,24 +1,36 @@
-"""The ``-o a.b=c`` of the command line: the top layer of every cell."""
+"""The ``-o a.b=c`` of the command line: the top layer of every cell.
+
+What stands after the first ``=`` is one value, not a YAML document. It is a list or mapping in brackets, a text in quotes, or
+else a number, ``true``, ``false``, ``null`` or text as it is: in ``run #5`` and ``a: b`` there is neither comment nor mapping.
+What is not consumed, and what YAML would take for something else than a value, is an error.
+"""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pydantic import BaseModel
+from ruamel.yaml.tokens import BlockMappingStartToken, DirectiveToken, DocumentEndToken, DocumentStartToken
 
 from modelassay.errors import SuiteError, did_you_mean, printable
 from modelassay.machine.redact import Mask, masked
 from modelassay.machine.scrub import known_secrets, scrub_text
+from modelassay.suite.characters import refused
 from modelassay.suite.form import Matrix
-from modelassay.suite.located_yaml import NO_SECRETS, Entry, Node, parse
+from modelassay.suite.located_yaml import NO_SECRETS, Entry, Node, parse, plain_scalar, yaml
 from modelassay.suite.matrix import covers
 from modelassay.suite.model_patterns import with_models
 from modelassay.suite.problems import Problems, exists, paths, suggest, validate
 
 _PATH = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*", re.ASCII)
+_RESERVED = re.compile(r"[&*!|>%@`,\]}]|[-?:](?=\s|$)|(---|\.\.\.)(?=\s|$)")
+"""What begins something else than a value in YAML."""
+_NO_PART = (BlockMappingStartToken, DirectiveToken, DocumentEndToken, DocumentStartToken)
+"""What no value in brackets or quotes holds."""
 
 
 @dataclass
@@ -57,6 +69,7 @@ def parse_overrides(
         if group == "matrix" and name and (name in {*matrix, *Matrix.model_fields} or exists(params, name)):
             axes[name] = Entry(replace(entry.key, value=name), entry.node)
         elif group != "matrix" and exists(params, path):
+            over.leaves.pop(path, None)  # the last counts, over what an earlier one of a path above it set too
             over.leaves[path] = entry
         else:
             every = [*paths(params), *(f"matrix.{axis}" for axis in matrix)]
@@ -82,5 +95,38 @@ def _parse(text: str) -> tuple[str, Entry]:
         raise key.error(NO_SECRETS)
     if not equals or not _PATH.fullmatch(path):
         raise replace(key, path="").error("must be PATH=VALUE, as in -o train.steps=100 or -o 'matrix.seed=[0, 1]'")
-    node = parse(value, key.file, path=key.path, located=False)
-    return path, Entry(key, node)
+    return path, Entry(key, _value(value.strip(" \t"), key))
+
+
+def _value(text: str, key: Node) -> Node:
+    """Return what ``text``, without the blanks around it, means for the parameter ``key``.
+
+    Raises:
+        SuiteError: It is no value, or more than one.
+    """
+    if not text:
+        raise key.error("has no value; write null for none, '\"\"' for a text without characters")
+    if (trouble := refused(text)) is not None:
+        raise key.error(trouble[1])
+    if text[0] in "[{\"'":
+        node = parse(text, key.file, path=key.path, located=False)
+        _require_consumed(text, key)
+        return node
+    if "\n" in text or "\r" in text:
+        raise key.error(r'holds a line break; write it as \n in double quotes, as in "a\nb"')
+    if reserved := _RESERVED.match(text):
+        raise key.error(f"begins with {reserved[0]!r}, which YAML reserves; quote text, as in -o '{key.value}=\"...\"'")
+    return plain_scalar(text, key)
+
+
+def _require_consumed(text: str, key: Node) -> None:
+    """Raise SuiteError where ``text``, which is valid YAML, is more than one value, holds a comment or folds lines together."""
+    end = 0
+    for token in yaml().scan(io.StringIO(text)):
+        if text[end : token.start_mark.index].strip():
+            raise key.error("a '#' would begin a comment; quote the text that it belongs to, or leave the comment out")
+        if token.start_mark.line != token.end_mark.line:
+            raise key.error(r"a text runs over a line's end; quote it whole, with \n for the line break")
+        if isinstance(token, _NO_PART):
+            raise key.error("something follows the value; quote the whole if it is one text")
+        end = max(end, token.end_mark.index)

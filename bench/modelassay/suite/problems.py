@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from modelassay.errors import SuiteError, did_you_mean, printable
+from modelassay.suite.characters import lookalikes, named
 from modelassay.suite.located_yaml import Node, join
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -65,15 +66,27 @@ def validate(
             (detail["loc"], suggest(model, detail["loc"])) for detail in details if detail["type"] == "extra_forbidden"
         ]
         messages: dict[Node, str] = {}
+        hints: dict[Node, str] = {}
         for detail in details:
             if detail["type"] == "missing" and _misspelt(detail["loc"], unknown):
                 continue
             place = locate(tree, detail, top or tree)
             message = f"missing{context}" if detail["type"] == "missing" else explain(detail, model)
+            if (hint := _hint(detail, place)) and place not in messages:
+                hints[place] = hint
             messages[place] = _either(messages[place], message) if place in messages else message
         for place, message in messages.items():
-            problems.add(place, message)
+            problems.add(place, message + hints.get(place, ""))
     return None
+
+
+def _hint(detail: ErrorDetails, place: Node) -> str:
+    """Return what to do about a value that YAML does not take for what it looks like."""
+    if detail["type"] == "string_type" and place.written:
+        return f'; quote it where it is text: "{printable(place.written)}"'
+    if isinstance(place.value, str) and (places := lookalikes(place.value)) and not detail["type"].startswith("string"):
+        return f"; it holds {named(place.value[places[0]])}"
+    return ""
 
 
 def _misspelt(loc: Sequence[str | int], unknown: Iterable[tuple[Sequence[str | int], str]]) -> bool:

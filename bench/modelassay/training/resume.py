@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,11 +26,13 @@ from torch import Tensor
 from modelassay.errors import CheckpointError
 from modelassay.recording.random_state import random_states
 from modelassay.storage.files import no_space, publish
+from modelassay.storage.stray import remove_folder
 
 MAX_SHARE = 0.05
 """Of the time since the last checkpoint that the next one may cost."""
 _FIRST_COST_S = 0.2
 """What a checkpoint is taken to cost before one was written."""
+_STEP = re.compile(r"step-([0-9]{1,18})")
 _TENSORS, _DOCUMENT = "tensors.safetensors", "state.json"
 
 
@@ -76,17 +78,17 @@ class Checkpoints:
         began = time.monotonic()
         temporary, final = self.folder / "new", self.folder / f"step-{step}"
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+            remove_folder(temporary)
+            temporary.mkdir(parents=True, exist_ok=True)
             flat = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             save_file(flat, temporary / _TENSORS)
             (temporary / _DOCUMENT).write_text(json.dumps({"random": random_states(), "document": document}))
             publish(temporary, final)
         except (OSError, SafetensorError) as error:
             raise _no_space(error, self.folder) from error
-        for earlier in self.folder.iterdir():
+        for earlier in self._by_step().values():
             if earlier != final:
-                shutil.rmtree(earlier)
+                remove_folder(earlier)
         self._since = time.monotonic()
         self._cost_s = self._since - began
 
@@ -96,17 +98,23 @@ class Checkpoints:
         Raises:
             CheckpointError: it is damaged.
         """
-        steps = [int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*")]
-        if not steps:
+        folders = self._by_step()
+        if not folders:
             return None
-        folder = self.folder / f"step-{max(steps)}"
+        step = max(folders)
+        folder = folders[step]
         try:
             tensors = load_file(folder / _TENSORS)
             state = json.loads((folder / _DOCUMENT).read_text())
             document = {**state["document"], "random": state["random"]}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{folder}: a damaged checkpoint ({error}); delete it to train anew") from error
-        return Saved(folder=folder, step=max(steps), tensors=tensors, document=document)
+        return Saved(folder=folder, step=step, tensors=tensors, document=document)
+
+    def _by_step(self) -> dict[int, Path]:
+        """Return the checkpoints by step; anything else in the folder is somebody else's."""
+        folders = ((_STEP.fullmatch(path.name), path) for path in self.folder.glob("step-*") if path.is_dir())
+        return {int(match[1]): path for match, path in folders if match}
 
 
 def _no_space(error: OSError | SafetensorError, path: Path) -> Exception:

@@ -24,7 +24,7 @@ def needs_of(reference: str, *, with_utility: bool = False) -> list[Need]:
         name = member(reference).name
         utility = [losses(other) for other in (name, *parents(name))] if with_utility else []
         return [model(name), *utility]
-    return [] if reference.startswith("hf:") else [File(path=Path(reference))]
+    return [] if reference.startswith("hf:") else [File(path=Path(reference), kind="model")]
 
 
 def model(name: str) -> Artifact:

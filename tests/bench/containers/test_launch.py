@@ -13,7 +13,7 @@ from modelassay.containers.engine import Engine, LocalImage, require_locked
 from modelassay.containers.launch import Job, judge, memory_limit, prepare, results_owner, user_inside
 from modelassay.containers.session import Attached, ContainerExit, TimedOut, follow
 from modelassay.containers.settings import Bind, Settings
-from modelassay.errors import AssayError, HostError
+from modelassay.errors import AssayError, HostError, UsageError
 from modelassay.runs.folder import Scaffold
 from modelassay.suite import load_suite
 from support.toy_suite import environ, modelassay, write_suite
@@ -127,9 +127,33 @@ def test_engine_that_goes_away_is_told() -> None:
         follow(attached(("eof", None), ("lost", None)), timeout_s=None, report=print, write=print)
 
 
-@pytest.mark.parametrize(("text", "size"), [("4g", 4 << 30), ("512m", 512 << 20), (None, None), ("1048576", 1 << 20)])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4g", 4 << 30), ("512m", 512 << 20), (None, None), ("8388608", 8 << 20), ("0.5 GiB", 1 << 29), ("6M", 6 << 20)],
+)
 def test_memory_limits(text: str | None, size: int | None) -> None:
     assert memory_limit(text, ENGINE) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("0", "the smallest limit is 6m"), ("0g", "smallest"), ("5m", "smallest"), ("0.001k", "smallest"), ("-1", "not a size"),
+     ("-1g", "not a size"), ("", "not a size"), ("inf", "not a size"), ("nang", "not a size"), ("1e3g", "not a size"),
+     ("4x", "not a size"), ("4 g g", "not a size"), ("\u0664g", "not a size"), ("99999999999999g", "more than any machine has")],
+)  # fmt: skip
+def test_memory_limits_that_an_engine_would_ignore_or_refuse(text: str, says: str) -> None:
+    """To an engine 0 and -1 mean no limit."""
+    with pytest.raises(UsageError, match=says):
+        memory_limit(text, ENGINE)
+    code, _, err = modelassay("run", "spectral", "--in", "container", f"--memory={text}")
+    assert (code, f"error: --memory {text}: " in err) == (2, True)
+
+
+@pytest.mark.parametrize("text", ["inf", "-inf", "nan", "0", "-1", "1e400", "1e12", "1e10"])
+def test_times_that_no_clock_counts_are_refused(text: str) -> None:
+    code, out, err = modelassay("run", "spectral", "--in", "container", f"--timeout={text}")
+    assert (code, out, "Traceback" in err) == (2, "", False)
+    assert "--timeout" in err
 
 
 def test_memory_limit_that_would_be_ignored_is_refused() -> None:

@@ -181,7 +181,7 @@ def test_files_that_are_declared_are_seen_and_folders_are_not(scene: Scene) -> N
     assert seen(scene, DOWNLOADS, model="hf:a/b", **tables).keys() == {
         str(scene.hub), str(Path.cwd() / "tables/a.csv")
     }  # fmt: skip
-    with pytest.raises(UsageError, match="^data=tables: a folder; name a file$"):
+    with pytest.raises(UsageError, match=f"^data={Path.cwd()}/tables: a folder; name a file$"):
         seen(scene, SPECTRAL, model="zoo:base", data="tables")
 
 

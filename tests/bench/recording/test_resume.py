@@ -40,6 +40,29 @@ def test_checkpoint_holds_position_counters_payload_and_files(tmp_path: Path) ->
     assert (saved.folder / "w.bin").read_bytes() == b"weights"
 
 
+STRAY = (".DS_Store", "._1", ".nfs0000a1", "Thumbs.db", "7", "9~", ".gitattributes")
+"""What file managers, file servers and people leave; a file called 7 is no checkpoint."""
+
+
+def test_stray_files_are_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = new_recorder(tmp_path)
+    recorder.checkpoint({"step": 0})
+    for name in STRAY:
+        (tmp_path / "checkpoint" / name).write_text("stray")
+        (tmp_path / "checkpoint/1" / name).write_text("stray")
+    for step in (1, 2):
+        recorder.checkpoint({"step": step})
+    saved = new_recorder(tmp_path).restore()
+    assert saved is not None
+    assert saved.payload == {"step": 2}
+    # On NFS a file that is still open stays as .nfs..., and its folder cannot be removed.
+    monkeypatch.setattr(os, "rmdir", lambda *_, **__: (_ for _ in ()).throw(OSError(39, "Directory not empty")))
+    for step in (3, 4):
+        recorder.checkpoint({"step": step})
+    assert (again := new_recorder(tmp_path).restore()) is not None
+    assert again.payload == {"step": 4}
+
+
 def test_only_the_newest_checkpoint_stays(tmp_path: Path) -> None:
     recorder = new_recorder(tmp_path)
     for step in range(3):

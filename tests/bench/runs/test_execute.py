@@ -400,14 +400,26 @@ def most_at_once(process: subprocess.Popen[str], root: Path) -> int:
 
 
 def test_a_run_is_shown_while_it_runs(tmp_path: Path) -> None:
-    text = SUITE.replace("pause_ms: 3.0", "pause_ms: 1000, timed: false").replace("[0, 1]", "[0]")
+    text = (
+        SUITE
+        .replace("pause_ms: 3.0", "pause_ms: 150.0, timed: false")
+        .replace("[0, 1]", "[0]")
+        .replace("steps: 24", "steps: 900")
+    )
     process = start("run", write_suite(tmp_path, text), "--runs", tmp_path / "runs", "--jobs", "2")
     _first_cell_process(tmp_path / "runs")
     code, out, _ = modelassay("show", only_run(tmp_path / "runs"), "--json")
     cells = json.loads(out)["cells"]
     assert code == 0
     assert "running" in {cell["outcome"] for cell in cells}
-    assert any(re.fullmatch(r"\d+ of 24 steps", cell["reason"]) for cell in cells)
+    assert any(re.fullmatch(r"\d+ of 900 steps", cell["reason"]) for cell in cells)
+    table, listing = (
+        modelassay("show", *what)[1] for what in ([only_run(tmp_path / "runs")], ["--runs", tmp_path / "runs"])
+    )
+    assert "running" in table.splitlines()[0]
+    assert "cut off" not in table + listing
+    assert "running" in listing
+    assert "is running now" in modelassay("run", only_run(tmp_path / "runs"), "--plan")[1]
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 30

@@ -29,6 +29,36 @@ def test_scalars_follow_yaml_1_2(written: str, value: object) -> None:
     assert type(got) is type(value)
 
 
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("a:\t5\n", {"a": 5}), ("a: \t5\n", {"a": 5}), ("a:\t\tb\n", {"a": "b"}), ("a:\t'q'\n", {"a": "q"}), ("a:\t[1,\t2]\n", {"a": [1, 2]}),
+        ("a: [\t1\t,\n\t2\t]\n", {"a": [1, 2]}), ("-\ta\n- b\n", ["a", "b"]), ("-\t-1\n", [-1]), ("a: 5\t# c\n", {"a": 5}), ("a: 5\t\n", {"a": 5}),
+        ("\t\na: 5\n", {"a": 5}), ("a: 5\n\t# c\n \t\nb: 6\n", {"a": 5, "b": 6}), ("a:\t|\n  x\n", {"a": "x\n"}), ("a: | \t# c\n  x\n", {"a": "x\n"}),
+        ("a: >- \t\n  x\n", {"a": "x"}), ("a: |\n  \tb:\tc\n", {"a": "\tb:\tc\n"}), ("a:\t&x\t5\nb:\t*x\n", {"a": 5, "b": 5}),
+        ("a\t: 5\n", {"a": 5}), ("'a'\t:\t5\n", {"a": 5}), ("? a\n:\t5\n", {"a": 5}), ("a:\t# c\n  b:\t5\n", {"a": {"b": 5}}),
+        ("a: x\ty\n", {"a": "x\ty"}), ("a: x\t\n", {"a": "x"}), ("a: [x\ty]\n", {"a": ["x\ty"]}), ("<<:\t{b: 5}\n", {"b": 5}),
+        ("a:\n  - b:\t5\n    c:\t6\n", {"a": [{"b": 5, "c": 6}]}), ("%YAML 1.2\n---\ta\n", "a"), ("a: x\t#y\n", {"a": "x"}), ("a: x\ty # z\n", {"a": "x\ty"}),
+    ],
+)  # fmt: skip
+def test_tabs_separate_where_yaml_1_2_lets_them(text: str, plain: object) -> None:
+    assert parse(text, "f").plain() == plain
+
+
+@pytest.mark.parametrize(
+    "text", ["a:\n\tb: 5\n", "a:\n  \tb: 5\n", "\ta: 5\n", "- a\n\t- b\n", "-\ta: 5\n", "-\t- a\n", "?\ta: 5\n"]
+)
+def test_tabs_do_not_indent(text: str) -> None:
+    with pytest.raises(SuiteError, match="a tab cannot indent; use spaces"):
+        parse(text, "f")
+
+
+def test_text_may_hold_what_looks_like_a_space() -> None:
+    """French sets one before a question mark; quotes keep any."""
+    text = "a: Pourquoi\u00a0?\nb: '\u00a0x'\nc: \"x\\u00a0\"\nd: 日本\u3000語\n"
+    assert parse(text, "f").plain() == {"a": "Pourquoi\u00a0?", "b": "\u00a0x", "c": "x\u00a0", "d": "日本\u3000語"}
+
+
 def test_merge_keys_fill_in_what_is_absent() -> None:
     text = "a: &a {x: 1, y: 2}\nb: &b {y: 3, z: 4}\nc: {<<: [*a, *b], x: 9}\nd: {'<<': 1}\n"
     plain = parse(text, "f").plain()

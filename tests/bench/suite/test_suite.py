@@ -66,7 +66,7 @@ def test_cells_are_the_product_in_the_order_of_the_axes(base: str) -> None:
     ]
     assert params_of(suite, 0) == Params(
         model="zoo:base", steps=8, eval_every=2, note="first", walk={"drift": 0.5, "bounds": (-1.0, 1.0)},
-        tags=["a", "b"], weights={"left": 0.5}, seed=0, rate=1e-5,
+        tags=[str(Path("a").absolute()), str(Path("b").absolute())], weights={"left": 0.5}, seed=0, rate=1e-5,
     )  # fmt: skip
     assert params_of(suite, 3).note == "plain"
     assert suite.cells[3].axes == {"seed": 7, "rate": 0.25}
@@ -99,6 +99,24 @@ def test_a_profile_replaces_the_matrix_key_by_key(tmp_path: Path) -> None:
     assert [dict(cell.axes) for cell in suite.cells] == [{"seed": 5, "rate": 0.1}]
 
 
+def test_keys_and_profiles_that_only_hold_anchors_are_no_scales(tmp_path: Path) -> None:
+    text = (
+        "suite: toy-walk\nexperiment: toy\nquestion: q\nx-seeds: &seeds [4, 5]\nx-lr: &lr 0.25\nprofiles:\n"
+        "  x-shared: &shared\n    model: zoo:base\n    rate: *lr\n  x-list: [1]\n"
+        "  smoke: {<<: *shared, steps: 1}\n  paper: {<<: *shared, steps: 2, rate: 0.5}\nmatrix: {seed: *seeds}\n"
+    )
+    path = tmp_path / "suite.yaml"
+    path.write_text(text)
+    assert check_suite(path) == [("smoke", 2), ("paper", 2)]
+    suite = load_suite(str(path), profile="smoke")
+    assert (params_of(suite).rate, params_of(suite).steps, dict(suite.cells[1].axes)) == (0.25, 1, {"seed": 5})
+    with pytest.raises(SuiteError, match="no profile 'x-shared'.*choose one of smoke, paper"):
+        load_suite(str(path), profile="x-shared")
+    path.write_text(text.replace("smoke:", "x-smoke:").replace("paper:", "x-paper:"))
+    with pytest.raises(SuiteError, match="profiles: needs at least 1 entry"):
+        check_suite(path)
+
+
 def test_a_suites_exclude_may_miss_a_profiles_axis(base: str) -> None:
     assert len(load_suite(base, overrides=["matrix.seed=[4, 5]"]).cells) == 6
 
@@ -107,7 +125,12 @@ def test_overrides_are_the_top_layer(base: str) -> None:
     overrides = ["steps=9", "steps=0x10", "walk.width=5", "weights.right=1e-5", "tags=[x]", "note=no", "exit_at=null"]
     suite = load_suite(base, overrides=overrides)
     for params in (params_of(suite, number) for number in range(4)):
-        assert (params.steps, params.walk.width, params.walk.drift, params.tags) == (16, 5, 0.5, ["x"])
+        assert (params.steps, params.walk.width, params.walk.drift, params.tags) == (
+            16,
+            5,
+            0.5,
+            [str(Path("x").absolute())],
+        )
         assert (params.weights, params.note, params.exit_at) == ({"left": 0.5, "right": 1e-5}, "no", None)
     assert suite.overrides == tuple(overrides)
     assert {cell.id for cell in suite.cells}.isdisjoint(cell.id for cell in load_suite(base).cells)
@@ -131,7 +154,7 @@ def test_overrides_replace_and_add_axes(base: str) -> None:
         ("matrix.sed=[1]", "-o matrix.sed=[1]: matrix.sed: unknown parameter; did you mean 'matrix.seed'?"),
         ("matrix=[1]", "-o matrix=[1]: matrix: unknown parameter"),
         ("steps=abc", "-o steps=abc: steps: must be a whole number, got 'abc'"),
-        ("steps=", "-o steps=: steps: must be a whole number, got nothing"),
+        ("steps=", "-o steps=: steps: has no value; write null"),
         ("steps=0", "-o steps=0: steps: must be at least 1, got 0"),
         ("walk=fast", "-o walk=fast: walk: must be a mapping, got 'fast'"),
         ("walk={widht: 3}", "-o walk={widht: 3}: walk.widht: unknown key; did you mean 'width'?"),
@@ -151,9 +174,9 @@ def test_overrides_replace_and_add_axes(base: str) -> None:
         ("", "-o : must be PATH=VALUE"),
         ("a b=3", "-o a b=3: must be PATH=VALUE"),
         ("steps=[", "-o steps=[: steps: not valid YAML"),
-        ("note=a: b: c", "-o note=a: b: c: note: not valid YAML"),
+        ("note=[a: b: c]", "-o note=[a: b: c]: note: not valid YAML"),
         ("note=\0", "-o note=\\x00: note: character U+0000 is not allowed in YAML"),
-        ("note=*x", "-o note=*x: note: alias *x has no anchor"),
+        ("note=*x", "-o note=*x: note: begins with '*', which YAML reserves; quote text"),
         ("steps=.nan", "-o steps=.nan: steps: .nan is not a finite number"),
         ("no\nte=x", "-o no\\nte=x: must be PATH=VALUE"),
     ],

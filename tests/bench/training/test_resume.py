@@ -29,6 +29,19 @@ from support.training_cases import (
 )
 
 
+def test_stray_files_are_in_nobodys_way(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, max_share=math.inf)
+    checkpoints.save(1, {"w": torch.ones(2)}, {"n": 1})
+    for name in (".DS_Store", "._step-1", ".nfs0000a1", "Thumbs.db", "step-9", "step-1.bak", "step-", ".gitattributes"):
+        (tmp_path / name).write_text("stray")
+        (tmp_path / "step-1" / name).write_text("stray")
+    checkpoints.save(2, {"w": torch.full((2,), 2.0)}, {"n": 2})
+    saved = Checkpoints(tmp_path, max_share=math.inf).latest()
+    assert saved is not None
+    assert (saved.step, saved.document["n"], saved.tensors["w"].tolist()) == (2, 2, [2.0, 2.0])
+    assert not (tmp_path / "step-1").exists()
+
+
 class Stop(BaseException):
     """The process is gone."""
 

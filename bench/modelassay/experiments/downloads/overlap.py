@@ -23,6 +23,7 @@ from modelassay.fingerprints.bottom_k import (
 )
 from modelassay.models.reference import Model
 from modelassay.recording.context import CellContext
+from modelassay.storage.stray import is_stray
 from modelassay.zoo.resolve import resolve
 
 METHODS: Final[Mapping[str, Callable[[Responses, Responses], Overlap]]] = MappingProxyType({
@@ -123,7 +124,7 @@ def weights_key(folder: Path) -> str:
     weights are written twice, and in another dtype where nothing was lost by it (bf16 to fp32). Costs one read of the weights.
     """
     tensors = set()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(path for path in folder.glob("*.safetensors") if not is_stray(path.name)):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - no mapping
                 if not name.endswith("inv_freq"):  # older Llamas saved what follows from their configuration

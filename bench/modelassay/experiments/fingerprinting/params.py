@@ -34,8 +34,8 @@ class Params(BaseModel):
     """Models that this one's weights are compared with, where a method needs both at hand; of two models of this list the
     later is compared with the earlier."""
 
-    families: dict[str, str] = {}
-    """The roots that models of ``against`` are known to descend from, by their names; zoo models know their own."""
+    families: dict[ModelReference, str] = {}
+    """The roots that models of ``against`` are known to descend from, by their references there; zoo models know their own."""
 
     behaviour: bool = False
     """Ask this model and each of ``against`` which tokens they find least likely, with prompts that the latter grow; loads whole

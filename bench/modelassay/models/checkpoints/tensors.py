@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelassay.errors import CheckpointError
+from modelassay.errors import CheckpointError, printable
 from modelassay.models.checkpoints.architectures import ROLES, Architecture, Part, Role, Sizes
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo, read_header, read_shard_index
 from modelassay.models.hub import Files
@@ -131,10 +131,22 @@ def fetch_weights(files: Files) -> None:
 def _require(files: Files, name: str) -> Path:
     path = files.get(name, required=True)
     if path is None:
-        raise CheckpointError(
-            f"{files.reference}: {_SHARD_INDEX} names {name}, which is not there; fetch the missing shard"
-        )
+        raise CheckpointError(f"{files.reference}: {_why_absent(files, name)}")
     return path
+
+
+def _why_absent(files: Files, name: str) -> str:
+    """Return why there is no file ``name``, and what to do."""
+    path = files.folder / name
+    if path.is_symlink():
+        return (
+            f"{name} is a link to {printable(str(path.readlink()))}, which is not there; restore that file, or the link"
+        )
+    if path.exists():
+        return f"{name} is not a file; take it away, or put the weights there"
+    if files.get(_SHARD_INDEX) is not None:
+        return f"{_SHARD_INDEX} names {name}, which is not there; fetch the missing shard"
+    return f"{name} is not there; fetch or save the checkpoint again"
 
 
 def known_names(files: Files) -> Collection[str]:

@@ -356,6 +356,30 @@ def test_reference_that_is_nothing_is_refused(reference: str, message: str) -> N
         open_checkpoint(reference)
 
 
+def test_stray_files_are_no_weights(copy: Path) -> None:
+    """AppleDouble files end like what they belong to; a copy by tar or over SMB brings them."""
+    (copy / "model.safetensors").rename(copy / "weights.safetensors")
+    for name in ("._weights.safetensors", ".nfs01.safetensors", ".DS_Store", "Thumbs.db"):
+        (copy / name).write_bytes(b"\0\5\x16\7")
+    assert open_checkpoint(copy).num_layers == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("model.safetensors", False), ("weights.safetensors", False), ("model.safetensors", True)]
+)
+def test_weights_that_are_no_file_are_named_without_an_index(copy: Path, name: str, folder: bool) -> None:
+    (copy / "model.safetensors").unlink()
+    if folder:
+        (copy / name).mkdir()
+        says = f"{name} is not a file; take it away"
+    else:
+        (copy / name).symlink_to("../blobs/gone")
+        says = rf"{name} is a link to \.\./blobs/gone, which is not there; restore that file, or the link"
+    with pytest.raises(CheckpointError, match=says) as caught:
+        open_checkpoint(copy)
+    assert "index" not in str(caught.value)
+
+
 def test_folder_without_a_model_is_refused(copy: Path, llama: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"got none; convert other formats"):

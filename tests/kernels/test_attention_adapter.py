@@ -79,15 +79,29 @@ def test_masks_are_those_of_transformers(
         assert (mask.spans.dtype, mask.shape) == (torch.int32, expected.shape)
 
 
-@pytest.mark.parametrize("length", [5, TOKENS, 14])
-def test_padding_of_another_length_than_the_keys(length: int) -> None:
-    """A static cache has more keys than there are tokens yet, one with a window fewer."""
+@pytest.mark.parametrize("left", [0, 1])
+@pytest.mark.parametrize("length", [3, 5, TOKENS, 14])
+@pytest.mark.parametrize("name", sorted(MASKS.keys() - OF_ALL_TOKENS - {"images"}))
+def test_padding_of_another_length_than_the_keys(name: str, length: int, left: int) -> None:
+    """A static cache has more keys than there are tokens yet, one with a window fewer; keys past the padding are not there."""
     arguments: dict[str, Any] = {
-        "batch_size": 2, "q_length": 3, "kv_length": TOKENS, "q_offset": 2,
-        "attention_mask": torch.arange(length).expand(2, -1) >= torch.tensor([[1], [0]]),
+        "batch_size": 2, "q_length": 3, "kv_length": TOKENS, "q_offset": 2, "mask_function": MASKS[name],
+        "attention_mask": torch.arange(length).expand(2, -1) >= torch.tensor([[left], [0]]),
     }  # fmt: skip
     expected = sdpa_mask(**arguments, allow_is_causal_skip=False)
-    assert torch.equal(visible(spans_mask(**arguments).spans, 0, TOKENS), expected[:, 0])
+    assert torch.equal(visible(spans_mask(**arguments).spans, 0, TOKENS).expand(2, -1, -1), expected[:, 0])
+
+
+@pytest.mark.parametrize("name", ["causal", "bidirectional"])
+@pytest.mark.parametrize(("q_offset", "kv_offset"), [(0, 0), (0, 2), (1, 2), (5, 2)])
+def test_queries_before_the_first_key_see_nothing(name: str, q_offset: int, kv_offset: int) -> None:
+    arguments: dict[str, Any] = {
+        "batch_size": 1, "q_length": 3, "kv_length": 4, "q_offset": q_offset, "kv_offset": kv_offset,
+        "mask_function": MASKS[name],
+    }  # fmt: skip
+    mask, expected = spans_mask(**arguments), sdpa_mask(**arguments, allow_is_causal_skip=False)[:, 0]
+    assert torch.equal(visible(mask.spans, 0, 4), expected)
+    assert mask.has_blind == (not bool(expected.any(-1).all()))
 
 
 def test_masks_that_are_no_intervals_are_refused() -> None:
@@ -323,6 +337,13 @@ def test_a_module_is_asked_for_its_own_eager_attention(monkeypatch: pytest.Monke
         monkeypatch.setitem(globals(), "eager_attention_forward", function)
         with pytest.raises(ValueError, match=f"modelassay.*{message}"):
             Hides()(X, X, X, mask)
+
+
+def test_sinks_that_are_not_passed_on_are_refused() -> None:
+    module = nn.Module()
+    module.sinks = nn.Parameter(torch.zeros(2))
+    with pytest.raises(ValueError, match="modelassay.*Module keeps attention sinks"):
+        attention_forward(module, X, X, X, MASK)
 
 
 def test_eager_attention_is_asked_in_full_precision() -> None:

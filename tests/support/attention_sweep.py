@@ -19,7 +19,7 @@ TOLERANCE = 5e-4
 """Of the largest number of the eager output; both in fp32. A wrong mask is off by 1e-2 and more."""
 TOKENS, PADDED, NEW_TOKENS = 9, 3, 7
 """More tokens than the window of 4, so that caches with a window run over."""
-AGREES, OWN = "agrees", "no attention by interface"
+AGREES, OWN_ATTENTION = "agrees", "no attention by interface"
 UNMOVED = "the mask changes nothing"
 
 Run = Callable[[], list[Tensor]]
@@ -100,7 +100,7 @@ def outcomes(model_type: str) -> dict[str, str]:
             del calls[:]
             results[mode] = _compare(runs[mode], expected)
             if results[mode] == AGREES and not calls:
-                results[mode] = OWN
+                results[mode] = OWN_ATTENTION
             elif mode == "prefill":
                 unmasked = expected
             elif results[mode] == AGREES and mode in {"left", "right"} and _error(unmasked, expected) < 20 * TOLERANCE:

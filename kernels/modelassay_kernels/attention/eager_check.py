@@ -52,6 +52,8 @@ def check_module(
     if module in _checked or device.type == "meta" or torch.compiler.is_compiling():
         return
     eager = _eager_function(module)
+    if eager is None and getattr(module, "sinks", None) is not None:
+        refuse(f"{type(module).__name__} keeps attention sinks, which are not supported")
     if eager is not None:
         error = _difference(eager, module, heads, scaling, softcap, device, masked=masked)
         if not error <= TOLERANCE:

@@ -103,17 +103,8 @@ def spans_mask(
     if attention_mask is not None:
         _check_padding(attention_mask, batch_size)
         attention_mask = attention_mask.to(device=device, dtype=torch.bool)
-    if mask_function is None or mask_function in {causal_mask_function, bidirectional_mask_function}:
-        end_S = torch.full((q_length,), kv_length, device=device)
-        if mask_function is not bidirectional_mask_function:
-            end_S = (torch.arange(1, q_length + 1, device=device) + q_offset - kv_offset).clamp(0, kv_length)
-        keys_B2 = torch.tensor([[0, kv_length]], device=device)
-        if attention_mask is not None and not bool(unwrapped(attention_mask).all()):
-            keys_B2 = _interval(_real_keys(attention_mask, torch.arange(kv_length, device=device) + kv_offset))
-        first_B1, end_B1 = keys_B2[:, :1], keys_B2[:, 1:]
-        end_BS = end_B1.minimum(end_S)
-        spans_B2S = torch.stack([first_B1.minimum(end_BS), end_BS], dim=1)
-    else:
+    kind: object = causal_mask_function if mask_function is None else mask_function
+    if kind not in {causal_mask_function, bidirectional_mask_function}:
         rows = max(1, BLOCK_ELEMENTS // max(1, batch_size * kv_length))
         parts = [
             _interval(
@@ -124,8 +115,18 @@ def spans_mask(
             )
             for start in range(0, q_length, rows)
         ]  # fmt: skip
-        spans_B2S = torch.cat(parts, dim=1).mT
-    return SpanMask(spans_B2S.to(torch.int32).contiguous(), batch_size, kv_length)
+        return SpanMask(torch.cat(parts, dim=1).mT.to(torch.int32).contiguous(), batch_size, kv_length)
+    end_S = torch.full((q_length,), kv_length, device=device)
+    if kind is causal_mask_function:
+        end_S = (torch.arange(1, q_length + 1, device=device) + q_offset - kv_offset).clamp(0, kv_length)
+    keys_B2 = torch.tensor([[0, kv_length]], device=device)
+    if attention_mask is not None:
+        keys_B2 = _interval(_real_keys(attention_mask, torch.arange(kv_length, device=device) + kv_offset))
+        keys_B2 = keys_B2[:1] if bool(unwrapped(keys_B2 == keys_B2[:1]).all()) else keys_B2
+    end_BS = keys_B2[:, 1:].minimum(end_S)
+    spans_B2S = torch.stack([keys_B2[:, :1].minimum(end_BS), end_BS], dim=1).to(torch.int32)
+    sees = attention_mask is None and not isinstance(q_offset, Tensor) and q_offset >= kv_offset
+    return SpanMask(spans_B2S, batch_size, kv_length, has_blind=False if sees else None)  # None waits for a GPU
 
 
 def _check_padding(attention_mask: Tensor, batch_size: int) -> None:

@@ -134,6 +134,7 @@ def padded_on_the_left() -> Microbatch:
     return batch
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("name", EXACT)
 def test_products_are_those_of_the_models_own_loss(name: str, side: str) -> None:

@@ -47,9 +47,11 @@ def test_results_without_a_mount_are_told_before_the_work_and_the_line_keeps_the
     engine: Any, cpu_image: str, tmp_path: Path
 ) -> None:
     container = engine.containers.run(cpu_image, SMOKE, detach=True, environment={"MODELASSAY_IMAGE": cpu_image})
+    log = container.logs(stream=True, stdout=False)
     try:
-        lines = list(islice(read_lines(container.logs(stream=True, stdout=False)), 3))
+        lines = list(islice(read_lines(log), 3))
     finally:
+        log.close()
         container.remove(force=True)
     assert lines[0].startswith("warning: runs/fingerprinting-")
     assert "lies inside this container and is lost when the container is removed" in lines[0]

@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modelassay.claims.published import PublishedTables
 from modelassay.commands.view import View
-from modelassay.data.similarities.statistics import SHOWN, summary, summary_lines
-from modelassay.data.similarities.table import read_similarities
 from modelassay.errors import UsageError
 from modelassay.experiments.findings import Table
 from modelassay.recording.log import read_segment
@@ -29,6 +26,9 @@ def check_files(files: Sequence[str], *, families: Path | None = None) -> View:
                 raise UsageError(f"{name}: no such file")
             checked.append({"file": name, "content": f"{sum(1 for _ in read_segment(Path(name)))} records"})
         elif name.lower().endswith((".csv", ".json")):
+            from modelassay.data.similarities.statistics import summary  # SciPy takes as long as a suite
+            from modelassay.data.similarities.table import read_similarities
+
             table = read_similarities(Path(name), families=families)
             content = f"{table.scores_P.size:,} pairs of {len(table.names):,} models"
             checked.append({"file": name, "content": content, "similarities": summary(table)})
@@ -43,8 +43,16 @@ def check_files(files: Sequence[str], *, families: Path | None = None) -> View:
     return View(
         data=checked,
         tables=[Table(title="", columns=("file", "valid"), rows=rows), *([_summary_table(tables)] if tables else [])],
-        lines=[*summary_lines(tables), *(line for entry in checked for line in entry.get("missing", ()))],
+        lines=[*_summary_lines(tables), *(line for entry in checked for line in entry.get("missing", ()))],
     )
+
+
+def _summary_lines(summaries: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    if not summaries:
+        return ()
+    from modelassay.data.similarities.statistics import summary_lines
+
+    return summary_lines(summaries)
 
 
 def _tables_missing(file: str, suite: Contents) -> list[str]:
@@ -53,13 +61,15 @@ def _tables_missing(file: str, suite: Contents) -> list[str]:
     Raises:
         UsageError: a table is there and cannot be read, or is not there and nothing says where to get it.
     """
-    tables = PublishedTables(Path(file).parent, suite.experiment)
-    numbers = [
-        tables.number(origin)
-        for claim in suite.claims
-        for origin in (claim.derived, *claim.counter_evidence)
-        if origin is not None
+    origins = [
+        origin for claim in suite.claims for origin in (claim.derived, *claim.counter_evidence) if origin is not None
     ]
+    if not origins:
+        return []
+    from modelassay.claims.published import PublishedTables
+
+    tables = PublishedTables(Path(file).parent, suite.experiment)
+    numbers = [tables.number(origin) for origin in origins]
     if broken := next((number for number in numbers if number.status == "unreadable"), None):
         raise UsageError(broken.missing())
     return [*dict.fromkeys(line for number in numbers if (line := number.missing()))]
@@ -67,6 +77,8 @@ def _tables_missing(file: str, suite: Contents) -> list[str]:
 
 def _summary_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
     """Return the statistics of tables, a row for each of their kinds of pairs."""
+    from modelassay.data.similarities.statistics import SHOWN
+
     rows = [
         (summed["file"], kind, f"{group['n']:,}", *(f"{group[key]:.4g}" for key in SHOWN), " · ".join(group["max_pair"]),
          f"{100 * group['share_above_0.9']:.3g} %")

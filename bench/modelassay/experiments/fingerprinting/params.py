@@ -35,7 +35,8 @@ class Params(BaseModel):
     later is compared with the earlier."""
 
     families: dict[ModelReference, str] = {}
-    """The roots that models of ``against`` are known to descend from, by their references there; zoo models know their own."""
+    """The roots that models of ``against`` are known to descend from, by their references there; zoo models know their own.
+    How a model was made is asked only of relatives that its cell knows: ``family`` of the other's cell does not reach it."""
 
     behaviour: bool = False
     """Ask this model and each of ``against`` which tokens they find least likely, with prompts that the latter grow; loads whole

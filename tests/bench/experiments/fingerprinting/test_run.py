@@ -229,6 +229,7 @@ def test_a_run_with_comparisons_is_scored_and_an_outsider_among_them_is_left_out
     scored = [key for key in metrics_of(only_run(tmp_path / "runs")) if key[1] == "score" and "outside" in key[2]]
     assert len(scored) == 2 * 6  # both methods, every model but a, which stands before it in the list
     findings = analyse(open_run(only_run(tmp_path / "runs")).data())
+    assert sum("pairs of one family without a derivation: 3" in caveat for caveat in findings.caveats) == 1
     accuracies = {f.labels["method"]: f.value for f in findings.findings
                   if f.name == "accuracy" and (f.labels["metric"], f.labels["group"]) == ("auroc", "all")}  # fmt: skip
     assert list(accuracies) == [

@@ -14,7 +14,7 @@ from modelassay.errors import UsageError
 from modelassay.experiments.findings import Figures, Finding, Findings
 from modelassay.experiments.findings import Table as Table
 from modelassay.experiments.fingerprinting.analyse.figures import evidence_figures
-from modelassay.experiments.fingerprinting.analyse.lineage import derived_pairs, score_derivations
+from modelassay.experiments.fingerprinting.analyse.lineage import derived_pairs, not_derived, score_derivations
 from modelassay.experiments.fingerprinting.analyse.pairs import Evidence, gather
 from modelassay.experiments.fingerprinting.analyse.printed import caveats, verdict_table
 from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
@@ -76,13 +76,14 @@ def analyse(tables: RunData) -> Findings:
     shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, ancestries)]
     scored, tables_of_methods, notes = score_methods(evidence)
     derived, tables_of_derivations = score_derivations(derived_pairs(tables, evidence.made_by))
+    families = {reference: model.curves.family for reference, model in by_reference.items()}
     shown = _worth_showing(verdicts, ancestries)
     few = models if len(models) <= MAX_SHOWN else _an_example(models, verdicts, ancestries)
     return Findings(
         findings=[*findings, *shares, *scored, *derived],
         tables=[verdict_table(shown, ancestries=ancestries), *tables_of_methods, *tables_of_derivations],
         figures=Figures({"curves": partial(comparison_figure, few, verdicts)} if few else {}) | evidence_figures(evidence),
-        caveats=[*_broken(tables), *_recalled(tables), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
+        caveats=[*_broken(tables), *_recalled(tables), *not_derived(tables, families), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
                  *caveats(verdicts, background), *notes],
     )  # fmt: skip
 

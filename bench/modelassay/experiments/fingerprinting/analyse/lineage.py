@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from modelassay.experiments.findings import Finding, Table
+from modelassay.models.reference import short_name
 from modelassay.recording.tables import RunData
 from modelassay.statistics.estimate import Estimate
 from modelassay.statistics.proportions import wilson
@@ -52,6 +53,34 @@ def derived_pairs(tables: RunData, made_by: Mapping[tuple[str, str], str]) -> li
         Derived(made_by=steps, kind=str(kind), root_is_parent=None if np.isnan(value) else bool(value))
         for steps, kind, value in making if steps not in (None, "root", "not known")
     ]  # fmt: skip
+
+
+def not_derived(tables: RunData, families: Mapping[str, str | None]) -> list[str]:
+    """Return a note on pairs of one family that were compared without being asked how one was made of the other.
+
+    A cell knows the family of its own model; of the models that it is compared with only what its ``families`` say.
+    """
+    if "other" not in tables.metrics.columns:
+        return []
+    of_cell = dict(tables.cells.select("cell", "model").iter_rows())
+    recorded: dict[str, dict[tuple[str, str], None]] = {"score": {}, "derivation": {}}
+    rows = tables.metrics.filter(pl.col("name").is_in(list(recorded))).select("name", "cell", "other")
+    for name, cell, other in rows.iter_rows():
+        recorded[name][of_cell[cell], other] = None
+    related = [
+        (model, other)
+        for model, other in recorded["score"]
+        if (model, other) not in recorded["derivation"]
+        and (family := families.get(model)) is not None
+        and family == families.get(other)
+    ]
+    if not related:
+        return []
+    model, other = related[0]
+    return [
+        f"pairs of one family without a derivation: {len(related)}, {short_name(model)} · {short_name(other)} first; the cell of the"
+        f" one does not know the other's family; say it in families, as {{{other}: {families[other]}}}"
+    ]
 
 
 def score_derivations(pairs: Sequence[Derived]) -> tuple[list[Finding], list[Table]]:

@@ -12,6 +12,7 @@ from modelassay.experiments.fingerprinting.analyse.lineage import (
     SYMMETRIC,
     Derived,
     derived_pairs,
+    not_derived,
     score_derivations,
 )
 from modelassay.fingerprints.lineage import swapped
@@ -49,6 +50,20 @@ def test_a_run_that_derived_nothing_has_none() -> None:
                    metrics=pl.DataFrame({"cell": ["1"], "name": ["sigma"], "value": [1.0]}), profile="mine")  # fmt: skip
     assert derived_pairs(data, {}) == []
     assert score_derivations([]) == ([], [])
+
+
+def test_relatives_that_a_cell_does_not_know_are_counted() -> None:
+    cells = {"1": "/m/a", "2": "/m/a-child", "3": "/m/b", "4": "/m/c"}
+    rows = [
+        ("2", "score", "/m/a", "", 0.7), ("2", "score", "/m/a", "", 0.8), ("3", "score", "/m/a", "", 0.1), ("4", "score", "/m/b", "", 0.1),
+    ]  # fmt: skip
+    families = {"/m/a": "a", "/m/a-child": "a", "/m/b": "b", "/m/c": None}
+    assert not_derived(tables(cells, rows), families) == [
+        "pairs of one family without a derivation: 1, a-child · a first; the cell of the one does not know the other's family; "
+        "say it in families, as {/m/a: a}"
+    ]
+    assert not_derived(tables(cells, [*rows, ("2", "derivation", "/m/a", "tuned", 1.0)]), families) == []
+    assert not_derived(tables(cells, rows), dict.fromkeys(families)) == []
 
 
 def test_shares_are_counts() -> None:

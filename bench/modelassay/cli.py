@@ -208,6 +208,10 @@ def fingerprint(
     as_json: bool,
 ) -> None:
     """Test for each pair of MODELs whether one derives from the other: folders, hf:ORG/NAME@COMMIT or zoo:NAME."""
+    from modelassay.models.hub import require_repositories
+
+    require_repositories(models)  # in a second; what follows imports for several
+
     from modelassay.commands import fingerprint as verb
     from modelassay.commands.view import emit
     from modelassay.runs.directory import require_run

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +69,18 @@ def open_files(reference: str | Path) -> Files:
     return files if commit == files.revision else HubFiles(text, repository, commit)
 
 
+def require_repositories(references: Iterable[str]) -> None:
+    """Fetch the config.json of each of ``references`` that names a repository: what cannot be had is told before anything heavy.
+
+    Raises:
+        CheckpointError: one is not there, or may not be read.
+        HostError: the Hub cannot be reached, or its cache cannot be written.
+    """
+    for reference in references:
+        if reference.startswith("hf:"):
+            open_files(reference)
+
+
 class LocalFiles:
     """A folder in the Hugging Face layout."""
 
@@ -126,7 +139,7 @@ class HubFiles:
 
         if is_offline_mode():
             return LocalFiles(str(self.folder)).weight_files()
-        with hub_errors(self.reference, "its list of files"):
+        with hub_errors(self.reference, "its list of files", parses=True):
             names = HfApi().list_repo_files(self.repository, revision=self.revision)
         return sorted(
             name for name in names if name.endswith(".safetensors") and "/" not in name and not is_stray(name)

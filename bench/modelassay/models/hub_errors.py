@@ -21,8 +21,13 @@ class HubUnavailable(HostError):
 
 
 @contextmanager
-def hub_errors(reference: str, name: str) -> Iterator[None]:
+def hub_errors(reference: str, name: str, *, parses: bool = False) -> Iterator[None]:
     """Say in our words what went wrong in here while ``name`` of ``reference`` was asked for.
+
+    Args:
+        reference: the repository, as the user wrote it.
+        name: what is asked for.
+        parses: whether the library reads an answer in here, so that what it trips over means a server that is no Hub.
 
     Raises:
         CheckpointError: no such repository or revision, no access to it, or offline and not in the cache.
@@ -39,6 +44,8 @@ def hub_errors(reference: str, name: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise CheckpointError(f"{reference}: not a repository's name: {error}; write hf:ORG/NAME") from None
     except (ValueError, KeyError, TypeError):  # of an answer that is no JSON, or not the Hub's
+        if not parses:
+            raise
         raise _no_hub(reference, name) from None
 
 

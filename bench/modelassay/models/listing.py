@@ -109,7 +109,7 @@ def take_listing(base: str) -> Listing:
                         "listing.json among the artifacts of an earlier run")  # fmt: skip
     repository = base.removeprefix("hf:").partition("@")[0]
 
-    with hub_errors(base, "the list of its family"):
+    with hub_errors(base, "the list of its family", parses=True):
         infos = list(HfApi().list_models(filter=f"base_model:{repository}", expand=list(_EXPAND)))
         members = {info.id: _member(info, repository) for info in infos if info.id != repository}
     if not members:

@@ -19,6 +19,7 @@ from modelassay.models.token import require_plain_token
 from support.hub_server import HubServer
 from support.hub_user import User, attention_shards, expected, forker, hub, sharded, user
 from support.tiny_models import make_model, save
+from support.toy_suite import environ, modelassay
 
 __all__ = ["forker", "hub", "sharded", "user"]
 
@@ -154,6 +155,19 @@ def test_endpoint_that_is_no_address_is_refused(user: User, address: str) -> Non
     answer = soon(user, HF_ENDPOINT=address)
     assert answer["error"] == "UsageError"
     assert answer["message"] == f"HF_ENDPOINT: {address} is no address; write it as https://HOST"
+
+
+def test_command_without_a_network_ends_before_it_imports_much(tmp_path: Path) -> None:
+    """One line; torch alone takes seconds to import."""
+    env = environ(
+        HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path), NO_PROXY="127.0.0.1", PYTHONPROFILEIMPORTTIME="1"
+    )
+    code, out, err = modelassay("fingerprint", "hf:lab/a", "hf:lab/b", env=env)
+    lines = [line for line in err.splitlines() if not line.startswith("import time:")]
+    assert (code, out) == (6, "")
+    assert lines == ["error: hf:lab/a: config.json is not in the cache and the Hub cannot be reached (127.0.0.1: connection"
+                     " refused); check the network, or set HF_ENDPOINT to a mirror"]  # fmt: skip
+    assert "| torch" not in err
 
 
 def test_what_is_cached_works_without_a_network(hub: HubServer, user: User, sharded: Path) -> None:

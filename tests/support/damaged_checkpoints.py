@@ -16,6 +16,7 @@ import safetensors.torch
 import tokenizers
 import torch
 import transformers
+
 from support.damaged_json import damaged, damaged_bytes
 from support.tiny_models import make_model, save
 
@@ -114,14 +115,14 @@ def damage(folder: Path, seed: int) -> str:
     rng = random.Random(seed)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     weights = [path for path in files if path.suffix == ".safetensors"]
-    path = rng.choice([folder / "config.json", rng.choice(weights), *files])
+    path = rng.choice([folder / "config.json", rng.choice(weights), *(path for path in files if path not in weights)])
     if path.suffix == ".safetensors":
         return f"{path.name}: {_damage_weights(path, rng)}"
     if path.suffix == ".json" and rng.random() < 0.8:
         value = json.loads(path.read_text())
         focus = [p for p in (("quantization_config",), ("model",), ("weight_map",), ("added_tokens",)) if p[0] in value]
-        if focus and rng.random() < 0.3:
-            key = focus[0][0]
+        if focus and rng.random() < 0.5:
+            key = rng.choice(focus)[0]
             value[key], what = damaged(value[key], rng)
             what = f"{key}: {what}"
         else:
@@ -169,12 +170,18 @@ def _damage_weights(path: Path, rng: random.Random) -> str:
 
 def _fill(path: Path, header: dict[str, Any], data: bytes, rng: random.Random) -> str:
     """Finite weights so large that products overflow, infinities, NaN, or one value throughout."""
-    name = rng.choice([name for name in header if name != "__metadata__"])
-    begin, end = header[name]["data_offsets"]
-    if header[name]["dtype"] != "F32":
-        return "left as it was"
+    names = [name for name in header if name != "__metadata__" and header[name]["dtype"] == "F32"]
+    one = rng.choice(names)
+    alike = (
+        [one],
+        [name for name in names if name.rpartition("layers.")[2][1:] == one.rpartition("layers.")[2][1:]],
+        names,
+    )
     value = rng.choice([3e38, -3e38, float("inf"), float("nan"), 0.0, 1e-45])
-    pattern = struct.pack("<f", value) if value < 1e38 else struct.pack("<ff", value, -value)
-    filled = (pattern * (end - begin))[: end - begin]
-    path.write_bytes(path.read_bytes()[: -len(data)] + data[:begin] + filled + data[end:])
-    return f"filled: {name} with {value}"
+    pattern = struct.pack("<f", value) if value < 1e38 else struct.pack("<fff", value, -value, value / 3)
+    filled = bytearray(data)
+    for name in rng.choice(alike):
+        begin, end = header[name]["data_offsets"]
+        filled[begin:end] = (pattern * (end - begin))[: end - begin]
+    path.write_bytes(path.read_bytes()[: -len(data)] + filled)
+    return f"filled: {one} or more with {value}"

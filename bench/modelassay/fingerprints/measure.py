@@ -23,7 +23,7 @@ from modelassay_kernels import FileSpan, layer_std_file
 
 def spans_of(checkpoint: Checkpoint, layer: int) -> dict[str, FileSpan]:
     """Return the four matrices of one layer by role."""
-    return {matrix.role: matrix.span for matrix in checkpoint.matrices if matrix.layer == layer}
+    return {matrix.role: matrix.span for matrix in checkpoint.matrices_in(layer)}
 
 
 def num_bytes(spans: Mapping[str, FileSpan]) -> int:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import base64
 import errno
-import json
 import os
 import re
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import unquote
 
 from modelassay.errors import CheckpointError, HostError
@@ -270,42 +269,3 @@ def _kind_of(error: BaseException) -> type[HostError]:
 
     slow = isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout)
     return HubUnavailable if slow or isinstance(error, httpx.RemoteProtocolError) else HostError
-
-
-def read_json(path: Path, *, unique: bool = False) -> dict[str, Any]:
-    """Return the JSON object in a file; with ``unique``, a key that appears twice is an error, else the last one holds.
-
-    Raises:
-        CheckpointError: the file cannot be read, or holds anything but one JSON object.
-    """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
-    return load_json(path, text, f"the file; {DAMAGED}", unique=unique)
-
-
-DAMAGED = "the file is damaged or its download was cut short; fetch it again"
-
-
-def load_json(path: Path, text: bytes, what: str, *, unique: bool) -> dict[str, Any]:
-    """Return the JSON object that ``text`` holds; ``what`` names it in an error.
-
-    Raises:
-        CheckpointError: it is anything but one JSON object.
-    """
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=_without_repeats if unique else None)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}) in {what}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__} in {what}")
-    return value
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} appears twice")
-    return table

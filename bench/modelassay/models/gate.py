@@ -75,7 +75,7 @@ def _shown(value: object, depth: int) -> str:
             return printable(repr(value)[:60])
 
 
-def place(path: Path | str) -> str:
+def one_line(path: Path | str) -> str:
     """Return ``path`` as an error names it: on one line, control characters escaped."""
     return printable(str(path))
 
@@ -88,15 +88,17 @@ def read_small(path: Path, limits: Limits) -> bytes:
     """
     try:
         if path.exists() and not path.is_file():
-            raise CheckpointError(f"{place(path)}: not a regular file; remove it and fetch the checkpoint again")
+            raise CheckpointError(f"{one_line(path)}: not a regular file; remove it and fetch the checkpoint again")
         with path.open("rb") as file:
             data = file.read(limits.size_bytes + 1)
     except (OSError, ValueError) as error:
         reason = printable(str(getattr(error, "strerror", None) or error))
-        raise CheckpointError(f"{place(path)}: cannot be read: {reason}; check the path and its permissions") from None
+        raise CheckpointError(
+            f"{one_line(path)}: cannot be read: {reason}; check the path and its permissions"
+        ) from None
     if len(data) > limits.size_bytes:
         raise CheckpointError(
-            f"{place(path)}: larger than {limits.size_bytes:,} bytes, which no model needs; is it the file that its name says?"
+            f"{one_line(path)}: larger than {limits.size_bytes:,} bytes, which no model needs; is it the file that its name says?"
         )
     return data
 
@@ -105,12 +107,12 @@ def read_text(path: Path, limits: Limits) -> str:
     """Return the text in a file of at most ``limits.values`` lines; raises as `read_small`, and where it is not UTF-8."""
     data = read_small(path, limits)
     if (lines := data.count(b"\n")) > limits.values:
-        raise CheckpointError(f"{place(path)}: {lines:,} lines, at most {limits.values:,} are read; {DAMAGED}")
+        raise CheckpointError(f"{one_line(path)}: {lines:,} lines, at most {limits.values:,} are read; {DAMAGED}")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
         raise CheckpointError(
-            f"{place(path)}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; {DAMAGED}"
+            f"{one_line(path)}: byte {error.start} (0x{data[error.start]:02x}) is not UTF-8; {DAMAGED}"
         ) from None
 
 
@@ -125,7 +127,7 @@ def digest_file(path: Path, limits: Limits) -> bytes:
                 if size > limits.size_bytes:
                     read_small(path, limits)  # which says so
     except OSError as error:
-        raise CheckpointError(f"{place(path)}: cannot be read: {error.strerror}; check its permissions") from None
+        raise CheckpointError(f"{one_line(path)}: cannot be read: {error.strerror}; check its permissions") from None
     return digest.digest()
 
 
@@ -144,21 +146,21 @@ def load_json(path: Path, data: bytes, what: str, limits: Limits, *, unique: boo
     Raises:
         CheckpointError: it is anything but one JSON object within ``limits``.
     """
-    if excess := _excess(data, limits):
-        raise CheckpointError(f"{place(path)}: {excess} in {what}")
+    if much := excess(data, limits):
+        raise CheckpointError(f"{one_line(path)}: {much} in {what}")
     try:
         text = data.decode()
         del data
         value = json.loads(text, object_pairs_hook=_without_repeats if unique else None)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{place(path)}: not valid JSON ({printable(str(error))[:200]}) in {what}") from None
+        raise CheckpointError(f"{one_line(path)}: not valid JSON ({printable(str(error))[:200]}) in {what}") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{place(path)}: expected a JSON object, got {type(value).__name__} in {what}")
+        raise CheckpointError(f"{one_line(path)}: expected a JSON object, got {type(value).__name__} in {what}")
     return value
 
 
-def _excess(data: bytes, limits: Limits) -> str | None:
-    """Return what there is too much of; None if nothing."""
+def excess(data: bytes, limits: Limits) -> str | None:
+    """Return what a JSON has too much of, counted in its bytes; None if nothing."""
     structure = _structure(data)
     values = sum(structure.count(mark) for mark in (b",", b"[", b"{"))
     if values > limits.values:
@@ -174,7 +176,7 @@ def _excess(data: bytes, limits: Limits) -> str | None:
 def _structure(data: bytes) -> bytes:
     r"""Return the brackets, commas and colons of a JSON that stand outside of its texts.
 
-    >>> _structure(b'{"a[\\": [1, "\\"}", 2]}')
+    >>> _structure(b'{"a[\\\\": [1, "\\"}", 2]}')
     b'{:[,,]}'
     """
     import numpy as np
@@ -213,6 +215,6 @@ def section(config: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any
         return {}
     if not isinstance(value, dict):
         raise CheckpointError(
-            f"{place(where)}: {key}: expected a mapping, got {shown(value)}; take config.json from the model's author"
+            f"{one_line(where)}: {key}: expected a mapping, got {shown(value)}; take config.json from the model's author"
         )
     return value

@@ -13,7 +13,7 @@ from modelassay.errors import CheckpointError, printable
 from modelassay.models.checkpoints.architectures import CONFIG_KEYS, MAX_LAYERS, language_config
 from modelassay.models.checkpoints.factors import is_factor, quantization_of, refuse_stored
 from modelassay.models.checkpoints.tensors import TensorTable
-from modelassay.models.gate import place, read_json, shown
+from modelassay.models.gate import one_line, read_json, shown
 from modelassay.models.hub import LocalFiles
 from modelassay.models.tokenizer import require_small
 
@@ -65,12 +65,12 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, device: st
         )  # fmt: skip
     if absent := sorted(info["missing_keys"]):
         raise CheckpointError(
-            f"{place(folder)}: {len(absent)} tensors of {type(model).__name__} are missing, the first {shown(absent[0])}; "
+            f"{one_line(folder)}: {len(absent)} tensors of {type(model).__name__} are missing, the first {shown(absent[0])}; "
             "transformers would fill them with random numbers. Fetch the checkpoint again, or correct its config.json"
         )
     if unused := sorted(name for name in info["unexpected_keys"] if is_factor(name)):
         raise CheckpointError(
-            f"{place(folder)}: {shown(unused[0])} says what weights are multiplied by or changed with, and transformers does not "
+            f"{one_line(folder)}: {shown(unused[0])} says what weights are multiplied by or changed with, and transformers does not "
             "apply it; open the model it was quantised from, or save a dequantised copy"
         )
     ready: PreTrainedModel = model.to(device).eval()
@@ -101,7 +101,7 @@ def require_loadable(folder: Path) -> None:
         file, info = tensors.find(name)
         is_weight = name.endswith(".weight") or info.dtype.startswith("F8_")
         if is_weight and info.dtype not in {"BF16", "F16", "F32", "F64"} and not quantization.get("quant_method"):
-            raise refuse_stored(f"{place(file)}: {shown(name)[1:-1]}", info, quantization)
+            raise refuse_stored(f"{one_line(file)}: {shown(name)[1:-1]}", info, quantization)
 
 
 _MODULES = re.compile(r"(layers?|layer|experts|depth|blocks|labels)$")
@@ -122,7 +122,7 @@ def _require_few_modules(config: Mapping[str, Any], where: str, most: int) -> No
             limit = most if key in CONFIG_KEYS["num_layers"] and part is config else MAX_MODULES
             if _MODULES.search(key) and isinstance(value, int) and value > limit:
                 raise CheckpointError(
-                    f"{place(where)}: {shown(key)[1:-1]}: {shown(value)} is more than {limit:,}; take config.json from the model's author"
+                    f"{one_line(where)}: {shown(key)[1:-1]}: {shown(value)} is more than {limit:,}; take config.json from the model's author"
                 )
 
 
@@ -176,7 +176,7 @@ def _worded(folder: Path, what: str) -> Iterator[None]:
             raise
         first = next(iter(str(error).strip().splitlines()), "")
         raise CheckpointError(
-            f"{place(folder)}: transformers cannot load its {what}: {type(error).__name__}: {printable(first[:300])}; "
+            f"{one_line(folder)}: transformers cannot load its {what}: {type(error).__name__}: {printable(first[:300])}; "
             "fetch the checkpoint again, or check that config.json names an architecture of this transformers version"
         ) from error
 
@@ -214,12 +214,12 @@ def reproducible(num_threads: int = 1) -> Iterator[None]:
 def _folder(path: str | Path, *, needs: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(f"{place(folder)}: not a folder; give the local folder of a Hugging Face checkpoint")
+        raise CheckpointError(f"{one_line(folder)}: not a folder; give the local folder of a Hugging Face checkpoint")
     if not (folder / needs).is_file():
         names = (
             ", ".join(shown(name)[1:-1] for name in sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
         )
         raise CheckpointError(
-            f"{place(folder)}: no {needs}, it holds {names}; give the folder that holds a whole Hugging Face checkpoint"
+            f"{one_line(folder)}: no {needs}, it holds {names}; give the folder that holds a whole Hugging Face checkpoint"
         )
     return folder

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.errors import CheckpointError
-from modelassay.models.gate import CONFIG, VOCABULARY, digest_file, place, read_json, read_text, shown
+from modelassay.models.gate import CONFIG, VOCABULARY, digest_file, one_line, read_json, read_text, shown
 from modelassay.models.hub import Files
 
 MAX_ID = 2**31
@@ -64,10 +64,10 @@ def tokenizer_key(files: Files) -> str | None:
         if isinstance(table, list):
             table = _scored(path, table)
     if not isinstance(table, dict) or not table:
-        raise CheckpointError(f"{place(path)}: expected a vocabulary, got {shown(table)}; save the tokenizer again")
+        raise CheckpointError(f"{one_line(path)}: expected a vocabulary, got {shown(table)}; save the tokenizer again")
     if (entry := next((entry for entry in table.items() if not _is_id(entry[1])), None)) is not None:
         raise CheckpointError(
-            f"{place(path)}: token {shown(entry[0])}: expected its id, a whole number from 0 on, got {shown(entry[1])}; "
+            f"{one_line(path)}: token {shown(entry[0])}: expected its id, a whole number from 0 on, got {shown(entry[1])}; "
             f"save the tokenizer again"
         )
     return _key(table)
@@ -81,7 +81,7 @@ def _scored(path: Path, entries: list[Any]) -> dict[str, int]:
                 pass
             case _:
                 raise CheckpointError(
-                    f"{place(path)}: vocabulary: expected tokens with their scores, got {shown(entry)}; save the tokenizer again"
+                    f"{one_line(path)}: vocabulary: expected tokens with their scores, got {shown(entry)}; save the tokenizer again"
                 )
     return {entry[0]: index for index, entry in enumerate(entries)}
 

@@ -33,7 +33,7 @@ from modelassay.models.checkpoints.tensors import (
     locate,
     read_matrix,
 )
-from modelassay.models.gate import place, read_json, shown
+from modelassay.models.gate import one_line, read_json, shown
 from modelassay.models.hub import Files, open_files
 from modelassay.models.tokenizer import tokenizer_key
 
@@ -184,17 +184,17 @@ def config_path(files: Files) -> Path:
         return path
     if files.get("adapter_config.json") is not None:
         raise CheckpointError(
-            f"{place(files.reference)}: expected config.json, got a LoRA adapter; merge it into its base, save, and open that"
+            f"{one_line(files.reference)}: expected config.json, got a LoRA adapter; merge it into its base, save, and open that"
         )
     raise CheckpointError(
-        f"{place(files.reference)}: no config.json; name the folder that `save_pretrained` of transformers wrote"
+        f"{one_line(files.reference)}: no config.json; name the folder that `save_pretrained` of transformers wrote"
     )
 
 
 def _unknown_architecture(files: Files, model_type: str) -> CheckpointError:
     attention = attention_like(known_names(files))
     return CheckpointError(
-        f"{place(files.reference)}: config.json: model_type {shown(model_type)} is not in the table of architectures"
+        f"{one_line(files.reference)}: config.json: model_type {shown(model_type)} is not in the table of architectures"
         f"{closest_architecture(model_type)}; its attention seems to be: {attention}; "
         f"add a row that names these to modelassay/models/checkpoints/architectures.py"
     )

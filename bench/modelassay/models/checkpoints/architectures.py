@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from modelassay.errors import CheckpointError, did_you_mean
-from modelassay.models.gate import place, shown
+from modelassay.models.gate import one_line, shown
 
 Role = Literal["q", "k", "v", "o"]
 ROLES: tuple[Role, ...] = ("q", "k", "v", "o")
@@ -264,12 +264,12 @@ def read_sizes(config: Mapping[str, Any], where: str) -> Sizes:
         if type(value) is not int or not least <= value <= most:
             bounds = f"at least {least}" if type(value) is not int or value < least else f"at most {most:,}"
             raise CheckpointError(
-                f"{place(where)}: {' or '.join(keys)}: expected a whole number of {bounds}, got {shown(value)}; "
+                f"{one_line(where)}: {' or '.join(keys)}: expected a whole number of {bounds}, got {shown(value)}; "
                 f"take config.json from the model's author, or add the key"
             )
     if sizes["num_heads"] % sizes["num_kv_heads"]:
         raise CheckpointError(
-            f"{place(where)}: {sizes['num_heads']} heads cannot share {sizes['num_kv_heads']} key-value heads evenly; "
+            f"{one_line(where)}: {sizes['num_heads']} heads cannot share {sizes['num_kv_heads']} key-value heads evenly; "
             f"take config.json from the model's author"
         )
     return Sizes(**sizes)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from modelassay.errors import CheckpointError, printable
 from modelassay.models.checkpoints.safetensors import TensorInfo, read_elements
-from modelassay.models.gate import place, section, shown
+from modelassay.models.gate import one_line, section, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ def refuse_packed(where: str, stem: str, names: Collection[str]) -> None:
     for suffix, reason in PACKED.items():
         if stem + suffix in names:
             raise CheckpointError(
-                f"{place(where)}: {printable(stem + suffix)}: {reason}, so that the stored numbers are no weights; {_REMEDY}"
+                f"{one_line(where)}: {printable(stem + suffix)}: {reason}, so that the stored numbers are no weights; {_REMEDY}"
             )
 
 
@@ -121,7 +121,7 @@ def read_scale(
             would not be applied.
     """
     path, stem = tensors.find(name)[0], name.removesuffix(".weight")
-    where, factors = f"{place(path)}: {printable(name)}", factors_of(tensors, stem)
+    where, factors = f"{one_line(path)}: {printable(name)}", factors_of(tensors, stem)
     scales = [stem + suffix for suffix in SCALES if stem + suffix in factors] if info.dtype.startswith("F8_") else []
     if others := [factor for factor in factors if factor not in scales[:1]]:
         raise CheckpointError(
@@ -137,7 +137,7 @@ def read_scale(
             "open the model it was quantised from, or save a copy in bfloat16"
         )
     path, scale_info = tensors.find(scales[0])
-    where = f"{place(path)}: {printable(scales[0])}"
+    where = f"{one_line(path)}: {printable(scales[0])}"
     if scale_info.dtype not in {"F32", "BF16", "F16"} or cut:
         raise CheckpointError(
             f"{where}: {scale_info.dtype} scales of {'a tensor that q, k and v share' if cut else 'fp8 weights'} cannot be read; "
@@ -192,7 +192,7 @@ def block_size(quantization: Mapping[str, Any], where: str) -> tuple[int, int] |
     blocks = {_block(value, where) for value in stated if value is not None}
     if len(blocks) > 1:
         raise CheckpointError(
-            f"{place(where)}: blocks of {' and of '.join(map(str, sorted(blocks)))} are stated, and not for which weights; {_REMEDY}"
+            f"{one_line(where)}: blocks of {' and of '.join(map(str, sorted(blocks)))} are stated, and not for which weights; {_REMEDY}"
         )
     return next(iter(blocks), None)
 
@@ -202,7 +202,7 @@ def _block(value: Any, where: str) -> tuple[int, int]:
         case [rows, columns] if type(rows) is type(columns) is int and rows > 0 and columns > 0:
             return rows, columns
     raise CheckpointError(
-        f"{place(where)}: weight_block_size: expected two whole numbers above 0, got {shown(value)}; take config.json from the "
+        f"{one_line(where)}: weight_block_size: expected two whole numbers above 0, got {shown(value)}; take config.json from the "
         "model's author"
     )
 

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelassay.errors import CheckpointError
-from modelassay.models.gate import DAMAGED, HEADER, INDEX, load_json, place, read_json, shown
+from modelassay.models.gate import DAMAGED, HEADER, INDEX, load_json, one_line, read_json, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,19 +66,19 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """
     try:
         if not path.is_file():
-            raise CheckpointError(f"{place(path)}: {_absent(path)}; check the path, or fetch the checkpoint again")
+            raise CheckpointError(f"{one_line(path)}: {_absent(path)}; check the path, or fetch the checkpoint again")
         file_size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, file_size - 8):
                 raise CheckpointError(
-                    f"{place(path)}: the header claims {length} bytes in a file of {file_size} (at most {MAX_HEADER_BYTES} are read); {DAMAGED}"
+                    f"{one_line(path)}: the header claims {length} bytes in a file of {file_size} (at most {MAX_HEADER_BYTES} are read); {DAMAGED}"
                 )
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(
-            f"{place(path)}: cannot be read: {error.strerror}; check the path and its permissions"
+            f"{one_line(path)}: cannot be read: {error.strerror}; check the path and its permissions"
         ) from None
     return _parse_header(path, text, data_start=8 + length, file_size=file_size)
 
@@ -95,16 +95,16 @@ def _parse_header(path: Path, text: bytes, *, data_start: int, file_size: int) -
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size_bytes)):
         if info.offset != expected:
             raise CheckpointError(
-                f"{place(path)}: {shown(name)[1:-1]}: data start at byte {info.offset}, expected {expected}; {DAMAGED}"
+                f"{one_line(path)}: {shown(name)[1:-1]}: data start at byte {info.offset}, expected {expected}; {DAMAGED}"
             )
         expected += info.size_bytes
     if expected != file_size:
-        raise CheckpointError(f"{place(path)}: tensors end at byte {expected} in a file of {file_size}; {DAMAGED}")
+        raise CheckpointError(f"{one_line(path)}: tensors end at byte {expected} in a file of {file_size}; {DAMAGED}")
     return tensors
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
-    where = f"{place(path)}: {shown(name)[1:-1]}"
+    where = f"{one_line(path)}: {shown(name)[1:-1]}"
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]} if len(
             shape
@@ -137,12 +137,12 @@ def read_shard_index(path: Path) -> dict[str, str]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
-            f"{place(path)}: weight_map: expected tensor names and their files, got {shown(weight_map)}; {DAMAGED}"
+            f"{one_line(path)}: weight_map: expected tensor names and their files, got {shown(weight_map)}; {DAMAGED}"
         )
     for name, file in weight_map.items():
         if not isinstance(file, str) or not _is_inside(file):
             raise CheckpointError(
-                f"{place(path)}: weight_map: {shown(name)[1:-1]}: {shown(file)} is not a file of this folder; "
+                f"{one_line(path)}: weight_map: {shown(name)[1:-1]}: {shown(file)} is not a file of this folder; "
                 f"do not use this checkpoint"
             )
     return weight_map
@@ -165,7 +165,7 @@ def read_elements(path: Path, dtype: str, offset: int, count: int) -> Tensor:
         data = bytearray(file.read(size_bytes))
     if len(data) < size_bytes:
         raise CheckpointError(
-            f"{place(path)}: ends before byte {offset + size_bytes}; was it changed since it was opened?"
+            f"{one_line(path)}: ends before byte {offset + size_bytes}; was it changed since it was opened?"
         )
     if count == 0:
         return torch.empty(0, dtype=getattr(torch, TORCH_DTYPES[dtype]))

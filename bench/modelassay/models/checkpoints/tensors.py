@@ -23,7 +23,7 @@ from modelassay.models.checkpoints.safetensors import (
     read_header,
     read_shard_index,
 )
-from modelassay.models.gate import place, shown
+from modelassay.models.gate import one_line, shown
 from modelassay.models.hub import Files
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class TensorTable:
         header = self._header(file)
         if name not in header:
             raise CheckpointError(
-                f"{place(path)}: no tensor {printable(name)}, though {_SHARD_INDEX} says so; fetch or save the checkpoint again"
+                f"{one_line(path)}: no tensor {printable(name)}, though {_SHARD_INDEX} says so; fetch or save the checkpoint again"
             )
         return path, header[name]
 
@@ -114,7 +114,7 @@ def _weights_at(files: Files) -> str | dict[str, str]:
         case several:
             got, remedy = printable(", ".join(several[:4])), f"keep one, or add {_SHARD_INDEX}"
     raise CheckpointError(
-        f"{place(files.reference)}: expected {_SINGLE_FILE}, {_SHARD_INDEX} or one other safetensors file, got {got}; {remedy}"
+        f"{one_line(files.reference)}: expected {_SINGLE_FILE}, {_SHARD_INDEX} or one other safetensors file, got {got}; {remedy}"
     )
 
 
@@ -134,7 +134,7 @@ def _require(files: Files, name: str) -> Path:
     path = files.get(name, required=True)
     if path is None:
         raise CheckpointError(
-            f"{place(files.reference)}: {_SHARD_INDEX} names {shown(name)[1:-1]}, which is not there; fetch the missing shard"
+            f"{one_line(files.reference)}: {_SHARD_INDEX} names {shown(name)[1:-1]}, which is not there; fetch the missing shard"
         )
     return path
 
@@ -179,11 +179,11 @@ def locate(where: str, architecture: Architecture, sizes: Sizes, names: Collecti
     if prefix is None:
         expected = " or ".join(stem(0, "q", p) + ".weight" for p in architecture.prefixes[:3])
         raise CheckpointError(
-            f"{place(where)}: expected {expected}, got {attention_like(names)}; is config.json that of these weights?"
+            f"{one_line(where)}: expected {expected}, got {attention_like(names)}; is config.json that of these weights?"
         )
     if sizes.num_layers > len(names):
         raise CheckpointError(
-            f"{place(where)}: config.json counts {sizes.num_layers:,} layers, the weights are {len(names):,} tensors; "
+            f"{one_line(where)}: config.json counts {sizes.num_layers:,} layers, the weights are {len(names):,} tensors; "
             f"correct config.json, or fetch the checkpoint again"
         )
     stems = {(layer, role): stem(layer, role, prefix) for layer in range(sizes.num_layers) for role in ROLES}
@@ -193,13 +193,13 @@ def locate(where: str, architecture: Architecture, sizes: Sizes, names: Collecti
     if missing:
         more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
         raise CheckpointError(
-            f"{place(where)}: {len(missing)} attention tensors of {sizes.num_layers} layers are missing: {', '.join(missing[:6])}{more}; "
+            f"{one_line(where)}: {len(missing)} attention tensors of {sizes.num_layers} layers are missing: {', '.join(missing[:6])}{more}; "
             f"fetch the checkpoint again, or correct config.json"
         )
     beyond = stem(sizes.num_layers + sizes.num_extra_layers, "q", prefix) + ".weight"
     if beyond in names:
         raise CheckpointError(
-            f"{place(where)}: config.json counts {sizes.num_layers} layers, but there is {beyond}; correct config.json"
+            f"{one_line(where)}: config.json counts {sizes.num_layers} layers, but there is {beyond}; correct config.json"
         )
     return {key: name + ".weight" for key, name in stems.items()}
 
@@ -216,7 +216,7 @@ def cut(
     from modelassay_kernels import FileSpan
 
     path, info = tensors.find(name)
-    where = f"{place(path)}: {printable(name)}"
+    where = f"{one_line(path)}: {printable(name)}"
     rows, columns = sizes.shape(role)
     sharers = part.shares or (role,)
     total = sum(sizes.shape(sharer)[0] for sharer in sharers)

@@ -38,7 +38,7 @@ def _tokenizer(kind: str) -> tokenizers.Tokenizer:
     return tokenizers.Tokenizer(model)
 
 
-def _add_tokenizer(folder: Path, kind: str) -> None:
+def add_tokenizer(folder: Path, kind: str) -> None:
     if kind == "vocab.txt":
         (folder / "vocab.txt").write_text("\n".join(ALPHABET) + "\n", encoding="utf-8")
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
@@ -93,7 +93,7 @@ def make_bases(root: Path) -> list[Path]:
     for base, kind in zip(
         bases, ["bpe", "unigram", "vocab.json", "wordpiece", "vocab.txt", "bpe", "bpe", "unigram"], strict=True
     ):
-        _add_tokenizer(base, kind)
+        add_tokenizer(base, kind)
     return bases
 
 

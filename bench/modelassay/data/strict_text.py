@@ -13,12 +13,12 @@ from modelassay.errors import UsageError, printable
 from modelassay.models.gate import Limits, excess, one_line
 
 MAX_BYTES = 64_000_000
-MAX_CELLS = 5_000_000
-"""Of a CSV: a matrix of 2,000 names has 4 million."""
+MAX_CELLS = 3_000_000
+"""Of a CSV: a matrix of 1,200 names has 1.4 million, a list of all its pairs with four columns 2.9 million."""
 MAX_NAME = 500
 """Characters of a name."""
-_JSON = Limits(size_bytes=MAX_BYTES, values=3_000_000, keys=2_100_000)
-"""Of a table in JSON: the pairs of 2,000 names are 2 million."""
+_JSON = Limits(size_bytes=MAX_BYTES, values=3_000_000, keys=1_500_000)
+"""Of a table in JSON: all pairs of 1,200 names, both ways, are 1.4 million."""
 
 
 def read_bytes(file: Path) -> bytes:

@@ -52,7 +52,8 @@ def shown(value: object) -> str:
     >>> shown({"a": [1, 2]}), shown("x" * 100), shown([0] * 10**6)
     ("{'a': [1, 2]}", "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'", '[0, 0, 0, 0, 0, 0, ...]')
     """
-    return _shown(value, 3)
+    text = _shown(value, 3)
+    return text if len(text) <= 600 else text[:597] + "..."
 
 
 def _shown(value: object, depth: int) -> str:
@@ -170,7 +171,8 @@ def excess(data: bytes, limits: Limits) -> str | None:
     brackets = structure.translate(None, b",:")
     for _ in range(MAX_DEPTH):
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-    return f"brackets nested more than {MAX_DEPTH} deep" if len(brackets) > MAX_DEPTH else None
+    nests = b"[]" in brackets or b"{}" in brackets or len(brackets) > MAX_DEPTH
+    return f"brackets nested more than {MAX_DEPTH} deep" if nests else None
 
 
 def _structure(data: bytes) -> bytes:

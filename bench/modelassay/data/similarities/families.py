@@ -90,7 +90,7 @@ def family_of(names: Sequence[str], families: Mapping[str, str | None], file: Pa
 def related_by(families: Sequence[str | None]) -> NDArray[np.int8]:
     """Return [N, N]: 1 for one family, 0 for two, -1 where either is not known."""
     number = {family: index for index, family in enumerate(dict.fromkeys(families))}
-    index_N = np.array([number[family] for family in families])
-    known_N = np.array([family is not None for family in families])
+    index_N = np.array([number[family] for family in families], dtype=np.int64)
+    known_N = np.array([family is not None for family in families], dtype=bool)
     same_NN = (index_N[:, None] == index_N[None, :]).astype(np.int8)
     return np.where(known_N[:, None] & known_N[None, :], same_NN, np.int8(-1))

@@ -29,7 +29,7 @@ from modelassay.models.gate import one_line
 TOLERANCE = (
     1e-3  # between a pair's two directions: some tables are printed with three digits, some summed in another order
 )
-MAX_NAMES = 2_000  # a few arrays of N x N
+MAX_NAMES = 1_200  # 400 MB as they are read; the largest published table has some 300
 _LARGEST = 1e300  # sums of larger ones overflow
 
 Format: TypeAlias = Literal["matrix", "pairs"]

@@ -104,21 +104,22 @@ def _parse_header(path: Path, text: bytes, *, data_start: int, file_size: int) -
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
-    where = f"{one_line(path)}: {shown(name)[1:-1]}"
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]} if len(
             shape
         ) <= MAX_RANK and all(_is_size(number) for number in (*shape, begin, end)):
             pass
         case _:
-            raise CheckpointError(f"{where}: expected dtype, shape and data_offsets, got {shown(entry)}; {DAMAGED}")
+            raise CheckpointError(
+                f"{one_line(path)}: {shown(name)[1:-1]}: expected dtype, shape and data_offsets, got {shown(entry)}; {DAMAGED}"
+            )
     if dtype not in DTYPE_BITS:
         raise CheckpointError(
-            f"{where}: unknown dtype {shown(dtype)}; known are {', '.join(DTYPE_BITS)}; save the model in one of them"
+            f"{one_line(path)}: {shown(name)[1:-1]}: unknown dtype {shown(dtype)}; known are {', '.join(DTYPE_BITS)}; save the model in one of them"
         )
     if 8 * (end - begin) != math.prod(shape) * DTYPE_BITS[dtype]:
         raise CheckpointError(
-            f"{where}: {dtype} {shown(shape)} does not fill the {end - begin} bytes {begin}..{end}; {DAMAGED}"
+            f"{one_line(path)}: {shown(name)[1:-1]}: {dtype} {shown(shape)} does not fill the {end - begin} bytes {begin}..{end}; {DAMAGED}"
         )
     return TensorInfo(dtype, tuple(shape), data_start + begin, end - begin)
 

@@ -91,6 +91,10 @@ class Diverged(Exception):  # noqa: N818 - a finding, not an error
     """Raised inside a cell whose training or generation blew up: the cell is complete, its outcome `diverged`."""
 
 
+_LONGEST_NAME = 200
+"""Characters of a name that others are compared with, which takes the square of its length."""
+
+
 def did_you_mean(name: str, *choices: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the choice that ``name`` resembles, or an empty string.
 
@@ -101,13 +105,15 @@ def did_you_mean(name: str, *choices: Iterable[str]) -> str:
     >>> did_you_mean("zzz", ["every"])
     ''
     """
-    for names in map(list, choices):
+    if len(name) > _LONGEST_NAME:
+        return ""
+    for names in ([choice for choice in group if len(choice) <= _LONGEST_NAME] for group in choices):
         by_word = {word: choice for choice in reversed(names) for word in re.split("[._]", choice)}
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.6) or [
             by_word[word] for word in difflib.get_close_matches(name.rpartition(".")[2], by_word, n=1, cutoff=0.75)
         ]
         if close:
-            return f"; did you mean '{close[0]}'?"
+            return f"; did you mean '{printable(close[0])}'?"
     return ""
 
 

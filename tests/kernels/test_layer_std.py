@@ -22,6 +22,8 @@ if native_available():
 else:
     ENGINES = {"reference": layer_std_reference}
 
+BLOCK = (128, 128)
+
 needs_native = pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
 
 
@@ -110,7 +112,7 @@ def test_constant_is_exactly_zero(engine: Callable[..., Tensor], dtype: torch.dt
     tensors = [torch.full((size,), value).to(dtype) for size in (2, 127, 200_001) for value in (0.0, 0.1, -300.0)]
     assert engine(tensors).tolist() == [0.0] * len(tensors)
     blocks = torch.full((200, 200), 0.7).to(dtype)
-    assert engine([blocks], scales=[torch.full((2, 2), 0.3)]).tolist() == [0.0]
+    assert engine([blocks], scales=[torch.full((2, 2), 0.3)], blocks=[BLOCK]).tolist() == [0.0]
 
 
 BAD = [math.nan, math.inf, -math.inf]
@@ -176,18 +178,21 @@ def test_views_of_rows_are_read_in_place(view: str) -> None:
 
 
 SCALES = {
-    "whole": ((300, 200), (1,)),
-    "scalar": ((300, 200), ()),
-    "rows": ((300, 200), (300, 1)),
-    "rows, one dimension": ((300, 200), (300,)),
-    "columns": ((300, 200), (1, 200)),
-    "blocks of 128, ragged": ((300, 200), (3, 2)),
-    "blocks of 128, whole": ((384, 1024), (3, 8)),
-    "blocks of 128 across tiles": ((130, 9001), (2, 71)),
-    "rows longer than a tile": ((3, 270_001), (1, 2110)),
-    "blocks of 50": ((300, 200), (6, 4)),
-    "blocks of 16, ragged": ((100, 90), (7, 6)),
-    "single elements": ((7, 5), (7, 5)),
+    "whole": ((300, 200), (1,), None),
+    "scalar": ((300, 200), (), None),
+    "scalar of a block": ((100, 90), (1, 1), BLOCK),
+    "rows": ((300, 200), (300, 1), None),
+    "rows, one dimension": ((300, 200), (300,), None),
+    "columns": ((300, 200), (1, 200), None),
+    "blocks of 128, ragged": ((300, 200), (3, 2), BLOCK),
+    "blocks of 128, whole": ((384, 1024), (3, 8), BLOCK),
+    "blocks of 128 across tiles": ((130, 9001), (2, 71), BLOCK),
+    "rows longer than a tile": ((3, 270_001), (1, 2110), (3, 128)),
+    "blocks of 50": ((300, 200), (6, 4), (50, 50)),
+    "blocks of 53 and 61, ragged": ((300, 200), (6, 4), (53, 61)),
+    "blocks of 16, ragged": ((100, 90), (7, 6), (16, 16)),
+    "single elements": ((7, 5), (7, 5), None),
+    "pairs, which nothing else fits": ((300, 200), (150, 100), None),
 }
 
 
@@ -196,32 +201,39 @@ SCALED = [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16]
 
 @pytest.mark.parametrize(("engine", "dtype", "case"), pairwise(ENGINES, SCALED, SCALES), indirect=["engine"])
 def test_scales(engine: Callable[..., Tensor], dtype: torch.dtype, case: str) -> None:
-    shape, scale_shape = SCALES[case]
+    shape, scale_shape, block = SCALES[case]
     tensor = normal(*shape, dtype=dtype, std=30.0)
     scale = normal(*scale_shape, dtype=torch.float32, mean=2e-3, std=1e-3, seed=1)
     plain = normal(64, dtype=torch.float32)
-    got = engine([tensor, plain], scales=[scale, None])
-    assert_same_std(got, layer_std_reference([tensor, plain], [scale, None]))
+    got = engine([tensor, plain], scales=[scale, None], blocks=[block, None])
+    rows, columns = block or [
+        -(-length // count) for length, count in zip(shape, (*scale_shape, 1, 1)[:2], strict=True)
+    ]
+    factor = scale.reshape(-1, 1) if scale.ndim < 2 else scale
+    factor = factor.repeat_interleave(rows, 0)[: shape[0]].repeat_interleave(columns, 1)[:, : shape[1]]
+    assert_same_std(got, layer_std_reference([tensor.double() * factor, plain]))
 
 
 def test_scaled_columns_are_read_in_place(engine: Callable[..., Tensor]) -> None:
     tensor = normal(300, 512, dtype=torch.float8_e4m3fn)[:, 128:384]
     scale = normal(3, 2, dtype=torch.float32, seed=1)
-    assert_same_std(engine([tensor], scales=[scale]), layer_std_reference([tensor], [scale]))
+    got = engine([tensor], scales=[scale], blocks=[BLOCK])
+    assert_same_std(got, layer_std_reference([tensor], [scale], blocks=[BLOCK]))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30, 1e-38])
 def test_scale_of_any_size(engine: Callable[..., Tensor], scale: float) -> None:
     tensor = normal(200, 200, dtype=torch.float8_e5m2)
     scales = torch.full((2, 2), scale) * torch.tensor([1.0, 2.0])
-    assert_same_std(engine([tensor], scales=[scales]), layer_std_reference([tensor], [scales]))
+    got = engine([tensor], scales=[scales], blocks=[BLOCK])
+    assert_same_std(got, layer_std_reference([tensor], [scales], blocks=[BLOCK]))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_bad_scale_spoils_its_tensor(engine: Callable[..., Tensor], bad: float) -> None:
     tensor = normal(200, 200, dtype=torch.float8_e4m3fn)
     scales = [torch.tensor([[1.0, 1.0], [1.0, bad]]), torch.tensor(bad)]
-    assert engine([tensor, tensor], scales=scales).isnan().all()
+    assert engine([tensor, tensor], scales=scales, blocks=[BLOCK, None]).isnan().all()
 
 
 @pytest.mark.parametrize(
@@ -232,13 +244,33 @@ def test_scale_that_fits_nothing(shape: tuple[int, ...], scale_shape: tuple[int,
         layer_std([torch.ones(shape)], scales=[torch.ones(scale_shape)])
 
 
-@pytest.mark.parametrize(
-    ("shape", "scale_shape", "block"),
-    [((7168, 2048), (56, 16), (128, 128)), ((576, 7168), (5, 56), (128, 128)), ((1, 256), (1, 2), (1, 128))]
-    + [((100, 100), (4, 2), (25, 50)), ((4096, 4096), (8, 8), (512, 512)), ((129, 70), (17, 70), (8, 1))],
-)
-def test_block_of_a_scale(shape: tuple[int, ...], scale_shape: tuple[int, ...], block: tuple[int, int]) -> None:
-    assert split_scale(shape, torch.ones(scale_shape))[1:] == block
+AMBIGUOUS = [
+    # shape, scale, the least and the largest block that would fit
+    ((160, 160), (2, 2), "80 to 159"),
+    ((7168, 2048), (56, 16), "128 to 130"),
+    ((576, 7168), (5, 56), "116 to 143"),
+    ((24, 20), (3, 1), "8 to 11"),
+    ((1, 512), (1, 16), "32 to 34"),
+]
+
+
+@pytest.mark.parametrize(("shape", "scale_shape", "between"), AMBIGUOUS)
+def test_block_is_never_guessed(shape: tuple[int, int], scale_shape: tuple[int, int], between: str) -> None:
+    tensor, scale = torch.ones(shape).to(torch.float8_e4m3fn), torch.ones(scale_shape)
+    for call in (layer_std, layer_std_reference):
+        with pytest.raises(ValueError, match=f"may be blocks of {between} along .*; state the block"):
+            call([tensor], scales=[scale])
+    for count, block in ((0, (200, 200)), (1, (7, 7)), (1, (0, 128)), (1, (-80, 80))):
+        with pytest.raises(ValueError, match="layer_std: "):
+            layer_std([tensor], scales=[None if count == 0 else scale], blocks=[block])
+    with pytest.raises(ValueError, match="2 blocks for 1 tensors"):
+        layer_std([tensor], scales=[scale], blocks=[None, None])
+
+
+def test_block_that_shapes_leave_no_choice_of() -> None:
+    assert split_scale((129, 70), torch.ones(65, 70))[1:] == (2, 1)
+    assert split_scale((300, 200), torch.ones(300))[1:] == (1, 200)
+    assert split_scale((300, 200), torch.ones(100, 1))[1:] == (3, 200)
 
 
 @needs_native

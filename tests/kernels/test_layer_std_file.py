@@ -84,10 +84,15 @@ def test_scales(tmp_path: Path, dtype: torch.dtype) -> None:
     tensor = normal(300, 400, dtype=dtype, std=20.0)
     span = write(tmp_path / "x", tensor)
     scales = [normal(*shape, dtype=torch.float32, seed=1) for shape in [(3, 4), (300, 1), (1,), (1, 400)]]
-    got = layer_std_file([span._replace(scale=scale) for scale in scales])
-    assert_same_std(got, layer_std_reference([tensor] * 4, scales))
-    cut = columns(span, 128, 384)._replace(scale=scales[0][:, 1:3])
-    assert_same_std(layer_std_file([cut]), layer_std_reference([tensor[:, 128:384]], [scales[0][:, 1:3]]))
+    blocks = [(128, 128), None, None, None]
+    got = layer_std_file([span._replace(scale=scale, block=block) for scale, block in zip(scales, blocks, strict=True)])
+    assert_same_std(got, layer_std_reference([tensor] * 4, scales, blocks=blocks))
+    cut = columns(span, 128, 384)._replace(scale=scales[0][:, 1:3], block=blocks[0])
+    assert_same_std(
+        layer_std_file([cut]), layer_std_reference([tensor[:, 128:384]], [scales[0][:, 1:3]], blocks=blocks[:1])
+    )
+    with pytest.raises(ValueError, match="may be blocks of 100 to 149 along 300 elements.*; state the block"):
+        layer_std_file([span._replace(scale=scales[0])])
 
 
 @pytest.mark.usefixtures("engine")

@@ -142,7 +142,7 @@ def test_block_scales(
 ) -> None:
     x = normal(*shape, seed=5, dtype=dtype)
     scale = normal(-(-shape[0] // block[0]), -(-shape[1] // block[1]), seed=6).abs() + 0.1
-    table = op.build_work_table([x.to(kernel_device)], [scale.to(kernel_device)], SMALL)
+    table = op.build_work_table([x.to(kernel_device)], [scale.to(kernel_device)], SMALL, blocks=[block])
     expected = reference([x], [by_blocks(scale, shape, block)])
     torch.testing.assert_close(op.layer_std_from_table(table).cpu(), expected, rtol=1e-6, atol=0.0)
 

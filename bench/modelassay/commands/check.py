@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from modelassay.commands.view import View
-from modelassay.errors import UsageError
+from modelassay.errors import RecordError, UsageError, printable
 from modelassay.experiments.findings import Table
-from modelassay.recording.log import read_segment
+from modelassay.models.gate import shown
+from modelassay.recording.log import MAX_LINE_BYTES, metric_key, read_segment
+from modelassay.storage.files import open_regular
 from modelassay.suite import Contents, read_contents
 
 
@@ -22,9 +25,7 @@ def check_files(files: Sequence[str], *, families: Path | None = None) -> View:
     checked: list[dict[str, Any]] = []
     for name in files:
         if name.endswith(".jsonl"):
-            if not Path(name).is_file():
-                raise UsageError(f"{name}: no such file")
-            checked.append({"file": name, "content": f"{sum(1 for _ in read_segment(Path(name)))} records"})
+            checked.append({"file": name, "content": _records(Path(name))})
         elif name.lower().endswith((".csv", ".json")):
             from modelassay.data.similarities.statistics import summary  # SciPy takes as long as a suite
             from modelassay.data.similarities.table import read_similarities
@@ -39,7 +40,7 @@ def check_files(files: Sequence[str], *, families: Path | None = None) -> View:
     tables = [entry["similarities"] for entry in checked if "similarities" in entry]
     if families is not None and not tables:
         raise UsageError(f"--families {families} needs a similarity table (.csv, .json); name one")
-    rows = [(entry["file"], entry["content"]) for entry in checked]
+    rows = [(printable(entry["file"]), entry["content"]) for entry in checked]
     return View(
         data=checked,
         tables=[Table(title="", columns=("file", "valid"), rows=rows), *([_summary_table(tables)] if tables else [])],
@@ -53,6 +54,66 @@ def _summary_lines(summaries: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     from modelassay.data.similarities.statistics import summary_lines
 
     return summary_lines(summaries)
+
+
+def _records(path: Path) -> str:
+    """Return how many records a segment of a log holds, and whether its last line was cut short, as a kill cuts it.
+
+    Raises:
+        UsageError: there is no such file, or no regular one.
+        RecordError: a line that is not a record, a metric that is recorded twice, no record at all, or an end that is not the
+            beginning of one.
+    """
+    where, num_records, metrics = printable(str(path)), 0, set[Any]()
+    if not path.is_file():
+        raise UsageError(f"{where}: {'not a regular file' if path.exists() else 'no such file'}")
+    try:
+        for line in read_segment(path):
+            num_records += 1
+            if line["kind"] == "metric":
+                key = metric_key(line["name"], line["labels"])
+                if key in metrics:
+                    raise RecordError(
+                        f"{where}:{num_records}: metric {shown(line['name'])} {shown(line['labels'])} is recorded twice; its labels "
+                        "do not tell its units apart"
+                    )
+                metrics.add(key)
+    except RecordError as error:
+        raise RecordError(printable(str(error))) from error
+    end = _unterminated(path)
+    if end and not _is_torn(end):
+        raise RecordError(
+            f"{where}:{num_records + 1}: not a record, nor the beginning of one: {printable(repr(end[:60]))}; the file is damaged, "
+            "restore it or delete its cell"
+        )
+    if not num_records:
+        raise RecordError(
+            f"{where}: holds no record{', only a line that was cut short' if end else ''}; nothing was recorded"
+        )
+    return f"{num_records} records" + (f"; the last line was cut short, {len(end):,} bytes do not count" if end else "")
+
+
+def _unterminated(path: Path) -> bytes:
+    """Return what follows the last line of a file."""
+    with open_regular(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - MAX_LINE_BYTES, 0))
+        return file.read().rpartition(b"\n")[2]
+
+
+def _is_torn(end: bytes) -> bool:
+    r"""Return whether ``end`` may be what was written of a record: the beginning of a mapping, in text.
+
+    >>> [_is_torn(end) for end in (b'{"seq":1,"ki', b"\0\0", b"note", '{"name":"é'.encode()[:-1])]
+    [True, False, False, True]
+    """
+    text = (
+        end.decode(errors="ignore")
+        if len(end) < 4
+        else end[:-3].decode(errors="replace") + end[-3:].decode(errors="ignore")
+    )
+    is_text = "\N{REPLACEMENT CHARACTER}" not in text and all(char >= " " for char in text)
+    return is_text and text[:1] == "{" and text[1:2] in {"", '"'}
 
 
 def _tables_missing(file: str, suite: Contents) -> list[str]:

@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from modelassay.errors import UsageError, printable
+from modelassay.models.gate import Limits, excess, one_line
 from modelassay.storage.unique_keys import unique_keys
 
 MAX_BYTES = 64_000_000
+MAX_CELLS = 3_000_000
+"""Of a CSV: a matrix of 1,200 names has 1.4 million, a list of all its pairs with four columns 2.9 million."""
+MAX_NAME = 500
+"""Characters of a name."""
+_JSON = Limits(size_bytes=MAX_BYTES, values=3_000_000, keys=1_500_000)
+"""Of a table in JSON: all pairs of 1,200 names, both ways, are 1.4 million."""
 
 
 def read_bytes(file: Path) -> bytes:
@@ -24,16 +31,16 @@ def read_bytes(file: Path) -> bytes:
     try:
         if file.exists() and not file.is_file():
             raise UsageError(
-                f"{file}: {'a folder' if file.is_dir() else 'not a regular file'}; name a CSV or JSON file"
+                f"{one_line(file)}: {'a folder' if file.is_dir() else 'not a regular file'}; name a CSV or JSON file"
             )
         with file.open("rb") as handle:
             data = handle.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{printable(str(file))}: cannot be read: {getattr(error, 'strerror', None) or error}"
+            f"{one_line(file)}: cannot be read: {printable(str(getattr(error, 'strerror', None) or error))}"
         ) from None
     if len(data) > MAX_BYTES:
-        raise UsageError(f"{file}: larger than {MAX_BYTES:,} bytes; keep only the similarities")
+        raise UsageError(f"{one_line(file)}: larger than {MAX_BYTES:,} bytes; keep only the similarities")
     return data
 
 
@@ -48,10 +55,10 @@ def decode(file: Path, data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UsageError(
-            f"{file}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
+            f"{one_line(file)}:{line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
         ) from None
     if not text.strip(" \t\r\n,"):
-        raise UsageError(f"{file}: empty; was it downloaded whole?")
+        raise UsageError(f"{one_line(file)}: empty; was it downloaded whole?")
     return text
 
 
@@ -71,6 +78,10 @@ def csv_rows(file: Path, text: str) -> list[tuple[int, list[str]]]:
     Raises:
         UsageError: not CSV with commas.
     """
+    if (cells := text.count(",") + text.count("\n") + 1) > MAX_CELLS:
+        raise UsageError(
+            f"{one_line(file)}: {cells:,} cells, at most {MAX_CELLS:,} are read; keep only the similarities"
+        )
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows, begin = [], 1  # a quoted cell may run over lines; the one it begins on is named
     try:
@@ -79,9 +90,13 @@ def csv_rows(file: Path, text: str) -> list[tuple[int, list[str]]]:
                 rows.append((begin, [cell.strip() for cell in row]))
             begin = reader.line_num + 1
     except csv.Error as error:
-        raise UsageError(f"{file}:{begin}: not CSV ({error}); check the quotes of this line") from None
+        raise UsageError(
+            f"{one_line(file)}:{begin}: not CSV ({printable(str(error))}); check the quotes of this line"
+        ) from None
+    if not rows:
+        raise UsageError(f"{one_line(file)}: empty; was it downloaded whole?")
     if len(rows[0][1]) == 1:
-        raise UsageError(f"{file}:{rows[0][0]}: one column; separate the cells by commas")
+        raise UsageError(f"{one_line(file)}:{rows[0][0]}: one column; separate the cells by commas")
     return rows
 
 
@@ -102,14 +117,16 @@ def strict_json(file: Path, text: str) -> Any:
     """
 
     def stands_twice(key: str) -> UsageError:
-        return UsageError(f"{file}: key {shown(key)} given twice in one mapping; names are unique")
+        return UsageError(f"{one_line(file)}: key {shown(key)} given twice in one mapping; names are unique")
 
     def refuse(word: str) -> NoReturn:
-        raise UsageError(f"{file}: {word} is not a finite number; write null where there is no value")
+        raise UsageError(f"{one_line(file)}: {word} is not a finite number; write null where there is no value")
 
+    if much := excess(text.encode(errors="replace"), _JSON):
+        raise UsageError(f"{one_line(file)}: {much}; keep only the similarities")
     try:
         return json.loads(text, object_pairs_hook=unique_keys(stands_twice), parse_constant=refuse)
     except json.JSONDecodeError as error:
-        raise UsageError(f"{file}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
+        raise UsageError(f"{one_line(file)}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
     except (RecursionError, ValueError) as error:  # nested too deeply, or an integer of thousands of digits
-        raise UsageError(f"{file}: not a table: {type(error).__name__}: {printable(str(error))}") from None
+        raise UsageError(f"{one_line(file)}: not a table: {type(error).__name__}: {printable(str(error))}") from None

@@ -20,10 +20,13 @@ from modelassay.models.checkpoints.safetensors import DTYPE_BITS
 from modelassay.models.reference import Model
 from modelassay_kernels import FileSpan, layer_std_file
 
+LARGEST_SIGMA = 1e18
+"""Standard deviation of weights beyond which their squares leave fp32, and numbers computed from them mean nothing."""
+
 
 def spans_of(checkpoint: Checkpoint, layer: int) -> dict[str, FileSpan]:
     """Return the four matrices of one layer by role."""
-    return {matrix.role: matrix.span for matrix in checkpoint.matrices if matrix.layer == layer}
+    return {matrix.role: matrix.span for matrix in checkpoint.matrices_in(layer)}
 
 
 def num_bytes(spans: Mapping[str, FileSpan]) -> int:
@@ -37,7 +40,7 @@ def measure_layer(checkpoint: Checkpoint, layer: int, spans: Mapping[str, FileSp
 
     ``sigma``: the standard deviation (correction 1, as torch.std) of each attention matrix, and of each of ``extras``: of
     several tensors (experts) the root mean square over their elements. ``product``: see `products`. Values other than
-    the attention matrices' that are 0 or not finite are left out: a bias that is all 0 has no curve.
+    the attention matrices' that are 0, not finite or beyond ``LARGEST_SIGMA`` are left out: a bias that is all 0 has no curve.
     """
     every = [*spans.values(), *(span for role in BEYOND for span in extras.get(role, ()))]
     sigmas = iter(layer_std_file(every).tolist())
@@ -46,9 +49,12 @@ def measure_layer(checkpoint: Checkpoint, layer: int, spans: Mapping[str, FileSp
     for role in BEYOND:
         if role in extras:
             sizes = [span.num_rows * span.num_cols for span in extras[role]]
-            total = sum(size * next(sigmas) ** 2 for size in sizes)
-            beyond[role] = math.sqrt(total / sum(sizes))
-    values += [("sigma", role, value) for role, value in beyond.items() if math.isfinite(value) and value > 0]
+            stds = [next(sigmas) for _ in sizes]
+            unit = max(stds, default=0.0) if max(stds, default=0.0) > LARGEST_SIGMA else 1.0  # whose squares overflow
+            beyond[role] = unit * math.sqrt(
+                sum(size * (std / unit) ** 2 for size, std in zip(sizes, stds, strict=True)) / sum(sizes)
+            )
+    values += [("sigma", role, value) for role, value in beyond.items() if 0 < value <= LARGEST_SIGMA]
     products = product_curves(checkpoint, layer)
     return [
         *values,
@@ -68,6 +74,8 @@ def fault_of(role: str, layer: int, sigma: float) -> str | None:
     """Say what is wrong with a matrix of standard deviation ``sigma``; None if nothing is."""
     if not math.isfinite(sigma):
         return f"layer {layer}: {role} holds NaN or infinite weights"
+    if sigma > LARGEST_SIGMA:
+        return f"layer {layer}: {role} holds weights of some {sigma:.1g}, whose squares overflow"
     return f"layer {layer}: {role} is constant" if sigma == 0 else None
 
 

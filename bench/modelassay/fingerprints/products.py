@@ -9,12 +9,16 @@ products W_Q' W_K and W_O W_V of each head stay what they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from modelassay.fingerprints.curves import PRODUCTS, Array
 from modelassay.models.checkpoints import Checkpoint
+
+_LARGE = 1e140
+"""Squared singular values beyond it have no squares of their sums."""
 
 
 def product_curves(checkpoint: Checkpoint, layer: int) -> dict[str, float]:
@@ -24,7 +28,7 @@ def product_curves(checkpoint: Checkpoint, layer: int) -> dict[str, float]:
         CheckpointError: a matrix cannot be read.
     """
     matrices: dict[str, Array] = {
-        matrix.role: checkpoint.read(matrix).double().numpy() for matrix in checkpoint.matrices if matrix.layer == layer
+        matrix.role: checkpoint.read(matrix).double().numpy() for matrix in checkpoint.matrices_in(layer)
     }
     return summarise(matrices, head_dim=checkpoint.head_dim)
 
@@ -50,9 +54,11 @@ def summarise(matrices: Mapping[str, Array], *, head_dim: int) -> dict[str, floa
     values = {}
     for name, many, few in (("qk", _gram(q), _gram(k)), ("vo", _gram(o), _gram(v))):
         s2 = _eigenvalues(many, np.repeat(few, len(many) // len(few), axis=0))
-        total = float(s2.sum())
+        total, top = float(s2.sum()), float(s2.max())
         values[f"{name}-norm"] = total**0.5
-        values[f"{name}-top"] = float(s2.max()) ** 0.5
+        values[f"{name}-top"] = top**0.5
+        if math.isfinite(total) and top > _LARGE:
+            s2, total = s2 / top, float((s2 / top).sum())  # a square would overflow, and the rank is of the ratios
         values[f"{name}-rank"] = total**2 / float((s2 * s2).sum()) if total > 0 else 0.0
     return {name: values[name] for name in PRODUCTS}
 
@@ -62,7 +68,8 @@ def _heads(matrix: Array, head_dim: int) -> Array:
 
 
 def _gram(heads: Array) -> Array:
-    return np.asarray(heads @ heads.swapaxes(-1, -2))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(heads @ heads.swapaxes(-1, -2))
 
 
 def _eigenvalues(a: Array, b: Array) -> Array:
@@ -71,4 +78,8 @@ def _eigenvalues(a: Array, b: Array) -> Array:
         return np.full(a.shape[:-1], np.nan)
     w, basis = np.linalg.eigh(b)
     root = basis * np.sqrt(np.maximum(w, 0))[..., None, :]
-    return np.maximum(np.linalg.eigvalsh(root.swapaxes(-1, -2) @ a @ root), 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = root.swapaxes(-1, -2) @ a @ root
+    if not np.isfinite(product).all():
+        return np.full(a.shape[:-1], np.nan)
+    return np.maximum(np.linalg.eigvalsh(product), 0)

@@ -96,8 +96,10 @@ def _norms(checkpoint: Checkpoint) -> Array | None:
     layers = layer_spans(checkpoint)
     if not all("norm-1" in layer and "norm-2" in layer for layer in layers):
         return None
-    rows = [[read_span(layer[role][0]).reshape(-1).numpy() for role in ("norm-1", "norm-2")] for layer in layers]
-    return np.array(rows)
+    spans = [[layer[role][0] for role in ("norm-1", "norm-2")] for layer in layers]
+    if any(span.num_cols != checkpoint.hidden_size for pair in spans for span in pair):
+        return None
+    return np.array([[read_span(span).reshape(-1).numpy() for span in pair] for pair in spans])
 
 
 def _embedding(checkpoint: Checkpoint) -> Array | None:

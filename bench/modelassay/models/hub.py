@@ -6,11 +6,10 @@ HF_HUB_OFFLINE itself. What is here decides which files are asked for, and what 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from modelassay.errors import CheckpointError
 from modelassay.models.commits import COMMIT, keep_commit, kept_commit
@@ -183,42 +182,3 @@ class HubFiles:
                 f"{self.reference}: {endpoint()} does not serve the commit {revision}, of which config.json is in the cache and"
                 f" {name} is not; set HF_ENDPOINT to a Hub that has it"
             )
-
-
-def read_json(path: Path, *, unique: bool = False) -> dict[str, Any]:
-    """Return the JSON object in a file; with ``unique``, a key that appears twice is an error, else the last one holds.
-
-    Raises:
-        CheckpointError: the file cannot be read, or holds anything but one JSON object.
-    """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
-    return load_json(path, text, f"the file; {DAMAGED}", unique=unique)
-
-
-DAMAGED = "the file is damaged or its download was cut short; fetch it again"
-
-
-def load_json(path: Path, text: bytes, what: str, *, unique: bool) -> dict[str, Any]:
-    """Return the JSON object that ``text`` holds; ``what`` names it in an error.
-
-    Raises:
-        CheckpointError: it is anything but one JSON object.
-    """
-    try:
-        value = json.loads(text.decode(), object_pairs_hook=_without_repeats if unique else None)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error}) in {what}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__} in {what}")
-    return value
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} appears twice")
-    return table

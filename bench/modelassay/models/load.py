@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelassay.errors import CheckpointError
+from modelassay.errors import CheckpointError, printable
+from modelassay.models.checkpoints.architectures import CONFIG_KEYS, MAX_LAYERS, language_config
+from modelassay.models.checkpoints.factors import is_factor, quantization_of, refuse_stored
+from modelassay.models.checkpoints.tensors import TensorTable
+from modelassay.models.gate import one_line, read_json, shown
+from modelassay.models.hub import LocalFiles
+from modelassay.models.tokenizer import require_small
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_MODULES = 100_000
+"""What is built one by one besides layers: experts, labels."""
 
 
 def preload() -> None:
@@ -46,23 +56,74 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, device: st
     from transformers import AutoModelForCausalLM
 
     folder = _folder(path, needs="config.json")
+    require_loadable(folder)
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    try:
-        with quiet():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype or torch.float32, local_files_only=True, trust_remote_code=False,
-                output_loading_info=True, **options,
-            )  # fmt: skip
-    except Exception as error:
-        raise _unreadable(folder, "model", error) from error
-    model, info = loaded
+    with quiet(), _worded(folder, "model"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype or torch.float32, local_files_only=True, trust_remote_code=False,
+            output_loading_info=True, **options,
+        )  # fmt: skip
     if absent := sorted(info["missing_keys"]):
         raise CheckpointError(
-            f"{folder}: {len(absent)} tensors of {type(model).__name__} are missing, the first {absent[0]!r}; "
+            f"{one_line(folder)}: {len(absent)} tensors of {type(model).__name__} are missing, the first {shown(absent[0])}; "
             "transformers would fill them with random numbers. Fetch the checkpoint again, or correct its config.json"
+        )
+    if unused := sorted(name for name in info["unexpected_keys"] if is_factor(name)):
+        raise CheckpointError(
+            f"{one_line(folder)}: {shown(unused[0])} says what weights are multiplied by or changed with, and transformers does not "
+            "apply it; open the model it was quantised from, or save a dequantised copy"
         )
     ready: PreTrainedModel = model.to(device).eval()
     return ready
+
+
+def require_loadable(folder: Path) -> None:
+    """Refuse a folder whose configuration would build more than its weights hold, or whose weights nothing gives a meaning.
+
+    Reads the headers. A folder that has only ``.bin`` files is judged by its configuration.
+
+    Raises:
+        CheckpointError: with the file, and what is wrong with it.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    if (folder / "generation_config.json").is_file():
+        read_json(folder / "generation_config.json")
+    files = LocalFiles(str(folder))
+    has_weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    tensors = TensorTable(files) if has_weights else None
+    _require_few_modules(config, str(path), MAX_LAYERS if tensors is None else min(MAX_LAYERS, len(tensors.names())))
+    if tensors is None:
+        return
+    _, own, _ = language_config(config)
+    quantization = quantization_of(config, own, str(path))
+    for name in tensors.names():
+        file, info = tensors.find(name)
+        is_weight = name.endswith(".weight") or info.dtype.startswith("F8_")
+        if is_weight and info.dtype not in {"BF16", "F16", "F32", "F64"} and not quantization.get("quant_method"):
+            raise refuse_stored(f"{one_line(file)}: {shown(name)[1:-1]}", info, quantization)
+
+
+_MODULES = re.compile(r"(layers?|layer|experts|depth|blocks|labels)$")
+
+
+def _require_few_modules(config: Mapping[str, Any], where: str, most: int) -> None:
+    """Refuse a configuration that counts more layers than ``most``, or more of anything that is built one by one than a model has.
+
+    Raises:
+        CheckpointError: with the key.
+    """
+    pending: list[Any] = [config]
+    while pending:
+        part = pending.pop()
+        for key, value in part.items():
+            if isinstance(value, dict):
+                pending.append(value)
+            limit = most if key in CONFIG_KEYS["num_layers"] and part is config else MAX_MODULES
+            if _MODULES.search(key) and isinstance(value, int) and value > limit:
+                raise CheckpointError(
+                    f"{one_line(where)}: {shown(key)[1:-1]}: {shown(value)} is more than {limit:,}; take config.json from the model's author"
+                )
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -74,28 +135,50 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = _folder(path, needs="tokenizer_config.json")
-    try:
+    require_small(folder)
+    with quiet(), _worded(folder, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:
-        raise _unreadable(folder, "tokenizer", error) from error
     return tokenizer
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers' progress bars: standard error is ours, and a cell's log is no terminal."""
+    """Silence transformers' progress bars and warnings.
+
+    Standard error is ours, a cell's log is no terminal, and the names that they quote come as they are in a user's files.
+    """
     from transformers.utils import logging
 
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _worded(folder: Path, what: str) -> Iterator[None]:
+    """Say in our words, in one line, what transformers could not load.
+
+    Raises:
+        CheckpointError: whatever was raised in here, the panics of the libraries in Rust too.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        first = next(iter(str(error).strip().splitlines()), "")
+        raise CheckpointError(
+            f"{one_line(folder)}: transformers cannot load its {what}: {type(error).__name__}: {printable(first[:300])}; "
+            "fetch the checkpoint again, or check that config.json names an architecture of this transformers version"
+        ) from error
 
 
 WIDE = 1024
@@ -131,18 +214,12 @@ def reproducible(num_threads: int = 1) -> Iterator[None]:
 def _folder(path: str | Path, *, needs: str) -> Path:
     folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: not a folder; give the local folder of a Hugging Face checkpoint")
+        raise CheckpointError(f"{one_line(folder)}: not a folder; give the local folder of a Hugging Face checkpoint")
     if not (folder / needs).is_file():
-        names = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        names = (
+            ", ".join(shown(name)[1:-1] for name in sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        )
         raise CheckpointError(
-            f"{folder}: no {needs}, found {names}; give the folder that holds a whole Hugging Face checkpoint"
+            f"{one_line(folder)}: no {needs}, it holds {names}; give the folder that holds a whole Hugging Face checkpoint"
         )
     return folder
-
-
-def _unreadable(folder: Path, what: str, error: Exception) -> CheckpointError:
-    first = next(iter(str(error).strip().splitlines()), "")
-    return CheckpointError(
-        f"{folder}: transformers cannot load its {what}: {type(error).__name__}: {first}; "
-        "fetch the checkpoint again, or check that config.json names an architecture of this transformers version"
-    )

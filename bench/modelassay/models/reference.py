@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from modelassay.models.checkpoints import Checkpoint, checkpoint_of, config_path
 from modelassay.models.checkpoints.architectures import Sizes, read_sizes
 from modelassay.models.checkpoints.tensors import fetch_weights
-from modelassay.models.hub import Files, read_json
+from modelassay.models.gate import read_json
+from modelassay.models.hub import Files
 from modelassay.models.load import load_model, load_tokenizer
 from modelassay.models.tokenizer import TOKENIZER_FILES
 

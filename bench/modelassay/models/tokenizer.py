@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.errors import CheckpointError
-from modelassay.models.hub import Files, read_json
+from modelassay.models.gate import CONFIG, VOCABULARY, digest_file, one_line, read_json, read_text, shown
+from modelassay.models.hub import Files
+
+MAX_ID = 2**31
+"""Token ids are smaller."""
+_PIECE = 20_000
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 """Files that hold a vocabulary, the ones that say most first."""
@@ -41,15 +46,14 @@ def tokenizer_key(files: Files) -> str | None:
     alone the bytes are hashed.
 
     Raises:
-        CheckpointError: the file that should hold the vocabulary does not.
+        CheckpointError: the file that should hold the vocabulary does not, or is larger than one can be.
     """
     name, path = _vocabulary_file(files)
     if path is None:
         return None
     if name in _SENTENCEPIECE:
-        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    table = _table(path)
-    return hashlib.blake2b(json.dumps(table, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return digest_file(path, VOCABULARY).hex()
+    return _key(_table(path))
 
 
 def token_ids(files: Files) -> Mapping[str, int] | None:
@@ -72,14 +76,64 @@ def _vocabulary_file(files: Files) -> tuple[str, Path | None]:
 
 def _table(path: Path) -> dict[str, int]:
     if path.name == "vocab.txt":
-        table: Any = {token: index for index, token in enumerate(path.read_text(encoding="utf-8").splitlines())}
+        table: Any = {token: index for index, token in enumerate(read_text(path, VOCABULARY).splitlines())}
     else:
-        table = read_json(path)
+        table = read_json(path, VOCABULARY)
         if path.name == "tokenizer.json":
             model = table.get("model")
             table = model.get("vocab") if isinstance(model, dict) else None
-        if isinstance(table, list):  # Unigram: [token, score] in order of ids
-            table = {entry[0]: index for index, entry in enumerate(table)}
-        if not isinstance(table, dict) or not table:
-            raise CheckpointError(f"{path}: expected a vocabulary, got {table!r:.80}; save the tokenizer again")
+        if isinstance(table, list):
+            table = _scored(path, table)
+    if not isinstance(table, dict) or not table:
+        raise CheckpointError(f"{one_line(path)}: expected a vocabulary, got {shown(table)}; save the tokenizer again")
+    if (entry := next((entry for entry in table.items() if not _is_id(entry[1])), None)) is not None:
+        raise CheckpointError(
+            f"{one_line(path)}: token {shown(entry[0])}: expected its id, a whole number from 0 on, got {shown(entry[1])}; "
+            f"save the tokenizer again"
+        )
     return table
+
+
+def _scored(path: Path, entries: list[Any]) -> dict[str, int]:
+    """Return the ids of a Unigram model's tokens: [token, score] in order of ids."""
+    for entry in entries:
+        match entry:
+            case [str(), int() | float()]:
+                pass
+            case _:
+                raise CheckpointError(
+                    f"{one_line(path)}: vocabulary: expected tokens with their scores, got {shown(entry)}; save the tokenizer again"
+                )
+    return {entry[0]: index for index, entry in enumerate(entries)}
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value < MAX_ID
+
+
+def _key(table: Mapping[str, int]) -> str:
+    """Return the digest of a table as JSON with sorted keys, written by pieces."""
+    digest, tokens = hashlib.blake2b(digest_size=8), sorted(table)
+    digest.update(b"{")
+    for start in range(0, len(tokens), _PIECE):
+        piece = json.dumps({token: table[token] for token in tokens[start : start + _PIECE]})[1:-1]
+        digest.update((", " if start else "").encode() + piece.encode())
+    digest.update(b"}")
+    return digest.hexdigest()
+
+
+def require_small(folder: Path) -> None:
+    """Refuse a tokenizer of which a file is larger than its kind may be, or no JSON object where it should be one.
+
+    Raises:
+        CheckpointError: with the file.
+    """
+    for name in TOKENIZER_FILES:
+        path = folder / name
+        limits = VOCABULARY if name in {*VOCABULARIES, "merges.txt"} else CONFIG
+        if path.suffix == ".json" and path.is_file():
+            read_json(path, limits)
+        elif path.suffix == ".txt" and path.is_file():
+            read_text(path, limits)
+        elif path.is_file():
+            digest_file(path, limits)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from modelassay.models.gate import VOCABULARY, digest_file
 from modelassay.models.hub import LocalFiles
 from modelassay.models.load import load_tokenizer
 from modelassay.models.tokenizer import TOKENIZER_FILES, tokenizer_key
@@ -93,7 +94,7 @@ def vocabulary_of(folder: Path) -> Vocabulary | None:
         path = folder / name
         if path.is_file():
             digest.update(name.encode())
-            digest.update(path.read_bytes())
+            digest.update(digest_file(path, VOCABULARY))
     return _load(_Key(digest.hexdigest(), folder))
 
 
@@ -157,7 +158,7 @@ def shared_tokens(a: Vocabulary, b: Vocabulary, rows_a: int, rows_b: int) -> Sha
         table = torch.tensor([pair for pair in pairs if pair[0] < rows_a and pair[1] < rows_b], dtype=torch.int64)
         ids_a, ids_b = table.view(-1, 2).T
     return Shared(a=_numbered(ids_a, rows_a), b=_numbered(ids_b, rows_b), num=len(ids_a),
-                  by="ids" if same else "token strings", share=len(ids_a) / smaller)  # fmt: skip
+                  by="ids" if same else "token strings", share=len(ids_a) / max(smaller, 1))  # fmt: skip
 
 
 def _numbered(ids_S: Tensor, num_rows: int) -> Tokens:

@@ -22,12 +22,15 @@ from modelassay_kernels.dtypes import CODES
 from modelassay_kernels.layer_std.cpu import layer_std_native
 from modelassay_kernels.layer_std.file import FileSpan, layer_std_file
 from modelassay_kernels.layer_std.reference import layer_std_reference
+from modelassay_kernels.layer_std.scales import Block, blocks_of
 from modelassay_kernels.native import native_available
 
 __all__ = ["FileSpan", "layer_std", "layer_std_file"]
 
 
-def _check(tensors: Sequence[Tensor], scales: Sequence[Tensor | None] | None) -> str:
+def _check(
+    tensors: Sequence[Tensor], scales: Sequence[Tensor | None] | None, blocks: Sequence[Block | None] | None
+) -> str:
     devices = sorted({tensor.device.type for tensor in tensors})
     if len(devices) > 1:
         raise ValueError(
@@ -40,17 +43,24 @@ def _check(tensors: Sequence[Tensor], scales: Sequence[Tensor | None] | None) ->
         raise ValueError(
             f"layer_std: got {len(scales)} scales for {len(tensors)} tensors; give None where there is none"
         )
+    blocks_of(blocks, len(tensors))
     return devices[0] if devices else "cpu"
 
 
 def layer_std(
-    tensors: Sequence[Tensor], *, scales: Sequence[Tensor | None] | None = None, correction: int = 1
+    tensors: Sequence[Tensor],
+    *,
+    scales: Sequence[Tensor | None] | None = None,
+    blocks: Sequence[Block | None] | None = None,
+    correction: int = 1,
 ) -> Tensor:
     """Return the standard deviation of all elements of each tensor: float64 [T], on the tensors' device.
 
     Tensors of any shape in bfloat16, float16, float32, float64, float8_e4m3fn or float8_e5m2. ``scales`` holds for each
     tensor None or the factors its stored elements are multiplied by: one element for the tensor, [R, 1] or [R] for
-    rows, [1, C] for columns, or one per block, [ceil(R / b), ceil(C / b)] (see `split_scale` for how b is found).
+    rows, [1, C] for columns, or one per block, [ceil(R / rows), ceil(C / columns)]. ``blocks`` states for each tensor the
+    (rows, columns) of such a block, (128, 128) say; it may be None only where the shapes leave one reading (`split_scale`):
+    3 scales for 300 rows may be blocks of 100 or of 128, and a guess would be a wrong number without a word.
 
     Costs one read of each element. CUDA tensors: one Triton launch. CPU tensors: C++ with `torch.get_num_threads()`
     threads, the result the same to the bit for any number of them; matrices with strided rows, and transposed ones, are
@@ -62,14 +72,14 @@ def layer_std(
     tensor([1.0000, 1.4142], dtype=torch.float64)
 
     Raises:
-        ValueError: tensors on different devices, or a scale that fits no blocks.
+        ValueError: tensors on different devices, or a scale that does not fit its block, or fits several and none is stated.
         TypeError: an element type that is not among the six.
     """
-    device = _check(tensors, scales)
+    device = _check(tensors, scales, blocks)
     if device == "cuda":
         from modelassay_kernels.layer_std.triton_kernels import layer_std_triton
 
-        return layer_std_triton(tensors, scales=scales, correction=correction)
+        return layer_std_triton(tensors, scales=scales, blocks=blocks, correction=correction)
     if device == "cpu" and native_available():
-        return layer_std_native(tensors, scales, correction)
-    return layer_std_reference(tensors, scales, correction)
+        return layer_std_native(tensors, scales, correction, blocks=blocks)
+    return layer_std_reference(tensors, scales, correction, blocks=blocks)

@@ -33,6 +33,7 @@ from modelassay_kernels.dtypes import CODES
 from modelassay_kernels.layer_std import FileSpan, layer_std, layer_std_file
 from modelassay_kernels.layer_std import triton_kernels as on_gpu
 from modelassay_kernels.layer_std.reference import layer_std_reference
+from modelassay_kernels.layer_std.scales import Block
 from modelassay_kernels.layer_std.work import layer_std_work
 
 LAYERS = {
@@ -68,10 +69,14 @@ def matrices(device: str, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
 
 
 def check_against(
-    tensors: list[Tensor], scales: list[Tensor] | None = None, rtol: float = 1e-6
+    tensors: list[Tensor],
+    scales: list[Tensor] | None = None,
+    rtol: float = 1e-6,
+    *,
+    blocks: list[Block | None] | None = None,
 ) -> Callable[[Tensor], None]:
     """Compare with the float64 reference; baselines that round their result get the tolerance of their type."""
-    expected_T = layer_std_reference(tensors, scales)
+    expected_T = layer_std_reference(tensors, scales, blocks=blocks)
     return lambda std_T: torch.testing.assert_close(std_T.double(), expected_T, rtol=rtol, atol=0.0)
 
 
@@ -103,11 +108,12 @@ def test_memory_with_block_scales(measure: Any, device: str) -> None:
         torch.rand(-(-t.shape[0] // BLOCK), t.shape[1] // BLOCK, device=device, generator=generator) + 0.5
         for t in tensors
     ]
+    blocks: list[Block | None] = [(BLOCK, BLOCK)] * len(tensors)
     measure(
         "layer_std",
         "modelassay",
-        lambda: layer_std(tensors, scales=scales),
-        check=check_against(tensors, scales),
+        lambda: layer_std(tensors, scales=scales, blocks=blocks),
+        check=check_against(tensors, scales, blocks=blocks),
         work=layer_std_work(tensors, scales),
         ceiling=read_ceiling(all_E),
         device=device,

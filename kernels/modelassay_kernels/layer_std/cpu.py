@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modelassay_kernels.dtypes import CODES, FP8
-from modelassay_kernels.layer_std.scales import split_scale, whole_factor
+from modelassay_kernels.layer_std.scales import Block, blocks_of, is_whole, split_scale, whole_factor
 from modelassay_kernels.native import require_native
 
 
@@ -47,6 +47,8 @@ def layer_std_native(
     scales: Sequence[Tensor | None] | None = None,
     correction: int = 1,
     instruction_set: str = "",
+    *,
+    blocks: Sequence[Block | None] | None = None,
 ) -> Tensor:
     """Measure CPU tensors that were checked, with `torch.get_num_threads()` threads."""
     require_native()
@@ -54,16 +56,17 @@ def layer_std_native(
 
     items = []
     factors_T = torch.ones(len(tensors), dtype=torch.float64)
-    for i, tensor in enumerate(tensors):
+    for i, (tensor, block) in enumerate(zip(tensors, blocks_of(blocks, len(tensors)), strict=True)):
         scale = scales[i] if scales is not None else None
         tensor = tensor.detach()
-        if scale is None or scale.numel() == 1:
-            block, matrix = None, rows_of(tensor)
+        if is_whole(scale, block):
+            scaled, matrix = None, rows_of(tensor)
             factors_T[i] = whole_factor(scale)
         else:
-            block = split_scale(tuple(tensor.shape), scale)
+            assert scale is not None
+            scaled = split_scale(tuple(tensor.shape), scale, block)
             matrix = tensor if tensor.stride(1) == 1 else tensor.contiguous()
-        items.append((matrix.view(torch.uint8) if tensor.dtype in FP8 else matrix, CODES[tensor.dtype], block))
+        items.append((matrix.view(torch.uint8) if tensor.dtype in FP8 else matrix, CODES[tensor.dtype], scaled))
     std_T = torch.empty(len(tensors), dtype=torch.float64)
     _native.layer_std(items, std_T, correction, torch.get_num_threads(), instruction_set)
     return std_T * factors_T

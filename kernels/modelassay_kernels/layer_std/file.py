@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from modelassay_kernels.dtypes import BY_CODE
-from modelassay_kernels.layer_std.scales import split_scale, whole_factor
+from modelassay_kernels.layer_std.scales import Block, is_whole, split_scale, whole_factor
 from modelassay_kernels.native import native_available, require_native
 
 _PIECE_BYTES = 1 << 20  # of the fallback; a float64 copy of a piece is up to eight times this
@@ -39,6 +39,8 @@ class FileSpan(NamedTuple):
     """Elements from the start of a row to the start of the next; ``num_cols`` when nothing lies between."""
     scale: Tensor | None = None
     """Factors of the stored elements, as in `layer_std`, their blocks counted from the first element; None for none."""
+    block: Block | None = None
+    """Rows and columns that one factor holds for; None where the scale's shape leaves one reading (`split_scale`)."""
 
     @property
     def end(self) -> int:
@@ -92,12 +94,13 @@ def _layer_std_file_native(spans: Sequence[FileSpan], correction: int, instructi
     items = []
     factors_T = torch.ones(len(spans), dtype=torch.float64)
     for i, span in enumerate(spans):
-        block = None
-        if span.scale is None or span.scale.numel() == 1:
+        scaled = None
+        if is_whole(span.scale, span.block):
             factors_T[i] = whole_factor(span.scale)
         else:
-            block = split_scale((span.num_rows, span.num_cols), span.scale.cpu())
-        items.append((*span[:6], block))
+            assert span.scale is not None
+            scaled = split_scale((span.num_rows, span.num_cols), span.scale.cpu(), span.block)
+        items.append((*span[:6], scaled))
     std_T = torch.empty(len(spans), dtype=torch.float64)
     _native.layer_std_file(items, std_T, correction, torch.get_num_threads(), instruction_set)
     return std_T * factors_T
@@ -124,9 +127,9 @@ def _pieces(span: FileSpan) -> Iterator[Tensor]:
     dtype = BY_CODE[span.dtype]
     if span.num_rows == 0 or span.num_cols == 0:
         return
-    scale = None if span.scale is None or span.scale.numel() == 1 else span.scale
+    scale = None if is_whole(span.scale, span.block) else span.scale
     factor = span.scale.double().item() if span.scale is not None and scale is None else 1.0
-    full_scale = split_scale((span.num_rows, span.num_cols), scale) if scale is not None else None
+    full_scale = split_scale((span.num_rows, span.num_cols), scale, span.block) if scale is not None else None
     if full_scale is None and span.row_stride == span.num_cols:
         span = span._replace(num_rows=1, num_cols=span.num_rows * span.num_cols)
     cols_per_piece = min(span.num_cols, _PIECE_BYTES // dtype.itemsize)

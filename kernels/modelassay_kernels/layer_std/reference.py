@@ -10,18 +10,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from modelassay_kernels.layer_std.scales import dequantise
+from modelassay_kernels.layer_std.scales import Block, blocks_of, dequantise
 
 
 def layer_std_reference(
-    tensors: Sequence[Tensor], scales: Sequence[Tensor | None] | None = None, correction: int = 1
+    tensors: Sequence[Tensor],
+    scales: Sequence[Tensor | None] | None = None,
+    correction: int = 1,
+    *,
+    blocks: Sequence[Block | None] | None = None,
 ) -> Tensor:
     """Standard deviations in float64 [T] by two passes: the mean first, then the centred squares.
 
     Costs one float64 copy of the largest tensor, and of its expanded scale.
     """
-    pairs = zip(tensors, scales or [None] * len(tensors), strict=True)
-    stds = [_std(dequantise(tensor, scale).flatten(), correction) for tensor, scale in pairs]
+    scaled = zip(tensors, scales or [None] * len(tensors), blocks_of(blocks, len(tensors)), strict=True)
+    stds = [_std(dequantise(*parts).flatten(), correction) for parts in scaled]
     return torch.stack(stds) if stds else torch.empty(0, dtype=torch.float64)
 
 

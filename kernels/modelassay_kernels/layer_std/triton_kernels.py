@@ -28,6 +28,7 @@ from torch import Tensor
 
 from modelassay_kernels.dtypes import INDICES
 from modelassay_kernels.layer_std import work_table
+from modelassay_kernels.layer_std.scales import Block
 from modelassay_kernels.layer_std.work_table import LaunchConfig, WorkTable, build_work_table
 from modelassay_kernels.optional_triton import HAS_TRITON, constexpr, is_interpreted, jit, tl
 
@@ -67,7 +68,11 @@ WORST_CANCELLATION = constexpr(2.0**-8)  # M2 / s2 is above 1 / K by constructio
 
 
 def layer_std_triton(
-    tensors: Sequence[Tensor], *, scales: Sequence[Tensor | None] | None = None, correction: int = 1
+    tensors: Sequence[Tensor],
+    *,
+    scales: Sequence[Tensor | None] | None = None,
+    blocks: Sequence[Block | None] | None = None,
+    correction: int = 1,
 ) -> Tensor:
     """Return the standard deviation of all elements of each tensor: float64 [T] on the tensors' CUDA device.
 
@@ -82,19 +87,20 @@ def layer_std_triton(
         tensors: on one CUDA device. Contiguous tensors, their transposes, and 2-D views with unit column stride are read
             in place, others are copied.
         scales: one per tensor, or None: a scalar, [rows], [rows, 1], or one per block [ceil(R / block rows),
-            ceil(C / block columns)] with the block size that `scales.split_scale` finds. The product with a block scale is taken
-            in fp32 (a product beyond fp32 counts as infinity), with a scalar in float64.
+            ceil(C / block columns)]. The product with a block scale is taken in fp32 (a product beyond fp32 counts as
+            infinity), with a scalar in float64.
+        blocks: (rows, columns) of a block for each tensor; None where the shapes leave one reading (`scales.split_scale`).
         correction: what is taken off the number of elements in the divisor; 1 is Bessel's.
 
     Raises:
         TypeError: for an unsupported dtype.
-        ValueError: for tensors that are not on one CUDA device, or scales that fit no block size.
+        ValueError: for tensors that are not on one CUDA device, or scales that do not fit their block.
         RuntimeError: where Triton is not installed.
     """
     if not tensors:
         return torch.empty(0, dtype=torch.float64)
     _check_device(tensors[0].device)
-    table = build_work_table(tensors, scales, default_config(tensors[0].device))
+    table = build_work_table(tensors, scales, default_config(tensors[0].device), blocks=blocks)
     return layer_std_from_table(table, correction=correction)
 
 

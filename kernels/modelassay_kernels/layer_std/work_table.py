@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from modelassay_kernels.dtypes import INDICES
-from modelassay_kernels.layer_std.scales import split_scale
+from modelassay_kernels.layer_std.scales import Block, blocks_of, is_whole, split_scale
 
 FIELDS = (
     "address",  # of the first element
@@ -81,7 +81,11 @@ class WorkTable:
 
 
 def build_work_table(
-    tensors: Sequence[Tensor], scales: Sequence[Tensor | None] | None, config: LaunchConfig
+    tensors: Sequence[Tensor],
+    scales: Sequence[Tensor | None] | None,
+    config: LaunchConfig,
+    *,
+    blocks: Sequence[Block | None] | None = None,
 ) -> WorkTable:
     """Describe `tensors`, all on one device, in a table on that device. Values that change later are seen through it.
 
@@ -103,8 +107,8 @@ def build_work_table(
     device = tensors[0].device
     kept: list[Tensor] = []
     descriptions = array("q")  # torch.tensor takes half a millisecond for a list of 300 rows
-    for index, (x, scale) in enumerate(zip(tensors, scales, strict=True)):
-        descriptions.extend(_describe(index, x, scale, device, config, kept))
+    for index, (x, *scaled) in enumerate(zip(tensors, scales, blocks_of(blocks, len(tensors)), strict=True)):
+        descriptions.extend(_describe(index, x, *scaled, device, config, kept))
     rows_TF, num_chunks_T = _complete(torch.frombuffer(descriptions, dtype=torch.int64).view(len(tensors), -1), config)
     total = int(num_chunks_T.sum())
     if device.type == "cuda":
@@ -139,7 +143,13 @@ def _complete(descriptions: Tensor, config: LaunchConfig) -> tuple[Tensor, Tenso
 
 
 def _describe(
-    index: int, x: Tensor, scale: Tensor | None, device: torch.device, config: LaunchConfig, kept: list[Tensor]
+    index: int,
+    x: Tensor,
+    scale: Tensor | None,
+    block: Block | None,
+    device: torch.device,
+    config: LaunchConfig,
+    kept: list[Tensor],
 ) -> tuple[int, ...]:
     """Address, shape and scale of one tensor, as `_complete` unpacks them."""
     if x.dtype not in INDICES:
@@ -148,15 +158,16 @@ def _describe(
     if x.device != device:
         raise ValueError(f"tensors[{index}] is on {x.device} and tensors[0] on {device}; move all to one device")
     block_scale, scalar_address = None, 0
+    whole = is_whole(scale, block)
     if scale is not None:
         if scale.device != device:
             raise ValueError(f"scales[{index}] is on {scale.device}, its tensor on {device}; move it there")
         scale = scale.to(torch.float32).contiguous()
         kept.append(scale)
-        if scale.numel() == 1:
+        if whole:
             scalar_address = scale.data_ptr()
         else:
-            block_scale, scale_rows, scale_cols = split_scale(tuple(x.shape), scale)
+            block_scale, scale_rows, scale_cols = split_scale(tuple(x.shape), scale, block)
     contiguous = x.is_contiguous()
     if block_scale is None and not contiguous and x.ndim == 2 and x.t().is_contiguous():
         x, contiguous = x.t(), True  # the order of the elements does not matter

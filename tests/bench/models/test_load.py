@@ -98,12 +98,12 @@ def truncate(folder: Path) -> None:
     ("break_it", "message"),
     [
         (shutil.rmtree, "not a folder; give the local folder"),
-        (lambda folder: (folder / "config.json").unlink(), "no config.json, found chat_template.jinja"),
-        (lambda folder: (folder / "config.json").write_text("{"), "cannot load its model"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json, it holds chat_template.jinja"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json: not valid JSON"),
         (lambda folder: edit_config(folder, model_type="mystery"), "cannot load its model.*names an architecture"),
         (lambda folder: edit_config(folder, hidden_size=48), "cannot load its model"),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot load its model"),
-        (truncate, "cannot load its model"),
+        (truncate, "model.safetensors: the header claims"),
     ],
 )
 def test_a_broken_checkpoint_is_refused(copy: Path, break_it: Callable[[Path], object], message: str) -> None:
@@ -114,7 +114,7 @@ def test_a_broken_checkpoint_is_refused(copy: Path, break_it: Callable[[Path], o
 
 def test_a_broken_tokenizer_is_refused(copy: Path) -> None:
     (copy / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot load its tokenizer"):
+    with pytest.raises(CheckpointError, match="tokenizer.json: not valid JSON"):
         load_tokenizer(copy)
     (copy / "tokenizer_config.json").unlink()
     with pytest.raises(CheckpointError, match="no tokenizer_config.json"):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from modelassay.data.similarities.table import Similarities
 from modelassay.errors import UsageError
+from modelassay.models.gate import one_line
 from modelassay.statistics.classification import FPR_LEVEL, Scored, auroc, tpr_at_fpr
 
 HIGH_SCORE = 0.9  # the level above which arXiv 2507.03014 calls a pair derived
@@ -32,7 +33,7 @@ def scores(table: Similarities, pairs: str) -> NDArray[np.float64]:
             if unknown
             else f"none of its pairs is {pairs}"
         )
-        raise UsageError(f"{table.file}: {what}")
+        raise UsageError(f"{one_line(table.file)}: {what}")
     return scores_P
 
 
@@ -71,7 +72,7 @@ def compute(
         if value is None:
             few = int((table.related_P == 0).sum())
             raise UsageError(
-                f"{table.file}: {few} unrelated pairs cannot show a false-positive rate of {at:g}; it takes {1 / (at or 1):.0f}"
+                f"{one_line(table.file)}: {few} unrelated pairs cannot show a false-positive rate of {at:g}; it takes {1 / (at or 1):.0f}"
             )
         return value, int((table.related_P >= 0).sum())
     scores_P = scores(table, pairs)

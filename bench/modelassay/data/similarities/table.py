@@ -20,15 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelassay.data.similarities.families import family_of, read_families, related_by
-from modelassay.data.strict_text import csv_rows, decode, more, read_bytes, shown, strict_json
-from modelassay.errors import UsageError, did_you_mean
+from modelassay.data.strict_text import MAX_NAME, csv_rows, decode, more, read_bytes, shown, strict_json
+from modelassay.errors import UsageError, did_you_mean, printable
+from modelassay.models.gate import one_line
 
 # N = number of names, P = pairs with a value
 
 TOLERANCE = (
     1e-3  # between a pair's two directions: some tables are printed with three digits, some summed in another order
 )
-MAX_NAMES = 2_000  # a few arrays of N x N
+MAX_NAMES = 1_200  # 400 MB as they are read; the largest published table has some 300
+_LARGEST = 1e300  # sums of larger ones overflow
 
 Format: TypeAlias = Literal["matrix", "pairs"]
 
@@ -93,12 +95,12 @@ def read_similarities(file: Path, *, form: Format | None = None, families: Path 
     (_read_json if cells.in_json else _read_csv)(cells, decode(file, data), form)
     scores_NN = cells.symmetric(np.asarray(cells.value))
     if cells.family and cells.says_related:
-        raise UsageError(f"{file}: has a column of families and a column 'related'; keep one of them")
+        raise UsageError(f"{one_line(file)}: has a column of families and a column 'related'; keep one of them")
     family_data = None
     if families is not None:
         if cells.says_related or cells.family:
             raise UsageError(
-                f"{file}: has its own column of families or of related pairs; drop it, or --families {families}"
+                f"{one_line(file)}: has its own column of families or of related pairs; drop it, or --families {one_line(families)}"
             )
         family_data = read_bytes(families)
         related_NN = related_by(family_of(cells.names, read_families(families, family_data), file, families))
@@ -110,7 +112,7 @@ def read_similarities(file: Path, *, form: Format | None = None, families: Path 
     upper = np.triu_indices(len(cells.names), 1)
     present = np.isfinite(scores_NN[upper])
     if not present.any():
-        raise UsageError(f"{file}: holds no value of two different names; nothing can be computed from it")
+        raise UsageError(f"{one_line(file)}: holds no value of two different names; nothing can be computed from it")
     return Similarities(
         file=file,
         sha256=hashlib.sha256(data).hexdigest(),
@@ -147,7 +149,7 @@ class _Cells:
     def fail(self, place: int, what: str) -> NoReturn:
         """Raise what is wrong at ``place``."""
         where = f": {self.where(place)}: " if self.in_json else f":{place}: "
-        raise UsageError(f"{self.file}{where}{what}")
+        raise UsageError(f"{printable(str(self.file))}{where}{what}")
 
     def where(self, place: int) -> str:
         """Return a place as an error names it beside its own."""
@@ -157,6 +159,8 @@ class _Cells:
         """Return the index of ``name``, a new one if it was not met before."""
         if not name:
             self.fail(place, "a name is missing; every model needs one")
+        if len(name) > MAX_NAME:
+            self.fail(place, f"{shown(name)}: a name of more than {MAX_NAME} characters; shorten it")
         if name not in self.index:
             if len(self.names) == MAX_NAMES:
                 self.fail(place, f"more than {MAX_NAMES:,} names; keep those you need")
@@ -294,7 +298,7 @@ def _put_pair(cells: _Cells, record: Mapping[str, str], value: float, place: int
 
 def _csv_number(cells: _Cells, text: str, line: int, pair: tuple[str, str]) -> float:
     value = float(text) if _NUMBER.fullmatch(text) else np.nan
-    if text and not np.isfinite(value):
+    if text and not abs(value) < _LARGEST:
         cells.fail(
             line,
             f"{shown(pair[0])} with {shown(pair[1])} is {shown(text)}, not a finite number; leave the cell empty "
@@ -309,12 +313,13 @@ def _read_json(cells: _Cells, text: str, form: Format | None) -> None:
     if data_form is None or (form or data_form) != data_form:
         want = {"pairs": "a list of records", "matrix": "a mapping of mappings"}
         raise UsageError(
-            f"{cells.file}: must be {want[form] if form else ' or '.join(want.values())}, is {shown(json.dumps(data))}"
+            f"{printable(str(cells.file))}: must be {want[form] if form else ' or '.join(want.values())}, is {shown(json.dumps(data))}"
         )
     for place, record in enumerate(_records(cells, data), start=1):
         columns = _columns([key.lower() for key in record])
         if columns is None:
-            cells.fail(place, f"keys {', '.join(map(shown, record)) or 'missing'}: a record has a, b and similarity")
+            keys = ", ".join(map(shown, [*record][:4])) + (" ..." if len(record) > 4 else "")
+            cells.fail(place, f"keys {keys or 'missing'}: a record has a, b and similarity")
         values = list(record.values())
         by_kind = {kind: values[column] for kind, column in columns.items()}
         value = _json_number(cells, by_kind.pop("value"), place, str(by_kind["name"]), str(by_kind["name_b"]))
@@ -329,7 +334,7 @@ def _records(cells: _Cells, data: Any) -> Iterator[dict[str, Any]]:
         if not isinstance(row, dict):
             what = shown(key) if isinstance(data, dict) else f"entry {key}"
             raise UsageError(
-                f"{cells.file}: {what} must be a mapping, is {shown(json.dumps(row))}; a file of families is given "
+                f"{printable(str(cells.file))}: {what} must be a mapping, is {shown(json.dumps(row))}; a file of families is given "
                 "beside its table"
             )
         if isinstance(data, dict):
@@ -341,7 +346,7 @@ def _records(cells: _Cells, data: Any) -> Iterator[dict[str, Any]]:
 def _json_number(cells: _Cells, value: object, place: int, a: str, b: str) -> float:
     if value is None:
         return float("nan")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST:
         cells.fail(
             place,
             f"{shown(a)} with {shown(b)} is {shown(json.dumps(value))}, not a finite number; write null where "

@@ -6,7 +6,8 @@ from typing import Final
 
 from modelassay.errors import CheckpointError
 from modelassay.models.checkpoints import config_path
-from modelassay.models.hub import Files, read_json
+from modelassay.models.gate import read_json
+from modelassay.models.hub import Files
 from modelassay.models.hub_errors import hub_errors
 from modelassay.models.listing import Member
 from modelassay.models.tokenizer import VOCABULARIES

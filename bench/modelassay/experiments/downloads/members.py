@@ -11,7 +11,7 @@ from pathlib import Path
 from modelassay.errors import CheckpointError, UsageError
 from modelassay.experiments.downloads.params import Params
 from modelassay.models.checkpoints import config_path
-from modelassay.models.hub import read_json
+from modelassay.models.gate import read_json
 from modelassay.models.listing import Listing, Member, read_listing, take_listing
 from modelassay.storage.store import Store
 from modelassay.zoo.ancestry import descendants, is_zoo

@@ -86,6 +86,7 @@ class Sign:
     parent: Side | None = None
 
 
+@np.errstate(over="ignore", invalid="ignore")  # of finite weights whose squares are not: a measure is then undefined
 def lineage(a: Checkpoint, b: Checkpoint) -> Lineage:
     """Say which of two related checkpoints is the parent and what was done to it.
 

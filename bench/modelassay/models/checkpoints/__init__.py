@@ -8,18 +8,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import CheckpointError
 from modelassay.models.checkpoints.architectures import (
+    MAX_SIZE,
+    ROLES,
     Role,
     closest_architecture,
     find_architecture,
     language_config,
     read_sizes,
 )
+from modelassay.models.checkpoints.factors import quantization_of
 from modelassay.models.checkpoints.tensors import (
     Matrix,
     TensorTable,
@@ -29,7 +33,8 @@ from modelassay.models.checkpoints.tensors import (
     locate,
     read_matrix,
 )
-from modelassay.models.hub import Files, open_files, read_json
+from modelassay.models.gate import one_line, read_json, shown
+from modelassay.models.hub import Files, open_files
 from modelassay.models.tokenizer import tokenizer_key
 
 if TYPE_CHECKING:
@@ -92,6 +97,10 @@ class Checkpoint:
         """Return one role's matrices in layer order."""
         return tuple(matrix for matrix in self.matrices if matrix.role == role)
 
+    def matrices_in(self, layer: int) -> tuple[Matrix, ...]:
+        """Return the matrices of one layer, in the order q, k, v, o."""
+        return self.matrices[len(ROLES) * layer : len(ROLES) * (layer + 1)]
+
     def stratum(self) -> Stratum:
         """Return the stratum this checkpoint is judged in."""
         return Stratum(
@@ -133,10 +142,10 @@ def checkpoint_of(files: Files) -> Checkpoint:
     if architecture is None:
         raise _unknown_architecture(files, model_type)
     sizes = read_sizes(config, str(path))
+    quantization = quantization_of(config, own, str(path))
     tensors = TensorTable(files)
     names = locate(files.reference, architecture, sizes, tensors.names())
     prefix = names[0, "q"].split(architecture.layer.format(layer=0))[0]
-    quantization: dict[str, Any] = own.get("quantization_config") or config.get("quantization_config") or {}
     return Checkpoint(
         reference=files.reference,
         folder=files.folder,
@@ -153,10 +162,15 @@ def checkpoint_of(files: Files) -> Checkpoint:
             cut(tensors, name, role, layer, architecture.parts[role], sizes, quantization)
             for (layer, role), name in names.items()
         ),
-        intermediate_size=own.get("intermediate_size") or own.get("n_inner") or own.get("ffn_dim"),
+        intermediate_size=_intermediate_size(own),
         tensors=tensors,
         layer_path=prefix + architecture.layer.split("{layer}")[0] + "{layer}.",
     )
+
+
+def _intermediate_size(own: Mapping[str, Any]) -> int | None:
+    values = (own.get(key) for key in ("intermediate_size", "n_inner", "ffn_dim"))
+    return next((value for value in values if type(value) is int and 0 < value < MAX_SIZE), None)
 
 
 def config_path(files: Files) -> Path:
@@ -170,17 +184,17 @@ def config_path(files: Files) -> Path:
         return path
     if files.get("adapter_config.json") is not None:
         raise CheckpointError(
-            f"{files.reference}: expected config.json, got a LoRA adapter; merge it into its base, save, and open that"
+            f"{one_line(files.reference)}: expected config.json, got a LoRA adapter; merge it into its base, save, and open that"
         )
     raise CheckpointError(
-        f"{files.reference}: no config.json; name the folder that `save_pretrained` of transformers wrote"
+        f"{one_line(files.reference)}: no config.json; name the folder that `save_pretrained` of transformers wrote"
     )
 
 
 def _unknown_architecture(files: Files, model_type: str) -> CheckpointError:
     attention = attention_like(known_names(files))
     return CheckpointError(
-        f"{files.reference}: config.json: model_type {model_type!r} is not in the table of architectures"
+        f"{one_line(files.reference)}: config.json: model_type {shown(model_type)} is not in the table of architectures"
         f"{closest_architecture(model_type)}; its attention seems to be: {attention}; "
         f"add a row that names these to modelassay/models/checkpoints/architectures.py"
     )

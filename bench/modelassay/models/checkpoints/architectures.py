@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from modelassay.errors import CheckpointError, did_you_mean
+from modelassay.models.gate import one_line, shown
 
 Role = Literal["q", "k", "v", "o"]
 ROLES: tuple[Role, ...] = ("q", "k", "v", "o")
@@ -193,6 +194,11 @@ CONFIG_DEFAULTS: Mapping[str, Mapping[str, int]] = {
 """What a config that is nested in a wrapper's leaves out because the configuration class of transformers has it
 (Gemma 3, LLaVA); a test holds these against the classes."""
 
+MAX_LAYERS = 4096
+"""Layers of a model; the deepest published ones have 1,000."""
+MAX_SIZE = 2**31 - 1
+"""Of every other size."""
+
 _NESTED = ("text_config", "language_config", "llm_config")
 
 
@@ -206,8 +212,12 @@ def language_config(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], 
     """
     for key in _NESTED:
         if isinstance(nested := config.get(key), dict):
-            return str(nested.get("model_type", config.get("model_type"))), nested, True
-    return str(config.get("model_type")), config, False
+            return _model_type(nested.get("model_type", config.get("model_type"))), nested, True
+    return _model_type(config.get("model_type")), config, False
+
+
+def _model_type(value: object) -> str:
+    return value if isinstance(value, str) else shown(value)
 
 
 def find_architecture(model_type: str) -> Architecture | None:
@@ -224,7 +234,7 @@ def find_architecture(model_type: str) -> Architecture | None:
 
 def closest_architecture(model_type: str) -> str:
     """Return ``"; did you mean 'x'?"`` for a model type that is almost one of the table's, or an empty string."""
-    return did_you_mean(model_type, [name for row in ARCHITECTURES for name in row.model_types])
+    return did_you_mean(model_type[:60], [name for row in ARCHITECTURES for name in row.model_types])
 
 
 def read_sizes(config: Mapping[str, Any], where: str) -> Sizes:
@@ -233,25 +243,33 @@ def read_sizes(config: Mapping[str, Any], where: str) -> Sizes:
     Missing key-value heads mean as many as heads, a missing head dimension means hidden size / heads.
 
     Raises:
-        CheckpointError: a size is missing or is not a positive whole number.
+        CheckpointError: a size is missing or is not a positive whole number of a size that a model may have, or the heads
+            do not share the key-value heads evenly.
     """
     model_type, own, nested = language_config(config)
-    known: dict[str, Any] = {"num_extra_layers": 0}
+    sizes: dict[str, Any] = {"num_extra_layers": 0}
     if nested:
-        known |= CONFIG_DEFAULTS.get(model_type, {})
+        sizes |= CONFIG_DEFAULTS.get(model_type, {})
     for name, keys in CONFIG_KEYS.items():
-        found = next((own[key] for key in keys if own.get(key) is not None), None)
-        if found is not None:
-            known[name] = found
-    if "num_heads" in known:
-        known.setdefault("num_kv_heads", known["num_heads"])
-        if "head_dim" not in known and type(known.get("hidden_size")) is type(known["num_heads"]) is int:
-            known["head_dim"] = known["hidden_size"] // max(known["num_heads"], 1)
+        value = next((own[key] for key in keys if own.get(key) is not None), None)
+        if value is not None:
+            sizes[name] = value
+    if "num_heads" in sizes:
+        sizes.setdefault("num_kv_heads", sizes["num_heads"])
+        if "head_dim" not in sizes and type(sizes.get("hidden_size")) is type(sizes["num_heads"]) is int:
+            sizes["head_dim"] = sizes["hidden_size"] // max(sizes["num_heads"], 1)
     for name, keys in CONFIG_KEYS.items():
-        value, least = known.get(name), int(name != "num_extra_layers")
-        if type(value) is not int or value < least:
+        value, least = sizes.get(name), int(name != "num_extra_layers")
+        most = MAX_LAYERS if name.endswith("layers") else MAX_SIZE
+        if type(value) is not int or not least <= value <= most:
+            bounds = f"at least {least}" if type(value) is not int or value < least else f"at most {most:,}"
             raise CheckpointError(
-                f"{where}: {' or '.join(keys)}: expected a whole number of at least {least}, got {value!r}; "
+                f"{one_line(where)}: {' or '.join(keys)}: expected a whole number of {bounds}, got {shown(value)}; "
                 f"take config.json from the model's author, or add the key"
             )
-    return Sizes(**known)
+    if sizes["num_heads"] % sizes["num_kv_heads"]:
+        raise CheckpointError(
+            f"{one_line(where)}: {sizes['num_heads']} heads cannot share {sizes['num_kv_heads']} key-value heads evenly; "
+            f"take config.json from the model's author"
+        )
+    return Sizes(**sizes)

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from modelassay.models.checkpoints import Checkpoint, config_path
 from modelassay.models.checkpoints.architectures import language_config
-from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo
-from modelassay.models.checkpoints.tensors import TORCH_DTYPES, Matrix, TensorTable, read_elements
-from modelassay.models.hub import Files, read_json
+from modelassay.models.checkpoints.factors import is_plain
+from modelassay.models.checkpoints.safetensors import DTYPE_BITS, read_elements
+from modelassay.models.checkpoints.tensors import Matrix, TensorTable
+from modelassay.models.gate import read_json
+from modelassay.models.hub import Files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +75,7 @@ def layer_spans(checkpoint: Checkpoint) -> list[dict[str, list[FileSpan]]]:
     layers: list[dict[str, list[FileSpan]]] = [{} for _ in range(checkpoint.num_layers)]
     for layer, tensors in zip(layers, layer_tensors(checkpoint), strict=True):
         for role, names in tensors.items():
-            spans = [span for name in names if (span := _whole(*checkpoint.tensors.find(name))) is not None]
+            spans = [span for name in names if (span := _whole(checkpoint.tensors, name)) is not None]
             if spans:
                 layer[role] = spans
     for matrix in checkpoint.matrices:
@@ -82,10 +84,12 @@ def layer_spans(checkpoint: Checkpoint) -> list[dict[str, list[FileSpan]]]:
     return layers
 
 
-def _whole(path: Path, info: TensorInfo) -> FileSpan | None:
+def _whole(tensors: TensorTable, name: str) -> FileSpan | None:
+    """Return where a tensor of plain numbers lies; None for one without elements, too, or one that a factor belongs to."""
     from modelassay_kernels import FileSpan
 
-    if info.dtype not in TORCH_DTYPES or info.dtype.startswith("F8_"):
+    path, info = tensors.find(name)
+    if not info.size_bytes or not is_plain(tensors, name, info):
         return None
     count = math.prod(info.shape)
     return FileSpan(str(path), info.offset, info.dtype, 1, count, count)
@@ -99,10 +103,10 @@ def _bias(checkpoint: Checkpoint, matrix: Matrix) -> FileSpan | None:
     if name not in checkpoint.tensors.names():
         return None
     path, info = checkpoint.tensors.find(name)
-    sharers = [other for other in checkpoint.matrices if other.tensor_name == matrix.tensor_name]
+    sharers = [other for other in checkpoint.matrices_in(matrix.layer) if other.tensor_name == matrix.tensor_name]
     count, before = matrix.shape[0], sum(other.shape[0] for other in sharers[: sharers.index(matrix)])
     total = sum(other.shape[0] for other in sharers)
-    if info.dtype not in TORCH_DTYPES or info.shape != (total,):
+    if info.dtype not in {"BF16", "F16", "F32", "F64"} or info.shape != (total,):
         return None
     size = DTYPE_BITS[info.dtype] // 8
     if matrix.grouped:
@@ -125,7 +129,11 @@ def read_embedding(checkpoint: Checkpoint, num_rows: int) -> Tensor | None:
     for name in checkpoint.tensors.names():
         if _EMBEDDING.fullmatch(name):
             path, info = checkpoint.tensors.find(name)
-            if len(info.shape) == 2 and info.shape[1] == checkpoint.hidden_size and _whole(path, info) is not None:
+            if (
+                len(info.shape) == 2
+                and info.shape[1] == checkpoint.hidden_size
+                and _whole(checkpoint.tensors, name) is not None
+            ):
                 rows = min(num_rows, info.shape[0])
                 flat = read_elements(path, info.dtype, info.offset, rows * info.shape[1])
                 return flat.double().reshape(rows, info.shape[1])
@@ -167,6 +175,6 @@ def read_head(files: Files) -> Tensor | None:
     if name not in tensors.names():
         return None
     path, info = tensors.find(name)
-    if info.dtype not in {"F32", "F16", "BF16"} or len(info.shape) != 2:
+    if info.dtype == "F64" or not is_plain(tensors, name, info) or len(info.shape) != 2:
         return None
     return read_elements(path, info.dtype, info.offset, math.prod(info.shape)).float().reshape(info.shape)

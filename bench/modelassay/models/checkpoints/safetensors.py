@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import math
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelassay.errors import CheckpointError
-from modelassay.models.hub import DAMAGED, load_json, read_json
+from modelassay.models.gate import DAMAGED, HEADER, INDEX, load_json, one_line, read_json, shown
 
-MAX_HEADER_BYTES = 100_000_000
-"""Longest header that is read; the limit of the reference implementation."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_HEADER_BYTES = HEADER.size_bytes
+"""Longest header that is read; the largest published ones take a few."""
+
+MAX_RANK = 64
+"""Extents of a shape, each below 2**63."""
 
 DTYPE_BITS = {
     **dict.fromkeys(["F64", "I64", "U64", "C64"], 64),
@@ -25,6 +31,17 @@ DTYPE_BITS = {
     "F4": 4,
 }
 """Bits per element of every dtype code of the format."""
+
+
+TORCH_DTYPES = {
+    "BF16": "bfloat16",
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+"""The dtypes a matrix may be stored in, and torch's names for them."""
 
 
 class TensorInfo(NamedTuple):
@@ -48,53 +65,67 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             twice, knows a dtype we do not, or describes data that overlap, leave gaps, or end elsewhere than the file.
     """
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{one_line(path)}: {_absent(path)}; check the path, or fetch the checkpoint again")
         file_size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, file_size - 8):
                 raise CheckpointError(
-                    f"{path}: the header claims {length} bytes in a file of {file_size} (at most {MAX_HEADER_BYTES} are read); {DAMAGED}"
+                    f"{one_line(path)}: the header claims {length} bytes in a file of {file_size} (at most {MAX_HEADER_BYTES} are read); {DAMAGED}"
                 )
             text = file.read(length)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
+        raise CheckpointError(
+            f"{one_line(path)}: cannot be read: {error.strerror}; check the path and its permissions"
+        ) from None
     return _parse_header(path, text, data_start=8 + length, file_size=file_size)
 
 
+def _absent(path: Path) -> str:
+    return "not a regular file" if path.exists() else "No such file or directory"
+
+
 def _parse_header(path: Path, text: bytes, *, data_start: int, file_size: int) -> dict[str, TensorInfo]:
-    header = load_json(path, text, f"the header; {DAMAGED}", unique=True)
+    header = load_json(path, text, f"the header; {DAMAGED}", HEADER, unique=True)
     header.pop("__metadata__", None)
     tensors = {name: _tensor_info(path, name, entry, data_start) for name, entry in header.items()}
     expected = data_start
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].size_bytes)):
         if info.offset != expected:
-            raise CheckpointError(f"{path}: {name}: data start at byte {info.offset}, expected {expected}; {DAMAGED}")
+            raise CheckpointError(
+                f"{one_line(path)}: {shown(name)[1:-1]}: data start at byte {info.offset}, expected {expected}; {DAMAGED}"
+            )
         expected += info.size_bytes
     if expected != file_size:
-        raise CheckpointError(f"{path}: tensors end at byte {expected} in a file of {file_size}; {DAMAGED}")
+        raise CheckpointError(f"{one_line(path)}: tensors end at byte {expected} in a file of {file_size}; {DAMAGED}")
     return tensors
 
 
 def _tensor_info(path: Path, name: str, entry: Any, data_start: int) -> TensorInfo:
     match entry:
-        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]} if all(
-            type(extent) is int and extent >= 0 for extent in shape
-        ):
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [begin, end]} if len(
+            shape
+        ) <= MAX_RANK and all(_is_size(number) for number in (*shape, begin, end)):
             pass
         case _:
             raise CheckpointError(
-                f"{path}: {name}: expected dtype, shape and data_offsets, got {entry!r:.200}; {DAMAGED}"
+                f"{one_line(path)}: {shown(name)[1:-1]}: expected dtype, shape and data_offsets, got {shown(entry)}; {DAMAGED}"
             )
     if dtype not in DTYPE_BITS:
         raise CheckpointError(
-            f"{path}: {name}: unknown dtype {dtype!r}; known are {', '.join(DTYPE_BITS)}; save the model in one of them"
+            f"{one_line(path)}: {shown(name)[1:-1]}: unknown dtype {shown(dtype)}; known are {', '.join(DTYPE_BITS)}; save the model in one of them"
         )
     if 8 * (end - begin) != math.prod(shape) * DTYPE_BITS[dtype]:
         raise CheckpointError(
-            f"{path}: {name}: {dtype} {shape} does not fill the {end - begin} bytes {begin}..{end}; {DAMAGED}"
+            f"{one_line(path)}: {shown(name)[1:-1]}: {dtype} {shown(shape)} does not fill the {end - begin} bytes {begin}..{end}; {DAMAGED}"
         )
     return TensorInfo(dtype, tuple(shape), data_start + begin, end - begin)
+
+
+def _is_size(number: object) -> bool:
+    return type(number) is int and 0 <= number < 2**63
 
 
 def read_shard_index(path: Path) -> dict[str, str]:
@@ -103,15 +134,40 @@ def read_shard_index(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: not JSON, no weight_map, or a file name that leads out of the folder.
     """
-    index = read_json(path, unique=True)
+    index = read_json(path, INDEX, unique=True)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
-            f"{path}: weight_map: expected tensor names and their files, got {weight_map!r:.80}; {DAMAGED}"
+            f"{one_line(path)}: weight_map: expected tensor names and their files, got {shown(weight_map)}; {DAMAGED}"
         )
     for name, file in weight_map.items():
-        if not isinstance(file, str) or "\\" in file or ".." in (parts := PurePosixPath(file)).parts or parts.root:
+        if not isinstance(file, str) or not _is_inside(file):
             raise CheckpointError(
-                f"{path}: weight_map: {name}: {file!r} is not a file of this folder; do not use this checkpoint"
+                f"{one_line(path)}: weight_map: {shown(name)[1:-1]}: {shown(file)} is not a file of this folder; "
+                f"do not use this checkpoint"
             )
     return weight_map
+
+
+def _is_inside(file: str) -> bool:
+    """Return whether a name is that of a file of the folder itself or below it, and one that can be written in a line."""
+    parts = PurePosixPath(file)
+    is_name = file.isprintable() and 0 < len(file.encode()) < 256 and bool(parts.parts)
+    return is_name and "\\" not in file and ".." not in parts.parts and not parts.root
+
+
+def read_elements(path: Path, dtype: str, offset: int, count: int) -> Tensor:
+    """Return ``count`` elements of a file from byte ``offset`` on, as a copy in the stored dtype: [count]."""
+    import torch
+
+    size_bytes = count * DTYPE_BITS[dtype] // 8
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = bytearray(file.read(size_bytes))
+    if len(data) < size_bytes:
+        raise CheckpointError(
+            f"{one_line(path)}: ends before byte {offset + size_bytes}; was it changed since it was opened?"
+        )
+    if count == 0:
+        return torch.empty(0, dtype=getattr(torch, TORCH_DTYPES[dtype]))
+    return torch.frombuffer(data, dtype=getattr(torch, TORCH_DTYPES[dtype]))

@@ -1,47 +1,35 @@
 """Finding a checkpoint's attention matrices by name, and cutting each out of its file as a span."""
 
-# R = rows and C = columns as stored, S = rows or columns of a scale
+# R = rows and C = columns as stored
 
 from __future__ import annotations
 
-import math
 import re
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import CheckpointError, printable
 from modelassay.models.checkpoints.architectures import ROLES, Architecture, Part, Role, Sizes
-from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo, read_header, read_shard_index
+from modelassay.models.checkpoints.factors import PACKED, read_scale, refuse_packed, refuse_stored
+from modelassay.models.checkpoints.safetensors import (
+    DTYPE_BITS,
+    TORCH_DTYPES,
+    TensorInfo,
+    read_elements,
+    read_header,
+    read_shard_index,
+)
+from modelassay.models.gate import one_line, shown
 from modelassay.models.hub import Files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from modelassay_kernels import FileSpan
-
-TORCH_DTYPES = {
-    "BF16": "bfloat16",
-    "F16": "float16",
-    "F32": "float32",
-    "F64": "float64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-}
-"""The dtypes a matrix may be stored in, and torch's names for them."""
-
-PACKED = {
-    ".qweight": "GPTQ or AWQ packs several weights into one integer",
-    ".weight_packed": "compressed-tensors packs several weights into one integer",
-    ".weight.absmax": "bitsandbytes packs two 4-bit weights into one byte",
-    ".SCB": "bitsandbytes stores 8-bit integers with a scale per row",
-    ".weight_blocks": "MXFP4 packs two 4-bit weights into one byte",
-}
-"""Tensors that give away a module whose weights are not stored as numbers, and what was done to it."""
-
-SCALES = (".weight_scale_inv", ".weight_scale")
-"""Names of what stored fp8 values are multiplied by, despite the first one's `inv`."""
 
 _SHARD_INDEX = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
@@ -58,7 +46,7 @@ class Matrix:
     tensor_name: str
     """Tensor the block is cut from; roles that were fused name the same one."""
     span: FileSpan
-    """The block as stored. An fp8 scale is float32 [S, S] whose extents divide the block's rows and columns evenly."""
+    """The block as stored. An fp8 scale is float32 whose extents divide the block's rows and columns evenly."""
     shape: tuple[int, int]
     """(outputs, inputs), as `torch.nn.Linear` holds it; a grouped span's rows are whole key-value groups instead."""
     inputs_first: bool = False
@@ -74,8 +62,8 @@ class TensorTable:
         """Find out which file holds what: the single file if there is one, as transformers prefers it, else the index."""
         self._files = files
         self._headers: dict[str, dict[str, TensorInfo]] = {}
-        place = _weights_at(files)
-        self._file_of = place if isinstance(place, dict) else dict.fromkeys(self._header(place), place)
+        holder = _weights_at(files)
+        self._file_of = holder if isinstance(holder, dict) else dict.fromkeys(self._header(holder), holder)
 
     def names(self) -> Collection[str]:
         """Return the names of all tensors."""
@@ -88,9 +76,23 @@ class TensorTable:
         header = self._header(file)
         if name not in header:
             raise CheckpointError(
-                f"{path}: no tensor {name}, though {_SHARD_INDEX} says so; fetch or save the checkpoint again"
+                f"{one_line(path)}: no tensor {printable(name)}, though {_SHARD_INDEX} says so; fetch or save the checkpoint again"
             )
         return path, header[name]
+
+    @cached_property
+    def _sorted(self) -> list[str]:
+        return sorted(self._file_of)
+
+    def companions(self, stem: str) -> list[str]:
+        """Return the other tensors whose names go on from a module's: its bias, and what a quantiser left beside its weight."""
+        names, companions = self._sorted, []
+        for at in range(bisect_left(names, stem), len(names)):
+            if not names[at].startswith(stem):
+                break
+            if names[at][len(stem) : len(stem) + 1] in {".", "_"} and names[at] != f"{stem}.weight":
+                companions.append(names[at])
+        return companions
 
     def _header(self, file: str) -> dict[str, TensorInfo]:
         if file not in self._headers:
@@ -110,9 +112,9 @@ def _weights_at(files: Files) -> str | dict[str, str]:
         case []:
             got, remedy = "none", "convert other formats with `save_pretrained(..., safe_serialization=True)`"
         case several:
-            got, remedy = ", ".join(several[:4]), f"keep one, or add {_SHARD_INDEX}"
+            got, remedy = printable(", ".join(several[:4])), f"keep one, or add {_SHARD_INDEX}"
     raise CheckpointError(
-        f"{files.reference}: expected {_SINGLE_FILE}, {_SHARD_INDEX} or one other safetensors file, got {got}; {remedy}"
+        f"{one_line(files.reference)}: expected {_SINGLE_FILE}, {_SHARD_INDEX} or one other safetensors file, got {got}; {remedy}"
     )
 
 
@@ -123,15 +125,15 @@ def fetch_weights(files: Files) -> None:
         CheckpointError: there is none, or one that the index names is not there.
         HostError: the Hub cannot be reached, or its cache cannot be written.
     """
-    place = _weights_at(files)
-    for name in sorted(set(place.values())) if isinstance(place, dict) else [place]:
+    holder = _weights_at(files)
+    for name in sorted(set(holder.values())) if isinstance(holder, dict) else [holder]:
         _require(files, name)
 
 
 def _require(files: Files, name: str) -> Path:
     path = files.get(name, required=True)
     if path is None:
-        raise CheckpointError(f"{files.reference}: {_why_absent(files, name)}")
+        raise CheckpointError(f"{one_line(files.reference)}: {_why_absent(files, name)}")
     return path
 
 
@@ -164,7 +166,11 @@ def attention_like(names: Iterable[str], limit: int = 4) -> str:
     'h.0.attn.c_attn.weight'
     """
     similar = [name for name in names if _ATTENTION_LIKE.search(name) and "norm" not in name]
-    return ", ".join(similar[:limit]) + (f" and {len(similar) - limit} more" if len(similar) > limit else "") or "none"
+    return (
+        ", ".join(shown(name)[1:-1] for name in similar[:limit])
+        + (f" and {len(similar) - limit} more" if len(similar) > limit else "")
+        or "none"
+    )
 
 
 def locate(where: str, architecture: Architecture, sizes: Sizes, names: Collection[str]) -> dict[tuple[int, Role], str]:
@@ -185,27 +191,27 @@ def locate(where: str, architecture: Architecture, sizes: Sizes, names: Collecti
     if prefix is None:
         expected = " or ".join(stem(0, "q", p) + ".weight" for p in architecture.prefixes[:3])
         raise CheckpointError(
-            f"{where}: expected {expected}, got {attention_like(names)}; is config.json that of these weights?"
+            f"{one_line(where)}: expected {expected}, got {attention_like(names)}; is config.json that of these weights?"
+        )
+    if sizes.num_layers > len(names):
+        raise CheckpointError(
+            f"{one_line(where)}: config.json counts {sizes.num_layers:,} layers, the weights are {len(names):,} tensors; "
+            f"correct config.json, or fetch the checkpoint again"
         )
     stems = {(layer, role): stem(layer, role, prefix) for layer in range(sizes.num_layers) for role in ROLES}
-    for name in stems.values():
-        for suffix, reason in PACKED.items():
-            if name + suffix in names:
-                raise CheckpointError(
-                    f"{where}: {name}{suffix}: {reason}, so that the stored numbers are no weights; "
-                    f"open the model it was quantised from, or save a dequantised copy"
-                )
+    for name in dict.fromkeys(stems.values()):
+        refuse_packed(where, name, names)
     missing = list(dict.fromkeys(name + ".weight" for name in stems.values() if name + ".weight" not in names))
     if missing:
         more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
         raise CheckpointError(
-            f"{where}: {len(missing)} attention tensors of {sizes.num_layers} layers are missing: {', '.join(missing[:6])}{more}; "
+            f"{one_line(where)}: {len(missing)} attention tensors of {sizes.num_layers} layers are missing: {', '.join(missing[:6])}{more}; "
             f"fetch the checkpoint again, or correct config.json"
         )
     beyond = stem(sizes.num_layers + sizes.num_extra_layers, "q", prefix) + ".weight"
     if beyond in names:
         raise CheckpointError(
-            f"{where}: config.json counts {sizes.num_layers} layers, but there is {beyond}; correct config.json"
+            f"{one_line(where)}: config.json counts {sizes.num_layers} layers, but there is {beyond}; correct config.json"
         )
     return {key: name + ".weight" for key, name in stems.items()}
 
@@ -216,29 +222,28 @@ def cut(
     """Return the block of tensor ``name`` that is ``role``; ``quantization`` is config.json's section on it, or empty.
 
     Raises:
-        CheckpointError: a dtype that is not a plain number, a shape other than config.json implies, or fp8 scales that
-            are missing or fit no known pattern.
+        CheckpointError: a dtype that is not a plain number, a shape other than config.json implies, or what `read_scale`
+            raises of its scales.
     """
     from modelassay_kernels import FileSpan
 
     path, info = tensors.find(name)
-    where = f"{path}: {name}"
+    where = f"{one_line(path)}: {printable(name)}"
     rows, columns = sizes.shape(role)
     sharers = part.shares or (role,)
     total = sum(sizes.shape(sharer)[0] for sharer in sharers)
     start = sum(sizes.shape(sharer)[0] for sharer in sharers[: sharers.index(role)])
     expected = (columns, total) if part.inputs_first else (total, columns)
+    if info.dtype not in TORCH_DTYPES:
+        raise refuse_stored(where, info, quantization)
     if info.shape != expected:
         raise CheckpointError(
-            f"{where}: config.json implies a shape of {list(expected)}, got {list(info.shape)}; "
+            f"{where}: config.json implies a shape of {list(expected)}, got {shown(list(info.shape))}; "
             f"is config.json that of these weights?"
         )
-    if info.dtype not in TORCH_DTYPES:
-        raise CheckpointError(
-            f"{where}: {info.dtype} holds no plain weights, expected one of {', '.join(TORCH_DTYPES)}; "
-            f"open the model it was quantised from"
-        )
-    scale = _scale(tensors, where, name, info, part, slice(start, start + rows), quantization)
+    scale = read_scale(tensors, name, info, quantization, cut=part.grouped or part.inputs_first)
+    if scale is not None and part.shares and scale.shape[0] > 1:
+        scale = scale.repeat_interleave(info.shape[0] // scale.shape[0], 0)[start : start + rows]
     if part.inputs_first:
         first, block = start, (columns, rows, total)
     elif part.grouped:
@@ -247,88 +252,13 @@ def cut(
     else:
         first, block = start * columns, (rows, columns, columns)
     offset = info.offset + first * DTYPE_BITS[info.dtype] // 8
-    span = FileSpan(str(path), offset, info.dtype, *block, scale)
+    one_factor = scale is None or scale.numel() == 1
+    scaled = None if scale is None or one_factor else (rows // scale.shape[0], columns // scale.shape[1])
+    span = FileSpan(str(path), offset, info.dtype, *block, scale, scaled)
     return Matrix(
         role=role, layer=layer, tensor_name=name, span=span, shape=(rows, columns), inputs_first=part.inputs_first,
         grouped=part.grouped,
     )  # fmt: skip
-
-
-def _scale(
-    tensors: TensorTable,
-    where: str,
-    name: str,
-    info: TensorInfo,
-    part: Part,
-    rows: slice,
-    quantization: Mapping[str, Any],
-) -> Tensor | None:
-    """Return what a block's fp8 values are multiplied by, None where nothing is said to scale them."""
-    if not info.dtype.startswith("F8_"):
-        return None
-    stem = name.removesuffix(".weight")
-    scale_name = next((stem + suffix for suffix in SCALES if stem + suffix in tensors.names()), None)
-    if scale_name is None:
-        if quantization:
-            raise CheckpointError(
-                f"{where}: fp8 without {' or '.join(SCALES)}, got {quantization}; open the model it was quantised from"
-            )
-        return None
-    path, scale_info = tensors.find(scale_name)
-    if scale_info.dtype not in {"F32", "BF16", "F16"} or part.grouped or part.inputs_first:
-        raise CheckpointError(
-            f"{path}: {scale_name}: {scale_info.dtype} scales of a {part} cannot be read; open the model it was quantised from"
-        )
-    stored = read_elements(path, scale_info.dtype, scale_info.offset, math.prod(scale_info.shape)).float()
-    scale_SS = stored.reshape(scale_info.shape if len(scale_info.shape) == 2 else (-1, 1))
-    for axis, extent in enumerate(info.shape):
-        scale_SS = _even_out(scale_SS, axis, extent, _block_size(quantization), f"{path}: {scale_name}")
-    if part.shares:
-        scale_SS = scale_SS.repeat_interleave(info.shape[0] // scale_SS.shape[0], 0)[rows]
-    return scale_SS.contiguous()
-
-
-def _even_out(scale_SS: Tensor, axis: int, extent: int, block: tuple[int, int] | None, where: str) -> Tensor:
-    """Return scales whose number along ``axis`` divides ``extent``, repeating them where the last block is not full."""
-    count = scale_SS.shape[axis]
-    if count in {1, extent}:
-        return scale_SS
-    if block is None or count != -(-extent // block[axis]):
-        raise CheckpointError(
-            f"{where}: {count} scales for {extent} {'columns' if axis else 'rows'} in blocks of {block}; "
-            f"expected one per tensor, row, or block of config.json's weight_block_size"
-        )
-    if count * block[axis] == extent:
-        return scale_SS
-    return scale_SS.repeat_interleave(block[axis], axis).narrow(axis, 0, extent)
-
-
-def _block_size(quantization: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Return rows and columns of a scale's block: `weight_block_size`, or compressed-tensors' `block_structure`.
-
-    >>> _block_size({"quant_method": "fp8", "weight_block_size": [128, 128]})
-    (128, 128)
-    """
-    groups = quantization.get("config_groups")
-    nested = [group.get("weights") or {} for group in groups.values()] if isinstance(groups, dict) else []
-    for value in (quantization.get("weight_block_size"), *(weights.get("block_structure") for weights in nested)):
-        match value:
-            case [int(rows), int(columns)] if rows > 0 and columns > 0:
-                return rows, columns
-    return None
-
-
-def read_elements(path: Path, dtype: str, offset: int, count: int) -> Tensor:
-    """Return ``count`` elements of a file from byte ``offset`` on, as a copy in the stored dtype: [count]."""
-    import torch
-
-    size_bytes = count * DTYPE_BITS[dtype] // 8
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = bytearray(file.read(size_bytes))
-    if len(data) < size_bytes:
-        raise CheckpointError(f"{path}: ends before byte {offset + size_bytes}; was it changed since it was opened?")
-    return torch.frombuffer(data, dtype=getattr(torch, TORCH_DTYPES[dtype]))
 
 
 def read_matrix(matrix: Matrix) -> Tensor:

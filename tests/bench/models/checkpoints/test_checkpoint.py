@@ -23,6 +23,8 @@ from modelassay.models.checkpoints.architectures import (
     REMOTE_CODE,
     ROLES,
 )
+from modelassay.models.checkpoints.layers import layer_spans, read_head
+from modelassay.models.hub import LocalFiles
 from support.tiny_models import HEAD_DIM, HIDDEN, NUM_HEADS, NUM_KV_HEADS, NUM_LAYERS, expected_blocks, make_model, save
 
 MODEL_TYPES = [name for row in ARCHITECTURES for name in row.model_types if name not in REMOTE_CODE]
@@ -261,15 +263,114 @@ def test_fp8_scales_of_a_fused_tensor_are_cut_with_it(tmp_path: Path) -> None:
         torch.testing.assert_close(block.double(), part, rtol=1e-6, atol=0)
 
 
-def test_fp8_that_is_not_scaled_is_itself(copy: Path) -> None:
-    weight = torch.randn(NUM_KV_HEADS * HEAD_DIM, HIDDEN).to(torch.float8_e5m2)
-    edit_tensors(copy, k_proj__weight=weight)
-    checkpoint = open_checkpoint(copy)
-    matrix = checkpoint.matrices_of("k")[1]
-    assert (matrix.span.dtype, matrix.span.scale) == ("F8_E5M2", None)
-    assert torch.equal(checkpoint.read(matrix).float(), weight.float())
-    edit_config(copy, quantization_config={"quant_method": "fp8"})
-    with pytest.raises(CheckpointError, match=r"fp8 without \.weight_scale_inv or \.weight_scale"):
+@pytest.mark.parametrize(
+    "quantization", [None, {}, {"quant_method": "fp8"}, {"quant_method": "fp8", "weight_block_size": [8, 7]}]
+)
+def test_fp8_without_a_scale_is_refused(copy: Path, quantization: dict[str, Any] | None) -> None:
+    edit_tensors(copy, k_proj__weight=torch.randn(NUM_KV_HEADS * HEAD_DIM, HIDDEN).to(torch.float8_e5m2))
+    edit_config(copy, quantization_config=quantization)
+    with pytest.raises(
+        CheckpointError, match=r"k_proj\.weight: fp8 without \.weight_scale_inv or .*: nothing says what its"
+    ):
+        open_checkpoint(copy)
+
+
+FACTORS = [
+    # companion of q_proj, or of its weight; what other formats call a scale
+    *(
+        "scale_weight",
+        "weight_scale_inv",
+        "scale_inv",
+        "scale",
+        "weight_scales",
+        "weight_global_scale",
+        "weight_zero_point",
+    ),
+    *(
+        "scales",
+        "qzeros",
+        "weight__scale",
+        "weight__absmax",
+        "weight_quantizer__scale",
+        "weight_codebook",
+        "pre_quant_scale",
+    ),
+    *("lora_A__weight", "weight_g"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("factor", FACTORS)
+def test_factor_that_nothing_applies_is_refused(copy: Path, factor: str, dtype: torch.dtype) -> None:
+    """Beside weights of any type; the one that is understood is for fp8 alone."""
+    weight = torch.randn(NUM_HEADS * HEAD_DIM, HIDDEN).to(dtype)
+    edit_tensors(copy, **{"q_proj__weight": weight, f"q_proj__{factor}": torch.tensor([0.5])})
+    if dtype == torch.float8_e4m3fn and factor == "weight_scale_inv":
+        checkpoint = open_checkpoint(copy)
+        torch.testing.assert_close(checkpoint.read(checkpoint.matrices_of("q")[1]), weight.float() / 2)
+        edit_tensors(copy, q_proj__weight_scale=torch.tensor([0.25]))  # and now two of them
+    match = (
+        "bitsandbytes|EETQ"
+        if factor in {"weight__absmax", "weight_scales"}
+        else "nothing here applies it|with scales of"
+    )
+    with pytest.raises(CheckpointError, match=match):
+        open_checkpoint(copy)
+
+
+def test_factors_of_activations_leave_weights_alone(copy: Path, llama: Path) -> None:
+    names = (
+        "input_scale",
+        "output_scale",
+        "k_scale",
+        "q_scale",
+        "input_global_scale",
+        "activation_scale",
+        "input_zero_point",
+    )
+    edit_tensors(copy, **{f"q_proj__{name}": torch.tensor([0.5]) for name in names})
+    expected = open_checkpoint(llama)
+    for a, b in zip(open_checkpoint(copy).matrices, expected.matrices, strict=True):
+        assert torch.equal(open_checkpoint(copy).read(a), expected.read(b))
+
+
+def test_weights_beside_attention_that_a_factor_belongs_to_are_left_out(copy: Path) -> None:
+    def roles() -> set[str]:
+        return set(layer_spans(open_checkpoint(copy))[1])
+
+    assert {"gate", "up", "down", "norm-1"} <= roles()
+    path = copy / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tensors["model.layers.1.mlp.up_proj.weight_scale"] = torch.tensor([0.5])
+    tensors["model.layers.1.mlp.gate_proj.weight"] = tensors["model.layers.1.mlp.gate_proj.weight"].to(
+        torch.float8_e4m3fn
+    )
+    tensors["model.layers.1.self_attn.q_proj.bias"] = torch.zeros(24).to(torch.float8_e4m3fn)
+    tensors["lm_head.weight_scale"] = torch.tensor([0.5])
+    safetensors.torch.save_file(tensors, path)
+    assert roles() & {"gate", "up", "down", "q-bias"} == {"down"}
+    assert read_head(LocalFiles(str(copy))) is None
+
+
+@pytest.mark.parametrize("quantization", ["fp8", ["fp8"], 3, True, {"config_groups": []}, {"config_groups": {"a": "b"}},
+                                          {"config_groups": {"a": {"weights": 3}}}, {"weight_block_size": [True, 7]},
+                                          {"weight_block_size": 128}, {"weight_block_size": [8, 7.0]}, {"weight_block_size": []},
+                                          {"weight_block_size": [8, 7], "config_groups": {"a": {"weights": {"block_structure": [8, 8]}}}}])  # fmt: skip
+def test_quantisation_that_is_not_stated_as_it_should_be_is_refused(copy: Path, quantization: Any) -> None:
+    stored, scale, _ = quantise(torch.empty(NUM_HEADS * HEAD_DIM, HIDDEN), (8, 7))
+    edit_tensors(copy, q_proj__weight=stored, q_proj__weight_scale_inv=scale)
+    edit_config(copy, quantization_config=quantization)
+    with pytest.raises(CheckpointError, match="quantization_config|config_groups|weight_block_size|blocks of"):
+        open_checkpoint(copy)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 1), (24, 1, 1), (20,), (3, 1), (1, 3), (2, 2)])
+def test_scales_of_another_shape_are_refused(copy: Path, shape: tuple[int, ...]) -> None:
+    edit_tensors(
+        copy, q_proj__weight=torch.zeros(24, HIDDEN).to(torch.float8_e4m3fn), q_proj__weight_scale=torch.ones(shape)
+    )
+    edit_config(copy, quantization_config={"quant_method": "fp8", "weight_block_size": [8, 7]})
+    with pytest.raises(CheckpointError, match="scales"):
         open_checkpoint(copy)
 
 
@@ -291,6 +392,10 @@ PACKINGS = {
     "compressed-tensors": {"v_proj__weight": None, "v_proj__weight_packed": torch.zeros(12, 5, dtype=torch.int32)},
     "4-bit": {"q_proj__weight": torch.zeros(240, 1, dtype=torch.uint8), "q_proj__weight__absmax": torch.ones(8)},
     "8-bit": {"o_proj__weight": torch.zeros(20, 24, dtype=torch.int8), "o_proj__SCB": torch.ones(20)},
+    "MXFP4": {"v_proj__weight": None, "v_proj_blocks": torch.zeros(12, 1, 16, dtype=torch.uint8)},
+    "NVFP4": {"q_proj__weight": torch.zeros(24, 10, dtype=torch.uint8), "q_proj__weight_scale_2": torch.ones(1)},
+    "HQQ": {"q_proj__weight": None, "q_proj__W_q": torch.zeros(240, dtype=torch.uint8)},
+    "AQLM": {"q_proj__weight": None, "q_proj__codes": torch.zeros(24, 5, 1, dtype=torch.int8)},
 }
 
 
@@ -301,10 +406,29 @@ def test_packed_weights_are_refused_with_the_reason(copy: Path, packing: str) ->
         open_checkpoint(copy)
 
 
-def test_integers_are_refused(copy: Path) -> None:
-    edit_tensors(copy, v_proj__weight=torch.zeros(12, HIDDEN, dtype=torch.int8))
-    with pytest.raises(CheckpointError, match=r"layers\.1\.self_attn\.v_proj\.weight: I8 holds no plain weights"):
-        open_checkpoint(copy)
+STORED = {
+    "I8": (torch.zeros(12, HIDDEN, dtype=torch.int8), "8-bit integers"),
+    "U8": (torch.zeros(120, 1, dtype=torch.uint8), r"two 4-bit weights in each as a rule \(NF4, FP4, MXFP4\)"),
+    "I32": (torch.zeros(12, 3, dtype=torch.int32), r"several weights in each as a rule \(GPTQ, AWQ\)"),
+    "I64": (torch.zeros(12, HIDDEN, dtype=torch.int64), "integers"),
+    "BOOL": (torch.zeros(12, HIDDEN, dtype=torch.bool), "bytes"),
+}
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_integers_are_refused(copy: Path, dtype: str) -> None:
+    weight, message = STORED[dtype]
+    edit_tensors(copy, v_proj__weight=weight)
+    for config, words in (
+        (None, "config.json does not say"),
+        ({"quant_method": "bitsandbytes"}, "config.json says 'bitsandbytes'"),
+    ):
+        edit_config(copy, quantization_config=config)
+        with pytest.raises(
+            CheckpointError,
+            match=rf"1\.self_attn\.v_proj\.weight: {dtype} holds no plain weights: .*{message}.*{words}",
+        ):
+            open_checkpoint(copy)
 
 
 def test_missing_roles_are_named(copy: Path) -> None:

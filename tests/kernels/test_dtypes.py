@@ -2,7 +2,7 @@
 
 import torch
 
-from modelassay.models.checkpoints.tensors import TORCH_DTYPES
+from modelassay.models.checkpoints.safetensors import TORCH_DTYPES
 from modelassay_kernels.dtypes import BY_CODE, CODES, INDICES
 
 

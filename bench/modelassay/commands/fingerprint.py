@@ -149,7 +149,7 @@ def _numbering(a: Subject, b: Subject, report: Callable[[str], None]) -> Numberi
 
 
 def _numbering_tables(pairs: Sequence[tuple[Subject, Subject]], numbered: Sequence[Numbering | None]) -> list[Table]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for (a, b), numbering in zip(pairs, numbered, strict=True):
         if numbering is not None:
             pair = f"{a.curves.name} · {b.curves.name}"

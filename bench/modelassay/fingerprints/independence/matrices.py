@@ -17,7 +17,7 @@ from modelassay.errors import CheckpointError
 from modelassay.models.checkpoints import Checkpoint
 from modelassay.models.checkpoints.architectures import find_architecture
 from modelassay.models.checkpoints.layers import layer_spans, read_embedding_rows
-from modelassay.models.checkpoints.tensors import read_elements
+from modelassay.models.checkpoints.safetensors import read_elements
 from modelassay.models.reference import Model
 from modelassay.models.tokenizer import token_ids
 from modelassay_kernels import FileSpan

@@ -8,7 +8,8 @@ from typing import Literal
 
 from modelassay.fingerprints.identical import SameBits
 from modelassay.fingerprints.independence.agreement import Agreement
-from modelassay.fingerprints.independence.result import CAP, Independence, NumberingTest
+from modelassay.fingerprints.independence.matching import NumberingTest
+from modelassay.fingerprints.independence.result import CAP, Independence
 
 Word = Literal["identical", "inherited", "not distinguishable from independent", "undecided"]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from modelassay.fingerprints.lineage.symmetries import Floats, Heads
 from modelassay.models.checkpoints import Checkpoint
 from modelassay.models.checkpoints.architectures import Role, find_architecture
-from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo
-from modelassay.models.checkpoints.tensors import TORCH_DTYPES, Matrix, TensorTable, read_elements
+from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TORCH_DTYPES, TensorInfo, read_elements
+from modelassay.models.checkpoints.tensors import Matrix, TensorTable
 from modelassay.models.hub import open_files
 
 MAX_ELEMENTS = 1 << 26

@@ -124,35 +124,39 @@ def read_span(span: FileSpan) -> Tensor:
     return flat.as_strided((span.num_rows, span.num_cols), (span.row_stride, 1)).double()
 
 
-def read_embedding(checkpoint: Checkpoint, num_rows: int) -> Tensor | None:
-    """Return the first rows of the input embedding as float64 [num_rows or fewer, hidden size]; None where none is known."""
+def _embedding(checkpoint: Checkpoint) -> tuple[Path, TensorInfo] | None:
+    """Return where the input embedding lies; None where none is known whose stored numbers are its weights."""
     for name in checkpoint.tensors.names():
         if _EMBEDDING.fullmatch(name):
             path, info = checkpoint.tensors.find(name)
-            if (
-                len(info.shape) == 2
-                and info.shape[1] == checkpoint.hidden_size
-                and _whole(checkpoint.tensors, name) is not None
-            ):
-                rows = min(num_rows, info.shape[0])
-                flat = read_elements(path, info.dtype, info.offset, rows * info.shape[1])
-                return flat.double().reshape(rows, info.shape[1])
+            fits = len(info.shape) == 2 and info.shape[1] == checkpoint.hidden_size
+            if fits and _whole(checkpoint.tensors, name) is not None:
+                return path, info
     return None
+
+
+def read_embedding(checkpoint: Checkpoint, num_rows: int) -> Tensor | None:
+    """Return the first rows of the input embedding as float64 [num_rows or fewer, hidden size]; None where none is known."""
+    place = _embedding(checkpoint)
+    if place is None:
+        return None
+    path, info = place
+    rows = min(num_rows, info.shape[0])
+    return read_elements(path, info.dtype, info.offset, rows * info.shape[1]).double().reshape(rows, info.shape[1])
 
 
 def read_embedding_rows(checkpoint: Checkpoint, rows: Sequence[int]) -> Tensor | None:
     """Return some rows of the input embedding as float32 [rows, hidden size]; None where none is known, or it has fewer rows."""
     import torch
 
-    for name in checkpoint.tensors.names():
-        if _EMBEDDING.fullmatch(name):
-            path, info = checkpoint.tensors.find(name)
-            plain = len(info.shape) == 2 and info.shape[1] == checkpoint.hidden_size and _whole(path, info) is not None
-            if plain and max(rows, default=0) < info.shape[0]:
-                size = info.shape[1] * DTYPE_BITS[info.dtype] // 8
-                parts = [read_elements(path, info.dtype, info.offset + row * size, info.shape[1]) for row in rows]
-                return torch.stack(parts).float()
-    return None
+    place = _embedding(checkpoint)
+    if place is None or max(rows, default=0) >= place[1].shape[0]:
+        return None
+    path, info = place
+    row_bytes = info.shape[1] * DTYPE_BITS[info.dtype] // 8
+    return torch.stack([
+        read_elements(path, info.dtype, info.offset + row * row_bytes, info.shape[1]) for row in rows
+    ]).float()
 
 
 def read_head(files: Files) -> Tensor | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelassay.models.checkpoints import Checkpoint, config_path
 from modelassay.models.checkpoints.architectures import language_config
 from modelassay.models.checkpoints.factors import is_plain
-from modelassay.models.checkpoints.safetensors import DTYPE_BITS, read_elements
+from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo, read_elements
 from modelassay.models.checkpoints.tensors import Matrix, TensorTable
 from modelassay.models.gate import read_json
 from modelassay.models.hub import Files

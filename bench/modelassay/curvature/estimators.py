@@ -133,13 +133,13 @@ class Moments:
     """Whether the products behind it all are, or are those of `Operator.precise`."""
     cost: Cost
 
-    def trace(self, level: float, without: Array | None = None) -> tuple[float, float]:
+    def trace(self, level: float, without: NDArray[np.intp] | None = None) -> tuple[float, float]:
         """Return the sum of the eigenvalues but for the Ritz values at ``without``, and half its interval."""
         stays_M = self._stays(without)
         mean, half = self._estimate(self.first_K, self.change_KM[:, stays_M], level)
         return float(self.values_M[stays_M].sum()) + mean, half
 
-    def square_about(self, centre: float, level: float, without: Array | None = None) -> tuple[float, float]:
+    def square_about(self, centre: float, level: float, without: NDArray[np.intp] | None = None) -> tuple[float, float]:
         """Return tr (A - c)^2 for a fixed c but for the Ritz values at ``without``, and half its interval."""
         stays_M = self._stays(without)
         samples_K = self.second_K - 2 * centre * self.first_K + centre**2 * self.lengths_K
@@ -148,7 +148,7 @@ class Moments:
         whole = self.square - 2 * centre * float(self.values_M.sum()) + centre**2 * self.steps
         return whole - float(((self.values_M[~stays_M] - centre) ** 2).sum()) + mean, half
 
-    def _stays(self, without: Array | None) -> NDArray[np.bool_]:
+    def _stays(self, without: NDArray[np.intp] | None) -> NDArray[np.bool_]:
         stays_M = np.ones(self.steps, dtype=bool)
         if without is not None:
             stays_M[without] = False

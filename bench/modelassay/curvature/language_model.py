@@ -51,7 +51,7 @@ def transformers_model(model: nn.Module) -> PreTrainedModel:
 
 
 def _refuse_virtual_tokens(wrapper: Any) -> None:
-    config = getattr(wrapper, "active_peft_config", None)
+    config: Any = getattr(wrapper, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
         raise UsageError(
             f"curvature: {type(wrapper).__name__} ({config.peft_type.value}) puts virtual tokens before the text, so that "

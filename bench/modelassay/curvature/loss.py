@@ -165,6 +165,9 @@ class CausalLoss(nn.Module):
     is a plain matrix when this is made, hidden states of uncounted tokens do not go through it; else the model is called.
     """
 
+    inner: Any
+    """The model of transformers inside wrappers."""
+
     def __init__(self, model: nn.Module) -> None:
         """Wrap ``model``, which stays what it is."""
         super().__init__()

@@ -190,7 +190,7 @@ def test_a_missing_input_file_is_told_before_anything_is_made(tmp_path: Path) ->
     text = SUITE.replace("pause_ms: 3.0", f"data: {tmp_path}/absent.txt")
     code, _, err = modelassay("run", write_suite(tmp_path, text), "--runs", tmp_path / "runs")
     assert (code, err.count("\n")) == (2, 1)
-    assert f"{tmp_path}/absent.txt: cannot be read: No such file or directory" in err
+    assert f"{tmp_path}/absent.txt: cannot be read: no such file or directory" in err
     assert not (tmp_path / "runs").exists()
 
 

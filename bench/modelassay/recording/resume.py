@@ -104,9 +104,8 @@ class Checkpoints:
         part, final = self._folder / f"new-{os.getpid()}", self._folder / str(serial)
         try:
             remove_folder(part)
-            self._folder.mkdir(
-                exist_ok=True
-            )  # not what is above it: a run directory that was renamed does not come back
+            # Not what is above it, too: a run directory that was renamed does not come back.
+            self._folder.mkdir(exist_ok=True)
             part.mkdir(exist_ok=True)
             if write is not None:
                 write(part)

@@ -231,14 +231,18 @@ class RunLock:
             status = None
         if status is not None and os.path.samestat(lock, status):
             return
-        again = "start a new run"
-        became = "removed, or another put in its place,"
-        if lock.st_nlink and (place := self._new_place()) is not None:
-            became, again = (
-                f"renamed to {printable(str(place))}",
-                f"`modelassay run {printable(str(place))}` goes on with it",
+        folder, place = printable(str(self.folder)), self._new_place() if lock.st_nlink else None
+        if place is not None:
+            new = printable(str(place))
+            raise HostError(
+                f"{folder}: the run directory was renamed to {new} while it ran; `modelassay run {new}` goes on with it"
             )
-        raise HostError(f"{printable(str(self.folder))}: the run directory was {became} while it ran; {again}")
+        if not self.folder.is_dir():
+            raise HostError(f"{folder}: the run directory was removed while it ran; start a new run")
+        raise HostError(
+            f"{folder}: {self.path.name} was removed or replaced while it ran, so that another process may be at it too;"
+            f" `modelassay run {folder}` goes on with it"
+        )
 
     def _new_place(self) -> Path | None:
         """Return where the folder lies now, None where nobody knows."""

@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -41,6 +42,19 @@ POLL_S: Final = 0.05
 
 MAX_INTERRUPTIONS: Final = 1000
 """Signals in a row that end a call before it has done anything."""
+
+WRITING_S: Final = 2.0
+"""Between the making of an owner file and what it says, where both cannot be done at once."""
+
+_NO_LINKS: Final = frozenset({
+    errno.EPERM,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.EMLINK,
+    errno.EXDEV,
+    errno.EINVAL,
+})
 
 _MAX_OWNER_BYTES: Final = 1000
 
@@ -142,26 +156,44 @@ def _claim(owner: Path, *, wait: bool) -> str:
     """Make the owner file, once it is free; return what it says."""
     token = json.dumps(_this_process())
     while True:
-        try:
-            fd = os.open(owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        except FileExistsError:
-            holder = _holder(owner)
-            if holder is None:
-                continue
-            if not _has_ended(holder):
-                _await(holder, owner, wait=wait)
-            elif not _take_over(owner, holder):
-                time.sleep(POLL_S)
-            continue
-        except OSError as error:
-            raise _unwritable(error, owner) from error
-        try:
-            with os.fdopen(fd, "w", encoding="utf-8") as file:
-                file.write(token)
-        except OSError as error:
-            owner.unlink(missing_ok=True)
-            raise _unwritable(error, owner) from error
-        return token
+        holder = _holder(owner)
+        if holder is None:
+            try:
+                if _make(owner, token):
+                    return token
+            except OSError as error:
+                raise _unwritable(error, owner) from error
+        elif not _has_ended(holder):
+            _await(holder, owner, wait=wait)
+        elif not _take_over(owner, holder):
+            time.sleep(POLL_S)
+
+
+def _make(owner: Path, token: str) -> bool:
+    """Make the owner file with what it says, at once where the file system has links; return False where it is there already."""
+    draft = owner.with_name(f"{owner.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        draft.write_text(token, encoding="utf-8")
+        os.link(draft, owner)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    finally:
+        draft.unlink(missing_ok=True)
+    try:
+        fd = os.open(owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(token)
+    except OSError:
+        owner.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def _unwritable(error: OSError, owner: Path) -> HostError:
@@ -213,6 +245,13 @@ def _await(holder: dict[str, Any], owner: Path, *, wait: bool) -> None:
 
 def _holder(owner: Path) -> dict[str, Any] | None:
     """Return what the owner file says, an empty mapping where it says nothing of use, None where there is none."""
+    deadline = time.monotonic() + WRITING_S
+    while (holder := _read(owner)) == {} and time.monotonic() < deadline:
+        time.sleep(POLL_S)  # whoever made it may not have written it yet
+    return holder
+
+
+def _read(owner: Path) -> dict[str, Any] | None:
     try:
         fd = os.open(owner, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -150,15 +150,18 @@ def test_a_holder_without_locks_keeps_out_one_who_has_them(tmp_path: Path) -> No
         pass
 
 
-def test_only_one_of_many_takes_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_only_one_of_many_takes_over(tmp_path: Path, links: bool) -> None:
     """Each of 8 processes finds the owner file of a dead one and adds one to a number that nothing else guards."""
     (tmp_path / "number").write_text("0")
     holder = {"pid": 1, "started": "never", **locks._surroundings()}
     owner_of(tmp_path / "lock").write_text(json.dumps(holder))
     code = """if True:
-        import errno, fcntl, pathlib, sys, time
-        def refuse(*_): raise OSError(errno.ENOLCK, "no locks available")
+        import errno, fcntl, os, pathlib, sys, time
+        def refuse(*_): raise OSError(errno.EOPNOTSUPP, "not supported")
         fcntl.flock = refuse
+        if sys.argv[2] == "False":
+            os.link = refuse
         from modelassay.storage.files import locked
         folder = pathlib.Path(sys.argv[1])
         for _ in range(10):
@@ -167,7 +170,9 @@ def test_only_one_of_many_takes_over(tmp_path: Path) -> None:
                 time.sleep(0.001)
                 (folder / "number").write_text(str(number + 1))
     """
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environ()) for _ in range(8)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(links)], env=environ()) for _ in range(8)
+    ]
     assert [process.wait(120) for process in processes] == [0] * 8
     assert (tmp_path / "number").read_text() == "80"
 
@@ -397,10 +402,7 @@ def test_run_directory_that_is_removed_ends_the_run(tmp_path: Path) -> None:
     shutil.rmtree(run)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (6, "")
-    assert (
-        f"error: {run}: the run directory was removed, or another put in its place, while it ran; start a new run"
-        in err
-    )
+    assert f"error: {run}: the run directory was removed while it ran; start a new run" in err
     assert "Traceback" not in err
     assert not run.exists()
 
@@ -415,6 +417,16 @@ def test_run_directory_that_is_renamed_ends_the_run_and_it_goes_on_there(tmp_pat
     assert not run.exists()
     code, _, err = modelassay("run", tmp_path / "elsewhere")
     assert code == 0, err
+
+
+def test_lock_that_is_removed_ends_the_run_which_goes_on(tmp_path: Path) -> None:
+    process = start("run", write_suite(tmp_path, LONG), "--runs", tmp_path / "runs", "--jobs", "1")
+    run = wait_for_cell(tmp_path / "runs")
+    (run / "run.lock").unlink()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 6
+    assert f"{run}: run.lock was removed or replaced while it ran, so that another process may be at it too" in err
+    assert modelassay("run", run)[0] == 0
 
 
 def test_cell_whose_folder_is_removed_has_failed(tmp_path: Path) -> None:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+ADAPTER = "adapter_config.json"
+"""Names the base of a LoRA adapter, by a path or a name of the Hub."""
+
+
 def preload() -> None:
     """Import what loading a model takes (4 s), so that processes forked from this one need not.
 
@@ -40,12 +44,18 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, device: st
             None.
 
     Raises:
-        CheckpointError: the folder is missing or damaged, its architecture is unknown, or tensors are missing from it.
+        CheckpointError: the folder is missing or damaged, it holds an adapter's configuration beside the model's, its
+            architecture is unknown, or tensors are missing from it.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     folder = _folder(path, needs="config.json")
+    if (folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{folder}: holds {ADAPTER}, so that transformers would load the base which that names, from wherever it is run, and"
+            f" not this model; merge the adapter into its base and save that, or take {ADAPTER} away"
+        )
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
         with quiet():

@@ -25,6 +25,10 @@ MAX_MODULES = 100_000
 """What is built one by one besides layers: experts, labels."""
 
 
+ADAPTER = "adapter_config.json"
+"""Names the base of a LoRA adapter, by a path or a name of the Hub."""
+
+
 def preload() -> None:
     """Import what loading a model takes (4 s), so that processes forked from this one need not.
 
@@ -50,19 +54,26 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, device: st
             None.
 
     Raises:
-        CheckpointError: the folder is missing or damaged, its architecture is unknown, or tensors are missing from it.
+        CheckpointError: the folder is missing or damaged, it holds an adapter's configuration beside the model's, its
+            architecture is unknown, or tensors are missing from it.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     folder = _folder(path, needs="config.json")
     require_loadable(folder)
+    if (folder / ADAPTER).exists():
+        raise CheckpointError(
+            f"{one_line(folder)}: holds {ADAPTER}, so that transformers would load the base which that names, from wherever it is run, and"
+            f" not this model; merge the adapter into its base and save that, or take {ADAPTER} away"
+        )
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with quiet(), _worded(folder, "model"):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or torch.float32, local_files_only=True, trust_remote_code=False,
             output_loading_info=True, **options,
         )  # fmt: skip
+    model, info = loaded
     if absent := sorted(info["missing_keys"]):
         raise CheckpointError(
             f"{one_line(folder)}: {len(absent)} tensors of {type(model).__name__} are missing, the first {shown(absent[0])}; "

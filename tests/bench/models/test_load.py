@@ -39,6 +39,19 @@ def test_weights_are_those_of_the_file_in_the_dtype_asked_for(base: Path) -> Non
             torch.testing.assert_close(parameter.detach(), stored[name].to(dtype), rtol=0, atol=0)
 
 
+def test_adapter_beside_a_model_is_refused_rather_than_loaded_over_its_own_base(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would load what lies at ``base_model_name_or_path`` from the current folder."""
+    shutil.copytree(copy, tmp_path / "elsewhere/base")
+    settings = {"base_model_name_or_path": "base", "peft_type": "LORA", "r": 1, "target_modules": ["q_proj"]}
+    (copy / "adapter_config.json").write_text(json.dumps(settings))
+    save_file({}, copy / "adapter_model.safetensors")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"holds adapter_config\.json, so that transformers would load the base"):
+        load_model(copy)
+
+
 def test_float32_is_the_default_whatever_the_config_says(copy: Path) -> None:
     edit_config(copy, dtype="bfloat16")
     assert load_model(copy).dtype == torch.float32

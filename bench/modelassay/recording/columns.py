@@ -173,13 +173,13 @@ class Columns:
         num_texts -= sum(
             _unquoted(name, text) for name, kinds in self._labels.items() if len(kinds) > 1 and _TEXT in kinds
         )
-        counts = [frame[name].min() for name, kind in self._kind.fields.items() if kind == _WHOLE]
+        counts = [frame[name] for name, kind in self._kind.fields.items() if kind == _WHOLE]
         quotes = np.frombuffer(text, np.uint8) == ord('"')
         colons = np.frombuffer(text, np.uint8) == ord(":")
         return (
             np.count_nonzero(quotes[:-1] & colons[1:]) == num_keys
             and np.count_nonzero(quotes) == 2 * (num_keys + num_texts)
-            and all(count is None or int(count) >= 0 for count in counts)  # type: ignore[call-overload]
+            and not any((count < 0).any() for count in counts)
         )
 
     def _singly(self, lines: Iterable[bytes]) -> pl.DataFrame:

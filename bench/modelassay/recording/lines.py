@@ -5,9 +5,8 @@ What `log.read_cell` refuses is refused here as `UnexpectedLine`, without a word
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +17,8 @@ from modelassay.storage.files import open_regular
 
 CHUNK_BYTES: Final = 1 << 22
 
+_TABLES: Final = (METRIC, MICROBATCH)
+
 _BEGINNING: Final = 48
 """Bytes of a line within which its kind stands, after the position."""
 
@@ -26,9 +27,9 @@ _BEGINNING: Final = 48
 class Lines:
     """Some of a cell's lines that count."""
 
-    raw: dict[str, tuple[list[bytes], Sequence[int]]] = field(default_factory=dict)
+    raw: Mapping[str, tuple[list[bytes], Sequence[int]]]
     """Those of the tables by the name of their kind, and the position of each."""
-    facts: list[dict[str, Any]] = field(default_factory=list)
+    facts: Sequence[Mapping[str, Any]]
 
     def of(self, kind: Kind) -> tuple[list[bytes], Sequence[int]]:
         """Return the lines of ``kind`` and their positions."""
@@ -44,8 +45,7 @@ def cell_lines(cell_dir: Path) -> Iterator[Lines]:
     """
     openings: list[tuple[Path, int]] = []
     for attempt, path in segments(cell_dir).items():
-        with closing(read_segment(path)) as lines:
-            opening = next(lines, None)
+        opening = next(read_segment(path), None)
         if opening is None:  # killed before its first line was whole
             continue
         if (opening["attempt"], opening["cell"]) != (attempt, cell_dir.name):
@@ -94,25 +94,28 @@ def _chunks(path: Path) -> Iterator[_Chunk]:
 def _sorted(chunk: _Chunk, begin: int, limit: int | None) -> Lines:
     """Return the lines of ``chunk``, the first of which stands at ``begin``, by kind, less those from ``limit`` on."""
     positions = range(begin, begin + len(chunk.lines))
-    lines = Lines()
-    if sole := next((kind for kind in (METRIC, MICROBATCH) if chunk.data.count(kind.mark) == len(chunk.lines)), None):
-        lines.raw[sole.name] = chunk.lines, positions
+    raw: dict[str, tuple[list[bytes], Sequence[int]]] = {}
+    facts: list[dict[str, Any]] = []
+    if sole := next((kind for kind in _TABLES if chunk.data.count(kind.mark) == len(chunk.lines)), None):
+        raw[sole.name] = chunk.lines, positions
     else:
-        others = []
-        for kind in (METRIC, MICROBATCH):
-            places = [
-                (raw, at) for raw, at in zip(chunk.lines, positions, strict=True) if kind.mark in raw[:_BEGINNING]
-            ]
-            lines.raw[kind.name] = [raw for raw, _ in places], [at for _, at in places]
-        for raw, at in zip(chunk.lines, positions, strict=True):
-            if METRIC.mark not in raw[:_BEGINNING] and MICROBATCH.mark not in raw[:_BEGINNING]:
-                others.append((_parsed(raw, at), at))
-        lines.facts.extend(line for line, at in others if line["kind"] == "fact" and (limit is None or at < limit))
+        places: dict[str, list[int]] = {kind.name: [] for kind in _TABLES}
+        for at, line in enumerate(chunk.lines):
+            beginning = line[:_BEGINNING]
+            if METRIC.mark in beginning:
+                places[METRIC.name].append(at)
+            elif MICROBATCH.mark in beginning:
+                places[MICROBATCH.name].append(at)
+            else:
+                other = _parsed(line, begin + at)
+                if other["kind"] == "fact" and (limit is None or begin + at < limit):
+                    facts.append(other)
+        raw = {name: ([chunk.lines[at] for at in here], [begin + at for at in here]) for name, here in places.items()}
     if limit is not None and limit < positions.stop:
-        for name, (raws, places) in lines.raw.items():
-            count = sum(at < limit for at in places)
-            lines.raw[name] = raws[:count], places[:count]
-    return lines
+        for name, (lines, at_positions) in raw.items():
+            count = sum(at < limit for at in at_positions)
+            raw[name] = lines[:count], at_positions[:count]
+    return Lines(raw=raw, facts=facts)
 
 
 def _parsed(raw: bytes, position: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
@@ -85,9 +84,8 @@ def _ends(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None] | None:
         head = file.read(END_BYTES)
         first = head[: 1 + head.find(b"\n")]
         if not first:
-            with closing(read_segment(path)) as lines:
-                if next(lines, None) is None:
-                    return None
+            if next(read_segment(path), None) is None:
+                return None
             raise _Odd
         tail = head if size <= len(head) else _tail(file, size)
     whole, _, torn = tail.rpartition(b"\n")

@@ -59,10 +59,11 @@ def load_model(path: str | Path, *, dtype: torch.dtype | None = None, device: st
     require_loadable(folder)
     options: dict[str, Any] = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with quiet(), _worded(folder, "model"):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype or torch.float32, local_files_only=True, trust_remote_code=False,
             output_loading_info=True, **options,
         )  # fmt: skip
+    model, info = loaded
     if absent := sorted(info["missing_keys"]):
         raise CheckpointError(
             f"{one_line(folder)}: {len(absent)} tensors of {type(model).__name__} are missing, the first {shown(absent[0])}; "

@@ -5,8 +5,9 @@
     AssayError                     1   internal: please report it
     |-- UsageError                 2   a command that cannot be understood
     |   |-- SuiteError             2   an invalid suite; carries file, line, column and dotted path
-    |   |-- CheckpointError        2   a checkpoint that cannot be read or whose architecture is unknown
-    |   `-- RecordError            2   a log that is damaged elsewhere than on its torn last line
+    |   `-- FileError              2   a file that somebody else may have written, quoted on one printable line
+    |       |-- CheckpointError    2   a checkpoint that cannot be read or whose architecture is unknown
+    |       `-- RecordError        2   a log that is damaged elsewhere than on its torn last line
     |-- IncompleteRun              3   cells that failed or were not run; the run can be resumed
     |-- Regression                 4   a comparison found a slowdown
     |-- Inconclusive               5   a comparison could not decide
@@ -55,11 +56,19 @@ class SuiteError(UsageError):
         super().__init__(": ".join(part for part in (where, path, message) if part))
 
 
-class CheckpointError(UsageError):
+class FileError(UsageError):
+    """A file that somebody else may have written; whatever the message quotes of it stands on one line, in printable characters."""
+
+    def __init__(self, message: str) -> None:
+        """Escape what a terminal would act on."""
+        super().__init__(printable(message))
+
+
+class CheckpointError(FileError):
     """A model checkpoint that cannot be read, or whose architecture is not known."""
 
 
-class RecordError(UsageError):
+class RecordError(FileError):
     """An event log with a bad line that is not its torn last one."""
 
 

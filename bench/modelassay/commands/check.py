@@ -67,19 +67,16 @@ def _records(path: Path) -> str:
     where, num_records, metrics = printable(str(path)), 0, set[Any]()
     if not path.is_file():
         raise UsageError(f"{where}: {'not a regular file' if path.exists() else 'no such file'}")
-    try:
-        for line in read_segment(path):
-            num_records += 1
-            if line["kind"] == "metric":
-                key = metric_key(line["name"], line["labels"])
-                if key in metrics:
-                    raise RecordError(
-                        f"{where}:{num_records}: metric {shown(line['name'])} {shown(line['labels'])} is recorded twice; its labels "
-                        "do not tell its units apart"
-                    )
-                metrics.add(key)
-    except RecordError as error:
-        raise RecordError(printable(str(error))) from error
+    for line in read_segment(path):
+        num_records += 1
+        if line["kind"] == "metric":
+            key = metric_key(line["name"], line["labels"])
+            if key in metrics:
+                raise RecordError(
+                    f"{path}:{num_records}: metric {shown(line['name'])} {shown(line['labels'])} is recorded twice; its labels do not "
+                    "tell its units apart"
+                )
+            metrics.add(key)
     end = _unterminated(path)
     if end and not _is_torn(end):
         raise RecordError(

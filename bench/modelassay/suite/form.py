@@ -184,9 +184,9 @@ class Claim(Form):
     """Document, section, table: enough to look the number up."""
     metric: MetricSelector
     """The run's value that is compared: ``name[label=value, ...]``."""
-    published: float
+    published: float = Field(ge=-1e300, le=1e300)
     """The published number."""
-    tolerance: float = Field(default=0.0, ge=0.0)
+    tolerance: float = Field(default=0.0, ge=0.0, le=1e300)
     """How far the run's value may lie from the published one, in its units, and still reproduce it."""
     relation: Literal["equal", "at_least", "at_most"] = "equal"
     """What must hold between the run's value and the published number."""

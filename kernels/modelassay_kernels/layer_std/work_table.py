@@ -107,8 +107,8 @@ def build_work_table(
     device = tensors[0].device
     kept: list[Tensor] = []
     descriptions = array("q")  # torch.tensor takes half a millisecond for a list of 300 rows
-    for index, (x, *scaled) in enumerate(zip(tensors, scales, blocks_of(blocks, len(tensors)), strict=True)):
-        descriptions.extend(_describe(index, x, *scaled, device, config, kept))
+    for index, (x, scale, block) in enumerate(zip(tensors, scales, blocks_of(blocks, len(tensors)), strict=True)):
+        descriptions.extend(_describe(index, x, scale, block, device, config, kept))
     rows_TF, num_chunks_T = _complete(torch.frombuffer(descriptions, dtype=torch.int64).view(len(tensors), -1), config)
     total = int(num_chunks_T.sum())
     if device.type == "cuda":

@@ -18,7 +18,8 @@ from torch import Tensor
 from modelassay.fingerprints.lineage.symmetries import Floats, Heads
 from modelassay.models.checkpoints import Checkpoint
 from modelassay.models.checkpoints.architectures import Role, find_architecture
-from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TORCH_DTYPES, TensorInfo, read_elements
+from modelassay.models.checkpoints.factors import is_plain
+from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo, read_elements
 from modelassay.models.checkpoints.tensors import Matrix, TensorTable
 from modelassay.models.hub import open_files
 
@@ -76,9 +77,9 @@ class Tensors:
         return self._table.find(self.by_layer[layer][name])[1]
 
     def readable(self, layer: int, name: str) -> bool:
-        """Return whether the tensor's stored numbers are its weights."""
+        """Return whether the tensor's stored numbers are its weights, which nothing multiplies."""
         info = self.info(layer, name)
-        return info.dtype in TORCH_DTYPES and not info.dtype.startswith("F8") and math.prod(info.shape) > 0
+        return is_plain(self._table, self.by_layer[layer][name], info) and math.prod(info.shape) > 0
 
     def read(self, layer: int, name: str, rows: int | None = None) -> Tensor:
         """Return a tensor, of its first ``rows`` rows, or rows at even distances where there are too many elements."""

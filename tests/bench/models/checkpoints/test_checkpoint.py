@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from modelassay.errors import CheckpointError
+from modelassay.fingerprints.lineage.tensors import Tensors
 from modelassay.models.checkpoints import Stratum, open_checkpoint
 from modelassay.models.checkpoints.architectures import (
     ALIASES,
@@ -350,6 +351,8 @@ def test_weights_beside_attention_that_a_factor_belongs_to_are_left_out(copy: Pa
     safetensors.torch.save_file(tensors, path)
     assert roles() & {"gate", "up", "down", "q-bias"} == {"down"}
     assert read_head(LocalFiles(str(copy))) is None
+    every = Tensors(open_checkpoint(copy))
+    assert [every.readable(1, f"mlp.{name}_proj.weight") for name in ("gate", "up", "down")] == [False, False, True]
 
 
 @pytest.mark.parametrize("quantization", ["fp8", ["fp8"], 3, True, {"config_groups": []}, {"config_groups": {"a": "b"}},

@@ -23,12 +23,18 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class AssayError(Exception):
     """Base of all errors that are shown without a traceback; the message says where, what, what it got, what to do."""
 
     exit_code = 1
+
+    def __init__(self, *message: object, damaged: Path | None = None) -> None:
+        """Keep the file or folder that is ``damaged``, where that is the trouble: whoever can make it anew does."""
+        super().__init__(*message)
+        self.damaged = damaged
 
 
 class UsageError(AssayError):

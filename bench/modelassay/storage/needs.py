@@ -8,21 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from modelassay.errors import UsageError
+from modelassay.storage.digests import blocks
 from modelassay.storage.store import Store, content_key
-
-WHOLE_BYTES: Final = 256 << 20
-"""Files up to this size are hashed whole, in a second at most."""
-
-NUM_SAMPLES: Final = 256
-SAMPLE_BYTES: Final = 64 << 10
-"""Of larger files, as weights are, the size and this many blocks of this size count: an edit of less than 1/256 may pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +26,7 @@ class File:
     path: Path
 
     def digest(self) -> str:
-        """Return 32 hex digits of BLAKE2b over the contents; of a folder over the names and contents of its files.
+        """Return 32 hex digits of BLAKE2b over the contents, of large files samples; of a folder over the names and contents of its files.
 
         Raises:
             UsageError: it cannot be read.
@@ -46,25 +40,14 @@ class File:
                 digest.update(
                     f"{path.relative_to(self.path)}\0{path.stat().st_size}\0".encode(errors="surrogateescape")
                 )
-                for block in _blocks(path):
-                    digest.update(block)
+                with path.open("rb") as file:
+                    for block in blocks(file):
+                        digest.update(block)
         except OSError as error:
             raise UsageError(
                 f"{self.path}: cannot be read: {error.strerror}; check the path and its permissions"
             ) from error
         return digest.hexdigest()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= WHOLE_BYTES:
-            while block := file.read(1 << 20):
-                yield block
-            return
-        for index in range(NUM_SAMPLES):
-            file.seek((size - SAMPLE_BYTES) * index // (NUM_SAMPLES - 1))
-            yield file.read(SAMPLE_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +72,8 @@ class Artifact:
         return content_key(self.recipe)
 
     def is_built(self, store: Store) -> bool:
-        """Return whether ``store`` holds it."""
-        return store.path(self.recipe).is_dir()
+        """Return whether ``store`` holds it as it was published."""
+        return store.holds(self.recipe)
 
     def make(self, store: Store) -> None:
         """Build it in ``store``, unless it is there."""

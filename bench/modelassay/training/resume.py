@@ -3,7 +3,7 @@
 ::
 
     X.part/train/step-120/tensors.safetensors    weights that are trained, buffers, optimiser
-    X.part/train/step-120/state.json             numbers of the caller's, random streams
+    X.part/train/step-120/state.json             sealed: numbers of the caller's, random streams, the digest of the tensors
 
 The folder is the caller's: one that survives a kill and goes away with the work that it belongs to.
 """
@@ -11,7 +11,7 @@ The folder is the caller's: one that survives a kill and goes away with the work
 from __future__ import annotations
 
 import errno
-import json
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -25,12 +25,15 @@ from torch import Tensor
 
 from modelassay.errors import CheckpointError
 from modelassay.recording.random_state import random_states
+from modelassay.storage.digests import difference, digests_of
 from modelassay.storage.files import no_space, publish
+from modelassay.storage.sealed import read_sealed, sealed_json
 
 MAX_SHARE = 0.05
 """Of the time since the last checkpoint that the next one may cost."""
 _FIRST_COST_S = 0.2
 """What a checkpoint is taken to cost before one was written."""
+_STEP = re.compile(r"step-([0-9]{1,18})")
 _TENSORS, _DOCUMENT = "tensors.safetensors", "state.json"
 
 
@@ -80,13 +83,14 @@ class Checkpoints:
             temporary.mkdir(parents=True)
             flat = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             save_file(flat, temporary / _TENSORS)
-            (temporary / _DOCUMENT).write_text(json.dumps({"random": random_states(), "document": document}))
+            state = {"random": random_states(), "document": document, "files": digests_of(temporary)}
+            (temporary / _DOCUMENT).write_bytes(sealed_json(state))
             publish(temporary, final)
         except (OSError, SafetensorError) as error:
             raise _no_space(error, self.folder) from error
         for earlier in self.folder.iterdir():
-            if earlier != final:
-                shutil.rmtree(earlier)
+            if earlier != final and earlier.is_dir():  # a file that some file manager left is in nobody's way
+                shutil.rmtree(earlier, ignore_errors=True)  # NFS keeps what is still open
         self._since = time.monotonic()
         self._cost_s = self._since - began
 
@@ -96,16 +100,20 @@ class Checkpoints:
         Raises:
             CheckpointError: it is damaged.
         """
-        steps = [int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*")]
+        steps = [int(match[1]) for path in self.folder.glob("step-*") if (match := _STEP.fullmatch(path.name))]
         if not steps:
             return None
         folder = self.folder / f"step-{max(steps)}"
         try:
+            state = read_sealed(folder / _DOCUMENT, plain=False)
+            if why := difference(folder, state["files"], wholly=True):
+                raise ValueError(why)
             tensors = load_file(folder / _TENSORS)
-            state = json.loads((folder / _DOCUMENT).read_text())
             document = {**state["document"], "random": state["random"]}
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"{folder}: a damaged checkpoint ({error}); delete it to train anew") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder}: a damaged checkpoint ({error}); delete it to train anew", damaged=folder
+            ) from error
         return Saved(folder=folder, step=max(steps), tensors=tensors, document=document)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import AssayError, Diverged, HostError
 from modelassay.machine.code import SourceGraph
+from modelassay.machine.place import place
 from modelassay.machine.redact import masked, print_into
 from modelassay.recording.context import CellContext
 from modelassay.recording.log import segments
@@ -43,7 +44,7 @@ def cell_main(
     lifeline: Connection,
     printed: tuple[Connection, Connection],
 ) -> None:
-    """Run one cell to its outcome and send it: ``(outcome, reason)``, or ``("host", message)`` for the machine's fault.
+    """Run one cell to its outcome and send it: ``(outcome, reason, *notes)``, or ``("host", message)`` for the machine's fault.
 
     ``sources`` tells which code a stage depends on; ``lifeline`` is the reading end of a pipe that the runner holds open.
     ``printed`` is the pipe of `redact.Printed`; with its reading end open here too, printing does not fail when the runner
@@ -67,7 +68,7 @@ def cell_main(
 
 def _attempt(
     experiment: Experiment, cell: Cell, sources: SourceGraph, cell_dir: Path, printed: Connection
-) -> tuple[str, str]:
+) -> tuple[str, ...]:
     print_into(printed, f"attempt-{1 + max(segments(cell_dir), default=0)}.out")  # the runner's stdout is data
     faulthandler.enable(file=2)
     began = time.monotonic()
@@ -75,7 +76,10 @@ def _attempt(
     run, trouble = _import(experiment)  # what a forked process already holds; before the meter looks for a GPU
     with _clocks(spent) as clocks:
         seed = int(getattr(cell.params, "seed", 0))
-        context = CellContext(cell_dir, cell=cell.id, seed=seed, store=Store(), sources=sources, clocks=clocks)
+        where = place(sources.libraries("modelassay.runs.cell", f"{experiment.package}.run"))
+        context = CellContext(
+            cell_dir, cell=cell.id, seed=seed, store=Store(), sources=sources, clocks=clocks, where=where
+        )
         try:
             if trouble is not None:
                 raise trouble
@@ -92,7 +96,7 @@ def _attempt(
     log = context.meter.log
     log.append("status", {"outcome": outcome, "reason": reason, "wall_s": round(time.monotonic() - began, 3), **spent})
     log.close()
-    return outcome, reason
+    return outcome, reason, *map(masked, context.notes)
 
 
 def _import(experiment: Experiment) -> tuple[Callable[..., None], BaseException | None]:

@@ -22,6 +22,7 @@ from typing import Any
 
 from modelassay.errors import HostError, IncompleteRun
 from modelassay.machine.code import SourceGraph
+from modelassay.machine.place import moved, place
 from modelassay.machine.redact import Printed
 from modelassay.machine.signals import sigterm_interrupts
 from modelassay.recording.log import read_cell
@@ -62,6 +63,8 @@ def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
             return
         sources = SourceGraph()
         refuse_changes(run, sources)
+        if note := moved(run.environment.get("container") or {}, place({})):
+            board.line(note)
         # NumPy's products in cells are small, and two threads for each take seven times as long; torch keeps its own number.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         board.line(f"{run.suite.name}: {len(waiting)} of {len(cells)} cells to run")
@@ -95,7 +98,7 @@ def _build_needs(run: Run, cells: Sequence[Cell], board: Board, *, processes: in
         unit = f"s of work; {num_built} of {len(artifacts)}, last {name}"
         board.show("needs", Position(round(done), round(total), unit))
 
-    seconds, failures = build_needs(artifacts, store=store, processes=processes, progress=progress)
+    seconds, failures = build_needs(artifacts, store=store, processes=processes, progress=progress, report=board.line)
     board.drop("needs")
     with (run.folder / "needs.jsonl").open("a", encoding="utf-8") as file:
         for artifact in artifacts:
@@ -121,8 +124,8 @@ class _Running:
     """What the cell prints, on its way into its folder."""
     began: float = field(default_factory=time.monotonic)
 
-    def finish(self) -> tuple[str, str]:
-        """Return the outcome and its reason, once the process has answered or ended; leave nothing of it behind."""
+    def finish(self) -> tuple[str, ...]:
+        """Return the outcome, its reason and what else is to be said, once the process has answered or ended; leave nothing of it behind."""
         try:
             answer = self.receiver.recv() if self.receiver.poll() else None
             self.process.join(EXIT_SECONDS)
@@ -136,7 +139,7 @@ class _Running:
             raise HostError(answer[1])
         if unwritten is not None:
             raise no_space(unwritten, self.cell_dir)
-        return str(answer[0]), str(answer[1])
+        return tuple(map(str, answer))
 
     def end(self) -> OSError | None:
         """Leave nothing of the cell behind: itself if it still runs, children and threads that it did not wait for.
@@ -176,7 +179,9 @@ class _Pool:
                     self._running.append(_start(self._context, self._run, queue.pop(0), self._sources))
                 for ended in self._wait():
                     self._running.remove(ended)
-                    outcome, reason = ended.finish()
+                    outcome, reason, *notes = ended.finish()
+                    for note in notes:
+                        self._board.line(note)
                     num_done += 1
                     self._board.drop(ended.cell.label)
                     if outcome != "done":

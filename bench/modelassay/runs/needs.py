@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modelassay.errors import AssayError
 from modelassay.storage.needs import Artifact, File, Need, in_order
-from modelassay.storage.store import Store
+from modelassay.storage.store import Report, Store, say
 
 Progress = Callable[[float, float, str], None]
 """Receives how much is done, of how much, and what was made last."""
@@ -36,13 +36,20 @@ def missing_artifacts(needs: Iterable[Need], store: Store) -> list[Artifact]:
 
 
 def build_needs(
-    artifacts: Sequence[Artifact], *, store: Store, processes: int, progress: Progress
+    artifacts: Sequence[Artifact], *, store: Store, processes: int, progress: Progress, report: Report = say
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Build ``artifacts``, those first whose longest line of descendants has the most work left.
 
     Processes are spawned, not forked: a child forked after torch has started threads may hang or compute other bits. What was
     made before an interruption stays; a process that outlives its parent ends itself. An artifact that cannot be built, and what
     is made from it, is left out: the cells that need it say why.
+
+    Args:
+        artifacts: what to build, inputs before what is made of them.
+        store: where.
+        processes: how many at a time.
+        progress: is told after each.
+        report: is told what was damaged and is made anew.
 
     Returns:
         Processor seconds of each that was built, and why others were not, by key.
@@ -53,7 +60,7 @@ def build_needs(
     waiting = {key: {source.key for source in artifact.inputs} & by_key.keys() for key, artifact in by_key.items()}
     order, seconds, failures = _by_remaining_work(artifacts), dict[str, float](), dict[str, str]()
     total, done = sum(artifact.work for artifact in artifacts), 0.0
-    running: dict[Future[float], str] = {}
+    running: dict[Future[tuple[float, list[str]]], str] = {}
     context = multiprocessing.get_context("spawn")
     lifeline, held = context.Pipe(duplex=False)  # closes when this process is gone, however it went, or gives up
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(lifeline,))
@@ -68,10 +75,12 @@ def build_needs(
                 key = running.pop(future)
                 done += by_key[key].work
                 try:
-                    seconds[key] = future.result()
+                    seconds[key], notes = future.result()
                 except AssayError as error:
                     failures[key] = str(error)
                     continue
+                for note in notes:
+                    report(note)
                 for inputs in waiting.values():
                     inputs.discard(key)
                 progress(done, total, by_key[key].name)
@@ -107,7 +116,8 @@ def _start_worker(lifeline: Connection) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _build(artifact: Artifact, root: Path) -> float:
-    began = time.process_time()
-    artifact.make(Store(root))
-    return time.process_time() - began
+def _build(artifact: Artifact, root: Path) -> tuple[float, list[str]]:
+    """Build it; return processor seconds, and what was damaged and is made anew."""
+    began, notes = time.process_time(), list[str]()
+    artifact.make(Store(root, report=notes.append))
+    return time.process_time() - began, notes

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from modelassay.errors import UsageError
-from modelassay.machine.code import SourceGraph, differences, library_versions
+from modelassay.machine.code import SourceGraph, differences
 from modelassay.recording.log import read_cell
 from modelassay.recording.resume import latest_checkpoint
-from modelassay.runs.directory import Run, code_of, needs_of, runs_under
+from modelassay.runs.directory import Run, code_of, libraries_of, needs_of, runs_under
 from modelassay.runs.needs import file_digests, missing_artifacts
 from modelassay.storage.files import require_regular_tree
 from modelassay.storage.needs import in_order
@@ -90,7 +90,7 @@ def refuse_changes(run: Run, sources: SourceGraph | None = None) -> None:
     """
     then = {"code": run.code, "libraries": run.environment["libraries"], "files": run.files}
     now = {
-        "code": code_of(run.suite, sources), "libraries": library_versions(),
+        "code": code_of(run.suite, sources), "libraries": libraries_of(run.suite, sources),
         "files": file_digests(run.needs(run.suite.cells)),
     }  # fmt: skip
     changes = differences(then, now)

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from modelassay.machine.code import LIBRARIES_THAT_DECIDE, differences, library_versions
+from modelassay.machine.code import differences
 from modelassay.recording.log import read_cell
-from modelassay.runs.directory import code_of, open_run
+from modelassay.runs.directory import code_of, libraries_of, open_run
 from support.engine_relay import EngineRelay
-from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
+from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, rewrite, start, write_suite
 
 from .conftest import BASE, ToyImages
 
@@ -197,9 +197,7 @@ def test_exit_codes_of_the_command_inside_pass_through(toy: ToyImages, tmp_path:
     assert "error: " in err
     assert "4 of 4 cells failed" in err
     run = only_run(tmp_path / "runs")
-    manifest = json.loads((run / "run.json").read_text())
-    manifest["code"][next(name for name in manifest["code"] if name.endswith("toy/run.py"))] = "0" * 16
-    (run / "run.json").write_text(json.dumps(manifest))
+    rewrite(run, lambda manifest: manifest["code"].update({"toy/run.py": "0" * 16}))
     code, out, err = modelassay("run", run, "--in", "container")
     assert (code, out) == (2, "")
     assert "what decides its numbers changed since this run began: toy/run.py changed" in err
@@ -383,8 +381,8 @@ def test_fingerprinting_gives_the_same_metrics_as_outside(
         pytest.skip(f"image {BASE} was built from older sources; build it again")
     assert code == 0, err
     there = open_run(only_run(tmp_path / "runs"))
-    here = library_versions()
-    if any(there.environment["libraries"][name] != here[name] for name in LIBRARIES_THAT_DECIDE):
+    here = libraries_of(there.suite)
+    if any(there.environment["libraries"][name] != here[name] for name in here):
         pytest.skip("this environment has other versions of the libraries that decide numbers than the image")
     if differences({"code": _sources(there.code)}, {"code": _sources(code_of(there.suite))}):
         pytest.skip(f"image {BASE} was built from other sources; build it again")

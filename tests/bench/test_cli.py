@@ -119,7 +119,7 @@ def test_check_validates_suites_and_records(finished: Path, tmp_path: Path) -> N
     damaged.write_text(record.read_text().replace('"kind":"metric"', '"kind":"metrik"', 1))
     code, _, err = modelassay("check", damaged)
     assert code == 2
-    assert err.startswith(f"error: {damaged}:4: not a record")
+    assert err.startswith(f"error: {damaged}:4: not as it was written")
 
 
 MISTAKES = [

@@ -102,7 +102,7 @@ def test_list_shows_what_cannot_be_read_and_the_rest(three_runs: Path) -> None:
     assert listed["first"] == ("embedded", "4 done")
     assert listed["second"][0] == "embedded"
     assert listed["second"][1].startswith("unreadable: ")
-    assert "not a record" in listed["second"][1]
+    assert "not as it was written" in listed["second"][1]
     assert listed["third"][0] is None
     assert "no experiment 'gone'" in listed["third"][1]
     code, out, _ = modelassay("show", "--runs", three_runs)

@@ -30,6 +30,8 @@ class Case:
     run: int = 2
     says: str = ""
     """Part of what stderr of `show RUN`, or of `run RUN` where `show` succeeds, must hold."""
+    within: bool = False
+    """Whether the damage lies between the ends of a log, which are all that the list of runs reads."""
 
 
 def cell_dir(run: Path) -> Path:
@@ -263,7 +265,7 @@ CASES = [
         r',"crc":"\w+"', "", text).replace('"schema":3', '"schema":1')), says="schema 1, without checksums"),
     Case("line without a checksum", text_of("CELL/attempt-1.jsonl", lambda text: re.sub(r',"crc":"\w+"', "", text)),
          says="not as it was written"),
-    Case("number changed by hand", text_of("CELL/attempt-1.jsonl", lambda text: text.replace('"step":2,', '"step":3,', 1)),
+    Case("number changed by hand", text_of("CELL/attempt-1.jsonl", lambda text: text.replace('"step":2,', '"step":3,', 1)), within=True,
          says="not as it was written"),
     Case("state that is a list", text_of("CHECKPOINT/state.json", lambda _: "[]"), show=0, run=3, says="a damaged checkpoint"),
     Case("control characters", logged('{"seq":SEQ,"kind":"status","outcome":"done","reason":"\\u001b[2J\\u0007","wall_s":1}'),

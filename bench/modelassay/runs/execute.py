@@ -28,6 +28,7 @@ from modelassay.errors import HostError, IncompleteRun
 from modelassay.machine.code import SourceGraph
 from modelassay.machine.redact import Printed
 from modelassay.machine.signals import sigterm_interrupts
+from modelassay.recording.log import read_cell
 from modelassay.recording.status import read_status
 from modelassay.runs.cell import cell_main
 from modelassay.runs.directory import Run
@@ -64,7 +65,7 @@ def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
     """
     with run_lock(run.folder), sigterm_interrupts():
         cells = run.suite.cells
-        waiting = [cell for cell in cells if not read_status(run.cell_dir(cell)).is_complete]
+        waiting = [cell for cell in cells if _is_waiting(run.cell_dir(cell))]
         if not waiting:
             board.line(f"{run.folder}: all {len(cells)} cells are complete, nothing to run")
             return
@@ -80,6 +81,14 @@ def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
             shown = "; ".join(failures[:3]) + (f"; and {len(failures) - 3} more" if len(failures) > 3 else "")
             raise IncompleteRun(f"{run.folder}: {len(failures)} of {len(cells)} cells failed: {shown}; "
                                 f"`modelassay run {run.folder}` tries them again")  # fmt: skip
+
+
+def _is_waiting(cell_dir: Path) -> bool:
+    """Tell whether a cell is not complete; the log of one that will be resumed is read whole, so that damage ends in an error now."""
+    standing = read_status(cell_dir)
+    if not standing.is_complete and standing.num_attempts:
+        read_cell(cell_dir)
+    return not standing.is_complete
 
 
 def num_cores() -> int:

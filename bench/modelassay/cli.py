@@ -87,6 +87,11 @@ def cli() -> None:
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N",
               help="Cells side by side; default: as many as fit the cores. Timed cells always run alone.")  # fmt: skip
 @click.option(
+    "--verify",
+    is_flag=True,
+    help="Compare all of every artifact that is used with what was made; large weights by samples else.",
+)
+@click.option(
     "--in", "place", type=click.Choice(["container"]), help="Run the same command in the suite's pinned image."
 )
 @_in_container
@@ -99,6 +104,7 @@ def run(
     only_plan: bool,
     into: Path | None,
     jobs: int | None,
+    verify: bool,
     place: str | None,
     runs: Path,
     as_json: bool,
@@ -107,16 +113,21 @@ def run(
     """Execute SUITE (a shipped name or a file) in a new run directory, or go on with RUN."""
     from modelassay.commands import run as verb
     from modelassay.commands.view import emit
+    from modelassay.storage.store import VERIFY
 
     request = verb.Request(target=target, profile=profile, overrides=overrides, into=into, root=runs)
     if place is None:
         verb.refuse_container_options(container)
+    if verify:
+        os.environ[VERIFY] = "1"  # for the processes of cells, too
     if only_plan:
         emit(verb.show_plan(request), as_json=as_json)
     elif place is None:
         emit(verb.run_here(request, jobs=jobs, report=_progress), as_json=as_json)
     else:
-        code = verb.run_in_container(request, container, jobs=jobs, as_json=as_json, report=_progress, write=_pass_on)
+        code = verb.run_in_container(
+            request, container, jobs=jobs, verify=verify, as_json=as_json, report=_progress, write=_pass_on
+        )
         sys.exit(code)
 
 

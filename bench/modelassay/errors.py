@@ -24,12 +24,18 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class AssayError(Exception):
     """Base of all errors that are shown without a traceback; the message says where, what, what it got, what to do."""
 
     exit_code = 1
+
+    def __init__(self, *message: object, damaged: Path | None = None) -> None:
+        """Keep the file or folder that is ``damaged``, where that is the trouble: whoever can make it anew does."""
+        super().__init__(*message)
+        self.damaged = damaged
 
 
 class UsageError(AssayError):
@@ -59,9 +65,9 @@ class SuiteError(UsageError):
 class FileError(UsageError):
     """A file that somebody else may have written; whatever the message quotes of it stands on one line, in printable characters."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, damaged: Path | None = None) -> None:
         """Escape what a terminal would act on."""
-        super().__init__(printable(message))
+        super().__init__(printable(message), damaged=damaged)
 
 
 class CheckpointError(FileError):

@@ -138,7 +138,7 @@ def test_check_validates_suites_and_records(finished: Path, tmp_path: Path) -> N
     damaged.write_text(record.read_text().replace('"kind":"metric"', '"kind":"metrik"', 1))
     code, _, err = modelassay("check", damaged)
     assert code == 2
-    assert err.startswith(f"error: {damaged}:4: not a record")
+    assert err.startswith(f"error: {damaged}:4: not as it was written")
 
 
 MISTAKES = [
@@ -158,7 +158,7 @@ MISTAKES = [
     (("fingerprint", "zoo:bsae", "zoo:base"), "did you mean"),
     (("fingerprint", "a", "b", "--against", "nothing"), "no such run"),
     (("fingerprint", "a", "b", "--alpha", "2"), "alpha"),
-    (("fingerprint", "a", "b", "--alpha", "nan"), "between 0 and 1, got nan"),
+    (("fingerprint", "a", "b", "--alpha", "nan"), "'nan' is not a number"),
     (("run", "fingerprinting", "-o", "alpha=2", "--plan"), "alpha: must be below 1.0, got 2"),
     (("frobnicate",), "No such command"),
 ]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from modelassay.recording.line import sealed
+from modelassay.recording.log import SCHEMA
 from support.damaged_json import damaged, damaged_bytes
 
 LINES: tuple[dict[str, Any], ...] = (
-    {"kind": "attempt", "schema": 1, "cell": "0123456789ab", "attempt": 1, "resumed_at": 0, "started": "2026-11-28T00:00:00Z", "pid": 7},
+    {"kind": "attempt", "schema": SCHEMA, "cell": "0123456789ab", "attempt": 1, "resumed_at": 0, "started": "2026-11-28T00:00:00Z", "pid": 7},
     {"seq": 0, "kind": "microbatch", "stage": "step", "index": 0, "host_ns": 1000, "device_ns": 900, "tokens": 8, "bytes": 9, "flops": 10,
      "warmup": True, "labels": {"role": "q"}},
     {"seq": 1, "kind": "metric", "name": "loss", "value": 0.5, "labels": {"step": 1}},
@@ -40,6 +43,16 @@ CELLS = ("", "0", "1e300", "-1e308", "1e999", "nan", "x", "\0", "\x1b[2J", "\u20
          "true")  # fmt: skip
 
 
+def log_of(lines: Iterable[Any]) -> bytes:
+    """A log of ``lines``, each with the checksum of what it says; what is no mapping has none."""
+    return b"".join(_line_of(line) for line in lines)
+
+
+def _line_of(line: Any) -> bytes:
+    text = json.dumps(line).encode()
+    return sealed(text) if isinstance(line, dict) and line else text + b"\n"
+
+
 def damaged_log(folder: Path, seed: int) -> tuple[Path, str]:
     """Write a damaged segment; return it and what was done."""
     rng, path, lines = random.Random(seed), folder / "attempt-1.jsonl", [dict(line) for line in LINES]
@@ -50,7 +63,7 @@ def damaged_log(folder: Path, seed: int) -> tuple[Path, str]:
         what = f"line {at}: {deed}"
     elif kind < 0.7:
         lines[at], lines[other] = lines[other], lines[at]
-    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    data = log_of(lines)
     if kind >= 0.7:
         data, what = damaged_bytes(data, rng)
     path.write_bytes(data)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
 import socket
@@ -14,6 +14,7 @@ from typing import Any
 
 from modelassay.experiments import Experiment
 from modelassay.recording.line import sealed
+from modelassay.storage.sealed import sealed_json, unseal
 from modelassay.suite.cells import stored_cell_id
 
 Damage = Callable[[Path, Path], None]
@@ -30,6 +31,8 @@ class Case:
     run: int = 2
     says: str = ""
     """Part of what stderr of `show RUN`, or of `run RUN` where `show` succeeds, must hold."""
+    within: bool = False
+    """Whether the damage lies between the ends of a log, which are all that the list of runs reads."""
 
 
 def cell_dir(run: Path) -> Path:
@@ -106,15 +109,27 @@ def special(name: str, kind: str) -> Damage:
 
 def manifest(change: Callable[[dict[str, Any], Path], None]) -> Damage:
     def damage(run: Path, outside: Path) -> None:
-        data = json.loads((run / "run.json").read_text())
+        data = unseal((run / "run.json").read_bytes())
         change(data["suite"], outside)
-        (run / "run.json").write_text(json.dumps(data))
+        (run / "run.json").write_bytes(sealed_json(data))
 
     return damage
 
 
 def first_id(text: str) -> Damage:
     return manifest(lambda suite, outside: suite["cells"][0].update(id=text.replace("OUTSIDE", str(outside))))
+
+
+def resealed(change: Callable[[str], str]) -> Damage:
+    """Another text of run.json, with the checksum that is due."""
+
+    def damage(run: Path, _outside: Path) -> None:
+        path = run / "run.json"
+        text = change("{" + path.read_text().partition(",")[2]).encode("utf-8", "surrogateescape")
+        checksum = hashlib.blake2b(text, digest_size=8).hexdigest()
+        path.write_bytes(b'{"checksum":"%b",' % checksum.encode() + text[1:])
+
+    return damage
 
 
 def text_of(name: str, change: Callable[[str], str]) -> Damage:
@@ -226,18 +241,22 @@ CASES = [
     Case("parameters a list", manifest(lambda suite, _: suite["cells"][0].update(params=[])), says="params"),
     Case("package that is no experiment", manifest(lambda suite, _: suite["experiment"].update(package="os")), says="os"),
     Case("name that goes up", manifest(lambda suite, _: suite.update(suite="../x")), says="suite"),
-    Case("key twice", text_of("run.json", lambda text: text.replace("{", '{"schema": 1, ', 1)), says="stands twice"),
-    Case("NaN", text_of("run.json", lambda text: text.replace('"rate": 0.01', '"rate": NaN', 1)), says="NaN"),
-    Case("1e999", text_of("run.json", lambda text: text.replace('"rate": 0.01', '"rate": 1e999', 1)), says="1e999"),
-    Case("thousands of digits", text_of("run.json", lambda text: text.replace('"seed": 0', f'"seed": {"9" * 5000}', 1)),
+    Case("changed by hand", text_of("run.json", lambda text: text.replace('"seed": 0', '"seed": 1', 1)), says="the checksum differs"),
+    Case("checksum taken out", text_of("run.json", lambda text: "{" + text.partition(",")[2]), says="damaged (it has no checksum"),
+    Case("run.json of an older version", text_of("run.json", lambda text: "{" + text.partition(",")[2].replace(
+        '"schema": 3', '"schema": 2')), says="schema 2, this modelassay reads 3; read it with the version that wrote it"),
+    Case("key twice", resealed(lambda text: text.replace("{", '{"schema": 1, ', 1)), says="stands twice"),
+    Case("NaN", resealed(lambda text: text.replace('"rate": 0.01', '"rate": NaN', 1)), says="NaN"),
+    Case("1e999", resealed(lambda text: text.replace('"rate": 0.01', '"rate": 1e999', 1)), says="1e999"),
+    Case("thousands of digits", resealed(lambda text: text.replace('"seed": 0', f'"seed": {"9" * 5000}', 1)),
          says="damaged"),
     Case("deep run.json", text_of("run.json", lambda _: DEEP), says="nested more than"),
-    Case("deep suite", text_of("run.json", lambda text: text.replace('"note": "none"', f'"note": {"[" * 80}{"]" * 80}', 1)),
+    Case("deep suite", resealed(lambda text: text.replace('"note": "none"', f'"note": {"[" * 80}{"]" * 80}', 1)),
          says="nested more than"),
     Case("a list", text_of("run.json", lambda _: "[]"), says="damaged"),
     Case("a number", text_of("run.json", lambda _: "1"), says="damaged"),
-    Case("not UTF-8", text_of("run.json", lambda text: text.replace('"none"', '"\udcff"', 1)), says="damaged"),
-    Case("half a character", text_of("run.json", lambda text: text.replace('"none"', '"\\ud800"', 1)), says="damaged"),
+    Case("not UTF-8", resealed(lambda text: text.replace('"none"', '"\udcff"', 1)), says="damaged"),
+    Case("half a character", resealed(lambda text: text.replace('"none"', '"\\ud800"', 1)), says="damaged"),
     Case("huge run.json", sparse("run.json", 1 << 40), says="larger than"),
     Case("huge log", sparse("CELL/attempt-1.jsonl", 1 << 40), says="longer than"),
     Case("deep line", logged(DEEP), says="not a record"),
@@ -263,7 +282,7 @@ CASES = [
         r',"crc":"\w+"', "", text).replace('"schema":3', '"schema":1')), says="schema 1, without checksums"),
     Case("line without a checksum", text_of("CELL/attempt-1.jsonl", lambda text: re.sub(r',"crc":"\w+"', "", text)),
          says="not as it was written"),
-    Case("number changed by hand", text_of("CELL/attempt-1.jsonl", lambda text: text.replace('"step":2,', '"step":3,', 1)),
+    Case("number changed by hand", text_of("CELL/attempt-1.jsonl", lambda text: text.replace('"step":2,', '"step":3,', 1)), within=True,
          says="not as it was written"),
     Case("state that is a list", text_of("CHECKPOINT/state.json", lambda _: "[]"), show=0, run=3, says="a damaged checkpoint"),
     Case("control characters", logged('{"seq":SEQ,"kind":"status","outcome":"done","reason":"\\u001b[2J\\u0007","wall_s":1}'),

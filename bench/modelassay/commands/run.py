@@ -99,6 +99,7 @@ def run_in_container(
     options: Mapping[str, Any],
     *,
     jobs: int | None,
+    verify: bool,
     as_json: bool,
     report: Callable[[str], None],
     write: Callable[[bytes], None],
@@ -112,6 +113,8 @@ def run_in_container(
         arguments = ["--profile", request.profile, *arguments]
     if jobs:
         arguments += ["--jobs", str(jobs)]
+    if verify:
+        arguments.append("--verify")
     if as_json:
         arguments.append("--json")
     job = launch.Job(

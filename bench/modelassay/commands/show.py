@@ -15,6 +15,7 @@ from modelassay.commands.ledger import from_here, published_of
 from modelassay.commands.view import View
 from modelassay.errors import AssayError, SuiteError
 from modelassay.experiments.findings import MEANINGLESS, Findings, Table
+from modelassay.machine.place import differ
 from modelassay.runs.analysis import draw, run_findings, try_read
 from modelassay.runs.directory import Run, open_run, runs_under
 from modelassay.runs.plan import Planned, Preparation
@@ -149,6 +150,8 @@ def run_view(run: Run, *, figures: Path | None = None) -> View:
     entries = enter(run.suite.name, verdicts, _published_tables(run.suite), run.folder)
     here = [entry for entry in entries if entry.claim.profile == run.suite.profile]
     caveats = list(findings.caveats) if findings else []
+    if note := differ(about for status in statuses.values() for about in status.places):
+        caveats.append(note)
     if run.suite.profile == "smoke":
         caveats.insert(0, MEANINGLESS)
     return View(

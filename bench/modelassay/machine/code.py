@@ -10,6 +10,7 @@ import ast
 import hashlib
 import importlib.metadata
 import importlib.util
+import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,8 +26,11 @@ LIBRARIES: Final = (
     "huggingface-hub", "modelassay",
 )  # fmt: skip
 
-# A new version of one of these can change a metric; the others only read, write or draw.
-LIBRARIES_THAT_DECIDE: Final = ("torch", "triton", "transformers", "peft", "numpy", "tokenizers")
+LIBRARIES_BEHIND: Final = {"transformers": ("tokenizers", "safetensors", "jinja2", "regex"), "torch": ("triton",)}
+"""What decides a metric without being imported by us: chat templates are rendered and text is cut into tokens behind transformers."""
+
+NOT_DECIDING: Final = frozenset({"huggingface-hub", "httpx", "polars", "modelassay"})
+"""Carry bytes that a commit determines, or read what is recorded; of modelassay itself the sources are compared."""
 
 DATA_SUFFIXES: Final = frozenset({".json", ".txt"})
 """Corpora and recipes beside a module decide its results as much as it does."""
@@ -39,7 +43,7 @@ class Source:
     files: tuple[tuple[str, str], ...]
     """Path as it is imported (``modelassay/recording/meter.py``) and 16 hex digits of BLAKE2b: its own and the data beside it."""
     imports: tuple[str, ...]
-    """Modules of the same distributions that it imports, the packages above them included."""
+    """Modules that it imports, the packages above them included."""
 
 
 class SourceGraph:
@@ -48,6 +52,7 @@ class SourceGraph:
     def __init__(self) -> None:
         """Begin without any."""
         self._sources: dict[str, Source | None] = {}
+        self._versions: dict[str, str | None] = {}
 
     def closure(self, *roots: str) -> dict[str, str]:
         """Return file -> hash of the modules ``roots`` and all that they import, sorted.
@@ -58,24 +63,54 @@ class SourceGraph:
         Raises:
             ModuleNotFoundError: a root cannot be found.
         """
-        followed = {"modelassay", "modelassay_kernels", *(root.split(".")[0] for root in roots)}
-        waiting, modules = [*roots], set[str]()
         files: dict[str, str] = {}
-        while waiting:
-            module = waiting.pop()
-            if module in modules:
-                continue
-            modules.add(module)
-            source = self._read(module)
-            if source is None:
-                if module in roots:
-                    raise ModuleNotFoundError(f"No module named {module!r}", name=module)
-                continue
+        modules = self._reached(roots)
+        for source in modules.values():
             files |= source.files
-            waiting += [name for name in source.imports if name.split(".")[0] in followed]
         if "modelassay_kernels" in modules and (native := native_extension()) is not None:
             files["modelassay_kernels/_native"] = _digest(native.read_bytes())
         return dict(sorted(files.items()))
+
+    def libraries(self, *roots: str) -> dict[str, str | None]:
+        """Return distribution -> version of what ``roots`` and all that they import are computed with, and of Python.
+
+        These are the libraries that any of those modules imports, and those that work behind them; a new version of one may
+        change a metric. None for what is not installed. None of them is imported.
+
+        Raises:
+            ModuleNotFoundError: a root cannot be found.
+        """
+        modules = self._reached(roots)
+        tops = {name.split(".")[0] for source in modules.values() for name in source.imports}
+        foreign = tops - {module.split(".")[0] for module in modules} - sys.stdlib_module_names
+        names = {_distribution(top) for top in foreign if top}
+        names |= {behind for name in names for behind in LIBRARIES_BEHIND.get(name, ())}
+        return {"python": platform.python_version()} | {
+            name: self._version(name) for name in sorted(names - NOT_DECIDING)
+        }
+
+    def _version(self, name: str) -> str | None:
+        if name not in self._versions:
+            self._versions[name] = _version(name)
+        return self._versions[name]
+
+    def _reached(self, roots: tuple[str, ...]) -> dict[str, Source]:
+        """Return the modules ``roots`` and all that they import, of our packages and theirs."""
+        followed = {"modelassay", "modelassay_kernels", *(root.split(".")[0] for root in roots)}
+        waiting, reached = [*roots], dict[str, Source]()
+        seen = set[str]()
+        while waiting:
+            module = waiting.pop()
+            if module in seen:
+                continue
+            seen.add(module)
+            source = self._read(module)
+            if source is not None:
+                reached[module] = source
+                waiting += [name for name in source.imports if name.split(".")[0] in followed]
+            elif module in roots:
+                raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+        return reached
 
     def _read(self, module: str) -> Source | None:
         if module not in self._sources:
@@ -158,26 +193,28 @@ def _digest(content: bytes) -> str:
 
 def library_versions() -> dict[str, str | None]:
     """Return the installed version of each of ``LIBRARIES`` without importing any; None where there is none."""
-    versions: dict[str, str | None] = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = __version__ if name == "modelassay" else None
-    return versions
+    return {name: _version(name) or (__version__ if name == "modelassay" else None) for name in LIBRARIES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 @cache
-def deciding_versions() -> dict[str, str | None]:
-    """Return the version of each of ``LIBRARIES_THAT_DECIDE``."""
-    return _deciding(library_versions())
+def _distribution(package: str) -> str:
+    """Return the name of the distribution that an import package belongs to, the package's own where none says so."""
+    name = package.replace("_", "-").lower()
+    if _version(name) is None:  # ruamel, yaml, PIL: another name; asking all distributions takes 0.2 s
+        name = (importlib.metadata.packages_distributions().get(package) or [name])[0].replace("_", "-").lower()
+    return name
 
 
-def _deciding(versions: Mapping[str, str | None]) -> dict[str, str | None]:
-    chosen = {name: versions.get(name) for name in LIBRARIES_THAT_DECIDE}
-    if (chosen["torch"] or "").endswith("+cpu"):  # no tensor of such a build reaches a Triton kernel
-        chosen["triton"] = None
-    return chosen
+def _deciding(versions: Mapping[str, str | None]) -> Mapping[str, str | None]:
+    """Leave Triton out beside a CPU build of torch: no tensor of such a build reaches a Triton kernel."""
+    return {**versions, "triton": None} if (versions.get("torch") or "").endswith("+cpu") else versions
 
 
 def native_extension() -> Path | None:
@@ -199,7 +236,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     Args:
         old: ``{"code": ..., "libraries": ..., "files": ...}`` of the earlier time, each name -> hash or version; a key that is
             missing, as in older runs, is not compared.
-        new: the same of now.
+        new: the same of now; of libraries, those that decide.
 
     >>> then = {"code": {"modelassay/recording/meter.py": "aa", "modelassay/old.py": "bb"}, "libraries": {"torch": "2.11.0"}}
     >>> now = {"code": {"modelassay/recording/meter.py": "ab", "modelassay/new.py": "cc"}, "libraries": {"torch": "2.13.0"}}
@@ -222,10 +259,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
                 elif before[name] != after[name]:
                     lines.append(f"{name} changed")
     if "libraries" in old and "libraries" in new:
+        names = [*LIBRARIES, *sorted(new["libraries"].keys() - set(LIBRARIES))]
         before, after = _deciding(old["libraries"]), _deciding(new["libraries"])
-        for name in LIBRARIES_THAT_DECIDE:
-            if before[name] != after[name]:
-                lines.append(
-                    f"{name} changed from {before[name] or 'not installed'} to {after[name] or 'not installed'}"
-                )
+        for name in (name for name in names if name in new["libraries"] and name not in NOT_DECIDING):
+            was, now = before.get(name) or "not installed", after.get(name) or "not installed"
+            if was != now:
+                lines.append(f"{name} changed from {was} to {now}")
     return lines

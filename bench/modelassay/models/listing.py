@@ -16,6 +16,7 @@ from typing import Any, Final
 from modelassay.errors import CheckpointError, HostError, UsageError
 from modelassay.models.connection import endpoint, log_in
 from modelassay.models.hub_errors import hub_errors
+from modelassay.storage.sealed import Unsealed, sealed_json, unseal
 
 SCHEMA: Final = 1
 """Version of a saved listing; a reader refuses another."""
@@ -84,9 +85,9 @@ class Listing:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     def save(self, path: Path) -> None:
-        """Write the listing to ``path``, whole or not at all."""
+        """Write the listing to ``path``, whole or not at all, with its checksum."""
         aside = path.with_suffix(".new")
-        aside.write_text(self._text())
+        aside.write_bytes(sealed_json({"schema": SCHEMA, **asdict(self)}, indent=1))
         aside.rename(path)
 
 
@@ -119,7 +120,7 @@ def take_listing(base: str) -> Listing:
 
 
 def read_listing(path: Path) -> Listing:
-    """Read what `Listing.save` wrote.
+    """Read what `Listing.save` wrote; one without a checksum, as those of earlier versions, is taken as it is.
 
     Raises:
         UsageError: no such file, or not a listing of this version.
@@ -127,7 +128,10 @@ def read_listing(path: Path) -> Listing:
     from pydantic import TypeAdapter
 
     try:
-        data = json.loads(path.read_text())
+        try:
+            data = unseal(path.read_bytes())
+        except Unsealed as error:
+            data = error.document
         if data["schema"] != SCHEMA:
             raise UsageError(
                 f"{path}: a listing of schema {data['schema']!r}, this modelassay reads {SCHEMA}; take it anew"

@@ -80,9 +80,9 @@ class _Batch:
 class Columns:
     """The lines of one kind as they are gathered, and the table that they make."""
 
-    def __init__(self, kind: Kind) -> None:
-        """Begin without any."""
-        self._kind = kind
+    def __init__(self, kind: Kind, *, kept: bool = True) -> None:
+        """Begin without any; where they are not ``kept`` they are checked alone, and the table is empty."""
+        self._kind, self._kept = kind, kept
         self._labels: dict[str, set[str]] = {}
         self._batch = _Batch()
         self._frames: list[pl.DataFrame] = []
@@ -132,6 +132,8 @@ class Columns:
         positions = pl.concat([pl.Series("seq", positions, dtype=pl.Int64) for positions in batch.positions])
         if not (frame["seq"] == positions).all() or not (frame["kind"] == self._kind.name).all():
             raise UnexpectedLine
+        if not self._kept:
+            return
         numbers = [pl.repeat(cell, count, dtype=pl.Int64, eager=True) for cell, count in batch.cells]
         self._frames.append(frame.drop("seq", "kind").insert_column(0, pl.concat(numbers).rename("cell")))
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelassay.machine.code import SourceGraph, deciding_versions
+from modelassay.machine.code import SourceGraph
 from modelassay.recording.log import Log, read_cell, segments
 from modelassay.recording.meter import Clocks, Meter
 from modelassay.recording.resume import Checkpoint, Checkpoints, latest_checkpoint
 from modelassay.storage.needs import Artifact
-from modelassay.storage.store import Store, build_folder, content_key
+from modelassay.storage.store import Store, content_key
 
 if TYPE_CHECKING:
     import torch
@@ -41,14 +41,15 @@ class Product:
 class Recorder:
     """What a cell and a stage have in common: one attempt at a piece of work that can be gone on with."""
 
-    def __init__(self, folder: Path, *, name: str, seed: int, clocks: Clocks | None = None) -> None:
-        """Open the next attempt in ``folder``, going on from its newest checkpoint."""
-        self.folder, self._seed = folder, seed
+    def __init__(self, folder: Path, *, name: str, seed: int, clocks: Clocks | None = None,
+                 where: Mapping[str, Any] | None = None) -> None:  # fmt: skip
+        """Open the next attempt in ``folder``, going on from its newest checkpoint; its log opens with ``where`` it runs."""
+        self.folder, self._seed, self._where = folder, seed, where
         attempt = 1 + max(segments(folder), default=0)
         before = read_cell(folder, cell=name)
         saved = latest_checkpoint(folder, before.position)
         begin = saved.position if saved else 0
-        log = Log(folder / f"attempt-{attempt}.jsonl", cell=name, attempt=attempt, resumed_at=begin)
+        log = Log(folder / f"attempt-{attempt}.jsonl", cell=name, attempt=attempt, resumed_at=begin, place=where)
         recorded = [line for line in before.metrics if line["seq"] < begin]
         self.meter = Meter(log, counters=saved.counters if saved else None, recorded=recorded, clocks=clocks)
         self._checkpoints = Checkpoints(folder, meter=self.meter, saved=saved)
@@ -104,17 +105,26 @@ class CellContext(Recorder):
     """One attempt at one cell."""
 
     def __init__(
-        self, cell_dir: Path, *, cell: str, seed: int, store: Store, sources: SourceGraph, clocks: Clocks | None = None
-    ) -> None:
+        self, cell_dir: Path, *, cell: str, seed: int, store: Store, sources: SourceGraph, clocks: Clocks | None = None,
+        where: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         """Open the next attempt at ``cell`` in ``cell_dir``."""
-        super().__init__(cell_dir, name=cell, seed=seed, clocks=clocks)
+        super().__init__(cell_dir, name=cell, seed=seed, clocks=clocks, where=where)
         self.store, self._sources, self._clocks = store, sources, clocks
+        self.notes: list[str] = []
+        """What is to be said to whoever runs the cell."""
+        store.report = self._note
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        self.meter.note(text)
 
     def need(self, artifact: Artifact) -> Product:
         """Return what ``needs(params)`` asked for; the runner has built it, and if it could not this tries again and says why."""
-        for source in artifact.inputs:
-            self.need(source)
-        artifact.make(self.store)
+        if not artifact.is_built(self.store):
+            for source in artifact.inputs:
+                self.need(source)
+            artifact.make(self.store)
         return Product(path=self.store.path(artifact.recipe), key=content_key(artifact.recipe))
 
     def artifact(self, name: str) -> Path:
@@ -143,7 +153,7 @@ class CellContext(Recorder):
         """
         made_from = [product.key for product in inputs]
         module = getattr(build, "func", build).__module__  # of a partial, that of its function
-        code = content_key([self._sources.closure(module), deciding_versions()])
+        code = content_key([self._sources.closure(module), self._sources.libraries(module)])
         identity = {"stage": name, "recipe": dict(recipe), "inputs": made_from, "code": code, "version": version}
         key = content_key(identity)
         parent = self.store.root / "stages" / name if shared else self.folder / "stages"
@@ -152,14 +162,13 @@ class CellContext(Recorder):
 
         def fill(part: Path) -> None:
             nonlocal built_here
-            if not read_cell(part, cell=key).is_complete:  # else it was killed between its end and its final name
-                built_here = True
-                stage = _Stage(part, key, self, unit=f"{name} {index}")
-                build(stage)
-                stage.close()
+            built_here = True
+            stage = _Stage(part, key, self, unit=f"{name} {index}")
+            build(stage)
+            stage.close()
             Checkpoints.clear(part)  # the stage is whole
 
-        build_folder(final, fill, record=identity, resumable=True)
+        self.store.build_folder(final, fill, record=identity, resumable=True)
         log = read_cell(final, cell=key)
         self.meter.replay(log, measured_in=log.num_attempts if built_here else None, labels=labels)
         return Product(path=final, key=key)
@@ -169,7 +178,7 @@ class _Stage(Recorder):
     """One attempt at one stage; how far it is shows in its cell."""
 
     def __init__(self, folder: Path, key: str, cell: CellContext, *, unit: str) -> None:
-        super().__init__(folder, name=key, seed=cell._seed, clocks=cell._clocks)
+        super().__init__(folder, name=key, seed=cell._seed, clocks=cell._clocks, where=cell._where)
         self._cell, self._unit = cell, unit
 
     def progress(self, done: float, total: float, unit: str = "") -> None:

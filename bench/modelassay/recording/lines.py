@@ -37,7 +37,7 @@ class Lines:
 
 
 def cell_lines(cell_dir: Path) -> Iterator[Lines]:
-    """Yield the lines of a cell that has ended, less those that a later attempt did again.
+    """Yield the lines of a cell, less those that a later attempt did again.
 
     Raises:
         UnexpectedLine: a line is damaged, missing or misplaced.
@@ -79,13 +79,13 @@ def _chunks(path: Path) -> Iterator[_Chunk]:
     with open_regular(path) as file:
         file.readline(MAX_LINE_BYTES)
         while data := file.read(CHUNK_BYTES):
-            if not data.endswith(b"\n"):
-                data += file.readline(MAX_LINE_BYTES)
-            lines = data.splitlines(keepends=True)
-            if not data.endswith(b"\n"):
-                torn = lines.pop()
-                if ends_within(torn) or file.read(1):
+            while not data.endswith(b"\n") and (more := file.readline(MAX_LINE_BYTES)):
+                data += more  # the rest of a line, or what a cell at work has just written
+                if len(more) == MAX_LINE_BYTES:
                     raise UnexpectedLine
+            lines = data.splitlines(keepends=True)
+            if not data.endswith(b"\n") and ends_within(lines.pop()):
+                raise UnexpectedLine
             if not are_sound(lines):
                 raise UnexpectedLine
             yield _Chunk(data, lines)

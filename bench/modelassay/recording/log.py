@@ -174,17 +174,19 @@ def read_segment(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 line, wrong = parse_line(raw)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise RecordError(f"{path}:{number}: not a record: {raw[:60]!r}; {_remedy(path)}") from error
+                raise _bad(path, number, f"not a record: {raw[:60]!r}; {_remedy(path)}") from error
             if wrong:
-                raise RecordError(f"{path}:{number}: a {line['kind']} line without a valid {', '.join(wrong)}")
+                raise _bad(path, number, f"a {line['kind']} line without a valid {', '.join(wrong)}; {_remedy(path)}")
             if (number == 1) != (line["kind"] == "attempt"):
-                raise RecordError(f"{path}:{number}: a segment opens with its one attempt line, got {line['kind']}")
-            if number == 1 and line["schema"] != SCHEMA:
-                raise RecordError(
-                    f"{path}:1: schema {line['schema']}, this modelassay reads {SCHEMA}; use another version"
+                raise _bad(
+                    path, number, f"a segment opens with its one attempt line, got {line['kind']}; {_remedy(path)}"
                 )
+            if number == 1 and line["schema"] != SCHEMA:
+                raise _bad(path, 1, f"schema {line['schema']}, this modelassay reads {SCHEMA}; use another version")
             if number > 1 and line["seq"] != position:
-                raise RecordError(f"{path}:{number}: position {line['seq']} where {position} is due; lines were lost")
+                raise _bad(
+                    path, number, f"position {line['seq']} where {position} is due; lines were lost; {_remedy(path)}"
+                )
             position = line["resumed_at"] if number == 1 else position + 1
             yield line
 
@@ -196,15 +198,16 @@ def _refuse_damage(path: Path, number: int, raw: bytes) -> None:
         RecordError: it is none.
     """
     if len(raw) == MAX_LINE_BYTES:
-        raise RecordError(f"{path}:{number}: longer than {MAX_LINE_BYTES:,} bytes, so no record; {_remedy(path)}")
+        raise _bad(path, number, f"longer than {MAX_LINE_BYTES:,} bytes, so no record; {_remedy(path)}")
     if number == 1 and raw.startswith(_OLDER) and raw.endswith(b"}\n") and b',"crc":"' not in raw:
-        raise RecordError(
-            f"{path}:1: schema 1, without checksums; this modelassay reads {SCHEMA}: read it with the version that wrote it"
-        )
+        reads = f"schema 1, without checksums; this modelassay reads {SCHEMA}: read it with the version that wrote it"
+        raise _bad(path, 1, reads)
     if raw.endswith(b"\n") or ends_within(raw):
-        raise RecordError(
-            f"{path}:{number}: not as it was written (the checksum differs): {raw[:60]!r}; {_remedy(path)}"
-        )
+        raise _bad(path, number, f"not as it was written (the checksum differs): {raw[:60]!r}; {_remedy(path)}")
+
+
+def _bad(path: Path, number: int, message: str) -> RecordError:
+    return RecordError(f"{path}:{number}: {message}", damaged=path)
 
 
 def _remedy(path: Path) -> str:
@@ -251,16 +254,14 @@ def read_cell(cell_dir: Path, *, cell: str | None = None) -> CellLog:
 
 def _refuse_misplaced(path: Path, attempt: int, opening: dict[str, Any], log: CellLog) -> None:
     if opening["attempt"] != attempt:
-        raise RecordError(
-            f"{path}:1: the segment of attempt {opening['attempt']} under the name of another; {_remedy(path)}"
-        )
+        raise _bad(path, 1, f"the segment of attempt {opening['attempt']} under the name of another; {_remedy(path)}")
     if opening["cell"] != log.cell:
-        raise RecordError(f"{path}:1: a segment of cell {opening['cell']} lies in the folder of cell {log.cell}")
-    if opening["resumed_at"] > log.position:
-        raise RecordError(
-            f"{path}:1: resumed at position {opening['resumed_at']}, but only {log.position} lines of earlier attempts "
-            "are left; restore the lost segment or delete the cell"
+        raise _bad(
+            path, 1, f"a segment of cell {opening['cell']} lies in the folder of cell {log.cell}; {_remedy(path)}"
         )
+    if opening["resumed_at"] > log.position:
+        raise _bad(path, 1, f"resumed at position {opening['resumed_at']}, but only {log.position} lines of earlier attempts "
+                            f"are left; restore the lost segment, or delete {path.parent} to begin anew")  # fmt: skip
 
 
 def metric_key(name: str, labels: Mapping[str, Any]) -> tuple[str, frozenset[tuple[str, Any]]]:

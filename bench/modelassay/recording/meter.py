@@ -125,6 +125,10 @@ class Meter:
         """Record something that is no number: ``value`` is any JSON, of ``kind``, under ``labels``."""
         self._enqueue("fact", {"fact": kind, "value": value, "labels": _checked(labels)})
 
+    def note(self, text: str) -> None:
+        """Record what the attempt had to say besides; part of the log, of no table."""
+        self._enqueue("note", {"text": text})
+
     def progress(self, done: float, total: float, unit: str) -> None:
         """Say how far the cell is, at most once a second and when it is done; part of the log, of no table."""
         now = time.monotonic()

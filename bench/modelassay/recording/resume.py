@@ -1,8 +1,12 @@
-"""What outlives a process: a cell's checkpoint, and the artifact store (zoo models, parents, factors) that cells share."""
+"""What outlives a process: a cell's checkpoint, read only where it is as it was written.
+
+::
+
+    checkpoint/3/state.json    sealed: position, counters, payload, random states, and the digests of the files beside it
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -11,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelassay.errors import RecordError
+from modelassay.errors import RecordError, printable
 from modelassay.recording.meter import Meter
 from modelassay.recording.random_state import random_states, set_random_states
-from modelassay.storage.files import no_space, publish, read_json, require_folders
+from modelassay.storage.digests import difference, digests_of
+from modelassay.storage.files import no_space, publish, require_folders
+from modelassay.storage.sealed import read_sealed, sealed_json
 from modelassay.storage.stray import remove_folder
 
 _STATE = {"position": int, "counters": dict, "payload": dict, "random": dict}
-"""What ``state.json`` holds."""
+"""What ``state.json`` holds beside the digests of the files that lie with it, and whose it is."""
 _SERIAL = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -55,11 +61,18 @@ def latest_checkpoint(cell_dir: Path, position: int) -> Checkpoint | None:
         return None
     newest = folders[max(folders)]
     try:
-        saved = Checkpoint(folder=newest, **read_json(newest / "state.json", plain=False))
+        state = read_sealed(newest / "state.json", plain=False)
+        if why := difference(newest, state.pop("files"), wholly=True):
+            raise ValueError(why)
+        if (owner := state.pop("of")) != cell_dir.name:
+            raise ValueError(f"it is one of {printable(str(owner))}")
+        saved = Checkpoint(folder=newest, **state)
         if wrong := [name for name, kind in _STATE.items() if type(getattr(saved, name)) is not kind]:
             raise TypeError(f"no valid {', '.join(wrong)}")
-    except (OSError, ValueError, TypeError) as error:
-        raise RecordError(f"{newest}: a damaged checkpoint ({error}); delete it to begin the cell anew") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(
+            f"{newest}: a damaged checkpoint ({error}); delete it to begin the cell anew", damaged=newest
+        ) from error
     return saved if saved.position <= position else None
 
 
@@ -109,9 +122,9 @@ class Checkpoints:
             part.mkdir(exist_ok=True)
             if write is not None:
                 write(part)
-            moment = {"position": position, "counters": self._meter.counters, "payload": payload,
-                      "random": random_states()}  # fmt: skip
-            (part / "state.json").write_text(json.dumps(moment))
+            moment = {"of": self._folder.parent.name, "position": position, "counters": self._meter.counters, "payload": payload,
+                      "random": random_states(), "files": digests_of(part)}  # fmt: skip
+            (part / "state.json").write_bytes(sealed_json(moment))
             publish(part, final)
         except OSError as error:
             raise no_space(error, self._folder) from error

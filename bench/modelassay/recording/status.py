@@ -30,6 +30,8 @@ class CellStatus:
     """Where the next line would stand: one after the last that counts."""
     status: Mapping[str, Any] | None = None
     """The status line of the newest attempt; None while it runs or when it was killed."""
+    places: tuple[Mapping[str, Any], ...] = ()
+    """Where each attempt ran."""
 
     @property
     def outcome(self) -> str | None:
@@ -53,7 +55,7 @@ def read_status(cell_dir: Path, *, cell: str | None = None) -> CellStatus:
         RecordError: as `read_cell`, of what the ends of the segments show.
         UsageError: a segment is no regular file, or the cell no folder.
     """
-    num_attempts, position, status = 0, 0, None
+    num_attempts, position, status, places = 0, 0, None, list[Mapping[str, Any]]()
     try:
         for attempt, path in segments(cell_dir).items():
             ends = _ends(path)
@@ -65,12 +67,15 @@ def read_status(cell_dir: Path, *, cell: str | None = None) -> CellStatus:
             if opening["resumed_at"] > position:
                 raise _Odd
             num_attempts += 1
+            places.append(opening.get("place", {}))
             position = opening["resumed_at"] if last is None else last["seq"] + 1
             status = last if last is not None and last["kind"] == "status" else None
     except _Odd:
         log = read_cell(cell_dir, cell=cell)
-        return CellStatus(num_attempts=log.num_attempts, position=log.position, status=log.status)
-    return CellStatus(num_attempts=num_attempts, position=position, status=status)
+        return CellStatus(
+            num_attempts=log.num_attempts, position=log.position, status=log.status, places=tuple(log.places)
+        )
+    return CellStatus(num_attempts=num_attempts, position=position, status=status, places=tuple(places))
 
 
 def _ends(path: Path) -> tuple[dict[str, Any], dict[str, Any] | None] | None:

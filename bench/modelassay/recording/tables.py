@@ -72,7 +72,7 @@ class RunData:
 def read_tables(cells: Mapping[str, tuple[Path, Mapping[str, Any]]], *, profile: str) -> RunData:
     """Read the logs of ``cells`` (id -> folder and parameters) into Polars frames.
 
-    Of cells that have not ended only the ends of the logs are read.
+    Of cells that have not ended the logs are checked, and nothing of them stands in the tables but their row.
 
     Raises:
         RecordError: a log is damaged.
@@ -85,34 +85,43 @@ def read_tables(cells: Mapping[str, tuple[Path, Mapping[str, Any]]], *, profile:
          "attempts": at.num_attempts, "wall_s": status.get("wall_s"), **flatten(params)}
         for cell, (_, params) in cells.items()
     ]  # fmt: skip
-    ended = {cell: folder for cell, (folder, _) in cells.items() if statuses[cell].outcome in ENDED}
+    folders = {cell: folder for cell, (folder, _) in cells.items()}
+    ended = {cell for cell, status in statuses.items() if status.outcome in ENDED}
     try:
-        metrics, units, facts = _read_bulk(ended)
+        metrics, units, facts = _read_bulk(folders, ended)
     except UnexpectedLine:
-        metrics, units, facts = _read_singly(ended)
+        metrics, units, facts = _read_singly(folders, ended)
     return RunData(
         cells=_frame(rows, {"cell": pl.String, "outcome": pl.String, "reason": pl.String, "wall_s": pl.Float64}),
         units=units,
         metrics=metrics,
         profile=profile,
-        folders={cell: folder for cell, (folder, _) in cells.items()},
+        folders=folders,
         fact_rows=facts,
     )
 
 
-def _read_bulk(cells: Mapping[str, Path]) -> tuple[pl.DataFrame, pl.DataFrame, list[dict[str, Any]]]:
-    """Return the metrics, units and facts of ``cells`` (id -> folder), which have ended.
+def _read_bulk(
+    cells: Mapping[str, Path], ended: Collection[str]
+) -> tuple[pl.DataFrame, pl.DataFrame, list[dict[str, Any]]]:
+    """Return the metrics, units and facts of those of ``cells`` (id -> folder) that have ended.
 
     Raises:
         UnexpectedLine: a line is not what it should be, or a metric may stand twice.
     """
     metrics, units = Columns(METRIC), Columns(MICROBATCH)
+    others = Columns(METRIC, kept=False), Columns(MICROBATCH, kept=False)
     facts: list[dict[str, Any]] = []
     for number, (cell, folder) in enumerate(cells.items()):
+        own_metrics, own_units = (metrics, units) if cell in ended else others
         for lines in cell_lines(folder):
-            metrics.add(number, *lines.of(METRIC))
-            units.add(number, *lines.of(MICROBATCH))
+            own_metrics.add(number, *lines.of(METRIC))
+            own_units.add(number, *lines.of(MICROBATCH))
+            if cell not in ended:
+                continue
             facts += [{"cell": cell, "fact": f["fact"], "value": f["value"], **f["labels"]} for f in lines.facts]
+    for columns in others:
+        columns.frame()  # looks at those that wait
     frame = metrics.frame()
     if _may_repeat(frame.drop("value")):
         raise UnexpectedLine
@@ -124,7 +133,9 @@ def _may_repeat(keys: pl.DataFrame) -> bool:
     return bool(keys.height) and keys.hash_rows().n_unique() < keys.height
 
 
-def _read_singly(cells: Mapping[str, Path]) -> tuple[pl.DataFrame, pl.DataFrame, list[dict[str, Any]]]:
+def _read_singly(
+    cells: Mapping[str, Path], ended: Collection[str]
+) -> tuple[pl.DataFrame, pl.DataFrame, list[dict[str, Any]]]:
     """Return the same of logs whose lines have to be looked at one by one, and say what is wrong with them."""
     import polars as pl
 
@@ -133,6 +144,8 @@ def _read_singly(cells: Mapping[str, Path]) -> tuple[pl.DataFrame, pl.DataFrame,
     facts: list[dict[str, Any]] = []
     for cell, folder in cells.items():
         log = read_cell(folder)
+        if cell not in ended:
+            continue
         unit_rows += [_unit_row(cell, line) for line in log.microbatches]
         metric_rows += [{"cell": cell, "name": m["name"], "value": m["value"], **m["labels"]} for m in log.metrics]
         facts += [{"cell": cell, "fact": f["fact"], "value": f["value"], **f["labels"]} for f in log.facts]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import AssayError, Diverged, HostError
 from modelassay.machine.code import SourceGraph
+from modelassay.machine.place import place
 from modelassay.machine.redact import masked, print_into
 from modelassay.models.commits import keep_commits_in
 from modelassay.recording.context import CellContext
@@ -47,7 +48,7 @@ def cell_main(
     lifeline: Connection,
     printed: tuple[Connection, Connection],
 ) -> None:
-    """Run one cell to its outcome and send it: ``(outcome, reason)``, or ``("host", message)`` for the machine's fault.
+    """Run one cell to its outcome and send it: ``(outcome, reason, *notes)``, or ``("host", message)`` for the machine's fault.
 
     What it gets is loaded in the server it is forked from: the package that reads suites takes longer than a small cell.
     ``sources`` tells which code a stage depends on; ``lifeline`` is the reading end of a pipe that the runner holds open.
@@ -73,7 +74,7 @@ def cell_main(
 
 def _attempt(
     experiment: Experiment, params: BaseModel, sources: SourceGraph, cell_dir: Path, printed: Connection
-) -> tuple[str, str]:
+) -> tuple[str, ...]:
     print_into(printed, f"attempt-{1 + max(segments(cell_dir), default=0)}.out")  # the runner's stdout is data
     faulthandler.enable(file=2)
     began = time.monotonic()
@@ -81,7 +82,10 @@ def _attempt(
     run, trouble = _import(experiment)  # what a forked process already holds; before the meter looks for a GPU
     with _clocks(spent) as clocks:
         seed = int(getattr(params, "seed", 0))
-        context = CellContext(cell_dir, cell=cell_dir.name, seed=seed, store=Store(), sources=sources, clocks=clocks)
+        where = place(sources.libraries("modelassay.runs.cell", f"{experiment.package}.run"))
+        context = CellContext(
+            cell_dir, cell=cell_dir.name, seed=seed, store=Store(), sources=sources, clocks=clocks, where=where
+        )
         try:
             if trouble is not None:
                 raise trouble
@@ -100,7 +104,7 @@ def _attempt(
     log.close()
     if not log.path.exists():
         return "failed", f"{log.path}: was removed while the cell ran, so what it measured is lost"
-    return outcome, reason
+    return outcome, reason, *map(masked, context.notes)
 
 
 def _import(experiment: Experiment) -> tuple[Callable[..., None], BaseException | None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import secrets
 import time
 from collections.abc import Iterable
@@ -11,20 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelassay.errors import HostError, UsageError, did_you_mean
+from modelassay.errors import HostError, UsageError, did_you_mean, printable
 from modelassay.machine import environment
-from modelassay.machine.code import SourceGraph
+from modelassay.machine.code import SourceGraph, library_versions
 from modelassay.recording.status import CellStatus, read_status
 from modelassay.recording.tables import RunData, read_tables
 from modelassay.runs.folder import CELLS, MANIFEST, MANIFEST_DRAFT, Scaffold, is_run, require_free
 from modelassay.runs.inputs import file_digests, require_absolute
 from modelassay.storage.durable import sync_file
-from modelassay.storage.files import no_space, read_json, require_folders, require_regular_tree, unwritable
+from modelassay.storage.files import no_space, require_folders, require_regular_tree, unwritable
 from modelassay.storage.needs import Need
+from modelassay.storage.sealed import Unsealed, read_sealed, sealed_json
 from modelassay.suite import Cell, Suite, shipped_suites, suite_from_json
 
-SCHEMA = 2
-"""Version of run.json; no other is read. 2: code by import closure, digests of input files, facts."""
+SCHEMA = 3
+"""Version of run.json; no other is read. 2: code by import closure, digests of input files, facts. 3: checksums, here and in logs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,11 @@ def code_of(suite: Suite, sources: SourceGraph | None = None) -> dict[str, str]:
     return (sources or SourceGraph()).closure("modelassay.runs.cell", f"{suite.experiment.package}.run")
 
 
+def libraries_of(suite: Suite, sources: SourceGraph | None = None) -> dict[str, str | None]:
+    """Return the version of Python and of each library that decides the metrics of ``suite``."""
+    return (sources or SourceGraph()).libraries("modelassay.runs.cell", f"{suite.experiment.package}.run")
+
+
 def new_folder(suite: Suite, root: Path) -> Path:
     """Return the name of a run directory under ``root`` that does not exist yet."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
@@ -82,11 +88,12 @@ def create_run(suite: Suite, folder: Path) -> Run:
     """
     require_free(folder)
     require_absolute(suite)
+    sources, here = SourceGraph(), environment.capture()
     manifest = {
         "schema": SCHEMA,
         "suite": suite.to_json(),
-        "environment": environment.capture(),
-        "code": code_of(suite),
+        "environment": {**here, "libraries": {**library_versions(), **libraries_of(suite, sources)}},
+        "code": code_of(suite, sources),
         "files": file_digests(suite, present=True),
     }
     scaffold = Scaffold()
@@ -112,11 +119,9 @@ def open_run(folder: Path) -> Run:
     path = folder / "run.json"
     try:
         require_regular_tree(folder)
-        manifest = read_json(path)
+        manifest = read_sealed(path)
         if manifest["schema"] != SCHEMA:
-            raise UsageError(
-                f"{path}: schema {manifest['schema']!r}, this modelassay reads {SCHEMA}; use the other version"
-            )
+            raise UsageError(_other_version(path, manifest))
         mappings = (manifest["environment"]["libraries"], manifest["code"], manifest["files"])
         if not all(isinstance(mapping, dict) for mapping in mappings):
             raise TypeError("environment.libraries, code and files must be mappings")
@@ -126,12 +131,25 @@ def open_run(folder: Path) -> Run:
         require_folders([folder / "cells", folder / "figures", *cell_dirs])
         require_folders(cell_dir / name for cell_dir in cell_dirs for name in ("checkpoint", "artifacts"))
         return run
+    except Unsealed as error:
+        raise UsageError(_other_version(path, error.document)) from error
     except OSError as error:
         raise UsageError(f"{folder}: not a run directory ({error.strerror}); a run directory holds run.json") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path}: damaged ({type(error).__name__}: {error}); restore it, or start a new run"
         ) from error
+
+
+def _other_version(path: Path, manifest: Any) -> str:
+    """Say which modelassay reads a ``manifest`` of another schema, or that it is damaged."""
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if type(schema) is not int or schema == SCHEMA:
+        return f"{path}: damaged (it has no checksum); restore it, or start a new run"
+    about = manifest.get("environment") if isinstance(manifest.get("environment"), dict) else {}
+    commit = (about.get("git") or {}).get("commit") if isinstance(about.get("git"), dict) else None
+    at = f", at commit {printable(str(commit))[:12]}" if commit else ""
+    return f"{path}: schema {schema}, this modelassay reads {SCHEMA}; read it with the version that wrote it{at}, or start a new run"
 
 
 def runs_under(root: Path) -> list[Path]:
@@ -147,11 +165,16 @@ def find_run(reference: str, root: Path) -> Path | None:
     """Return the run directory meant by a path, a name under ``root`` or its short id; None when it names none.
 
     The name of a shipped suite means the suite wherever one stands; ``./NAME`` means a folder that is called like one.
+
+    Raises:
+        UsageError: it is the folder of a run that has lost its run.json.
     """
     if reference in shipped_suites():
         return None
     for folder in (Path(reference), root / reference):
         with suppress(FileNotFoundError, NotADirectoryError):
+            if (folder / CELLS).is_dir() and not os.path.lexists(folder / MANIFEST):
+                raise UsageError(f"{folder}: run.json is missing; restore it, or start a new run")
             (folder / "run.json").lstat()
             return folder
     matching = [folder for folder in runs_under(root) if folder.name.endswith(f"-{reference}")]
@@ -174,9 +197,8 @@ def require_run(reference: str, root: Path) -> Run:
 def _write_manifest(manifest: dict[str, Any], folder: Path, scaffold: Scaffold) -> None:
     draft = folder / MANIFEST_DRAFT
     scaffold.folder(folder / CELLS)
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     with scaffold.file(draft) as handle:
-        handle.write(text.encode(errors="replace"))  # a path that is not UTF-8 holds lone surrogates
+        handle.write(sealed_json(manifest, indent=1))
         handle.flush()
         sync_file(handle.fileno())  # what is renamed before it is synced is an empty file after a power cut
     if is_run(folder):  # by another process, before this one had the draft to itself

@@ -26,9 +26,11 @@ from typing import Any
 
 from modelassay.errors import HostError, IncompleteRun
 from modelassay.machine.code import SourceGraph
+from modelassay.machine.place import moved, place
 from modelassay.machine.redact import Printed
 from modelassay.machine.signals import sigterm_interrupts
 from modelassay.machine.sockets import place_sockets
+from modelassay.recording.log import read_cell
 from modelassay.recording.status import read_status
 from modelassay.runs.cell import cell_main
 from modelassay.runs.directory import Run
@@ -69,12 +71,14 @@ def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
         if lock.remark:
             board.line(lock.remark)
         cells = run.suite.cells
-        waiting = [cell for cell in cells if not read_status(run.cell_dir(cell)).is_complete]
+        waiting = [cell for cell in cells if _is_waiting(run.cell_dir(cell))]
         if not waiting:
             board.line(f"{run.folder}: all {len(cells)} cells are complete, nothing to run")
             return
         sources = SourceGraph()
         refuse_changes(run, sources)
+        if note := moved(run.environment.get("container") or {}, place({})):
+            board.line(note)
         # NumPy's products in cells are small, and two threads for each take seven times as long; torch keeps its own number.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         board.line(f"{run.suite.name}: {len(waiting)} of {len(cells)} cells to run")
@@ -86,6 +90,14 @@ def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
             shown = "; ".join(failures[:3]) + (f"; and {len(failures) - 3} more" if len(failures) > 3 else "")
             raise IncompleteRun(f"{run.folder}: {len(failures)} of {len(cells)} cells failed: {shown}; "
                                 f"`modelassay run {run.folder}` tries them again")  # fmt: skip
+
+
+def _is_waiting(cell_dir: Path) -> bool:
+    """Tell whether a cell is not complete; the log of one that will be resumed is read whole, so that damage ends in an error now."""
+    standing = read_status(cell_dir)
+    if not standing.is_complete and standing.num_attempts:
+        read_cell(cell_dir)
+    return not standing.is_complete
 
 
 def num_cores() -> int:
@@ -109,7 +121,7 @@ def _build_needs(run: Run, cells: Sequence[Cell], board: Board, *, processes: in
         unit = f"s of work; {num_built} of {len(artifacts)}, last {name}"
         board.show("needs", Position(round(done), round(total), unit))
 
-    seconds, failures = build_needs(artifacts, store=store, processes=processes, progress=progress)
+    seconds, failures = build_needs(artifacts, store=store, processes=processes, progress=progress, report=board.line)
     board.drop("needs")
     with (run.folder / "needs.jsonl").open("a", encoding="utf-8") as file:
         for artifact in artifacts:
@@ -135,8 +147,8 @@ class _Running:
     """What the cell prints, on its way into its folder."""
     began: float = field(default_factory=time.monotonic)
 
-    def finish(self) -> tuple[str, str]:
-        """Return the outcome and its reason, once the process has answered or ended; leave nothing of it behind."""
+    def finish(self) -> tuple[str, ...]:
+        """Return the outcome, its reason and what else is to be said, once the process has answered or ended; leave nothing of it behind."""
         try:
             answer = self.receiver.recv() if self.receiver.poll() else None
             self.process.join(EXIT_SECONDS)
@@ -154,7 +166,7 @@ class _Running:
                 raise fault
             why = (unwritten.strerror or str(unwritten)).lower()
             return "failed", f"{self.cell_dir}: was removed or closed to writing while the cell ran ({why})"
-        return str(answer[0]), str(answer[1])
+        return tuple(map(str, answer))
 
     def end(self) -> OSError | None:
         """Leave nothing of the cell behind: itself if it still runs, children and threads that it did not wait for.
@@ -199,7 +211,9 @@ class _Pool:
                     self._running.append(_start(self._context, self._run, queue.popleft(), self._sources))
                 for ended in self._wait():
                     self._running.remove(ended)
-                    outcome, reason = ended.finish()
+                    outcome, reason, *notes = ended.finish()
+                    for note in notes:
+                        self._board.line(note)
                     num_done += 1
                     self._board.drop(ended.cell.label)
                     if outcome != "done":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modelassay.errors import AssayError, HostError
 from modelassay.storage.needs import Artifact, Need, in_order
-from modelassay.storage.store import Store
+from modelassay.storage.store import Report, Store, say
 
 Progress = Callable[[float, float, str], None]
 """Receives how much is done, of how much, and what was made last."""
@@ -26,13 +26,20 @@ def missing_artifacts(needs: Iterable[Need], store: Store) -> list[Artifact]:
 
 
 def build_needs(
-    artifacts: Sequence[Artifact], *, store: Store, processes: int, progress: Progress
+    artifacts: Sequence[Artifact], *, store: Store, processes: int, progress: Progress, report: Report = say
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Build ``artifacts``, those first whose longest line of descendants has the most work left.
 
     Processes are spawned, not forked: a child forked after torch has started threads may hang or compute other bits. What was
     made before an interruption stays; a process that outlives its parent ends itself. An artifact that cannot be built, and what
     is made from it, is left out: the cells that need it say why.
+
+    Args:
+        artifacts: what to build, inputs before what is made of them.
+        store: where.
+        processes: how many at a time.
+        progress: is told after each.
+        report: is told what was damaged and is made anew.
 
     Returns:
         Processor seconds of each that was built, and why others were not, by key.
@@ -43,16 +50,8 @@ def build_needs(
     waiting = {key: {source.key for source in artifact.inputs} & by_key.keys() for key, artifact in by_key.items()}
     order, seconds, failures = _by_remaining_work(artifacts), dict[str, float](), dict[str, str]()
     total, done = sum(artifact.work for artifact in artifacts), 0.0
-    running: dict[Future[float], str] = {}
-    context = multiprocessing.get_context("spawn")
-    lifeline, held = context.Pipe(duplex=False)  # closes when this process is gone, however it went, or gives up
-    try:
-        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(lifeline,))
-    except (OSError, NotImplementedError) as error:  # it makes semaphores
-        raise HostError(
-            f"processes cannot be started side by side: {error}; they need shared memory at /dev/shm: mount it"
-            " (mount -t tmpfs shm /dev/shm; docker run --shm-size 1g), and free what others left there"
-        ) from error
+    running: dict[Future[tuple[float, list[str]]], str] = {}
+    pool, lifeline, held = _start_pool(processes)
     try:
         while running or any(not inputs for inputs in waiting.values()):
             for key in [key for key in order if key in waiting and not waiting[key]]:
@@ -64,10 +63,12 @@ def build_needs(
                 key = running.pop(future)
                 done += by_key[key].work
                 try:
-                    seconds[key] = future.result()
+                    seconds[key], notes = future.result()
                 except AssayError as error:
                     failures[key] = str(error)
                     continue
+                for note in notes:
+                    report(note)
                 for inputs in waiting.values():
                     inputs.discard(key)
                 progress(done, total, by_key[key].name)
@@ -92,6 +93,24 @@ def _by_remaining_work(artifacts: Sequence[Artifact]) -> list[str]:
     return sorted(left, key=lambda key: -left[key])
 
 
+def _start_pool(processes: int) -> tuple[ProcessPoolExecutor, Connection, Connection]:
+    """Return a pool, and both ends of the pipe that closes when this process is gone, however it went, or gives up.
+
+    Raises:
+        HostError: the machine has no shared memory for it.
+    """
+    context = multiprocessing.get_context("spawn")
+    lifeline, held = context.Pipe(duplex=False)
+    try:
+        pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=(lifeline,))
+    except (OSError, NotImplementedError) as error:  # it makes semaphores
+        raise HostError(
+            f"processes cannot be started side by side: {error}; they need shared memory at /dev/shm: mount it"
+            " (mount -t tmpfs shm /dev/shm; docker run --shm-size 1g), and free what others left there"
+        ) from error
+    return pool, lifeline, held
+
+
 def _start_worker(lifeline: Connection) -> None:
     """Leave Ctrl-C to the parent, and die when ``lifeline`` closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -103,7 +122,8 @@ def _start_worker(lifeline: Connection) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _build(artifact: Artifact, root: Path) -> float:
-    began = time.process_time()
-    artifact.make(Store(root))
-    return time.process_time() - began
+def _build(artifact: Artifact, root: Path) -> tuple[float, list[str]]:
+    """Build it; return processor seconds, and what was damaged and is made anew."""
+    began, notes = time.process_time(), list[str]()
+    artifact.make(Store(root, report=notes.append))
+    return time.process_time() - began, notes

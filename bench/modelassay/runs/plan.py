@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from modelassay.errors import UsageError
-from modelassay.machine.code import SourceGraph, differences, library_versions
+from modelassay.machine.code import SourceGraph, differences
 from modelassay.recording.resume import latest_checkpoint
 from modelassay.recording.status import read_status
-from modelassay.runs.directory import Run, code_of, needs_of, runs_under
+from modelassay.runs.directory import Run, code_of, libraries_of, needs_of, runs_under
 from modelassay.runs.inputs import file_digests
 from modelassay.runs.needs import missing_artifacts
 from modelassay.runs.standing import standing
@@ -97,7 +97,7 @@ def refuse_changes(run: Run, sources: SourceGraph | None = None) -> None:
     """
     then = {"code": run.code, "libraries": run.environment["libraries"], "files": run.files}
     now = {
-        "code": code_of(run.suite, sources), "libraries": library_versions(),
+        "code": code_of(run.suite, sources), "libraries": libraries_of(run.suite, sources),
         "files": file_digests(run.suite, present=False),
     }  # fmt: skip
     changes = differences(then, now)

@@ -53,10 +53,12 @@ def unwritable(error: OSError, folder: Path) -> HostError | OSError:
     """Return a HostError in place of an ``error`` that says that ``folder`` cannot be made or written, others unchanged."""
     if error.errno == errno.ENAMETOOLONG:
         return HostError(f"{printable(str(folder))}: longer than the file system's names may be; choose a shorter one")
-    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) or error.errno == errno.EROFS:
-        return HostError(
-            f"{printable(str(folder))}: cannot be written; choose another place with --runs, for the cache with MODELASSAY_CACHE"
-        )
+    elsewhere = "choose another place with --runs, for the cache with MODELASSAY_CACHE"
+    if isinstance(error, NotADirectoryError | FileExistsError):
+        why = (error.strerror or "File exists").lower()
+        return HostError(f"{printable(str(folder))}: {why}, so this folder cannot be made; remove what is in the way, or {elsewhere}")
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return HostError(f"{printable(str(folder))}: cannot be written; {elsewhere}")
     return disk_fault(error, folder)
 
 

@@ -135,7 +135,7 @@ def _open(path: Path, flags: int) -> int:
 
 
 def _refuse(path: Path, mode: int, due: str) -> NoReturn:
-    raise UsageError(f"{printable(str(path))}: {_kind(mode)} where {due} is due; remove it")
+    raise UsageError(f"{printable(str(path))}: {_kind(mode)} where {due} is due; remove it", damaged=path)
 
 
 def read_json(path: Path, *, plain: bool = True) -> Any:
@@ -146,11 +146,23 @@ def read_json(path: Path, *, plain: bool = True) -> Any:
         ValueError: it is not such JSON.
         OSError: it is missing or may not be read.
     """
+    return strict_json(read_limited(path).decode(), plain=plain)
+
+
+def read_limited(path: Path) -> bytes:
+    """Return what the file ``path`` holds.
+
+    Raises:
+        UsageError: it is no regular file, or larger than ``MAX_JSON_BYTES``.
+        OSError: it is missing or may not be read.
+    """
     with open_regular(path) as file:
         data = file.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
-        raise UsageError(f"{printable(str(path))}: larger than {MAX_JSON_BYTES:,} bytes, which no run needs; remove it")
-    return strict_json(data.decode(), plain=plain)
+        raise UsageError(
+            f"{printable(str(path))}: larger than {MAX_JSON_BYTES:,} bytes, which no run needs; remove it", damaged=path
+        )
+    return data
 
 
 def strict_json(text: str, *, plain: bool = True) -> Any:

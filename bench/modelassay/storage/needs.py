@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from modelassay.errors import UsageError
+from modelassay.storage.digests import blocks
 from modelassay.storage.store import Store, content_key
 from modelassay.storage.stray import is_stray
-
-WHOLE_BYTES: Final = 256 << 20
-"""Files up to this size are hashed whole, in a second at most."""
-
-NUM_SAMPLES: Final = 256
-SAMPLE_BYTES: Final = 64 << 10
-"""Of larger files, as weights are, the size and this many blocks of this size count: an edit of less than 1/256 may pass."""
-
 
 _BESIDE: Final = (".md", ".pdf", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".log")
 _PAPERS: Final = ("license", "notice", "readme", "use_policy", "events.out.tfevents")
@@ -43,7 +36,7 @@ class File:
     """Of a model's folder only its own files count, not what lies beside or below them."""
 
     def digests(self) -> dict[str, str]:
-        """Return path -> 32 hex digits of BLAKE2b: of a model each file that decides it, of other folders one for all.
+        """Return path -> 32 hex digits of BLAKE2b, of large files over samples: of a model each file that decides it, of other folders one for all.
 
         Links to files are followed; what file managers and the like leave (`is_stray`) does not count.
 
@@ -90,21 +83,10 @@ def _digest(files: Iterable[Path], top: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         digest.update(f"{path.relative_to(top)}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
-        for block in _blocks(path):
-            digest.update(block)
+        with path.open("rb") as file:
+            for block in blocks(file):
+                digest.update(block)
     return digest.hexdigest()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= WHOLE_BYTES:
-            while block := file.read(1 << 20):
-                yield block
-            return
-        for index in range(NUM_SAMPLES):
-            file.seek((size - SAMPLE_BYTES) * index // (NUM_SAMPLES - 1))
-            yield file.read(SAMPLE_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +111,8 @@ class Artifact:
         return content_key(self.recipe)
 
     def is_built(self, store: Store) -> bool:
-        """Return whether ``store`` holds it."""
-        return store.path(self.recipe).is_dir()
+        """Return whether ``store`` holds it as it was published."""
+        return store.holds(self.recipe)
 
     def make(self, store: Store) -> None:
         """Build it in ``store``, unless it is there."""

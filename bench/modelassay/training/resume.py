@@ -3,7 +3,7 @@
 ::
 
     X.part/train/step-120/tensors.safetensors    weights that are trained, buffers, optimiser
-    X.part/train/step-120/state.json             numbers of the caller's, random streams
+    X.part/train/step-120/state.json             sealed: numbers of the caller's, random streams, the digest of the tensors
 
 The folder is the caller's: one that survives a kill and goes away with the work that it belongs to.
 """
@@ -11,7 +11,6 @@ The folder is the caller's: one that survives a kill and goes away with the work
 from __future__ import annotations
 
 import errno
-import json
 import re
 import time
 from collections.abc import Mapping
@@ -25,7 +24,9 @@ from torch import Tensor
 
 from modelassay.errors import CheckpointError
 from modelassay.recording.random_state import random_states
+from modelassay.storage.digests import difference, digests_of
 from modelassay.storage.files import no_space, publish
+from modelassay.storage.sealed import read_sealed, sealed_json
 from modelassay.storage.stray import remove_folder
 
 MAX_SHARE = 0.05
@@ -82,7 +83,8 @@ class Checkpoints:
             temporary.mkdir(parents=True, exist_ok=True)
             flat = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
             save_file(flat, temporary / _TENSORS)
-            (temporary / _DOCUMENT).write_text(json.dumps({"random": random_states(), "document": document}))
+            state = {"random": random_states(), "document": document, "files": digests_of(temporary)}
+            (temporary / _DOCUMENT).write_bytes(sealed_json(state))
             publish(temporary, final)
         except (OSError, SafetensorError) as error:
             raise _no_space(error, self.folder) from error
@@ -104,11 +106,15 @@ class Checkpoints:
         step = max(folders)
         folder = folders[step]
         try:
+            state = read_sealed(folder / _DOCUMENT, plain=False)
+            if why := difference(folder, state["files"], wholly=True):
+                raise ValueError(why)
             tensors = load_file(folder / _TENSORS)
-            state = json.loads((folder / _DOCUMENT).read_text())
             document = {**state["document"], "random": state["random"]}
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise CheckpointError(f"{folder}: a damaged checkpoint ({error}); delete it to train anew") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{folder}: a damaged checkpoint ({error}); delete it to train anew", damaged=folder
+            ) from error
         return Saved(folder=folder, step=step, tensors=tensors, document=document)
 
     def _by_step(self) -> dict[int, Path]:

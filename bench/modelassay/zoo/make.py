@@ -45,6 +45,8 @@ def ensure(name: str, *, store: Store, timer: Timer | None = None) -> Path:
     Raises:
         CheckpointError: the zoo has no such member.
     """
+    if store.holds(recipe(name)):
+        return store.path(recipe(name))
     model = member(name)
     above = [ensure(other, store=store, timer=timer) for other in parents(name)]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support.toy_suite import SUITE, environ, modelassay, only_run, write_suite
+from support.toy_suite import SUITE, environ, modelassay, only_run, rewrite, write_suite
 
 ROGUE = """\
 suite: rogue
@@ -91,8 +91,7 @@ def three_runs(tmp_path: Path) -> Path:
         shutil.copytree(first, root / name)
     log = next((root / "second").glob("cells/*/attempt-1.jsonl"))
     log.write_text("no record\n" + log.read_text())
-    manifest = root / "third/run.json"
-    manifest.write_text(manifest.read_text().replace('"package": "toy"', '"package": "gone"'))
+    rewrite(root / "third", lambda manifest: manifest["suite"]["experiment"].update(package="gone"))
     return root
 
 

@@ -1,12 +1,15 @@
 """Which code a result depends on: what it imports, however deep, and nothing beside it."""
 
+import importlib.metadata
+import importlib.util
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from modelassay.machine import code
-from modelassay.machine.code import SourceGraph, differences
+from modelassay.machine.code import LIBRARIES_BEHIND, SourceGraph, differences
 
 FILES = {
     "bench/assay/__init__.py": "",
@@ -101,6 +104,50 @@ def test_no_analysis_decides_a_cell_and_the_kernels_do(experiment: str) -> None:
     ]
     assert "modelassay/recording/meter.py" in files
     assert any(name.startswith("modelassay_kernels/") for name in files)
+
+
+def test_libraries_are_those_that_are_imported_and_those_behind_them(packages: Path) -> None:
+    (packages / "bench/assay/meter.py").write_text("import os, yaml\nfrom transformers.models import llama")
+    (packages / "bench/assay/figures.py").write_text("import altair")
+    versions = SourceGraph().libraries(ROOT)
+    assert versions.keys() == {
+        "python", "numpy", "pyyaml", "transformers", "tokenizers", "safetensors", "jinja2", "regex", "assay-kernels",
+    }  # fmt: skip
+    assert versions["numpy"] == importlib.metadata.version("numpy")
+    assert versions["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert versions["assay-kernels"] is None
+
+
+@pytest.mark.parametrize("experiment", ["fingerprinting", "spectral", "downloads"])
+def test_every_library_that_decides_is_compared(experiment: str) -> None:
+    versions = SourceGraph().libraries("modelassay.runs.cell", f"modelassay.experiments.{experiment}.run")
+    assert {
+        "python",
+        "torch",
+        "numpy",
+        "scipy",
+        "safetensors",
+        "tokenizers",
+        "transformers",
+        "peft",
+        "triton",
+    } <= versions.keys()
+    assert not {"polars", "huggingface-hub", "altair", "statsmodels", "click", "rich"} & versions.keys()
+    then = {"libraries": {**versions, "scipy": "1.0", "safetensors": None, "python": "3.1.4"}}
+    assert {line.split()[0] for line in differences(then, {"libraries": versions})} == {
+        "scipy",
+        "safetensors",
+        "python",
+    }
+
+
+@pytest.mark.parametrize(
+    ("library", "behind"), [(name, behind) for name, names in LIBRARIES_BEHIND.items() for behind in names]
+)
+def test_libraries_behind_others_are_what_those_import(library: str, behind: str) -> None:
+    root = Path(importlib.util.find_spec(library).origin).parent
+    imports = re.compile(rf"^\s*(import|from) {behind}\b", re.MULTILINE)
+    assert any(imports.search(path.read_text(errors="replace")) for path in root.rglob("*.py"))
 
 
 def test_library_differences_are_those_that_decide_numbers() -> None:

@@ -160,7 +160,11 @@ def test_endpoint_that_is_no_address_is_refused(user: User, address: str) -> Non
 def test_command_without_a_network_ends_before_it_imports_much(tmp_path: Path) -> None:
     """One line; torch alone takes seconds to import."""
     env = environ(
-        HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path), NO_PROXY="127.0.0.1", PYTHONPROFILEIMPORTTIME="1"
+        HF_ENDPOINT="http://127.0.0.1:9",
+        HF_HOME=str(tmp_path),
+        NO_PROXY="127.0.0.1",
+        HF_HUB_OFFLINE="0",
+        PYTHONPROFILEIMPORTTIME="1",
     )
     code, out, err = modelassay("fingerprint", "hf:lab/a", "hf:lab/b", env=env)
     lines = [line for line in err.splitlines() if not line.startswith("import time:")]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,33 @@ def test_damaged_checkpoint_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "checkpoint/1/state.json").write_text(content)
     with pytest.raises(RecordError, match=r"checkpoint/1: a damaged checkpoint .* delete it"):
         latest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["state.json", "w.bin"])
+def test_no_flipped_bit_of_a_checkpoint_is_gone_on_with(tmp_path: Path, name: str) -> None:
+    new_recorder(tmp_path).checkpoint(
+        {"step": 1}, write=lambda folder: (folder / "w.bin").write_bytes(b"weights") and None
+    )
+    path = tmp_path / "checkpoint/1" / name
+    data = path.read_bytes()
+    for at in range(0, len(data), 1 + len(data) // 200):
+        path.write_bytes(data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :])
+        with pytest.raises(RecordError, match=r"checkpoint/1: a damaged checkpoint .* delete it to begin") as raised:
+            latest(tmp_path)
+        assert raised.value.damaged == tmp_path / "checkpoint/1"
+    path.unlink()
+    with pytest.raises(RecordError, match="a damaged checkpoint"):
+        latest(tmp_path)
+
+
+def test_checkpoint_of_another_cell_is_not_gone_on_with(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        new_recorder(tmp_path / name).checkpoint({"step": 1})
+    shutil.rmtree(tmp_path / "one/checkpoint")
+    (tmp_path / "other/checkpoint").rename(tmp_path / "one/checkpoint")
+    with pytest.raises(RecordError, match=r"one/checkpoint/1: a damaged checkpoint \(it is one of other\); delete it"):
+        latest(tmp_path / "one")
 
 
 def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,15 +175,18 @@ def damaged(raw: bytes, old: bytes, new: bytes) -> bytes:
         (b',"labels":{"step":5}', b"", "without a valid labels"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("size", [8, 1 << 16])
+@pytest.mark.parametrize(("size", "ended"), [(8, True), (1 << 16, True), (8, False)])
 def test_what_one_line_may_not_hold_is_refused_in_bulk_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bytes, new: bytes, says: str, size: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bytes, new: bytes, says: str, size: int, ended: bool
 ) -> None:
+    if not ended and says == "recorded twice":
+        pytest.skip("told once the cell has ended")
     monkeypatch.setattr(columns, "BATCH_LINES", size)
     segment = Log(tmp_path / "attempt-1.jsonl", cell=tmp_path.name, attempt=1, resumed_at=0)
     for step in range(20):
         segment.append("metric", {"name": "x", "value": 0.5, "labels": {"step": step}})
-    segment.append("status", {"outcome": "done", "reason": "", "wall_s": 1.0})
+    if ended:
+        segment.append("status", {"outcome": "done", "reason": "", "wall_s": 1.0})
     segment.close()
     path = tmp_path / "attempt-1.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)

@@ -17,9 +17,10 @@ from modelassay.recording.log import read_cell
 from modelassay.runs.directory import create_run, open_run
 from modelassay.runs.plan import plan
 from modelassay.runs.progress import PlainBoard, Position, position_of
+from modelassay.storage.sealed import sealed_json
 from modelassay.suite import load_suite
 from support.small_disk import needs_root, small_disk
-from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
+from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, rewrite, start, write_suite
 
 NUM_KILLS = 10
 """In CI; `test_kill_at_fifty_random_moments` has the rest, with stages, at night."""
@@ -166,10 +167,7 @@ def test_changed_code_is_refused_with_the_difference(tmp_path: Path) -> None:
         "run", write_suite(tmp_path, SUITE.replace("pause_ms: 3.0", "exit_at: 3")), "--runs", tmp_path / "runs"
     )
     run = only_run(tmp_path / "runs")
-    manifest = json.loads((run / "run.json").read_text())
-    changed = next(name for name in manifest["code"] if name.endswith("toy/run.py"))
-    manifest["code"][changed] = "0" * 16
-    (run / "run.json").write_text(json.dumps(manifest))
+    rewrite(run, lambda manifest: manifest["code"].update({"toy/run.py": "0" * 16}))
     code, _, err = modelassay("run", run)
     assert code == 2
     assert "what decides its numbers changed since this run began" in err
@@ -181,8 +179,7 @@ def test_changed_parameters_are_refused(tmp_path: Path) -> None:
     run = only_run(tmp_path / "runs")
     code, _, err = modelassay("run", run, "-o", "steps=3")
     assert (code, "is an existing run; --profile, -o and --into apply to new runs only" in err) == (2, True)
-    manifest = (run / "run.json").read_text()
-    (run / "run.json").write_text(manifest.replace('"steps": 24', '"steps": 25'))
+    rewrite(run, lambda manifest: [cell["params"].update(steps=25) for cell in manifest["suite"]["cells"]])
     code, _, err = modelassay("run", run)
     assert (code, "changed by hand" in err) == (2, True)
 
@@ -244,27 +241,30 @@ def test_plan_costs_nothing_that_was_not_measured_whole(tmp_path: Path) -> None:
 
 def test_plan_of_changed_code_is_refused_like_the_run(tmp_path: Path) -> None:
     modelassay("run", write_suite(tmp_path, SUITE.replace("pause_ms: 3.0", "exit_at: 3")), "--runs", tmp_path / "runs")
-    manifest = only_run(tmp_path / "runs") / "run.json"
-    manifest.write_text(manifest.read_text().replace('"torch": "', '"torch": "0.'))
+    run = only_run(tmp_path / "runs")
+    rewrite(run, lambda manifest: manifest["environment"]["libraries"].update(torch="0.1"))
     for arguments in (("--plan",), ()):
-        code, _, err = modelassay("run", manifest.parent, *arguments)
-        assert (code, "torch changed from 0." in err) == (2, True)
+        code, _, err = modelassay("run", run, *arguments)
+        assert (code, "torch changed from 0.1" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ("", "damaged (JSONDecodeError"),
-        ("[]", "damaged (TypeError"),
-        ("{}", "damaged (KeyError: 'schema'"),
-        ('{"schema": 1}', "schema 1, this modelassay reads 2"),
-        ('{"schema": 2, "suite": {}, "environment": [], "code": {}, "files": {}}', "damaged (TypeError"),
-        (
-            '{"schema": 2, "suite": {}, "environment": {"libraries": {}}, "code": {}, "files": {}}',
-            "run.json: schema_version",
-        ),
+        ("[]", "damaged (it has no checksum)"),
+        ("{}", "damaged (it has no checksum)"),
+        ('{"schema": 3}', "damaged (it has no checksum)"),
+        ('{"schema": 1}', "schema 1, this modelassay reads 3; read it with the version that wrote it, or start"),
+        ('{"schema": 2, "environment": {"git": {"commit": "4df9fac0123456"}}}', "wrote it, at commit 4df9fac01234, or start"),
+        (sealed_json({"x": 1}).decode(), "damaged (KeyError: 'schema'"),
+        (sealed_json({"schema": 4}).decode(), "schema 4, this modelassay reads 3"),
+        (sealed_json({"schema": 3}).decode().replace("3}", "2}"), "not as it was written: the checksum differs"),
+        (sealed_json({"schema": 3, "suite": {}, "environment": [], "code": {}, "files": {}}).decode(), "damaged (TypeError"),
+        (sealed_json({"schema": 3, "suite": {}, "environment": {"libraries": {}}, "code": {}, "files": {}}).decode(),
+         "run.json: schema_version"),
     ],
-)
+)  # fmt: skip
 def test_damaged_manifest_is_one_line(tmp_path: Path, content: str, says: str) -> None:
     (tmp_path / "run.json").write_text(content)
     for verb in ("run", "show"):
@@ -293,7 +293,7 @@ def test_results_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     code, _, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "file")
     assert code == 6
-    assert "cannot be written" in err
+    assert "so this folder cannot be made; remove what is in the way" in err
     assert "Traceback" not in err
 
 

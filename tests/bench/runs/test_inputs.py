@@ -11,10 +11,10 @@ import pytest
 
 from modelassay.errors import UsageError
 from modelassay.runs import inputs
-from modelassay.storage import needs
+from modelassay.storage import digests
 from modelassay.storage.needs import File
 from modelassay.suite import load_suite
-from support.toy_suite import modelassay, only_run, write_suite
+from support.toy_suite import modelassay, only_run, rewrite, write_suite
 
 SUITE = """\
 suite: walk
@@ -103,8 +103,8 @@ def test_a_link_that_leads_elsewhere_later_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_whose_paths_are_relative_is_refused(begun: Path, tmp_path: Path) -> None:
     """As those of before are, or one that was changed by hand."""
-    path = begun / "run.json"
-    path.write_text(path.read_text().replace(str(tmp_path / "here/base"), "./base"))
+    absolute = str(tmp_path / "here/base")
+    rewrite(begun, lambda manifest: manifest.update(json.loads(json.dumps(manifest).replace(absolute, "./base"))))
     code, err = go_on(begun, tmp_path / "there")
     assert (code, "is a path from a folder that the run does not record" in err) == (2, True), err
 
@@ -165,7 +165,7 @@ def test_an_input_that_is_not_there_is_refused_when_the_run_is_created(
 
 
 def test_a_large_file_counts_by_size_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(needs, "WHOLE_BYTES", 1 << 20)
+    monkeypatch.setattr(digests, "WHOLE_BYTES", 1 << 20)
     path = tmp_path / "weights"
     path.write_bytes(bytes(64 << 20))
     before = File(path=path).digests()

@@ -183,6 +183,32 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
         attempt(training, tmp_path)
 
 
+def test_no_flipped_bit_of_a_checkpoint_is_trained_on(tmp_path: Path) -> None:
+    attempt(Training(**SETTINGS), tmp_path, 6)
+    draw = random.Random(0)
+    for file in sorted((tmp_path / "step-5").iterdir()):
+        data = file.read_bytes()
+        for place in [0, len(data) - 1, *(draw.randrange(len(data)) for _ in range(100))]:
+            file.write_bytes(data[:place] + bytes([data[place] ^ (1 << draw.randrange(8))]) + data[place + 1 :])
+            with pytest.raises(
+                CheckpointError, match="step-5: a damaged checkpoint .*; delete it to train anew"
+            ) as raised:
+                Checkpoints(tmp_path).latest()
+            assert raised.value.damaged == tmp_path / "step-5"
+        file.write_bytes(data)
+    assert Checkpoints(tmp_path).latest() is not None
+
+
+def test_a_stray_file_is_in_nobodys_way(tmp_path: Path) -> None:
+    training = Training(**SETTINGS)
+    expected = attempt(training, None)
+    attempt(training, tmp_path, 6)
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "step-old").touch()
+    (tmp_path / "step-5/.nfs01").touch()
+    assert attempt(training, tmp_path) == expected
+
+
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training(**SETTINGS)
     attempt(training, tmp_path, 6)

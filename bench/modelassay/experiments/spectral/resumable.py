@@ -19,7 +19,9 @@ from modelassay.curvature.lanczos import Krylov, extend, krylov, ritz_ends
 from modelassay.curvature.operators import Operator
 from modelassay.curvature.spectrum import end_places
 from modelassay.curvature.vectors import VectorStore
+from modelassay.errors import RecordError
 from modelassay.recording.context import Recorder
+from modelassay.storage.digests import difference, digest_of
 from modelassay.storage.durable import no_space, sync_file
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -53,7 +55,7 @@ def empty_store(operator: Operator) -> VectorStore:
 class ResumableLanczos:
     """Where a measurement stands: a payload for the checkpoint, and files of vectors beside it.
 
-    Vectors are written once, when a checkpoint is due, and not again: a checkpoint costs what is new.
+    Vectors are written once, when a checkpoint is due, and not again: a checkpoint costs what is new. It holds their digests.
     """
 
     def __init__(self, operator: Operator, recorder: Recorder) -> None:
@@ -61,7 +63,8 @@ class ResumableLanczos:
         saved = recorder.restore()
         self._operator, self._recorder = operator, recorder
         self._folder = recorder.folder / "vectors"
-        self.payload: dict[str, Any] = {"runs": [], "samples": []} if saved is None else dict(saved.payload)
+        fresh: dict[str, Any] = {"runs": [], "samples": [], "vectors": {}}
+        self.payload: dict[str, Any] = fresh if saved is None else dict(saved.payload)
         self._num_on_disk = 0
 
     def lanczos(self, run: int, *, steps: int, seed: int, basis_wanted: bool) -> Krylov:
@@ -120,9 +123,9 @@ class ResumableLanczos:
         space = Krylov(basis=empty_store(self._operator), diagonal=diagonal, coupling=coupling)
         if with_basis:
             for index in range(space.steps):
-                space.basis.append(self._read(run, index))
+                space.basis.append(self._read(self._path(run, index)))
             if not coupling or coupling[-1] != 0.0:
-                space.following_P = self._read(run, space.steps).to(self._operator.device)
+                space.following_P = self._read(self._path(run, space.steps, "-next")).to(self._operator.device)
             self._num_on_disk = space.steps
         return space
 
@@ -133,22 +136,31 @@ class ResumableLanczos:
         self._folder.mkdir(exist_ok=True)
         try:
             for index in range(self._num_on_disk, space.steps):
-                self._write(run, index, space.basis.row(index))
+                self._write(self._path(run, index), space.basis.row(index))
             if space.following_P is not None and self._num_on_disk < space.steps:
-                self._write(run, space.steps, space.following_P)
+                self._write(self._path(run, space.steps, "-next"), space.following_P)
         except OSError as error:
             raise no_space(error, self._folder) from error
         self._num_on_disk = space.steps
         self._recorder.checkpoint(self.payload)
+        for path in self._folder.glob(f"{run}-*-next.npy"):
+            if path != self._path(run, space.steps, "-next"):
+                path.unlink()  # the checkpoint that it belonged to is gone
+                self.payload["vectors"].pop(path.name, None)
 
-    def _path(self, run: int, index: int) -> Path:
-        return self._folder / f"{run}-{index:05d}.npy"
+    def _path(self, run: int, index: int, suffix: str = "") -> Path:
+        """Return the file of a vector; the one that follows the basis has its own, which no kill leaves half overwritten."""
+        return self._folder / f"{run}-{index:05d}{suffix}.npy"
 
-    def _write(self, run: int, index: int, vector_P: Tensor) -> None:
-        with self._path(run, index).open("wb") as file:
+    def _write(self, path: Path, vector_P: Tensor) -> None:
+        with path.open("wb") as file:
             np.save(file, vector_P.cpu().numpy())
             file.flush()
             sync_file(file.fileno())
+        self.payload["vectors"][path.name] = digest_of(path)
 
-    def _read(self, run: int, index: int) -> Tensor:
-        return torch.from_numpy(np.load(self._path(run, index)))
+    def _read(self, path: Path) -> Tensor:
+        if why := difference(self._folder, {path.name: self.payload["vectors"][path.name]}, wholly=True):
+            checkpoint = self._recorder.folder / "checkpoint"
+            raise RecordError(f"{self._folder}: {why}; delete {checkpoint} to begin anew", damaged=path)
+        return torch.from_numpy(np.load(path))

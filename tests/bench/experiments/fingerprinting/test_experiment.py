@@ -14,7 +14,7 @@ from modelassay.experiments.fingerprinting.analyse.read import models_of
 from modelassay.fingerprints.curves import ROLES, paper_exact
 from modelassay.runs.directory import open_run
 from support.tiny_models import expected_blocks, make_model, save
-from support.toy_suite import metrics_of, modelassay, only_run
+from support.toy_suite import metrics_of, modelassay, only_run, rewrite
 
 LAYERS = 6
 
@@ -132,9 +132,8 @@ def test_background_that_is_not_whole_or_means_nothing_says_so(models: Path, run
     assert answer["against"] == {"run": str(run), "profile": "mine", "complete": True}
 
     part = shutil.copytree(run, tmp_path / "part")
+    rewrite(part, lambda manifest: manifest["suite"].update(profile="smoke"))
     manifest = json.loads((part / "run.json").read_text())
-    manifest["suite"]["profile"] = "smoke"
-    (part / "run.json").write_text(json.dumps(manifest))
     cell_id = next(cell["id"] for cell in manifest["suite"]["cells"] if cell["params"]["model"].endswith("/g"))
     shutil.rmtree(part / "cells" / cell_id)
     code, out, _ = modelassay("fingerprint", *pair, "--json", "--against", part)

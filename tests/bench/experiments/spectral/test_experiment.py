@@ -1,6 +1,7 @@
 """The experiment on small checkpoints: its numbers against a dense spectrum, any model and text, interruptions, and mistakes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from modelassay.charts import data_of
 from modelassay.data.text import rows_of
-from modelassay.errors import Diverged, UsageError
+from modelassay.errors import Diverged, RecordError, UsageError
 from modelassay.experiments.spectral.analyse import analyse
 from modelassay.experiments.spectral.measure import exact_numbers
 from modelassay.experiments.spectral.params import Params
@@ -186,6 +187,25 @@ def test_interrupted_at_any_product_and_taken_up_again(scene: Path, dense: tuple
     assert len(ritz_values(dense[0])) == 102
     assert len(segments(scene / "stopped" / "cells" / "c")) == 6
     assert not list(scene.glob("stopped/cells/*/vectors"))
+
+
+@pytest.mark.parametrize("which", ["0-00003.npy", "0-00026-next.npy"])
+def test_vector_that_is_not_as_it_was_written_is_not_used(
+    scene: Path, dense: tuple[Path, Params], tmp_path: Path, which: str
+) -> None:
+    with pytest.raises(Stopped):
+        measure(tmp_path / "worn", dense[1], stop=30)
+    cell = tmp_path / "worn/cells/c"
+    data = bytearray((cell / "vectors" / which).read_bytes())
+    data[-3] ^= 1
+    (cell / "vectors" / which).write_bytes(data)
+    with pytest.raises(
+        RecordError, match=f"{which} does not hold what was written; delete {cell}/checkpoint to begin anew"
+    ):
+        measure(tmp_path / "worn", dense[1])
+    shutil.rmtree(cell / "checkpoint")
+    measure(tmp_path / "worn", dense[1])
+    assert recorded(tmp_path / "worn") == recorded(dense[0])
 
 
 KILLED = """

@@ -36,7 +36,7 @@ MODULES: dict[str, dict[str, list[str]]] = {
     "mixtral": {**NORMS, **_MIXTRAL},
     "qwen2_moe": {**NORMS, **{role: [*names, f"mlp.shared_expert.{role}_proj"] for role, names in _EXPERTS.items()}},
     "qwen3_moe": {**NORMS, **_EXPERTS},
-    "bert": {},
+    "bert": {"up": ["intermediate.dense"], "down": ["output.dense"]},
 }
 """Modules below a layer by role, as each model's own code names them."""
 

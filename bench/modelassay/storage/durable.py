@@ -56,7 +56,9 @@ def unwritable(error: OSError, folder: Path) -> HostError | OSError:
     elsewhere = "choose another place with --runs, for the cache with MODELASSAY_CACHE"
     if isinstance(error, NotADirectoryError | FileExistsError):
         why = (error.strerror or "File exists").lower()
-        return HostError(f"{printable(str(folder))}: {why}, so this folder cannot be made; remove what is in the way, or {elsewhere}")
+        return HostError(
+            f"{printable(str(folder))}: {why}, so this folder cannot be made; remove what is in the way, or {elsewhere}"
+        )
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return HostError(f"{printable(str(folder))}: cannot be written; {elsewhere}")
     return disk_fault(error, folder)

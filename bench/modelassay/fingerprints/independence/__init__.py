@@ -18,6 +18,7 @@ import numpy as np
 from modelassay.fingerprints.independence.agreement import agreement
 from modelassay.fingerprints.independence.layers import chosen_layers, layer_pairs
 from modelassay.fingerprints.independence.matching import (
+    MAX_CANDIDATES,
     Matching,
     NumberingTest,
     match_features,
@@ -46,15 +47,15 @@ def independence(a: ModelMatrices, b: ModelMatrices, *, alpha: float = 1e-6) -> 
     """
     pairs = chosen_layers(layer_pairs(a, b))
     embeddings = shared_embeddings(a, b)
-    matchings = {
+    matchings: dict[str, list[Matching | None]] = {
         "hidden dimensions by embeddings": [] if isinstance(embeddings, str) else [_by_embeddings(*embeddings)],
         "hidden dimensions by body": [_by_body(a, b, pairs)],
-        "neurons by rows": [_by_rows(*networks, seed) for seed, networks in enumerate(_networks(a, b, pairs))],
-        "neurons by invariants": [
-            match_features(invariants(first), invariants(second), seed=seed)
-            for seed, (first, second) in enumerate(_networks(a, b, pairs))
-        ],
+        "neurons by rows": [],
+        "neurons by invariants": [],
     }
+    for seed, (first, second) in enumerate(_networks(a, b, pairs)):
+        matchings["neurons by rows"].append(_by_rows(first, second, seed))
+        matchings["neurons by invariants"].append(match_features(invariants(first), invariants(second), seed=seed))
     made = {name: [one for one in group if one is not None] for name, group in matchings.items()}
     tests = tuple(test for name, group in made.items() if (test := numbering_test(name, group)) is not None)
     lacking = {
@@ -77,7 +78,9 @@ def _networks(
 ) -> Iterator[tuple[Neurons, Neurons]]:
     """Yield corresponding feed-forward networks: of a layer's experts those of one number."""
     for first, second in pairs:
-        yield from zip(a.networks(first), b.networks(second), strict=False)
+        alike = a.num_neurons(first) == b.num_neurons(second)
+        limit = MAX_CANDIDATES if alike else None  # a part kept in its order is found among all
+        yield from zip(a.networks(first, limit), b.networks(second, limit), strict=False)
 
 
 def _by_embeddings(a_TD: Floats, b_TD: Floats) -> Matching | None:

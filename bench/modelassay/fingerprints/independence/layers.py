@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from modelassay.fingerprints.independence.matching import MAX_CANDIDATES
 from modelassay.fingerprints.independence.matrices import Floats, ModelMatrices, invariants
 
 MAX_LAYERS = 8
@@ -30,7 +31,7 @@ def layer_pairs(a: ModelMatrices, b: ModelMatrices) -> list[tuple[int, int]]:
 def _spectra(model: ModelMatrices) -> Floats | None:
     layers = []
     for layer in range(model.num_layers):
-        networks = model.networks(layer)
+        networks = model.networks(layer, MAX_CANDIDATES)
         if not networks:
             return None
         layers.append(

@@ -12,13 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from modelassay.fingerprints.independence.matrices import Floats, row_products
 from modelassay.statistics.permutations import fixed_points_log_p, inversions, inversions_log_p
 
 MAX_UNITS = 1024
 """Units of one group that are matched; more would cost time and change p from 1e-1000 to 1e-2000."""
 
+MAX_CANDIDATES = 2048
+"""Neurons that are read of networks of one width: the first ones of both. A copy has the partner of each among them, and under
+independent numbering any part of the numbers is as random as all of them."""
+
 Indices = NDArray[np.intp]
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +97,13 @@ def match_features(first: Floats, second: Floats, *, seed: int) -> Matching | No
 
 def _usable(matrices: Sequence[Floats], random: np.random.Generator) -> Indices:
     with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.stack([np.square(matrix, dtype=np.float64).sum(1) for matrix in matrices])
+        norms = np.stack([row_products(matrix, matrix) for matrix in matrices])
     usable: Indices = np.flatnonzero((np.isfinite(norms) & (norms > 0)).all(0))
     return random.permutation(usable)
 
 
 def _unit(rows: Floats) -> Floats:
-    size = np.sqrt(np.square(rows, dtype=np.float64).sum(1, keepdims=True))
-    scaled: Floats = (rows / size).astype(np.float32)
+    scaled: Floats = (rows / np.sqrt(row_products(rows, rows))[:, None]).astype(np.float32)
     return scaled
 
 

@@ -24,6 +24,9 @@ from modelassay_kernels import FileSpan
 
 Floats = NDArray[np.float32]
 
+BODY_ROWS = 512
+"""Rows of a projection along which hidden dimensions are compared; eight layers of 4,096 dimensions then take 0.4 GB a model."""
+
 NORM_PLUS_ONE = frozenset({"gemma", "gemma2", "gemma3_text"})
 """Architectures whose norms multiply by one plus the stored weight."""
 
@@ -52,13 +55,19 @@ def invariants(network: Neurons) -> Floats:
     Six numbers where a network has three matrices: the norms of the rows of gate, up and down and the cosines between them
     (which change sign with the neuron's, so their size is taken); three where it has two. NaN for a neuron without content.
     """
-    parts = [part.astype(np.float64) for part in network.parts()]
+    parts = network.parts()
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        norms = [np.sqrt((part * part).sum(1)) for part in parts]
+        norms = [np.sqrt(row_products(part, part)) for part in parts]
         columns = [np.log(norm) for norm in norms]
         for i, j in itertools.combinations(range(len(parts)), 2):
-            columns.append(np.abs((parts[i] * parts[j]).sum(1) / (norms[i] * norms[j])))
+            columns.append(np.abs(row_products(parts[i], parts[j]) / (norms[i] * norms[j])))
         return np.stack(columns, 1).astype(np.float32)
+
+
+def row_products(a: Floats, b: Floats) -> NDArray[np.float64]:
+    """Return the inner product of each row of one matrix with that of the other, summed in float64 without a copy of either."""
+    products: NDArray[np.float64] = np.einsum("uf,uf->u", a, b, dtype=np.float64)
+    return products
 
 
 class ModelMatrices:
@@ -83,17 +92,24 @@ class ModelMatrices:
         return None if read is None else read.numpy()
 
     def along_hidden(self, layer: int) -> list[Floats]:
-        """Return q, k, v, o and the matrices of the first feed-forward network of a layer, hidden dimensions last: [R, D] each."""
+        """Return q, k, v, o and the matrices of the first feed-forward network of a layer, hidden dimensions last: [R, D] each.
+
+        Of each matrix at most `BODY_ROWS` rows at even distances.
+        """
         matrices = {}
         for matrix in self.checkpoint.matrices:
             if matrix.layer == layer:
                 values = self.checkpoint.read(matrix).float().numpy()
                 matrices[matrix.role] = values.T if matrix.role == "o" else values
         networks = self.networks(layer)
-        return [matrices["q"], matrices["k"], matrices["v"], matrices["o"], *(networks[0].parts() if networks else [])]
+        along = [matrices["q"], matrices["k"], matrices["v"], matrices["o"], *(networks[0].parts() if networks else [])]
+        return [rows[:: max(1, -(-len(rows) // BODY_ROWS))] for rows in along]
 
-    def networks(self, layer: int) -> list[Neurons]:
-        """Return the feed-forward networks of a layer, one an expert; none where their tensors are not known."""
+    def networks(self, layer: int, limit: int | None = None) -> list[Neurons]:
+        """Return the feed-forward networks of a layer, one an expert; none where their tensors are not known.
+
+        ``limit`` is the number of neurons that are read of each, the first ones; None: all.
+        """
         spans = self._spans[layer]
         norm = self._norm(spans.get("norm-2", []))
         ups, downs, gates = (spans.get(role, []) for role in ("up", "down", "gate"))
@@ -101,8 +117,9 @@ class ModelMatrices:
             return []
         networks = []
         for at, (up, down) in enumerate(zip(ups, downs, strict=True)):
-            gate = self._rows(gates[at], self._inputs_first) if gates else None
-            up_nD, down_nD = self._rows(up, self._inputs_first), self._rows(down, not self._inputs_first)
+            gate = self._rows(gates[at], limit, hidden_first=self._inputs_first) if gates else None
+            up_nD = self._rows(up, limit, hidden_first=self._inputs_first)
+            down_nD = self._rows(down, limit, hidden_first=not self._inputs_first)
             if up_nD is None or down_nD is None or up_nD.shape != down_nD.shape:
                 return []
             if gates and (gate is None or gate.shape != up_nD.shape):
@@ -110,12 +127,22 @@ class ModelMatrices:
             networks.append(Neurons(up_nD=up_nD, down_nD=down_nD, gate_nD=gate, scale_D=norm))
         return networks
 
-    def _rows(self, span: FileSpan, hidden_first: bool) -> Floats | None:
+    def num_neurons(self, layer: int) -> list[int]:
+        """Return the width of each feed-forward network of a layer."""
+        return [span.num_cols // self.width for span in self._spans[layer].get("up", [])]
+
+    def _rows(self, span: FileSpan, limit: int | None, *, hidden_first: bool) -> Floats | None:
         """Return a tensor of the feed-forward network as [n, D]; None where its size is no multiple of the hidden size."""
         if span.num_cols % self.width:
             return None
-        flat = read_elements(Path(span.path), span.dtype, span.offset, span.num_cols).float().numpy()
-        return np.ascontiguousarray(flat.reshape(self.width, -1).T) if hidden_first else flat.reshape(-1, self.width)
+        num_neurons = span.num_cols // self.width
+        count = num_neurons if limit is None else min(limit, num_neurons)
+        if not hidden_first:  # a row a neuron: the first ones are one piece of the file
+            flat = read_elements(Path(span.path), span.dtype, span.offset, count * self.width)
+            rows: Floats = flat.float().numpy().reshape(count, self.width)
+            return rows
+        stored = read_elements(Path(span.path), span.dtype, span.offset, span.num_cols).reshape(self.width, num_neurons)
+        return np.ascontiguousarray(stored[:, :count].float().numpy().T)
 
     def _norm(self, spans: list[FileSpan]) -> Floats | None:
         if not spans or spans[0].num_cols != self.width:

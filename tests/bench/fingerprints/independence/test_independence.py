@@ -14,6 +14,7 @@ from torch import nn
 from modelassay.fingerprints.identical import same_bits
 from modelassay.fingerprints.independence import Independence, independence, matrices_of
 from modelassay.fingerprints.independence.matching import match_features, match_units, numbering_test
+from modelassay.fingerprints.independence.matrices import invariants
 from modelassay.fingerprints.independence.statement import state
 from modelassay.models.checkpoints import open_checkpoint
 from modelassay.storage.store import Store
@@ -179,6 +180,29 @@ def test_a_part_in_its_order_is_found_by_inversions() -> None:
             assert test is not None
             assert test.statistic == "inversions"
             assert (test.log10_p < -6) == is_related
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_the_first_neurons_are_those_of_the_whole(tmp_path: Path, model_type: str) -> None:
+    folder = write(model_of(model_type, 0), tmp_path)
+    model = matrices_of(resolve(str(folder), store=Store(tmp_path / "store")))
+    (whole,), (part,) = model.networks(1), model.networks(1, 10)
+    assert model.num_neurons(1) == [len(whole.up_nD)]
+    for all_nD, first_nD in zip(whole.parts(), part.parts(), strict=True):
+        assert first_nD.shape == (10, 32)
+        assert np.array_equal(all_nD[:10], first_nD)
+
+
+def test_invariants_are_norms_and_angles_of_each_neuron(tmp_path: Path) -> None:
+    folder = write(model_of("llama", 0), tmp_path)
+    (network,) = matrices_of(resolve(str(folder), store=Store(tmp_path / "store"))).networks(0)
+    gate, up, down = (part[7].astype(np.float64) for part in network.parts())
+    sizes = [float(np.linalg.norm(row)) for row in (gate, up, down)]
+    angles = [
+        abs(float(x @ y)) / float(np.linalg.norm(x) * np.linalg.norm(y))
+        for x, y in ((gate, up), (gate, down), (up, down))
+    ]
+    assert invariants(network)[7] == pytest.approx([*np.log(sizes), *angles], rel=1e-5)
 
 
 def test_layers_left_out_are_matched_without_their_numbers(tmp_path: Path) -> None:

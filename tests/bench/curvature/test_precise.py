@@ -50,8 +50,13 @@ def estimates(result: Spectrum) -> dict[str, Estimate]:
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        *((kind, torch.bfloat16) for kind in KINDS),
+        *(pytest.param(kind, torch.float32, marks=[] if kind == "hessian" else pytest.mark.nightly) for kind in KINDS),
+    ],
+)
 def test_bf16_intervals_hold_the_numbers_of_fp64(kind: str, dtype: torch.dtype) -> None:
     """Of the weights that the model has: those of a model in fp32 are rounded for the products, not for the truth."""
     model, batches = scene(dtype)

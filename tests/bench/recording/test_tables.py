@@ -219,6 +219,7 @@ def test_a_label_may_be_called_like_a_column(tmp_path: Path) -> None:
     assert_same(read_tables(cells, profile="p"), singly(cells))
 
 
+@pytest.mark.nightly
 def test_more_labels_than_a_table_may_have_are_refused(tmp_path: Path) -> None:
     segment = Log(tmp_path / "attempt-1.jsonl", cell=tmp_path.name, attempt=1, resumed_at=0)
     for number in range(4100):

@@ -136,11 +136,11 @@ def test_a_cell_needs_its_tables_or_its_listing_and_the_bases_that_ask(tmp_path:
     """Known before any cell starts; of the Hub's models nothing, which are fetched one by one."""
     tables = {"random_sample": ["a.csv"], "same_tokenizer": ["b.csv", "a.csv"]}
     measured = Params.model_validate({"model": "hf:lab/base", "measured": tables}, strict=False)
-    assert needs(measured) == [File(path=Path(name)) for name in ("a.csv", "b.csv", "a.csv")]
+    assert needs(measured) == [File(path=Path(name).absolute()) for name in ("a.csv", "b.csv", "a.csv")]
     assert cores(measured) == 1
     hub = Params(model="hf:lab/base", bases=("hf:lab/other", "hf:lab/base", str(tmp_path)), listing="listing.json")
     assert hub.asking == ("hf:lab/other", "hf:lab/base", str(tmp_path))
-    assert needs(hub) == [File(path=Path("listing.json")), File(path=tmp_path)]
+    assert needs(hub) == [File(path=Path("listing.json").absolute()), File(path=tmp_path, kind="model")]
     assert cores(hub) is None
     zoo = Params(model="zoo:base+cpt-25", bases=("zoo:mini-1",))
     assert zoo.asking == ("zoo:base+cpt-25", "zoo:mini-1")

@@ -66,7 +66,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("rhythm", "checkpoints"), [((True,), (1, 3, 4)), ((False, False, True), (4,)), ((False,), ())]
+    ("rhythm", "checkpoints"),
+    [
+        ((True,), (1, 3, 4)),
+        *(pytest.param(*case, marks=pytest.mark.nightly) for case in [((False, False, True), (4,)), ((False,), ())]),
+    ],
 )
 def test_a_cell_cut_off_at_any_unit_ends_with_the_same_records(
     models: Path, tmp_path: Path, rhythm: tuple[bool, ...], checkpoints: tuple[int, ...]

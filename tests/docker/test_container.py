@@ -354,10 +354,10 @@ def test_cache_that_cannot_be_written_is_told_before_the_start(toy: ToyImages, t
     assert f"MODELASSAY_CACHE or HF_HOME, or: chown -R 1234:1234 {tmp_path / 'cache'}" in err
 
 
-def test_memory_limit_below_what_engines_allow_is_refused_by_the_engine(toy: ToyImages, tmp_path: Path) -> None:
+def test_memory_limit_below_what_engines_allow_is_refused_before_one_is_asked(toy: ToyImages, tmp_path: Path) -> None:
     code, _, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "runs", *inside(toy.locked, "--memory", "1m"))  # fmt: skip
-    assert code == 6
-    assert "the container engine refused to make the container: " in err
+    assert code == 2
+    assert "--memory 1m: the smallest limit is 6m" in err
 
 
 def test_doctor_names_the_engine_and_its_images(toy: ToyImages) -> None:

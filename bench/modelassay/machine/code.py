@@ -213,8 +213,15 @@ def _distribution(package: str) -> str:
 
 
 def _deciding(versions: Mapping[str, str | None]) -> Mapping[str, str | None]:
-    """Leave Triton out beside a CPU build of torch: no tensor of such a build reaches a Triton kernel."""
-    return {**versions, "triton": None} if (versions.get("torch") or "").endswith("+cpu") else versions
+    """Return the versions as far as they decide a metric.
+
+    Of Python the language's version, 3.11 of 3.11.2: an image and its host seldom have one patch. No Triton beside a CPU build
+    of torch: no tensor of such a build reaches a Triton kernel.
+    """
+    chosen = {**versions, "python": ".".join((versions.get("python") or "").split(".")[:2]) or None}
+    if (versions.get("torch") or "").endswith("+cpu"):
+        chosen["triton"] = None
+    return chosen
 
 
 def native_extension() -> Path | None:

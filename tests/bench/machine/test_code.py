@@ -141,6 +141,15 @@ def test_every_library_that_decides_is_compared(experiment: str) -> None:
     }
 
 
+def test_a_patch_of_python_decides_nothing() -> None:
+    """The image that a suite names and its host seldom have one."""
+    host, image = ({"libraries": {"python": patch, "torch": "2.13.0"}} for patch in ("3.11.7", "3.11.16"))
+    assert differences(host, image) == []
+    assert differences(host, {"libraries": {"python": "3.12.7", "torch": "2.13.0"}}) == [
+        "python changed from 3.11 to 3.12"
+    ]
+
+
 @pytest.mark.parametrize(
     ("library", "behind"), [(name, behind) for name, names in LIBRARIES_BEHIND.items() for behind in names]
 )

@@ -108,8 +108,24 @@ def encode_value(value: float) -> float | str:
     return value if math.isfinite(value) else repr(float(value))  # float: NumPy writes its own as np.float64(nan)
 
 
+class HasOutcome:
+    """What ended in the status line of an attempt, or has not ended."""
+
+    status: Mapping[str, Any] | None
+
+    @property
+    def outcome(self) -> str | None:
+        """Return done, diverged, failed, or None for an attempt that never ended."""
+        return None if self.status is None else str(self.status["outcome"])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to run: done or diverged."""
+        return self.outcome in ("done", "diverged")
+
+
 @dataclass
-class CellLog:
+class CellLog(HasOutcome):
     """What the log of one cell says after voiding what later attempts redid."""
 
     cell: str
@@ -123,18 +139,8 @@ class CellLog:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     facts: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
-    status: dict[str, Any] | None = None
+    status: Mapping[str, Any] | None = None
     """The status line of the newest attempt; None while it runs or when it was killed."""
-
-    @property
-    def outcome(self) -> str | None:
-        """Return done, diverged, failed, or None for an attempt that never ended."""
-        return None if self.status is None else str(self.status["outcome"])
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is left to run: done or diverged."""
-        return self.outcome in ("done", "diverged")
 
     def void_from(self, position: int) -> None:
         """Drop every line at or after ``position``."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from modelassay.recording.line import ends_within, is_sound, parse_line
-from modelassay.recording.log import MAX_LINE_BYTES, SCHEMA, read_cell, read_segment, segments
+from modelassay.recording.log import MAX_LINE_BYTES, SCHEMA, HasOutcome, read_cell, read_segment, segments
 from modelassay.storage.files import open_regular
 
 END_BYTES: Final = 1 << 14
@@ -22,7 +22,7 @@ END_BYTES: Final = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellStatus:
+class CellStatus(HasOutcome):
     """What a cell's log says of the cell as a whole."""
 
     num_attempts: int = 0
@@ -32,16 +32,6 @@ class CellStatus:
     """The status line of the newest attempt; None while it runs or when it was killed."""
     places: tuple[Mapping[str, Any], ...] = ()
     """Where each attempt ran."""
-
-    @property
-    def outcome(self) -> str | None:
-        """Return done, diverged, failed, or None for an attempt that never ended."""
-        return None if self.status is None else str(self.status["outcome"])
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing is left to run: done or diverged."""
-        return self.outcome in ("done", "diverged")
 
 
 class _Odd(Exception):  # noqa: N818 - no error: the log is read whole instead

@@ -38,7 +38,16 @@ def fixed_points_log_p(count: int, matched: Sequence[int], sizes: Sequence[int])
     for m, n in zip(matched, sizes, strict=True):
         total = np.convolve(total, _fixed_points(m, n))
     tail = float(total[count:].sum()) if count < total.size else 0.0
-    return min(0.0, math.log(tail)) if tail > 1e-290 else -(rate - count + count * math.log(count / rate))
+    return min(0.0, math.log(tail)) if tail > 1e-290 else poisson_tail_log_bound(count, rate)
+
+
+def poisson_tail_log_bound(count: int, rate: float) -> float:
+    """Return Chernoff's bound on the natural logarithm of P(X >= count), X of a Poisson law; 0 where the count is not above the rate.
+
+    >>> round(poisson_tail_log_bound(20, 5.0), 4), poisson_tail_log_bound(3, 5.0)
+    (-12.7259, 0.0)
+    """
+    return 0.0 if count <= rate else -(rate - count + count * math.log(count / rate))
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ import numpy as np
 
 from modelassay.fingerprints.independence.matching import match_units
 from modelassay.fingerprints.independence.matrices import Floats, Neurons
+from modelassay.statistics.permutations import poisson_tail_log_bound
 
 RATE = 3.0
 """How much more often than chance the two matchings of an independent pair are allowed to agree: gate and up of a neuron share
@@ -50,8 +51,7 @@ def agreement(networks: Iterable[tuple[Neurons, Neurons]], embeddings: tuple[Flo
         count, of, expected = count + sum(equal), of + len(equal), expected + len(equal) / first.sizes[1]
     if not of:
         return None
-    rate = RATE * expected
-    log_p = 0.0 if count <= rate else -(rate - count + count * math.log(count / rate))
+    log_p = poisson_tail_log_bound(count, RATE * expected)
     return Agreement(count=count, of=of, expected=expected, log10_p=log_p / math.log(10))
 
 

@@ -141,7 +141,10 @@ def _decide(placement: Placement) -> tuple[Word, str]:
     if place.p > place.min_p:
         return "among strangers", ""
     if placement.effect < MIN_EFFECT:
-        return "among strangers", f"; above all {place.n}, but only {100 * placement.effect:.1f} % of the way from their median to a copy"
+        return (
+            "among strangers",
+            f"; above all {place.n}, but only {100 * placement.effect:.1f} % of the way from their median to a copy",
+        )
     if of_curves and phase is not None and phase.copy_p <= alpha < phase.p:
         return "inconclusive", "; no stranger scores as high, but curves as smooth as these do by chance"
     return "closer than all strangers", f", {place.n} of them"

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from modelassay.fingerprints.background import Rank
 from modelassay.fingerprints.identical import SameBits
 from modelassay.fingerprints.independence import Independence, NumberingTest
 from modelassay.fingerprints.independence.agreement import Agreement
 from modelassay.fingerprints.independence.result import CAP
 from modelassay.fingerprints.placement import MIN_EFFECT, Placement, share_of_way
-from modelassay.fingerprints.background import Rank
 
 Word = Literal["identical", "re-derived", "inherited", "not distinguishable from independent", "undecided"]
 
@@ -24,6 +24,7 @@ PAGE = "docs/methods/what-a-verdict-means.md"
 
 ALTERNATIVES = ("Either weights were inherited, directly or through steps, or both trainings began from the same initial weights, "
                 "as two runs of one seed do")  # fmt: skip
+_INHERITED = "Weights were inherited, directly or through steps, and not the initial ones alone"
 NO_PROOF = "This is no proof of independence: retraining and relabelling that these tests do not see remain possible."
 
 
@@ -41,7 +42,9 @@ class Verdict:
     """Models that were compared with one suspect, which p is corrected for; 1 where a pair was asked for itself."""
 
 
-def conclude(a: str, b: str, bits: SameBits, result: Independence, *, alpha: float = ALPHA, num_candidates: int = 1) -> Verdict:
+def conclude(
+    a: str, b: str, bits: SameBits, result: Independence, *, alpha: float = ALPHA, num_candidates: int = 1
+) -> Verdict:
     """Conclude from the bits and the numbering of ``a`` and ``b``.
 
     ``identical`` where all varied tensors are the same bits; ``inherited`` where a test, corrected for the number of tests and of
@@ -60,11 +63,11 @@ def conclude(a: str, b: str, bits: SameBits, result: Independence, *, alpha: flo
                        sentence=f"{pair}: identical; all {bits.total} tensors are the same bits.")  # fmt: skip
     if strongest is not None and exact <= level:
         text = (f"{pair}: inherited; {counted(strongest)}, {shown_p(exact)}{over} if {b} had been numbered independently "
-                f"of {a}.{shared} {_origin(result)}")  # fmt: skip
+                f"of {a}.{shared} {_origin(bits, result)}")  # fmt: skip
         return replace(verdict, word="inherited", sentence=text)
     if result.agreement is not None and agreement <= level:
         text = (f"{pair}: inherited; {agreed(result.agreement)}{over} after the residual stream of one was turned onto the other's: "
-                f"renumbered or rotated, but not independent. This tier is calibrated, not exact.{shared} {_origin(result)}")  # fmt: skip
+                f"renumbered or rotated, but not independent. This tier is calibrated, not exact.{shared} {_origin(bits, result)}")  # fmt: skip
         return replace(verdict, word="inherited", log10_p=agreement, sentence=text)
     if strongest is None:
         why = "; ".join(result.reasons) or "nothing could be compared"
@@ -77,12 +80,13 @@ def conclude(a: str, b: str, bits: SameBits, result: Independence, *, alpha: flo
                    sentence=f"{pair}: not distinguishable from independent; {tested}. {NO_PROOF}")  # fmt: skip
 
 
-def _origin(result: Independence) -> str:
+def _origin(bits: SameBits, result: Independence) -> str:
     """Say which explanations are left: inherited weights, or a shared beginning."""
     training = result.training
+    if bits.norms:
+        return f"{_INHERITED}: {len(bits.norms)} trained norms, which no seed draws, are the same bits."
     if training is not None and training.is_shared:
-        return (f"Weights were inherited, directly or through steps: the norms, which no seed draws, differ by {100 * training.ratio:.1f} % of "
-                "what training did to them, so more than the initial weights is shared.")  # fmt: skip
+        return f"{_INHERITED}: the norms, which no seed draws, differ by {100 * training.ratio:.2g} % of what training did to them."
     return f"{ALTERNATIVES}; these tests do not tell which."
 
 
@@ -108,7 +112,9 @@ def disagreements(verdict: Verdict, placement: Placement, behaviour: Sequence[tu
         sentences.append(f"{pair}: the weights say yes and the answers no: what long further training, damage or a disguise of the "
                          "vocabulary looks like.")  # fmt: skip
     if verdict.word == "inherited" and placement.word == "among strangers":
-        sentences.append(f"{pair}: inherited, though by {placement.primary} no closer than strangers are: that method does not see what was done.")
+        sentences.append(
+            f"{pair}: inherited, though by {placement.primary} no closer than strangers are: that method does not see what was done."
+        )
     return sentences
 
 

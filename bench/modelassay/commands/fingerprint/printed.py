@@ -62,7 +62,9 @@ def pair_json(placement: Placement, examination: Examination | None, places: Pla
               disagreements: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """Return all that is known of a pair."""
     return {
-        "a": placement.a, "b": placement.b, "verdict": None if examination is None else _verdict_json(examination),
+        "a": placement.a, "b": placement.b, "verdict": None if examination is None else examination.verdict.word,
+        "sentence": None if examination is None else examination.verdict.sentence,
+        "checkpoints": None if examination is None else _examination_json(examination),
         "among_strangers": _placement_json(placement), "disagreements": list(disagreements),
         "methods": {name: {**_score_json(score), "background": _rank_json(rank)} for name, (score, rank) in places.items()},
         "derivation": _derivation_json(relation, placement),
@@ -75,10 +77,10 @@ def curves_json(model: Curves) -> dict[str, Any]:
     return {"model": model.name, "num_layers": model.num_layers, "sigma": sigma, "weights": model.weights_key}
 
 
-def _verdict_json(examination: Examination) -> dict[str, Any]:
+def _examination_json(examination: Examination) -> dict[str, Any]:
     verdict, result, bits = examination.verdict, examination.result, examination.bits
     return {
-        "word": verdict.word, "sentence": verdict.sentence, "alpha": verdict.alpha,
+        "alpha": verdict.alpha,
         "candidates": verdict.num_candidates, "log10_p": encode_value(verdict.log10_p), "tests": [asdict(test) for test in result.tests],
         "agreement": None if result.agreement is None else asdict(result.agreement),
         "training": None if result.training is None else asdict(result.training), "not_tested": list(result.reasons),

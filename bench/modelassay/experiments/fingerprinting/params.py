@@ -42,6 +42,13 @@ class Params(BaseModel):
     """Ask this model and each of ``against`` which tokens they find least likely, with prompts that the latter grow; loads whole
     models, and of a repository on the Hub fetches all of them."""
 
+    numbering: bool = False
+    """Test whether this model and others of ``against`` were numbered independently, which takes all weights of both and no background:
+    a model of the list against all that it is compared with, any other against its relatives and some ``strangers``."""
+
+    strangers: int = Field(default=2, ge=0)
+    """Models of no common root that ``numbering`` tests a descendant against, drawn anew for each: they repeat what their roots showed."""
+
     peers: tuple[Peer, ...] = ()
     """Other tools that score the same pairs; they must be installed (`ci/peers`)."""
 

@@ -20,10 +20,9 @@ preload()  # once, before cells are forked
 
 
 def run(params: Params, cell: CellContext) -> None:
-    """Record the fact ``model``, ``sigma`` and ``product`` per role and layer, ``score`` per method and other model,
-    ``numbering`` per other model if asked.
+    """Record the fact ``model``, ``sigma`` and ``product`` per role and layer, ``score`` per method and other model.
 
-    Goes on after the last checkpointed layer, or comparison.
+    And, if asked, the fact ``numbering`` per other model. Goes on after the last checkpointed layer, or comparison.
 
     Raises:
         Diverged: an attention matrix is not finite or is constant: a finding about the checkpoint.

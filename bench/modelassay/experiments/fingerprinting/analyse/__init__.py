@@ -7,18 +7,26 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations
 
-import numpy as np
 import polars as pl
 
 from modelassay.errors import UsageError
 from modelassay.experiments.findings import Figures, Finding, Findings
 from modelassay.experiments.findings import Table as Table
-from modelassay.experiments.fingerprinting.analyse.figures import evidence_figures
+from modelassay.experiments.fingerprinting.analyse.figures import evidence_figures, quantile_figure
 from modelassay.experiments.fingerprinting.analyse.lineage import derived_pairs, not_derived, score_derivations
+from modelassay.experiments.fingerprinting.analyse.numbering import (
+    SAME_COURSE,
+    Numbered,
+    numbered_pairs,
+    score_numbering,
+    uniformities,
+)
 from modelassay.experiments.fingerprinting.analyse.pairs import Evidence, gather
 from modelassay.experiments.fingerprinting.analyse.printed import caveats, verdict_table
+from modelassay.experiments.fingerprinting.analyse.ratios import Ratios, held_out, score_ratios, tippett_figure
 from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
 from modelassay.experiments.fingerprinting.analyse.scoring import score_methods
+from modelassay.experiments.fingerprinting.analyse.unrelated import unrelated_scores
 from modelassay.fingerprints.background import Background
 from modelassay.fingerprints.curves import Curves
 from modelassay.fingerprints.figures import comparison_figure
@@ -31,9 +39,6 @@ from modelassay.models.reference import short_names as short_names
 from modelassay.recording.tables import RunData
 from modelassay.statistics.estimate import Estimate
 from modelassay.zoo.resolve import family_of as family_of
-
-QUANTILES = (0.5, 0.95, 0.99, 1.0)
-"""Of the scores of unrelated pairs; 1 is the largest."""
 
 MAX_JUDGED = 120
 """Pairs up to which all are judged and shown; 16 models make 120."""
@@ -48,8 +53,8 @@ MAX_SHOWN = 16
 def analyse(tables: RunData) -> Findings:
     """Judge every pair of the run's models against the run's own strangers.
 
-    Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix; ``unrelated[method, quantile]`` over
-    pairs of roots of different families; ``called-related[known=strangers]`` and ``called-related[known=family]``, the
+    Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix; ``unrelated[method, quantile]`` and
+    ``unrelated-above[method, level]`` over pairs of roots of different families; ``called-related[known=strangers]`` and ``called-related[known=family]``, the
     shares of calibrated pairs of known ancestry that were called related: false positives, and power.
 
     Raises:
@@ -71,21 +76,44 @@ def analyse(tables: RunData) -> Findings:
         (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in pairs if a.family and b.family
     }
     findings = [finding for verdict in verdicts for finding in _similarity(verdict)]
-    findings += [finding for name in evidence.scores
-                 for finding in _unrelated(name, [pair.scores.get(name, np.nan) for pair in background.pairs])]  # fmt: skip
+    findings += [finding for name in evidence.scores for finding in unrelated_scores(name, background)]
     shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, ancestries)]
     scored, tables_of_methods, notes = score_methods(evidence)
+    numbered = numbered_pairs(tables, evidence)
+    numbering, tables_of_numbering, counts = score_numbering(numbered)
+    ratios = held_out(evidence) if scored else {}
+    weighed, tables_of_ratios = score_ratios(ratios)
+    drawn = _more_figures(numbered, ratios)
     derived, tables_of_derivations = score_derivations(derived_pairs(tables, evidence.made_by))
     families = {reference: model.curves.family for reference, model in by_reference.items()}
     shown = _worth_showing(verdicts, ancestries)
     few = models if len(models) <= MAX_SHOWN else _an_example(models, verdicts, ancestries)
     return Findings(
-        findings=[*findings, *shares, *scored, *derived],
-        tables=[verdict_table(shown, ancestries=ancestries), *tables_of_methods, *tables_of_derivations],
-        figures=Figures({"curves": partial(comparison_figure, few, verdicts)} if few else {}) | evidence_figures(evidence),
+        findings=[*findings, *shares, *numbering, *scored, *weighed, *derived],
+        tables=[verdict_table(shown, ancestries=ancestries), *tables_of_numbering, *tables_of_methods, *tables_of_ratios,
+                *tables_of_derivations],
+        figures=Figures({"curves": partial(comparison_figure, few, verdicts)} if few else {}) | evidence_figures(evidence) | drawn,
         caveats=[*_broken(tables), *_recalled(tables), *not_derived(tables, families), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
-                 *caveats(verdicts, background), *notes],
+                 *counts, *_independent_pairs(evidence), *caveats(verdicts, background), *notes],
     )  # fmt: skip
+
+
+def _more_figures(numbered: Sequence[Numbered], ratios: Mapping[str, Ratios]) -> Figures:
+    """Return the quantile plot of the exact p-values and the Tippett plots, where there is what they show."""
+    roots = [one for one in numbered if not one.pair.related and one.pair.suspect.is_root]
+    charts = {"numbering-p": lambda: quantile_figure(uniformities(roots))} if roots else {}
+    return Figures({**charts, **({"tippett": partial(tippett_figure, ratios)} if ratios else {})})
+
+
+def _independent_pairs(evidence: Evidence) -> list[str]:
+    """Say how many unrelated pairs are independent and how many repeat them."""
+    unrelated = [pair for pair in evidence.pairs if not pair.related]
+    roots = [pair for pair in unrelated if pair.suspect.is_root]
+    same = sum(pair.hardness in SAME_COURSE for pair in roots)
+    if not roots:
+        return []
+    return [f"of {len(unrelated)} unrelated pairs {len(roots)} are of two roots, {same} of them of one recipe and data; the other "
+            f"{len(unrelated) - len(roots)} repeat them through descendants of one of the two"]  # fmt: skip
 
 
 def _pairs_to_judge(models: Sequence[Curves], evidence: Evidence) -> list[tuple[Curves, Curves]]:
@@ -164,25 +192,13 @@ def _called_related(kind: str, verdicts: Sequence[Verdict], ancestries: Mapping[
 
 
 def _similarity(verdict: Verdict) -> list[Finding]:
-    exact = Estimate(value=verdict.paper_exact.value, note=verdict.paper_exact.reason or "")
+    exact = Estimate(value=verdict.paper_exact.value, note=verdict.paper_exact.reason or "", exact=True)
     note = verdict.corrected.reason or "interval: layers drawn anew"
     ours = replace(
         verdict.interval or Estimate(value=verdict.corrected.value), value=verdict.corrected.value, note=note
     )
     return [Finding(name="similarity", labels={"method": method, "a": verdict.a, "b": verdict.b}, estimate=estimate)
             for method, estimate in (("paper-exact", exact), ("corrected", ours))]  # fmt: skip
-
-
-def _unrelated(method: str, scores: Sequence[float]) -> list[Finding]:
-    finite = [score for score in scores if np.isfinite(score)]
-    if not finite:
-        return []
-    return [
-        Finding(name="unrelated", labels={"method": method, "quantile": quantile}, estimate=Estimate(
-            value=float(np.quantile(finite, quantile)), n=len(finite),
-            note=f"{len(finite)} pairs, which share models and so are not independent"))
-        for quantile in QUANTILES
-    ]  # fmt: skip
 
 
 def _broken(tables: RunData) -> list[str]:

@@ -16,7 +16,7 @@ from modelassay.fingerprints.weights import load_weights
 from modelassay.models.reference import Model
 from modelassay.recording.context import CellContext, Recorder
 from modelassay.storage.store import Store
-from modelassay.zoo.resolve import resolve
+from modelassay.zoo.resolve import connection_of, resolve
 
 
 def compare(params: Params, model: Model, cell: CellContext) -> None:
@@ -28,6 +28,7 @@ def compare(params: Params, model: Model, cell: CellContext) -> None:
     others = compared_with(model, params.against, params.families, store=cell.store)
     if not others:
         return
+    _connect(model, others, cell)
     relatives = [other.reference for other in others if other.family is not None and other.family == model.family]
     recipe = {
         "model": [model.reference, model.identity], "others": [[other.reference, other.identity] for other in others],
@@ -37,6 +38,16 @@ def compare(params: Params, model: Model, cell: CellContext) -> None:
     build = partial(_compare, params, model, others, relatives, cell.store)
     is_determined = all(each.identity is not None for each in (model, *others))
     cell.stage("scores", recipe=recipe, build=build, shared=is_determined)
+
+
+def _connect(model: Model, others: Sequence[Model], cell: CellContext) -> None:
+    """Record what the weights of the model and of each other are known to have to do with each other."""
+    known = {}
+    for other in others:
+        connection = connection_of((model.reference, model.family), (other.reference, other.family))
+        if connection is not None:
+            known[other.reference] = connection
+    cell.fact("connections", known)
 
 
 def compared_with(model: Model, against: Sequence[str], families: Mapping[str, str], *, store: Store) -> list[Model]:

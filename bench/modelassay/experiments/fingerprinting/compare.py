@@ -17,6 +17,7 @@ from modelassay.fingerprints.weights import load_weights
 from modelassay.models.reference import Model
 from modelassay.recording.context import CellContext, Recorder
 from modelassay.storage.store import Store
+from modelassay.zoo.resolve import connection_of
 
 
 def compare(params: Params, model: Model, cell: CellContext) -> None:
@@ -28,6 +29,7 @@ def compare(params: Params, model: Model, cell: CellContext) -> None:
     others = compared_with(model, params.against, params.families, store=cell.store)
     if not others:
         return
+    _connect(model, others, cell)
     relatives = relatives_of(model, others)
     recipe = {
         "model": [model.reference, model.identity], "others": [[other.reference, other.identity] for other in others],
@@ -37,6 +39,16 @@ def compare(params: Params, model: Model, cell: CellContext) -> None:
     build = partial(_compare, params, model, others, relatives, cell.store)
     is_determined = all(each.identity is not None for each in (model, *others))
     cell.stage("scores", recipe=recipe, build=build, shared=is_determined)
+
+
+def _connect(model: Model, others: Sequence[Model], cell: CellContext) -> None:
+    """Record what the weights of the model and of each other are known to have to do with each other."""
+    known = {}
+    for other in others:
+        connection = connection_of((model.reference, model.family), (other.reference, other.family))
+        if connection is not None:
+            known[other.reference] = connection
+    cell.fact("connections", known)
 
 
 def _compare(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from modelassay.experiments.fingerprinting.others import compared_with, relatives_of
+from modelassay.experiments.fingerprinting.others import compared_with, is_connected
 from modelassay.experiments.fingerprinting.params import Params
 from modelassay.fingerprints.identical import same_bits
 from modelassay.fingerprints.independence import independence, matrices_of
@@ -41,16 +41,16 @@ def tested(
 ) -> list[Model]:
     """Return which of ``others`` a model's numbering is tested against.
 
-    A root against all of them: these pairs are independent, and the false alarms are counted on them. A descendant against
-    its relatives and ``strangers`` of the others of its width, drawn at random: they repeat what the roots said.
+    A root against all of them: these pairs are independent, and the false alarms are counted on them. Any other against what
+    it is connected with and ``strangers`` of the others of its width, drawn at random: they repeat what the roots said.
     """
     if is_root:
         return list(others)
-    relatives = set(relatives_of(model, others))
+    connected = {other.reference for other in others if is_connected(model, other)}
     width = model.sizes().hidden_size
-    rest = [other for other in others if other.reference not in relatives and other.sizes().hidden_size == width]
+    rest = [other for other in others if other.reference not in connected and other.sizes().hidden_size == width]
     drawn = random.permutation(len(rest))[:strangers]
-    kept = relatives | {rest[place].reference for place in drawn}
+    kept = connected | {rest[place].reference for place in drawn}
     return [other for other in others if other.reference in kept]
 
 

@@ -44,7 +44,7 @@ class Params(BaseModel):
 
     numbering: bool = False
     """Test whether this model and others of ``against`` were numbered independently, which takes all weights of both and no background:
-    a model of the list against all that it is compared with, any other against its relatives and some ``strangers``."""
+    a model of the list against all that it is compared with, any other against what it is connected with and some ``strangers``."""
 
     strangers: int = Field(default=2, ge=0)
     """Models of no common root that ``numbering`` tests a descendant against, drawn anew for each: they repeat what their roots showed."""

@@ -35,9 +35,11 @@ from modelassay.fingerprints.measure import sizes_of as sizes_of
 from modelassay.fingerprints.methods import ModelSummary as ModelSummary
 from modelassay.fingerprints.verdict import Verdict, adjust, judge
 from modelassay.models.checkpoints import Stratum as Stratum
+from modelassay.models.reference import short_name
 from modelassay.models.reference import short_names as short_names
 from modelassay.recording.tables import RunData
 from modelassay.statistics.estimate import Estimate
+from modelassay.zoo.resolve import connection_of, has_kin
 from modelassay.zoo.resolve import family_of as family_of
 
 MAX_JUDGED = 120
@@ -66,15 +68,14 @@ def analyse(tables: RunData) -> Findings:
     alpha, by_reference = float(alphas[0]), models_of(tables)
     models = [numbers.curves for numbers in by_reference.values()]
     recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in by_reference.items()})
-    background = Background.from_models(by_reference.values(), recorded)
+    kin = [reference for reference, model in by_reference.items() if has_kin(reference, model.curves.family)]
+    background = Background.from_models((by_reference[name] for name in by_reference if name not in kin), recorded)
     evidence = gather(by_reference, recorded, background, alpha=alpha)
     pairs = _pairs_to_judge(models, evidence)
     verdicts = adjust([
         judge(a, b, background, alpha=alpha, by_weights=recorded.get(frozenset((a.name, b.name)), {})) for a, b in pairs
     ])  # fmt: skip
-    ancestries = {
-        (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in pairs if a.family and b.family
-    }
+    ancestries = _ancestries(pairs, {model.curves.name: reference for reference, model in by_reference.items()})
     findings = [finding for verdict in verdicts for finding in _similarity(verdict)]
     findings += [finding for name in evidence.scores for finding in unrelated_scores(name, background)]
     shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, ancestries)]
@@ -93,7 +94,7 @@ def analyse(tables: RunData) -> Findings:
         tables=[verdict_table(shown, ancestries=ancestries), *tables_of_numbering, *tables_of_methods, *tables_of_ratios,
                 *tables_of_derivations],
         figures=Figures({"curves": partial(comparison_figure, few, verdicts)} if few else {}) | evidence_figures(evidence) | drawn,
-        caveats=[*_broken(tables), *_recalled(tables), *not_derived(tables, families), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
+        caveats=[*_broken(tables), *_recalled(tables), *_kin(kin), *not_derived(tables, families), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
                  *counts, *_independent_pairs(evidence), *caveats(verdicts, background), *notes],
     )  # fmt: skip
 
@@ -132,15 +133,31 @@ def _pairs_to_judge(models: Sequence[Curves], evidence: Evidence) -> list[tuple[
             if a.family is None or b.family is None or frozenset((a.name, b.name)) in names]  # fmt: skip
 
 
+def _ancestries(pairs: Sequence[tuple[Curves, Curves]], references: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """Return what two models are known to be to each other, by their names: family, strangers, same-init or distilled."""
+    ancestries = {}
+    for a, b in pairs:
+        connection = connection_of((references[a.name], a.family), (references[b.name], b.family))
+        if connection is not None:
+            ancestries[a.name, b.name] = {"inherited": "family", "independent": "strangers"}.get(connection, connection)
+    return ancestries
+
+
 def _worth_showing(verdicts: Sequence[Verdict], ancestries: Mapping[tuple[str, str], str]) -> list[Verdict]:
     """Return all verdicts of a small run; of a large one those of unknown ancestry, then those that contradict what is known."""
     if len(verdicts) <= MAX_JUDGED:
         return list(verdicts)
     wrong = {"strangers": "related", "family": "not distinguishable from strangers"}
-    surprising: dict[str | None, list[Verdict]] = {None: [], "strangers": [], "family": []}
+    surprising: dict[str | None, list[Verdict]] = {
+        None: [],
+        "same-init": [],
+        "distilled": [],
+        "strangers": [],
+        "family": [],
+    }
     for verdict in verdicts:
         ancestry = ancestries.get((verdict.a, verdict.b))
-        if ancestry is None or verdict.word == wrong[ancestry]:
+        if ancestry not in wrong or verdict.word == wrong[ancestry]:
             surprising[ancestry].append(verdict)
     return [verdict for group in surprising.values() for verdict in group][:MAX_ROWS]
 
@@ -165,6 +182,15 @@ def _an_example(
     closest = max(strangers, key=lambda verdict: verdict.paper_exact.value, default=middle)
     names = {middle.a, middle.b, closest.a, closest.b}
     return [model for model in models if model.name in names]
+
+
+def _kin(references: Sequence[str]) -> list[str]:
+    if not references:
+        return []
+    return [
+        f"{len(references)} models began from another's initial weights or learned from another's logits, {short_name(references[0])} "
+        "first: they count neither as relatives nor as strangers"
+    ]
 
 
 def _left_out(verdicts: Sequence[Verdict], shown: Sequence[Verdict], background: Background) -> list[str]:

@@ -25,6 +25,7 @@ from modelassay.statistics.known_laws import uniformity_on_steps
 from modelassay.statistics.permutations import fixed_points_log_p
 from modelassay.statistics.proportions import clopper_pearson
 from modelassay.statistics.resampling import Floats
+from modelassay.zoo.resolve import connection_of, family_of
 
 CALLED = ("identical", "inherited")
 """Words that say that two models share weights."""
@@ -79,6 +80,32 @@ def _numbered(pair: Pair, value: dict[str, Any], architecture: str) -> Numbered:
     result = Independence(tests=tests, reasons=tuple(value["reasons"]), agreement=agreement)
     return Numbered(pair=pair, word=value["word"], result=result, equal=value["equal"], tensors=value["tensors"],
                     architecture=architecture)  # fmt: skip
+
+
+def kin_called(tables: RunData) -> dict[str, list[bool]]:
+    """Return whether pairs that are neither relatives nor strangers were called, by what connects them (``same-init``, ``distilled``)."""
+    about = {
+        row["cell"]: (row["model"], family_of(row["model"], row["family"]))
+        for row in tables.cells.iter_rows(named=True)
+    }
+    families = dict(about.values())
+    called: dict[str, list[bool]] = {}
+    for fact in tables.facts("numbering"):
+        other = fact["other"]
+        connection = connection_of(about[fact["cell"]], (other, family_of(other, families.get(other))))
+        if connection not in (None, "inherited", "independent"):
+            called.setdefault(str(connection), []).append(fact["value"]["word"] in CALLED)
+    return called
+
+
+def kin_table(called: dict[str, list[bool]]) -> Table:
+    """Return how often models of one beginning, or taught by the other, are called: the test cannot tell the first from heirs."""
+    rows = []
+    for connection, words in called.items():
+        share = clopper_pearson(sum(words), len(words))
+        rows.append((connection, f"{sum(words)} of {len(words)}", f"{share.low:.2f} to {share.high:.2f}"))
+    return Table(title="neither heirs nor strangers: pairs called identical or inherited", rows=rows,
+                 columns=("connection", "called", "95 %, exact"))  # fmt: skip
 
 
 def score_numbering(numbered: Sequence[Numbered]) -> tuple[list[Finding], list[Table], list[str]]:

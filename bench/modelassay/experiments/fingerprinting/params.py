@@ -11,7 +11,7 @@ from modelassay.storage.needs import Need
 from modelassay.zoo.ancestry import is_zoo
 from modelassay.zoo.needs import needs_of
 
-Peer = Literal["modeldna"]
+Peer = Literal["modeldna", "cisco-ai-provenance-kit"]
 
 
 class Params(BaseModel):

@@ -17,6 +17,8 @@ from modelassay.experiments.fingerprinting.analyse.lineage import derived_pairs,
 from modelassay.experiments.fingerprinting.analyse.numbering import (
     SAME_COURSE,
     Numbered,
+    kin_called,
+    kin_table,
     numbered_pairs,
     score_numbering,
     uniformities,
@@ -82,6 +84,7 @@ def analyse(tables: RunData) -> Findings:
     scored, tables_of_methods, notes = score_methods(evidence)
     numbered = numbered_pairs(tables, evidence)
     numbering, tables_of_numbering, counts = score_numbering(numbered)
+    between = [kin_table(called)] if (called := kin_called(tables)) else []
     ratios = held_out(evidence) if scored else {}
     weighed, tables_of_ratios = score_ratios(ratios)
     drawn = _more_figures(numbered, ratios)
@@ -91,7 +94,7 @@ def analyse(tables: RunData) -> Findings:
     few = models if len(models) <= MAX_SHOWN else _an_example(models, verdicts, ancestries)
     return Findings(
         findings=[*findings, *shares, *numbering, *scored, *weighed, *derived],
-        tables=[verdict_table(shown, ancestries=ancestries), *tables_of_numbering, *tables_of_methods, *tables_of_ratios,
+        tables=[verdict_table(shown, ancestries=ancestries), *tables_of_numbering, *between, *tables_of_methods, *tables_of_ratios,
                 *tables_of_derivations],
         figures=Figures({"curves": partial(comparison_figure, few, verdicts)} if few else {}) | evidence_figures(evidence) | drawn,
         caveats=[*_broken(tables), *_recalled(tables), *_kin(kin), *not_derived(tables, families), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),

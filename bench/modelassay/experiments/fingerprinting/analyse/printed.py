@@ -9,6 +9,7 @@ import numpy as np
 from modelassay.experiments.findings import Table
 from modelassay.fingerprints.background import Background
 from modelassay.fingerprints.placement import Placement
+from modelassay.statistics.estimate import Estimate
 
 COLUMNS = (
     "pair",
@@ -75,3 +76,12 @@ def caveats(placements: Sequence[Placement], background: Background) -> list[str
             f"each pair is judged at its own level; over all {len(calibrated)} pairs Holm's smallest adjusted rank p is {best:.2g}"
         )
     return notes
+
+
+def shown(estimate: Estimate) -> str:
+    """Return a value and its interval to three digits."""
+    if not estimate.defined:
+        return "not testable"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -73,6 +73,8 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
         [] if examination is None else disagreements(examination.verdict, placement, _behaviour(place))
         for examination, placement, place in zip(examinations, placements, places, strict=True)
     ]
+    words = {frozenset((placement.a, placement.b)): examination.verdict.word
+             for placement, examination in zip(placements, examinations, strict=True) if examination is not None}  # fmt: skip
     against, about = _described(background, tables)
     notes = [*about, *caveats(placements, strangers), *_multiplicity(pairs, suspect, alpha)]
     curves = [subject.curves for subject in subjects]
@@ -87,7 +89,7 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
               "caveats": notes},
         summary=[*(examination.verdict.sentence for examination in examinations if examination is not None),
                  *(sentence for sentences in contradictions for sentence in sentences), *derivation_lines(placements, derivations)],
-        tables=[*numbering_tables(pairs, examinations), placement_table(placements), methods_table(placements, places)],
+        tables=[*numbering_tables(pairs, examinations), placement_table(placements, words), methods_table(placements, places)],
         lines=[*(placement.sentence for placement in placements), *(f"note: {note}" for note in notes),
                *([] if figure is None else [f"figure: {figure}"])],
     )  # fmt: skip

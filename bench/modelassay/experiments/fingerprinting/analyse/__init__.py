@@ -1,4 +1,4 @@
-"""Across cells: the curves of all models, a placement per pair, how strangers score."""
+"""Across cells: the curves of all models, verdicts, where each pair stands among strangers, how strangers score."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from modelassay.experiments.fingerprinting.analyse.numbering import (
     kin_called,
     kin_table,
     numbered_pairs,
+    numbering_words,
     score_numbering,
     uniformities,
 )
 from modelassay.experiments.fingerprinting.analyse.pairs import Evidence, gather
-from modelassay.experiments.fingerprinting.analyse.printed import caveats, placement_table
+from modelassay.experiments.fingerprinting.analyse.printed import Words, caveats, placement_table
 from modelassay.experiments.fingerprinting.analyse.ratios import Ratios, held_out, score_ratios, tippett_figure
 from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
 from modelassay.experiments.fingerprinting.analyse.scoring import score_methods
@@ -49,6 +50,12 @@ MAX_JUDGED = 120
 
 MAX_ROWS = 60
 """Placements that are printed of a run that judged more than ``MAX_JUDGED``."""
+
+WRONG = {
+    "strangers": ("identical", "inherited", "undecided", "closer than all strangers"),
+    "family": ("not distinguishable from independent", "undecided", "among strangers"),
+}
+"""What contradicts a known ancestry: words of the checkpoints, and where they were not tested, of a placement."""
 
 MAX_SHOWN = 16
 """Models up to which all curves are drawn."""
@@ -77,6 +84,7 @@ def analyse(tables: RunData) -> Findings:
     placements = adjust([
         place_among(a, b, background, alpha=alpha, by_weights=recorded.get(frozenset((a.name, b.name)), {})) for a, b in pairs
     ])  # fmt: skip
+    words = numbering_words(tables, {reference: model.curves.name for reference, model in by_reference.items()})
     ancestries = _ancestries(pairs, {model.curves.name: reference for reference, model in by_reference.items()})
     findings = [finding for placement in placements for finding in _similarity(placement)]
     findings += [finding for name in evidence.scores for finding in unrelated_scores(name, background)]
@@ -92,11 +100,11 @@ def analyse(tables: RunData) -> Findings:
     drawn = _more_figures(numbered, ratios)
     derived, tables_of_derivations = score_derivations(derived_pairs(tables, evidence.made_by))
     families = {reference: model.curves.family for reference, model in by_reference.items()}
-    shown = _worth_showing(placements, ancestries)
+    shown = _worth_showing(placements, words, ancestries)
     few = models if len(models) <= MAX_SHOWN else _an_example(models, placements, ancestries)
     return Findings(
         findings=[*findings, *shares, *numbering, *scored, *weighed, *derived],
-        tables=[placement_table(shown, ancestries=ancestries), *tables_of_numbering, *between, *tables_of_methods, *tables_of_ratios,
+        tables=[placement_table(shown, words, ancestries=ancestries), *tables_of_numbering, *between, *tables_of_methods, *tables_of_ratios,
                 *tables_of_derivations],
         figures=Figures({"curves": partial(comparison_figure, few, placements)} if few else {}) | evidence_figures(evidence) | drawn,
         caveats=[*_broken(tables), *_recalled(tables), *_kin(kin), *not_derived(tables, families), *_left_out(placements, shown, background), *(f"of the pairs {share.note}" for share in shares),
@@ -148,21 +156,22 @@ def _ancestries(pairs: Sequence[tuple[Curves, Curves]], references: Mapping[str,
     return ancestries
 
 
-def _worth_showing(placements: Sequence[Placement], ancestries: Mapping[tuple[str, str], str]) -> list[Placement]:
-    """Return all placements of a small run; of a large one those of unknown ancestry, then those that contradict what is known."""
+def _worth_showing(
+    placements: Sequence[Placement], words: Words, ancestries: Mapping[tuple[str, str], str]
+) -> list[Placement]:
+    """Return all placements of a small run; of a large one those of unknown ancestry, then those whose word contradicts what is known.
+
+    The word is the verdict of the checkpoints; of pairs whose checkpoints were not tested, where they stand among strangers.
+    """
     if len(placements) <= MAX_JUDGED:
         return list(placements)
-    wrong = {"strangers": "closer than all strangers", "family": "among strangers"}
     surprising: dict[str | None, list[Placement]] = {
-        None: [],
-        "same-init": [],
-        "distilled": [],
-        "strangers": [],
-        "family": [],
-    }
+        None: [], "same-init": [], "distilled": [], "strangers": [], "family": [],
+    }  # fmt: skip
     for placement in placements:
         ancestry = ancestries.get((placement.a, placement.b))
-        if ancestry not in wrong or placement.word == wrong[ancestry]:
+        word = words.get(frozenset((placement.a, placement.b)), placement.word)
+        if ancestry not in WRONG or word in WRONG[ancestry]:
             surprising[ancestry].append(placement)
     return [placement for group in surprising.values() for placement in group][:MAX_ROWS]
 

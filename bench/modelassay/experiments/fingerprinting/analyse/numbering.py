@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
@@ -72,6 +72,13 @@ def numbered_pairs(tables: RunData, evidence: Evidence) -> list[Numbered]:
         for pair, value in pairs
         if value is not None
     ]
+
+
+def numbering_words(tables: RunData, names: Mapping[str, str]) -> dict[frozenset[str], str]:
+    """Return the words of all pairs whose numbering was tested, by their ``names`` (reference to name)."""
+    of_cell = dict(tables.cells.select("cell", "model").iter_rows())
+    pairs = ((of_cell[fact["cell"]], fact["other"], fact["value"]["word"]) for fact in tables.facts("numbering"))
+    return {frozenset((names[a], names[b])): word for a, b, word in pairs if a in names and b in names}
 
 
 def _numbered(pair: Pair, value: dict[str, Any], architecture: str) -> Numbered:

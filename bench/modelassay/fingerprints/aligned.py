@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -51,11 +52,10 @@ def aligned(a: Weights, b: Weights) -> Score:
     Exchanging the arguments changes rounding alone. Undefined where nothing gives common directions, or a matrix is constant or not
     finite. Costs O(D^3) for the directions, and two products of [D, D] by [D, r] for each matrix compared.
     """
-    bases = list(_bases(a, b))
-    if not bases:
+    basis = best_basis(a, b)
+    if basis is None:
         return undefined(f"{_why_no_turn(a, b)}, neurons do not correspond and widths differ or are below {MIN_WIDTH}, "
                          "so nothing turns one model onto the other")  # fmt: skip
-    basis = bases[0] if len(bases) == 1 else max(bases, key=lambda basis: _fit(a, b, basis))
     layers = _layers(a), _layers(b)
     shallow_first = len(layers[0]) <= len(layers[1])
     if len(layers[0]) != len(layers[1]) or a.num_layers != b.num_layers:
@@ -81,24 +81,32 @@ def aligned(a: Weights, b: Weights) -> Score:
 class Basis:
     """Directions of one model's hidden dimensions and those of the other's that they correspond to."""
 
-    made_by: str
+    made_by: Literal["embeddings", "neurons", "numbers"]
     a_Dr: Array
     b_Dr: Array
+    turn_DE: Array
+    """What takes the first model's hidden dimensions to the other's, by all common directions."""
+
+
+def best_basis(a: Weights, b: Weights) -> Basis | None:
+    """Return the basis under which the feed-forward networks of two models are most alike; None where nothing gives one."""
+    bases = list(_bases(a, b))
+    return max(bases, key=lambda basis: _fit(a, b, basis) if len(bases) > 1 else 0.0, default=None)
 
 
 def _bases(a: Weights, b: Weights) -> Iterator[Basis]:
     """Yield what may turn one model onto the other, the surest first."""
-    sources = (("embeddings", _shared_rows(a, b)), ("neurons", _neuron_rows(a, b)))
-    for made_by, rows in sources:
-        if rows is not None and (basis := _basis(made_by, *rows)) is not None:
-            yield basis
+    if (rows := _shared_rows(a, b)) is not None and (basis := _basis("embeddings", *rows)) is not None:
+        yield basis
+    if (rows := _neuron_rows(a, b)) is not None and (basis := _basis("neurons", *rows)) is not None:
+        yield basis
     widths = _width(a), _width(b)
     if widths[0] == widths[1] and widths[0] >= MIN_WIDTH:
         same = np.eye(widths[0])[:, :MAX_DIRECTIONS]
-        yield Basis(made_by="numbers", a_Dr=same, b_Dr=same)
+        yield Basis(made_by="numbers", a_Dr=same, b_Dr=same, turn_DE=np.eye(widths[0]))
 
 
-def _basis(made_by: str, a_TD: Rows, b_TE: Rows) -> Basis | None:
+def _basis(made_by: Literal["embeddings", "neurons"], a_TD: Rows, b_TE: Rows) -> Basis | None:
     scaled = [rows / max(float(np.abs(rows).max()), 1e-300) for rows in (a_TD, b_TE)]
     left, right, values = common_directions(*scaled)
     count = int((values > MIN_VALUE * max(values[0], 1e-300)).sum())
@@ -106,7 +114,7 @@ def _basis(made_by: str, a_TD: Rows, b_TE: Rows) -> Basis | None:
     if count - first < MIN_WIDTH:
         return None
     kept = slice(first, min(count, first + MAX_DIRECTIONS))
-    return Basis(made_by=made_by, a_Dr=left[:, kept], b_Dr=right[:, kept])
+    return Basis(made_by=made_by, a_Dr=left[:, kept], b_Dr=right[:, kept], turn_DE=left[:, :count] @ right[:, :count].T)
 
 
 def _shared_rows(a: Weights, b: Weights) -> tuple[Rows, Rows] | None:

@@ -137,7 +137,7 @@ def _places(a: Subject, b: Subject, strangers: Background) -> Places:
             scores |= {f"{name}, {base.curves.name} grows": (name, method.score(asked.prompted, base.prompted))
                        for name, method in BY_BEHAVIOUR.items()}  # fmt: skip
     same_shape = strangers.against(a.curves, b.curves)
-    alike = same_shape or strangers.of_tokenizer(a.curves, b.curves)
+    alike = strangers.against_behaviour(a.curves, b.curves)
     return {
         shown: (score, rank(score.value, (pair.scores.get(name, np.nan) for pair in (alike if name in BY_BEHAVIOUR else same_shape))))
         for shown, (name, score) in scores.items()

@@ -176,7 +176,7 @@ class Evidence:
         if (method, stratum, other) not in self._stranger_pairs:
             best: dict[tuple[int, int], float] = {}
             place = {name: index for index, name in enumerate(self.roots)}
-            for pair in self.background.of(stratum, other):
+            for pair in self.background.of(stratum, other, by_vocabulary=method in BY_BEHAVIOUR):
                 score = pair.scores.get(method, np.nan)
                 ends = sorted(place[name] for name in pair.families)
                 if np.isfinite(score):

@@ -176,7 +176,7 @@ def show(
 )
 @_json
 def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
-    """Validate suites (.yaml), records (.jsonl) or published tables of similarities (.csv, .json) without running anything."""
+    """Validate suites (.yaml), records (.jsonl), tables of similarities (.csv, .json) or evidence (evidence.json); nothing is run."""
     from modelassay.commands.check import check_files
     from modelassay.commands.view import emit
 

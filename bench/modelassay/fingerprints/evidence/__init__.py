@@ -259,7 +259,7 @@ class Evidence(_Part):
         return min(exact, agreed) <= math.log10(self.verdict.level) + 1e-9
 
 
-assert MEANING == Conclusion.model_fields["explained"].default
+assert Conclusion.model_fields["explained"].default == MEANING
 
 
 def evidence_json(evidence: Evidence) -> bytes:

@@ -25,7 +25,7 @@ def pair_folder(a: str, b: str) -> str:
     """Return the name of a pair's folder; names that a file system cannot hold as they are carry a digest of what they were.
 
     >>> pair_folder("base", "Qwen2.5-0.5B"), pair_folder("a/model", "b/model")
-    ('base--Qwen2.5-0.5B', 'a-model--b-model--66ddafcb')
+    ('base--Qwen2.5-0.5B', 'a-model--b-model--382e6143')
     """
     safe = [_UNSAFE.sub("-", name).lstrip(".-")[:80] for name in (a, b)]
     digest = (

@@ -184,17 +184,24 @@ def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("models", nargs=-1, required=True, metavar="MODEL MODEL...")
+@click.argument("models", nargs=-1, metavar="MODEL MODEL...")
+@click.option("--suspect", metavar="MODEL", help="Compare this model with each candidate, and nothing else.")
+@click.option(
+    "--candidates",
+    multiple=True,
+    metavar="MODEL [MODEL...]",
+    help="Models that the suspect may come from; p is corrected for their number.",
+)
 @click.option("--against", metavar="RUN", help="A run of suite fingerprinting whose strangers are the background.")
 @click.option(
     "--figure", type=click.Path(path_type=Path), help="Draw curves and scores into this file (png, svg, pdf)."
 )
 @click.option(
     "--alpha",
-    default=0.05,
+    default=1e-6,
     show_default=True,
     type=_Number(0, 1, min_open=True, max_open=True),
-    help="Level at which a pair is called related.",
+    help="Level at which weights are called inherited.",
 )
 @click.option(
     "--attention-only",
@@ -210,6 +217,8 @@ def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
 @_json
 def fingerprint(
     models: tuple[str, ...],
+    suspect: str | None,
+    candidates: tuple[str, ...],
     against: str | None,
     figure: Path | None,
     alpha: float,
@@ -221,7 +230,13 @@ def fingerprint(
     """Test for each pair of MODELs whether one derives from the other: folders, hf:ORG/NAME@COMMIT or zoo:NAME."""
     from modelassay.models.hub import require_repositories
 
-    require_repositories(models)  # in a second; what follows imports for several
+    if (suspect is None) != (not candidates):
+        raise click.UsageError("--suspect A and --candidates B C ... go together; without them name models: A B C")
+    models = (*candidates, *models)
+    require_repositories((
+        *models,
+        *([] if suspect is None else [suspect]),
+    ))  # in a second; what follows imports for several
 
     from modelassay.commands import fingerprint as verb
     from modelassay.commands.view import emit
@@ -230,6 +245,7 @@ def fingerprint(
     background = None if against is None else require_run(against, runs)
     view = verb.fingerprint(
         models,
+        suspect=suspect,
         background=background,
         figure=figure,
         alpha=alpha,

@@ -23,9 +23,11 @@ the answer itself."""
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One answer: ``data`` for --json, ``tables`` and ``lines`` for people."""
+    """One answer: ``data`` for --json; ``summary``, ``tables`` and ``lines`` for people, in this order."""
 
     data: Any
+    summary: Sequence[str] = ()
+    """The answer in a sentence each."""
     tables: Sequence[Table] = ()
     lines: Sequence[str] = ()
     failure: AssayError | None = None
@@ -43,10 +45,10 @@ def emit(view: View, *, as_json: bool) -> None:
     else:
         console = _console()
         with console.capture() as captured:
+            _print_lines(console, view.summary)
             for table in view.tables:
                 _print_table(console, table)
-            for line in view.lines:
-                console.print(displayed(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
+            _print_lines(console, view.lines)
         _write(captured.get())
     if view.failure is not None:
         raise view.failure
@@ -68,6 +70,11 @@ def _console() -> Console:
 
     console = Console()
     return console if console.is_terminal else Console(width=190)
+
+
+def _print_lines(console: Console, lines: Sequence[str]) -> None:
+    for line in lines:
+        console.print(displayed(line), markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def _print_table(console: Console, table: Table) -> None:

@@ -11,27 +11,27 @@ import numpy as np
 
 from modelassay.charts import Panel, Row, colour, dash, rows, specification
 from modelassay.fingerprints.curves import ROLES, Curves
-from modelassay.fingerprints.verdict import Verdict
+from modelassay.fingerprints.placement import Placement
 
 TITLES = {"q": "query", "k": "key", "v": "value", "o": "output"}
 LONGEST = 36  # characters of a name beside an axis
 LEGEND_CHARACTERS = 96  # small letters that fit beside each other over the four panels
-MARKS = {"related": "*", "inconclusive": "?", "uncalibrated": "°", "not distinguishable from strangers": ""}
+MARKS = {"closer than all strangers": "*", "inconclusive": "?", "uncalibrated": "°", "among strangers": ""}
 CELL = 52  # width and height of one pair's score
 
 
-def comparison_figure(curves: Sequence[Curves], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def comparison_figure(curves: Sequence[Curves], placements: Sequence[Placement]) -> dict[str, Any]:
     """Return the curves (left) and the scores (right) as a Vega-Lite specification.
 
     Left: one panel per role, sigma as z-scores over layers against depth in percent, so that models of different
     depth share an axis. Right: models against models, paper-exact below the diagonal and corrected above; ``*`` marks
-    related, ``?`` inconclusive, ``°`` uncalibrated pairs; pairs without a score stay grey.
+    pairs closer than all strangers, ``?`` inconclusive, ``°`` uncalibrated ones; pairs without a score stay grey.
     """
     names = [model.name for model in curves]
     labels = labels_of(names)
     panels = [_curve_panel(curves, labels, role) for role in ROLES]
     left = alt.concat(*panels, columns=2, spacing=14)
-    chart = alt.hconcat(left, _scores_panel(names, labels, verdicts), spacing=36).resolve_scale(
+    chart = alt.hconcat(left, _scores_panel(names, labels, placements), spacing=36).resolve_scale(
         color="independent", strokeDash="independent"
     )
     return specification(chart)
@@ -79,11 +79,11 @@ def _points(label: str, model: Curves, role: str) -> Iterator[Row]:
         yield {"model": label, "layer": layer, "depth": 100 * (layer + 0.5) / model.num_layers, "z": z}
 
 
-def _scores_panel(names: Sequence[str], labels: Sequence[str], verdicts: Sequence[Verdict]) -> Panel:
+def _scores_panel(names: Sequence[str], labels: Sequence[str], placements: Sequence[Placement]) -> Panel:
     label_of = dict(zip(names, labels, strict=True))
     place = {name: index for index, name in enumerate(names)}
-    cells = [cell for verdict in verdicts if verdict.a in place and verdict.b in place
-             for cell in _cells(*_in_order(verdict, place), verdict, label_of)]  # fmt: skip
+    cells = [cell for placement in placements if placement.a in place and placement.b in place
+             for cell in _cells(*_in_order(placement, place), placement, label_of)]  # fmt: skip
     scale = alt.Scale(domain=list(labels), padding=0.03)
     x = alt.X(
         "column:N", title=None, axis=alt.Axis(labelAngle=-40, ticks=False, domain=False), sort=list(labels), scale=scale
@@ -99,26 +99,26 @@ def _scores_panel(names: Sequence[str], labels: Sequence[str], verdicts: Sequenc
     return alt.layer(
         alt.Chart(rows(everything)).mark_rect(color="#ededed").encode(x=x, y=y),
         alt.Chart(rows(cells, name="scores")).mark_rect().encode(
-            x=x, y=y, color=alt.Color("score:Q", scale=colours, legend=legend), tooltip=["row:N", "column:N", "method:N", "score:Q", "verdict:N"]),
+            x=x, y=y, color=alt.Color("score:Q", scale=colours, legend=legend), tooltip=["row:N", "column:N", "method:N", "score:Q", "placement:N"]),
         text.transform_filter("datum.mark != '*'").mark_text(fontSize=11),
         text.transform_filter("datum.mark == '*'").mark_text(fontSize=11, fontWeight="bold"),
     ).properties(
         width=max(150, CELL * len(labels)), height=max(150, CELL * len(labels)),
         title=alt.TitleParams("scores of pairs", subtitle=["above the diagonal: corrected, below: paper-exact",
-                                                           "* related  ? inconclusive  ° uncalibrated"]),
+                                                           "* closer than all strangers  ? inconclusive  ° uncalibrated"]),
     )  # fmt: skip
 
 
-def _in_order(verdict: Verdict, place: dict[str, int]) -> tuple[str, str]:
-    return (verdict.a, verdict.b) if place[verdict.a] < place[verdict.b] else (verdict.b, verdict.a)
+def _in_order(placement: Placement, place: dict[str, int]) -> tuple[str, str]:
+    return (placement.a, placement.b) if place[placement.a] < place[placement.b] else (placement.b, placement.a)
 
 
-def _cells(first: str, second: str, verdict: Verdict, label_of: dict[str, str]) -> Iterator[Row]:
-    """Yield the two cells of a pair: its corrected score with the verdict's mark, and its paper-exact score."""
+def _cells(first: str, second: str, placement: Placement, label_of: dict[str, str]) -> Iterator[Row]:
+    """Yield the two cells of a pair: its corrected score with its mark, and its paper-exact score."""
     for row, column, method, score, mark in (
-        (first, second, "corrected", verdict.corrected.value, MARKS[verdict.word]),
-        (second, first, "paper-exact", verdict.paper_exact.value, ""),
+        (first, second, "corrected", placement.corrected.value, MARKS[placement.word]),
+        (second, first, "paper-exact", placement.paper_exact.value, ""),
     ):
         if np.isfinite(score):
             yield {"row": label_of[row], "column": label_of[column], "method": method, "score": score, "mark": mark,
-                   "text": f"{score:z.2f}{mark}", "verdict": verdict.word}  # fmt: skip
+                   "text": f"{score:z.2f}{mark}", "among": placement.word}  # fmt: skip

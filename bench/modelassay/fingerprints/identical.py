@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo
 MIN_BYTES = 256
 """Smaller tensors, and those of one repeated byte pattern (norms of ones, biases of zeros), are alike in strangers too."""
 CHUNK_BYTES = 1 << 24
+NORM = re.compile(r"norm|(^|\.)ln_\w+\.", re.IGNORECASE)
+"""Names of tensors of norms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,11 @@ class SameBits:
     """Names of tensors with one dtype, one shape and the same bits in both, in order."""
     total: int
     """Tensors of the checkpoint with more of them that are large and varied enough to say something."""
+
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """Equal tensors of norms: they begin as constants, so that what they share came from training and from no seed."""
+        return tuple(name for name in self.equal if NORM.search(name))
 
     @property
     def all_equal(self) -> bool:

@@ -1,206 +1,147 @@
-"""Verdicts: a pair's score by the best method at hand, judged against unrelated pairs of the same stratum."""
+"""The verdict on a pair: what its two checkpoints alone say, in one word and in a sentence that can be read out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Literal
 
-import numpy as np
+from modelassay.fingerprints.background import Rank
+from modelassay.fingerprints.identical import SameBits
+from modelassay.fingerprints.independence import Independence, NumberingTest
+from modelassay.fingerprints.independence.agreement import Agreement
+from modelassay.fingerprints.independence.result import CAP
+from modelassay.fingerprints.placement import MIN_EFFECT, Placement, share_of_way
 
-from modelassay.fingerprints.background import Background, Rank, rank
-from modelassay.fingerprints.curves import Array, Curves, Score, comparable, corrected, paper_exact
-from modelassay.fingerprints.phase_test import PhaseTest, pair_seed, phase_test
-from modelassay.statistics.estimate import Estimate
-from modelassay.statistics.intervals import bootstrap
-from modelassay.statistics.multiplicity import holm
+Word = Literal["identical", "re-derived", "inherited", "not distinguishable from independent", "undecided"]
 
-Word = Literal["related", "not distinguishable from strangers", "inconclusive", "uncalibrated"]
+ALPHA = 1e-6
+"""Level at which weights are called inherited: an accusation, so far below the 0.05 of a single experiment."""
 
-PRIMARY = ("aligned", "corrected")
-"""Methods a verdict may stand on, the first one that can compare the pair and its strangers. Which one that is hangs on what
-was measured, never on the scores, so that no choice is made after looking. `aligned` comes first because in the evidence of
-suite `fingerprinting` it kept relatives and strangers apart under every transformation of the zoo, where `corrected` did not."""
+PAGE = "docs/methods/what-a-verdict-means.md"
+"""Where the words of a verdict are explained, relative to the repository."""
 
-LAYER_DRAWS = 1_999  # the interval is read to two digits; its 2.5 % tail then has an error of 0.35 percentage points
+ALTERNATIVES = ("Either weights were inherited, directly or through steps, or both trainings began from the same initial weights, "
+                "as two runs of one seed do")  # fmt: skip
+_INHERITED = "Weights were inherited, directly or through steps, and not the initial ones alone"
+NO_PROOF = "This is no proof of independence: retraining and relabelling that these tests do not see remain possible."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What can be said of a pair, and from what."""
+    """The conclusion about a pair."""
 
-    a: str
-    b: str
     word: Word
     sentence: str
-    """The verdict and its evidence in plain words."""
-    paper_exact: Score
-    corrected: Score
-    interval: Estimate | None
-    """The corrected score, and how far it moves when layers are drawn anew; None where it is not defined. A measure of how
-    much the score hangs on single layers: layers follow one another, so it is no interval for other trainings."""
-    primary: str
-    """The method the verdict stands on, one of `PRIMARY`."""
-    score: float
-    """The score by that method; NaN where it is not defined."""
-    phase: PhaseTest | None
-    """Of the corrected score, where the verdict stands on it. None where uncalibrated (no p-value is shown without a background) or where
-    it is not defined."""
-    background: Rank | None
-    """The score by the primary method among strangers; None where uncalibrated or not defined."""
-    paper_background: Rank | None
-    """The same for the paper-exact score: what its number is worth in this stratum."""
-    stratum: str
-    """Why these strangers, or why none."""
     alpha: float
-    p_adjusted: float | None = None
-    """Holm over the pairs of the table, set by `adjust`."""
-    familywise: str | None = None
-    """What the table as a whole can claim, set by `adjust`."""
+    log10_p: float
+    """log10 of the p-value that decided, corrected for the tests and for the candidates; 0 without a test, and -inf where the
+    bits decided."""
+    num_candidates: int
+    """Models that were compared with one suspect, which p is corrected for; 1 where a pair was asked for itself."""
 
 
-def judge(a: Curves, b: Curves, background: Background, *, alpha: float = 0.05,
-          by_weights: Mapping[str, float] = MappingProxyType({})) -> Verdict:  # fmt: skip
-    """Judge whether ``a`` and ``b`` share an ancestor; ``by_weights`` are the scores of methods that need both weights.
+def conclude(
+    a: str, b: str, bits: SameBits, result: Independence, *, alpha: float = ALPHA, num_candidates: int = 1
+) -> Verdict:
+    """Conclude from the bits and the numbering of ``a`` and ``b``.
 
-    The rule, fixed before any pair is looked at. The primary test is the rank of one score (`PRIMARY`) among strangers:
-    the only null that knows which shapes all networks of a stratum share, and valid without a model of the curves if
-    the pair's models are drawn like the strangers. Where that score is of curves, the phase test guards it; it cannot
-    carry a verdict, since a curved trend common to strangers raises its size (see `phase_test`):
-
-    - ``uncalibrated``: no strangers of the pair's stratum. No p-value of any kind is given.
-    - ``inconclusive``: the score is not defined; or the floor of the rank p is above ``alpha``; or, of curves, the rank p
-      is at most ``alpha`` while the phase p, though a copy would reach ``alpha``, does not: few strangers scored as high,
-      but curves this smooth do so by chance.
-    - ``related``: rank p at most ``alpha``, and not guarded against. Where curves are so smooth that even a copy
-      could not reach ``alpha``, the phase test has nothing to say and is left out.
-    - ``not distinguishable from strangers``: the rest. It is no proof of independence.
-
-    Of the corrected score, in simulation (8 roots, random walks of 8 or 28 layers) children at a corrected score of 0.96 were all called related,
-    strangers in 1 to 3 %; where all models share a parabola as large as their own curves, strangers in 1 to 5 %, children
-    at 0.997 always, at 0.96 in 84 % (8 layers) and 98 % (28), at 0.85 in 4 %: there only the background knows that 0.85 is
-    nothing.
-
-    The guard can only withdraw a ``related``, so its false-positive rate is at most that of the rank. Decisions are per
-    pair; `adjust` adds what holds for a table.
+    ``identical`` where all varied tensors are the same bits; ``inherited`` where a test, corrected for the number of tests and of
+    candidates (Bonferroni), rejects independent numbering at ``alpha``; ``not distinguishable from independent`` where none
+    does; ``undecided`` where no test could be made, or where tensors are the same bits although no test rejects.
     """
-    exact, score = paper_exact(a, b), corrected(a, b)
-    unrelated = [pair.scores for pair in background.against(a, b)]
-    primary, value = _primary(score.value, by_weights, unrelated)
-    strangers = [scores for scores in unrelated if np.isfinite(scores.get(primary, np.nan))]
-    place = rank(value, (scores[primary] for scores in strangers))
-    verdict = Verdict(
-        a=a.name, b=b.name, word="uncalibrated", sentence="", paper_exact=exact, corrected=score,
-        interval=_layer_interval(a, b, score), primary=primary, score=value, background=place,
-        phase=phase_test(a, b) if strangers and primary == "corrected" else None,
-        paper_background=rank(exact.value, (scores["paper-exact"] for scores in strangers)),
-        stratum=_stratum_reason(a, b, len(strangers)), alpha=alpha,
-    )  # fmt: skip
-    word, why = _decide(verdict)
-    return replace(verdict, word=word, sentence=" ".join((f"{a.name} and {b.name}: {word}{why}.", *_evidence(verdict))))
+    correction = math.log10(num_candidates)
+    exact = min(0.0, result.log10_p + correction)
+    agreement = 0.0 if result.agreement is None else min(0.0, result.agreement.log10_p + correction)
+    verdict = Verdict(word="undecided", sentence="", alpha=alpha, log10_p=exact, num_candidates=num_candidates)
+    shared = f" {len(bits.equal)} of {bits.total} tensors are the same bits." if bits.equal else ""
+    over = f", corrected for {num_candidates} candidates," if num_candidates > 1 else ""
+    level, strongest, pair = math.log10(alpha), result.strongest, f"{a} and {b}"
+    if bits.all_equal:
+        return replace(verdict, word="identical", log10_p=-math.inf,
+                       sentence=f"{pair}: identical; all {bits.total} tensors are the same bits.")  # fmt: skip
+    if strongest is not None and exact <= level:
+        text = (f"{pair}: inherited; {counted(strongest)}, {shown_p(exact)}{over} if {b} had been numbered independently "
+                f"of {a}.{shared} {_origin(bits, result)}")  # fmt: skip
+        return replace(verdict, word="inherited", sentence=text)
+    if result.agreement is not None and agreement <= level:
+        text = (f"{pair}: inherited; {agreed(result.agreement)}{over} after the residual stream of one was turned onto the other's: "
+                f"renumbered or rotated, but not independent. This tier is calibrated, not exact.{shared} {_origin(bits, result)}")  # fmt: skip
+        return replace(verdict, word="inherited", log10_p=agreement, sentence=text)
+    if strongest is None:
+        why = "; ".join(result.reasons) or "nothing could be compared"
+        return replace(verdict, sentence=f"{pair}: undecided; no test could be made ({why}).{shared}")
+    tested = f"{counted(strongest)} in the strongest of {len(result.tests)} tests, {shown_p(exact)}{over.rstrip(',')}"
+    if bits.equal:
+        text = f"{pair}: undecided; {tested}, yet{shared.lower().rstrip('.')}: parts were shared, the rest does not show it."
+        return replace(verdict, sentence=text)
+    return replace(verdict, word="not distinguishable from independent",
+                   sentence=f"{pair}: not distinguishable from independent; {tested}. {NO_PROOF}")  # fmt: skip
 
 
-def _primary(
-    corrected_score: float, by_weights: Mapping[str, float], strangers: Sequence[Mapping[str, float]]
-) -> tuple[str, float]:
-    """Return the method that a verdict stands on and the pair's score by it."""
-    for name in PRIMARY:
-        if np.isfinite(by_weights.get(name, np.nan)) and any(
-            np.isfinite(scores.get(name, np.nan)) for scores in strangers
-        ):
-            return name, by_weights[name]
-    return "corrected", corrected_score
+def _origin(bits: SameBits, result: Independence) -> str:
+    """Say which explanations are left: inherited weights, or a shared beginning."""
+    training = result.training
+    if bits.norms:
+        return f"{_INHERITED}: {len(bits.norms)} trained norms, which no seed draws, are the same bits."
+    if training is not None and training.is_shared:
+        return f"{_INHERITED}: the norms, which no seed draws, differ by {100 * training.ratio:.2g} % of what training did to them."
+    return f"{ALTERNATIVES}; these tests do not tell which."
 
 
-def _decide(verdict: Verdict) -> tuple[Word, str]:
-    """Apply the rule of `judge` and say which part of it decided."""
-    place, phase, alpha = verdict.background, verdict.phase, verdict.alpha
-    of_curves = verdict.primary == "corrected"
-    if of_curves and verdict.corrected.reason:
-        return "inconclusive", f"; {verdict.corrected.reason}"
-    if place is None or (of_curves and phase is None):
-        return "uncalibrated", f"; {verdict.stratum}, so the scores have nothing to be judged against"
-    if place.min_p > alpha:
-        return (
-            "inconclusive",
-            f"; {place.n} unrelated pairs cannot give a p below {place.min_p:.2g}, alpha is {alpha:g}",
-        )
-    if place.p > alpha:
-        return "not distinguishable from strangers", ""
-    if of_curves and phase is not None and phase.copy_p <= alpha < phase.p:
-        return "inconclusive", "; few strangers score as high, but curves as smooth as these do by chance"
-    return "related", ""
+def disagreements(verdict: Verdict, placement: Placement, behaviour: Sequence[tuple[float, Rank | None]]) -> list[str]:
+    """Name where methods say otherwise than the verdict; ``behaviour`` are scores of answers with their ranks among strangers.
 
-
-def _evidence(verdict: Verdict) -> Iterator[str]:
-    score, exact, interval = verdict.corrected, verdict.paper_exact, verdict.interval
-    if not score.reason:
-        layers = f" (alignment: {score.alignment})" if score.alignment != "same depth" else ""
-        spread = f", {interval.low:.2f} to {interval.high:.2f} when layers are drawn anew" if interval else ""
-        first = "" if verdict.primary == "corrected" else f"{verdict.primary.capitalize()} score {verdict.score:.4f}; "
-        yield f"{first}{'corrected' if first else 'Corrected'} score {score.value:.4f}{layers}{spread}; paper-exact {exact.value:.4f}."
-    elif not exact.reason:
-        yield f"Paper-exact score {exact.value:.4f}."
-    if place := verdict.background:
-        lowest = "the lowest they allow" if place.p == place.min_p else f"they allow {place.min_p:.2g}"
-        yield (
-            f"Among {place.n} unrelated pairs ({verdict.stratum}) the {verdict.primary} score has median {place.median:.2f}, "
-            f"95 % {place.q95:.2f}, maximum {place.max:.2f}: rank p = {place.p:.2g}, {lowest}."
-        )
-    if paper := verdict.paper_background:
-        yield f"Strangers reach {paper.max:.2f} in the paper-exact score."
-    if phase := verdict.phase:
-        yield (
-            f"Phase-randomised p = {phase.p:.2g} ({phase.free_phases} free phases; {phase.draws} draws allow "
-            f"{phase.min_p:.2g}, a copy would get {phase.copy_p:.2g})."
-        )
-
-
-def _stratum_reason(a: Curves, b: Curves, num_strangers: int) -> str:
-    strata = f"stratum {a.stratum}" if a.stratum == b.stratum else f"strata {a.stratum} and {b.stratum}"
-    return f"same {strata}" if num_strangers else f"no unrelated pair of {strata} is known"
-
-
-def _layer_interval(a: Curves, b: Curves, score: Score) -> Estimate | None:
-    """Percentile interval of the corrected score over layers drawn anew, jointly for both models and all roles."""
-    pair = comparable(a, b)
-    if score.reason or pair is None:
-        return None
-    deep_RL = pair.readings[score.alignment]
-
-    def score_of(layers: Array, axis: int = -1) -> Array:
-        chosen = np.moveaxis(layers.astype(int), axis, -1)
-        x, y = (curve[..., chosen] - curve[..., chosen].mean(-1, keepdims=True) for curve in (pair.shallow_RL, deep_RL))
-        size = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
-        return np.asarray(((x * y).sum(-1) / np.where(size > 1e-12, size, np.nan)).mean(0))
-
-    layers = np.arange(pair.shallow.num_layers)
-    interval = bootstrap([layers], score_of, method="percentile", draws=LAYER_DRAWS, seed=pair_seed(a, b))
-    return interval if interval.has_interval else None
-
-
-def adjust(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """Add Holm's adjustment over the calibrated pairs of one table; the words stay as they were.
-
-    The decision stays per pair because a rank p has a min_p: over m pairs the smallest adjusted p is m / (1 + n), and
-    with the strangers of a small zoo no pair could ever be called related, whatever its score. So a table says both:
-    the words hold at ``alpha`` for each pair on its own (expect up to m x alpha false ones where nothing is related),
-    and `Verdict.p_adjusted` is the one to quote for the table, with `Verdict.familywise` saying what it could reach.
+    Weights that do not match beside behaviour that does is what distillation looks like. A rank that stands out where no
+    numbering is shared is overruled by the tests, and the sentence says so.
     """
-    ranked = [verdict.background for verdict in verdicts if verdict.background]
-    adjusted = iter(holm([place.p for place in ranked]).adjusted)
-    return tuple(_with_family(verdict, next(adjusted), len(ranked)) if verdict.background else verdict
-                 for verdict in verdicts)  # fmt: skip
+    sentences = []
+    closer = [place for score, place in behaviour
+              if place is not None and place.p == place.min_p and share_of_way(score, place.median) >= MIN_EFFECT]  # fmt: skip
+    ranked = [place for _, place in behaviour if place is not None]
+    pair = f"{placement.a} and {placement.b}"
+    if verdict.word == "not distinguishable from independent":
+        if closer:
+            sentences.append(f"{pair}: the weights say no and the answers yes, closer than all {closer[0].n} strangers of the tokenizer: "
+                             "what distillation, or training on the other's answers, looks like.")  # fmt: skip
+        if placement.word == "closer than all strangers":
+            sentences.append(f"{pair}: closer than all strangers by {placement.primary}, yet nothing is numbered alike: a rank among few is no "
+                             "evidence of common weights, and is overruled here.")  # fmt: skip
+    if verdict.word in ("identical", "inherited") and ranked and not closer:
+        sentences.append(f"{pair}: the weights say yes and the answers no: what long further training, damage or a disguise of the "
+                         "vocabulary looks like.")  # fmt: skip
+    if verdict.word == "inherited" and placement.word == "among strangers":
+        sentences.append(
+            f"{pair}: inherited, though by {placement.primary} no closer than strangers are: that method does not see what was done."
+        )
+    return sentences
 
 
-def _with_family(verdict: Verdict, p_adjusted: float, num_pairs: int) -> Verdict:
-    if verdict.background is None or num_pairs == 1:
-        return replace(verdict, p_adjusted=p_adjusted)
-    lowest = min(1.0, num_pairs * verdict.background.min_p)
-    limit = f", which is above alpha = {verdict.alpha:g}: the table cannot decide" if lowest > verdict.alpha else ""
-    familywise = (
-        f"{num_pairs} pairs were judged, each at alpha = {verdict.alpha:g}; over all of them Holm's adjusted rank p is "
-        f"{p_adjusted:.2g}. At best this pair could have reached {lowest:.2g}{limit}."
+def counted(test: NumberingTest) -> str:
+    """Return a test's count in words.
+
+    >>> counted(NumberingTest(name="neurons by rows", statistic="fixed points", count=9, of=64, expected=2, log10_p=-3.0, groups=2))
+    '9 of 64 neurons by rows were matched to their own number (2 expected)'
+    """
+    if test.statistic == "fixed points":
+        return f"{test.count} of {test.of} {test.name} were matched to their own number ({test.expected:.0f} expected)"
+    return (
+        f"{test.count} of {test.of} pairs of {test.name} were matched in falling order ({test.expected:.0f} expected)"
     )
-    return replace(verdict, p_adjusted=p_adjusted, familywise=familywise)
+
+
+def agreed(agreement: Agreement) -> str:
+    """Return the counts of the agreement tier in words."""
+    return f"two matchings agree on {agreement.count} of {agreement.of} neurons ({agreement.expected:.0f} expected by chance)"
+
+
+def shown_p(log10_p: float) -> str:
+    """Return a p-value as it is printed: never below 1e-50, where the assumptions err more than chance.
+
+    >>> shown_p(-1492.2), shown_p(-7.3), shown_p(-0.3)
+    ('p < 1e-50', 'p = 5e-08', 'p = 0.5')
+    """
+    if log10_p < CAP:
+        return f"p < 1e{CAP:.0f}"
+    return f"p = {10**log10_p:.1g}" if log10_p < -2 else f"p = {10**log10_p:.2g}"

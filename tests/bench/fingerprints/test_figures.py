@@ -9,10 +9,10 @@ import pytest
 from modelassay.charts import data_of
 from modelassay.fingerprints.curves import ROLES, Curves
 from modelassay.fingerprints.figures import comparison_figure
-from modelassay.fingerprints.verdict import Verdict, judge
+from modelassay.fingerprints.placement import Placement, place_among
 from support.curve_cases import background_of, child, walk
 
-Table = tuple[list[Curves], list[Verdict]]
+Table = tuple[list[Curves], list[Placement]]
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def table() -> Table:
     roots = [walk(f"root{i}", 12, 100 + i, family=f"root{i}") for i in range(8)]
     models = [roots[0], child(roots[0], "sft"), roots[1], walk("deep", 28, 1)]
     background = background_of(roots)
-    return models, [judge(a, b, background) for a, b in combinations(models, 2)]
+    return models, [place_among(a, b, background) for a, b in combinations(models, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,13 @@ def test_curves_are_z_scores_over_depth(table: Table, figure: dict[str, Any], ro
 
 
 def test_corrected_stands_above_the_diagonal_and_paper_exact_below(table: Table, figure: dict[str, Any]) -> None:
-    models, verdicts = table
+    models, placements = table
     place = {model.name: index for index, model in enumerate(models)}
     cells = {(place[row["row"]], place[row["column"]]): row for row in data_of(figure, "scores")}
-    finite = [score for v in verdicts for score in (v.corrected.value, v.paper_exact.value) if np.isfinite(score)]
+    finite = [score for v in placements for score in (v.corrected.value, v.paper_exact.value) if np.isfinite(score)]
     assert len(cells) == len(finite) == 12
-    assert cells[0, 1]["text"] == f"{verdicts[0].corrected.value:.2f}*"
-    assert cells[1, 0]["text"] == f"{verdicts[0].paper_exact.value:.2f}"
+    assert cells[0, 1]["text"] == f"{placements[0].corrected.value:.2f}*"
+    assert cells[1, 0]["text"] == f"{placements[0].paper_exact.value:.2f}"
     assert cells[0, 3]["mark"] == "°"
     for (row, column), cell in cells.items():
         assert cell["method"] == ("corrected" if row < column else "paper-exact")

@@ -28,6 +28,7 @@ from modelassay.fingerprints.independence.matching import (
 from modelassay.fingerprints.independence.matrices import Floats, ModelMatrices, Neurons, invariants, matrices_of
 from modelassay.fingerprints.independence.result import Independence
 from modelassay.fingerprints.independence.tokens import shared_embeddings
+from modelassay.fingerprints.independence.training import shared_training
 
 __all__ = ["Independence", "ModelMatrices", "NumberingTest", "independence", "matrices_of"]
 
@@ -67,7 +68,7 @@ def independence(a: ModelMatrices, b: ModelMatrices, *, alpha: float = 1e-6) -> 
         "neurons by invariants": "no feed-forward network could be read",
     }
     reasons = tuple(f"{name}: {lacking[name]}" for name, group in made.items() if not group)
-    result = Independence(tests=tests, reasons=reasons, agreement=None)
+    result = Independence(tests=tests, reasons=reasons, agreement=None, training=shared_training(a, b, pairs))
     if result.log10_p <= math.log10(alpha) or isinstance(embeddings, str):
         return result
     return replace(result, agreement=agreement(_networks(a, b, pairs), embeddings))

@@ -127,6 +127,11 @@ class ModelMatrices:
             networks.append(Neurons(up_nD=up_nD, down_nD=down_nD, gate_nD=gate, scale_D=norm))
         return networks
 
+    def norms(self, layer: int) -> list[Floats]:
+        """Return the weights of the norms before attention and before the feed-forward network, [D] each, those that are known."""
+        weights = (self._norm(self._spans[layer].get(role, [])) for role in ("norm-1", "norm-2"))
+        return [norm_D for norm_D in weights if norm_D is not None]
+
     def num_neurons(self, layer: int) -> list[int]:
         """Return the width of each feed-forward network of a layer."""
         return [span.num_cols // self.width for span in self._spans[layer].get("up", [])]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from modelassay.fingerprints.independence.agreement import Agreement
 from modelassay.fingerprints.independence.matching import NumberingTest
+from modelassay.fingerprints.independence.training import SharedTraining
 
 NUM_TESTS = 4
 """Exact tests that the p-value of a pair is corrected for (Bonferroni), whether or not all could be made."""
@@ -24,6 +25,8 @@ class Independence:
     """Why a test could not be made, one sentence each."""
     agreement: Agreement | None
     """Made only where the exact tests leave the question open; None otherwise, and where it cannot be made."""
+    training: SharedTraining | None = None
+    """Whether more than the initial weights is shared; None where the norms do not tell."""
 
     @property
     def strongest(self) -> NumberingTest | None:

@@ -15,7 +15,7 @@ from modelassay.fingerprints.identical import same_bits
 from modelassay.fingerprints.independence import Independence, independence, matrices_of
 from modelassay.fingerprints.independence.matching import match_features, match_units, numbering_test
 from modelassay.fingerprints.independence.matrices import invariants
-from modelassay.fingerprints.independence.statement import state
+from modelassay.fingerprints.verdict import conclude
 from modelassay.models.checkpoints import open_checkpoint
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
@@ -222,7 +222,7 @@ def test_a_model_without_a_tokenizer_is_tested_by_its_body(tmp_path: Path) -> No
     assert result.log10_p < -6
 
 
-def test_statement_says_what_was_counted_and_what_else_could_be(tmp_path: Path) -> None:
+def test_a_verdict_says_what_was_counted_and_what_else_could_be(tmp_path: Path) -> None:
     folders = [write(model_of("llama", seed), tmp_path / str(at)) for at, seed in enumerate((0, 0, 1))]
     with torch.no_grad():
         moved = model_of("llama", 0)
@@ -232,12 +232,12 @@ def test_statement_says_what_was_counted_and_what_else_could_be(tmp_path: Path) 
     checkpoints = [open_checkpoint(folder) for folder in folders]
     models = [matrices_of(resolve(str(folder), store=Store(tmp_path / "store"))) for folder in folders]
 
-    def statement(at: int) -> Any:
-        return state("A", "B", same_bits(checkpoints[0], checkpoints[at]), independence(models[0], models[at]))
+    def verdict(at: int) -> Any:
+        return conclude("A", "B", same_bits(checkpoints[0], checkpoints[at]), independence(models[0], models[at]))
 
-    assert statement(1).word == "identical"
-    assert "tensors are the same bits" in statement(1).sentence
-    far, near = statement(2), statement(3)
+    assert verdict(1).word == "identical"
+    assert "tensors are the same bits" in verdict(1).sentence
+    far, near = verdict(2), verdict(3)
     assert far.word == "not distinguishable from independent"
     assert "This is no proof of independence" in far.sentence
     assert near.word == "inherited"

@@ -1,4 +1,4 @@
-"""Across cells: the curves of all models, a verdict per pair, how strangers score."""
+"""Across cells: the curves of all models, where each pair stands, how strangers score."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from modelassay.experiments.findings import Table as Table
 from modelassay.experiments.fingerprinting.analyse.figures import evidence_figures
 from modelassay.experiments.fingerprinting.analyse.lineage import derived_pairs, not_derived, score_derivations
 from modelassay.experiments.fingerprinting.analyse.pairs import Evidence, gather
-from modelassay.experiments.fingerprinting.analyse.printed import caveats, verdict_table
+from modelassay.experiments.fingerprinting.analyse.printed import caveats, placement_table
 from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
 from modelassay.experiments.fingerprinting.analyse.scoring import score_methods
 from modelassay.fingerprints.background import Background
@@ -25,7 +25,7 @@ from modelassay.fingerprints.figures import comparison_figure
 from modelassay.fingerprints.measure import curves_from as curves_from
 from modelassay.fingerprints.measure import sizes_of as sizes_of
 from modelassay.fingerprints.methods import ModelSummary as ModelSummary
-from modelassay.fingerprints.verdict import Verdict, adjust, judge
+from modelassay.fingerprints.placement import Placement, adjust, place_among
 from modelassay.models.checkpoints import Stratum as Stratum
 from modelassay.models.reference import short_names as short_names
 from modelassay.recording.tables import RunData
@@ -39,7 +39,7 @@ MAX_JUDGED = 120
 """Pairs up to which all are judged and shown; 16 models make 120."""
 
 MAX_ROWS = 60
-"""Verdicts that are printed of a run that judged more than ``MAX_JUDGED``."""
+"""Placements that are printed of a run that judged more than ``MAX_JUDGED``."""
 
 MAX_SHOWN = 16
 """Models up to which all curves are drawn."""
@@ -49,8 +49,8 @@ def analyse(tables: RunData) -> Findings:
     """Judge every pair of the run's models against the run's own strangers.
 
     Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix; ``unrelated[method, quantile]`` over
-    pairs of roots of different families; ``called-related[known=strangers]`` and ``called-related[known=family]``, the
-    shares of calibrated pairs of known ancestry that were called related: false positives, and power.
+    pairs of roots of different families; ``closer-than-strangers[known=strangers]`` and ``closer-than-strangers[known=family]``, the
+    shares of calibrated pairs of known ancestry that are closer than all strangers.
 
     Raises:
         UsageError: the cells differ in alpha, or measured a model twice.
@@ -64,27 +64,29 @@ def analyse(tables: RunData) -> Findings:
     background = Background.from_models(by_reference.values(), recorded)
     evidence = gather(by_reference, recorded, background, alpha=alpha)
     pairs = _pairs_to_judge(models, evidence)
-    verdicts = adjust([
-        judge(a, b, background, alpha=alpha, by_weights=recorded.get(frozenset((a.name, b.name)), {})) for a, b in pairs
+    placements = adjust([
+        place_among(a, b, background, alpha=alpha, by_weights=recorded.get(frozenset((a.name, b.name)), {})) for a, b in pairs
     ])  # fmt: skip
     ancestries = {
         (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in pairs if a.family and b.family
     }
-    findings = [finding for verdict in verdicts for finding in _similarity(verdict)]
+    findings = [finding for placement in placements for finding in _similarity(placement)]
     findings += [finding for name in evidence.scores
                  for finding in _unrelated(name, [pair.scores.get(name, np.nan) for pair in background.pairs])]  # fmt: skip
-    shares = [share for kind in ("strangers", "family") for share in _called_related(kind, verdicts, ancestries)]
+    shares = [
+        share for kind in ("strangers", "family") for share in _closer_than_strangers(kind, placements, ancestries)
+    ]
     scored, tables_of_methods, notes = score_methods(evidence)
     derived, tables_of_derivations = score_derivations(derived_pairs(tables, evidence.made_by))
     families = {reference: model.curves.family for reference, model in by_reference.items()}
-    shown = _worth_showing(verdicts, ancestries)
-    few = models if len(models) <= MAX_SHOWN else _an_example(models, verdicts, ancestries)
+    shown = _worth_showing(placements, ancestries)
+    few = models if len(models) <= MAX_SHOWN else _an_example(models, placements, ancestries)
     return Findings(
         findings=[*findings, *shares, *scored, *derived],
-        tables=[verdict_table(shown, ancestries=ancestries), *tables_of_methods, *tables_of_derivations],
-        figures=Figures({"curves": partial(comparison_figure, few, verdicts)} if few else {}) | evidence_figures(evidence),
-        caveats=[*_broken(tables), *_recalled(tables), *not_derived(tables, families), *_left_out(verdicts, shown, background), *(f"of the pairs {share.note}" for share in shares),
-                 *caveats(verdicts, background), *notes],
+        tables=[placement_table(shown, ancestries=ancestries), *tables_of_methods, *tables_of_derivations],
+        figures=Figures({"curves": partial(comparison_figure, few, placements)} if few else {}) | evidence_figures(evidence),
+        caveats=[*_broken(tables), *_recalled(tables), *not_derived(tables, families), *_left_out(placements, shown, background), *(f"of the pairs {share.note}" for share in shares),
+                 *caveats(placements, background), *notes],
     )  # fmt: skip
 
 
@@ -104,72 +106,76 @@ def _pairs_to_judge(models: Sequence[Curves], evidence: Evidence) -> list[tuple[
             if a.family is None or b.family is None or frozenset((a.name, b.name)) in names]  # fmt: skip
 
 
-def _worth_showing(verdicts: Sequence[Verdict], ancestries: Mapping[tuple[str, str], str]) -> list[Verdict]:
-    """Return all verdicts of a small run; of a large one those of unknown ancestry, then those that contradict what is known."""
-    if len(verdicts) <= MAX_JUDGED:
-        return list(verdicts)
-    wrong = {"strangers": "related", "family": "not distinguishable from strangers"}
-    surprising: dict[str | None, list[Verdict]] = {None: [], "strangers": [], "family": []}
-    for verdict in verdicts:
-        ancestry = ancestries.get((verdict.a, verdict.b))
-        if ancestry is None or verdict.word == wrong[ancestry]:
-            surprising[ancestry].append(verdict)
-    return [verdict for group in surprising.values() for verdict in group][:MAX_ROWS]
+def _worth_showing(placements: Sequence[Placement], ancestries: Mapping[tuple[str, str], str]) -> list[Placement]:
+    """Return all placements of a small run; of a large one those of unknown ancestry, then those that contradict what is known."""
+    if len(placements) <= MAX_JUDGED:
+        return list(placements)
+    wrong = {"strangers": "closer than all strangers", "family": "among strangers"}
+    surprising: dict[str | None, list[Placement]] = {None: [], "strangers": [], "family": []}
+    for placement in placements:
+        ancestry = ancestries.get((placement.a, placement.b))
+        if ancestry is None or placement.word == wrong[ancestry]:
+            surprising[ancestry].append(placement)
+    return [placement for group in surprising.values() for placement in group][:MAX_ROWS]
 
 
 def _an_example(
-    models: Sequence[Curves], verdicts: Sequence[Verdict], ancestries: Mapping[tuple[str, str], str]
+    models: Sequence[Curves], placements: Sequence[Placement], ancestries: Mapping[tuple[str, str], str]
 ) -> list[Curves]:
     """Return a root, a descendant with the median score, and the stranger that comes closest to that root."""
     ranked = sorted(
         (
-            verdict
-            for verdict in verdicts
-            if ancestries.get((verdict.a, verdict.b)) == "family" and not verdict.corrected.reason
+            placement
+            for placement in placements
+            if ancestries.get((placement.a, placement.b)) == "family" and not placement.corrected.reason
         ),
-        key=lambda verdict: verdict.corrected.value,
+        key=lambda placement: placement.corrected.value,
     )
     if not ranked:
         return list(models[:3])
     middle = ranked[len(ranked) // 2]
-    strangers = [verdict for verdict in verdicts if ancestries.get((verdict.a, verdict.b)) == "strangers"
-                 and middle.a in (verdict.a, verdict.b)]  # fmt: skip
-    closest = max(strangers, key=lambda verdict: verdict.paper_exact.value, default=middle)
+    strangers = [placement for placement in placements if ancestries.get((placement.a, placement.b)) == "strangers"
+                 and middle.a in (placement.a, placement.b)]  # fmt: skip
+    closest = max(strangers, key=lambda placement: placement.paper_exact.value, default=middle)
     names = {middle.a, middle.b, closest.a, closest.b}
     return [model for model in models if model.name in names]
 
 
-def _left_out(verdicts: Sequence[Verdict], shown: Sequence[Verdict], background: Background) -> list[str]:
+def _left_out(placements: Sequence[Placement], shown: Sequence[Placement], background: Background) -> list[str]:
     notes = [
         f"{duplicate} holds the same attention weights as {original}: it counts as no stranger"
         for duplicate, original in background.duplicates
     ]
-    if len(shown) < len(verdicts):
-        notes.append(f"{len(verdicts)} pairs were judged; shown are those of unknown ancestry or judged otherwise than known, "
+    if len(shown) < len(placements):
+        notes.append(f"{len(placements)} pairs were judged; shown are those of unknown ancestry or judged otherwise than known, "
                      "--json has all")  # fmt: skip
     return notes
 
 
-def _called_related(kind: str, verdicts: Sequence[Verdict], ancestries: Mapping[tuple[str, str], str]) -> list[Finding]:
-    """Return the share of calibrated pairs of ``kind`` that were called related; nothing where there is no such pair."""
-    judged = [verdict for verdict in verdicts if ancestries.get((verdict.a, verdict.b)) == kind and verdict.background]
-    if not judged:
+def _closer_than_strangers(
+    kind: str, placements: Sequence[Placement], ancestries: Mapping[tuple[str, str], str]
+) -> list[Finding]:
+    """Return the share of calibrated pairs of ``kind`` that are closer than all strangers; nothing where there is no such pair."""
+    calibrated = [
+        placement for placement in placements
+        if ancestries.get((placement.a, placement.b)) == kind and placement.background
+    ]  # fmt: skip
+    if not calibrated:
         return []
-    num_related = sum(verdict.word == "related" for verdict in judged)
+    num_closer = sum(placement.word == "closer than all strangers" for placement in calibrated)
     which = "of one family" if kind == "family" else "known to be strangers"
-    expected = f"; at alpha = {judged[0].alpha:g} up to {judged[0].alpha * len(judged):.1f} were to be expected"
-    note = f"{which}, {num_related} of {len(judged)} were called related{expected if kind == 'strangers' else ''}"
-    share = Estimate(value=num_related / len(judged), n=len(judged), note=note)
-    return [Finding(name="called-related", labels={"known": kind}, estimate=share)]
+    note = f"{which}, {num_closer} of {len(calibrated)} are closer than all strangers"
+    return [Finding(name="closer-than-strangers", labels={"known": kind},
+                    estimate=Estimate(value=num_closer / len(calibrated), n=len(calibrated), note=note))]  # fmt: skip
 
 
-def _similarity(verdict: Verdict) -> list[Finding]:
-    exact = Estimate(value=verdict.paper_exact.value, note=verdict.paper_exact.reason or "")
-    note = verdict.corrected.reason or "interval: layers drawn anew"
+def _similarity(placement: Placement) -> list[Finding]:
+    exact = Estimate(value=placement.paper_exact.value, note=placement.paper_exact.reason or "")
+    note = placement.corrected.reason or "interval: layers drawn anew"
     ours = replace(
-        verdict.interval or Estimate(value=verdict.corrected.value), value=verdict.corrected.value, note=note
+        placement.interval or Estimate(value=placement.corrected.value), value=placement.corrected.value, note=note
     )
-    return [Finding(name="similarity", labels={"method": method, "a": verdict.a, "b": verdict.b}, estimate=estimate)
+    return [Finding(name="similarity", labels={"method": method, "a": placement.a, "b": placement.b}, estimate=estimate)
             for method, estimate in (("paper-exact", exact), ("corrected", ours))]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Verdicts as a table, and what must be said beside them."""
+"""Placements as a table, and what must be said beside them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from modelassay.experiments.findings import Table
 from modelassay.fingerprints.background import Background
-from modelassay.fingerprints.verdict import Verdict
+from modelassay.fingerprints.placement import Placement
 
 COLUMNS = (
     "pair",
@@ -20,21 +20,23 @@ COLUMNS = (
     "min p",
     "strangers",
     "phase p",
-    "verdict",
+    "among strangers",
 )
 
 
-def verdict_table(verdicts: Sequence[Verdict], *, ancestries: Mapping[tuple[str, str], str] | None = None) -> Table:
+def placement_table(
+    placements: Sequence[Placement], *, ancestries: Mapping[tuple[str, str], str] | None = None
+) -> Table:
     """Return a row per pair, the highest corrected scores first; ``known`` ancestry gets a column of its own."""
-    ranked = sorted(verdicts, key=lambda v: -v.corrected.value if np.isfinite(v.corrected.value) else np.inf)
+    ranked = sorted(placements, key=lambda v: -v.corrected.value if np.isfinite(v.corrected.value) else np.inf)
     rows = []
-    for verdict in ranked:
+    for placement in ranked:
         row: tuple[str, ...] = (
-            f"{verdict.a} · {verdict.b}", _number(verdict.paper_exact.value), _number(verdict.corrected.value),
-            f"{verdict.interval.low:.2f} to {verdict.interval.high:.2f}" if verdict.interval else "undefined",
-            f"{verdict.primary} {_number(verdict.score)}", *_chances(verdict), verdict.word,
+            f"{placement.a} · {placement.b}", _number(placement.paper_exact.value), _number(placement.corrected.value),
+            f"{placement.interval.low:.2f} to {placement.interval.high:.2f}" if placement.interval else "undefined",
+            f"{placement.primary} {_number(placement.score)}", *_chances(placement), placement.word,
         )  # fmt: skip
-        rows.append(row if ancestries is None else (*row, ancestries.get((verdict.a, verdict.b), "not known")))
+        rows.append(row if ancestries is None else (*row, ancestries.get((placement.a, placement.b), "not known")))
     return Table(title="pairs", columns=COLUMNS if ancestries is None else (*COLUMNS, "known as"), rows=rows)
 
 
@@ -42,33 +44,33 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if np.isfinite(value) else "undefined"
 
 
-def _chances(verdict: Verdict) -> tuple[str, str, str, str]:
+def _chances(placement: Placement) -> tuple[str, str, str, str]:
     """Return the columns of chance; nothing is printed there without a background."""
-    place, phase = verdict.background, verdict.phase
+    place, phase = placement.background, placement.phase
     if place is None:
         return "none", "none", "no background", "none"
-    why_none = "undefined" if verdict.primary == "corrected" else "not asked"
+    why_none = "undefined" if placement.primary == "corrected" else "not asked"
     return (f"{place.p:.3f}", f"{place.min_p:.3f}", f"{place.n}, up to {place.max:.2f}",
             why_none if phase is None else f"{phase.p:.4f}")  # fmt: skip
 
 
-def caveats(verdicts: Sequence[Verdict], background: Background) -> list[str]:
+def caveats(placements: Sequence[Placement], background: Background) -> list[str]:
     """Return what a reader must know before quoting the table."""
     notes = []
-    if any(verdict.word == "uncalibrated" for verdict in verdicts):
+    if any(placement.word == "uncalibrated" for placement in placements):
         notes.append(
             "uncalibrated pairs have no strangers of their stratum (depth, shape, tokenizer): no p-value is printed"
         )
     if background.pairs:
         notes.append("strangers share models, so their pairs are not independent and a rank p is approximate")
-    tests = [verdict.phase for verdict in verdicts if verdict.phase]
+    tests = [placement.phase for placement in placements if placement.phase]
     for phases in sorted({test.free_phases for test in tests}):
         alike = [test for test in tests if test.free_phases == phases]
         notes.append(f"phase p: {phases} free phases; {alike[0].draws} draws allow {alike[0].min_p:.4f}, "
                      f"a copy would get {max(test.copy_p for test in alike):.4f} at worst")  # fmt: skip
-    calibrated = [verdict for verdict in verdicts if verdict.p_adjusted is not None]
+    calibrated = [placement for placement in placements if placement.p_adjusted is not None]
     if len(calibrated) > 1:
-        best = min(verdict.p_adjusted for verdict in calibrated if verdict.p_adjusted is not None)
+        best = min(placement.p_adjusted for placement in calibrated if placement.p_adjusted is not None)
         notes.append(
             f"each pair is judged at its own level; over all {len(calibrated)} pairs Holm's smallest adjusted rank p is {best:.2g}"
         )

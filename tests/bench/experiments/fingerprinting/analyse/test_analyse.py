@@ -12,7 +12,7 @@ from modelassay import zoo
 from modelassay.experiments.fingerprinting.analyse import _an_example, _pairs_to_judge, _worth_showing, analyse
 from modelassay.experiments.fingerprinting.analyse.read import STRATUM, models_of
 from modelassay.fingerprints.methods import ModelSummary
-from modelassay.fingerprints.verdict import judge
+from modelassay.fingerprints.placement import place_among
 from modelassay.recording.log import Log
 from modelassay.recording.tables import RunData, read_tables
 from support.evidence_cases import CHILDREN, MINIS, OTHERS, evidence_of, models, numbers
@@ -93,20 +93,20 @@ def test_of_a_large_run_surprises_are_shown_and_an_example_is_drawn(monkeypatch:
     summaries = models([*MINIS, *CHILDREN[:8]])
     curves = [model.curves for model in summaries.values()]
     background = evidence_of(summaries).background
-    verdicts = [judge(a, b, background) for a, b in combinations(curves, 2)]
+    placements = [place_among(a, b, background) for a, b in combinations(curves, 2)]
     ancestries = {
         (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in combinations(curves, 2)
     }
-    shown = _worth_showing(verdicts, ancestries)
-    wrong = [v for v in verdicts if (ancestries[v.a, v.b], v.word) in
-             {("strangers", "related"), ("family", "not distinguishable from strangers")}]  # fmt: skip
+    shown = _worth_showing(placements, ancestries)
+    wrong = [v for v in placements if (ancestries[v.a, v.b], v.word) in
+             {("strangers", "closer than all strangers"), ("family", "among strangers")}]  # fmt: skip
     assert {(v.a, v.b) for v in shown} == {(v.a, v.b) for v in wrong}
-    assert 0 < len(shown) < len(verdicts)
+    assert 0 < len(shown) < len(placements)
     monkeypatch.setattr(module, "MAX_ROWS", 1)
-    assert len(_worth_showing(verdicts, ancestries)) == 1
-    assert _worth_showing(verdicts[:50], ancestries) == verdicts[:50]
-    example = [model.name for model in _an_example(curves, verdicts, ancestries)]
-    related = [v for v in verdicts if ancestries[v.a, v.b] == "family" and not v.corrected.reason]
+    assert len(_worth_showing(placements, ancestries)) == 1
+    assert _worth_showing(placements[:50], ancestries) == placements[:50]
+    example = [model.name for model in _an_example(curves, placements, ancestries)]
+    related = [v for v in placements if ancestries[v.a, v.b] == "family" and not v.corrected.reason]
     middle = float(np.sort([v.corrected.value for v in related])[len(related) // 2])
     assert any({v.a, v.b} <= set(example) for v in related if v.corrected.value == middle)
     assert len(example) in (2, 3)

@@ -1,4 +1,4 @@
-"""Each word of a verdict, and that nothing is claimed without strangers."""
+"""Each word of a placement among strangers, and that nothing is claimed without strangers."""
 
 import re
 from dataclasses import asdict
@@ -9,7 +9,7 @@ import pytest
 
 from modelassay.fingerprints.background import rank
 from modelassay.fingerprints.curves import ROLES, Curves, corrected, paper_exact
-from modelassay.fingerprints.verdict import adjust, judge
+from modelassay.fingerprints.placement import MIN_EFFECT, adjust, place_among
 from modelassay.models.checkpoints import Stratum
 from support.curve_cases import background_of, child, make, process, walk
 
@@ -73,30 +73,30 @@ def test_two_models_of_one_name_are_refused() -> None:
         background_of([*roots(2), *roots(1)])
 
 
-def test_a_child_is_related() -> None:
+def test_a_child_is_closer_than_all_strangers() -> None:
     models = roots(8)
-    verdict = judge(models[0], child(models[0], "sft"), background_of(models))
-    assert verdict.word == "related"
-    assert verdict.background is not None
-    assert verdict.phase is not None
-    assert verdict.background.p == verdict.background.min_p == 1 / 29
+    placement = place_among(models[0], child(models[0], "sft"), background_of(models))
+    assert placement.word == "closer than all strangers"
+    assert placement.background is not None
+    assert placement.phase is not None
+    assert placement.background.p == placement.background.min_p == 1 / 29
     strangers = [corrected(a, b).value for a, b in combinations(models, 2)]
-    assert verdict.background.median == pytest.approx(np.median(strangers))
-    assert verdict.background.q95 == pytest.approx(np.quantile(strangers, 0.95))
-    assert verdict.background.max == pytest.approx(max(strangers))
-    assert verdict.sentence.startswith("root0 and sft: related. Corrected score 0.9")
+    assert placement.background.median == pytest.approx(np.median(strangers))
+    assert placement.background.q95 == pytest.approx(np.quantile(strangers, 0.95))
+    assert placement.background.max == pytest.approx(max(strangers))
+    assert placement.sentence.startswith("root0 and sft: closer than all strangers, 28 of them. Corrected score 0.9")
     for part in ("28 unrelated pairs (same stratum 12)", "rank p = 0.034", "5 free phases"):
-        assert part in verdict.sentence
+        assert part in placement.sentence
 
 
 def test_strangers_are_not_distinguishable_and_the_order_of_the_pair_does_not_matter() -> None:
     models = roots(9)
     background = background_of(models)
-    verdicts = [judge(a, b, background) for a, b in combinations(models, 2)]
-    words = [verdict.word for verdict in verdicts]
-    assert words.count("not distinguishable from strangers") >= 33  # rank p <= 0.05 can hold for one of 36
+    placements = [place_among(a, b, background) for a, b in combinations(models, 2)]
+    words = [placement.word for placement in placements]
+    assert words.count("among strangers") >= 33  # rank p <= 0.05 can hold for one of 36
     assert "uncalibrated" not in words
-    forth, back = judge(models[0], models[1], background), judge(models[1], models[0], background)
+    forth, back = place_among(models[0], models[1], background), place_among(models[1], models[0], background)
     assert (forth.corrected, forth.phase, forth.background, forth.interval) == (
         back.corrected, back.phase, back.background, back.interval)  # fmt: skip
 
@@ -104,42 +104,45 @@ def test_strangers_are_not_distinguishable_and_the_order_of_the_pair_does_not_ma
 def test_without_strangers_no_p_value_is_given_anywhere() -> None:
     models = roots(8)
     odd = walk("odd", 28, 1)
-    verdict = judge(odd, child(odd, "copy"), background_of(models))
-    assert verdict.word == "uncalibrated"
-    assert verdict.phase is None
-    assert verdict.background is None
-    assert verdict.paper_background is None
-    assert verdict.corrected.value > 0.99
-    assert not re.search(r"\bp\b", verdict.sentence)
-    assert "no unrelated pair of stratum 28 is known" in verdict.sentence
-    assert adjust([verdict]) == (verdict,)
+    placement = place_among(odd, child(odd, "copy"), background_of(models))
+    assert placement.word == "uncalibrated"
+    assert placement.phase is None
+    assert placement.background is None
+    assert placement.paper_background is None
+    assert placement.corrected.value > 0.99
+    assert not re.search(r"\bp\b", placement.sentence)
+    assert "no unrelated pair of stratum 28 is known" in placement.sentence
+    assert adjust([placement]) == (placement,)
 
 
 def test_too_few_strangers_are_inconclusive_even_for_a_copy() -> None:
     models = roots(5)
-    verdict = judge(models[0], child(models[0], "copy"), background_of(models))
-    assert verdict.word == "inconclusive"
-    assert "10 unrelated pairs cannot give a p below 0.091, alpha is 0.05" in verdict.sentence
-    assert judge(models[0], child(models[0], "copy"), background_of(models), alpha=0.1).word == "related"
+    placement = place_among(models[0], child(models[0], "copy"), background_of(models))
+    assert placement.word == "inconclusive"
+    assert "10 unrelated pairs cannot give a p below 0.091, alpha is 0.05" in placement.sentence
+    assert (
+        place_among(models[0], child(models[0], "copy"), background_of(models), alpha=0.1).word
+        == "closer than all strangers"
+    )
 
 
 def test_an_undefined_score_is_inconclusive_with_its_reason() -> None:
     models = roots(8)
     flat = Curves(name="flat", sigma={**models[0].sigma, "o": np.full(12, 0.02)}, stratum=12)
-    verdict = judge(models[0], flat, background_of(models))
-    assert verdict.word == "inconclusive"
-    assert "flat: role o is a straight line" in verdict.sentence
-    assert verdict.background is verdict.phase is verdict.interval is None
-    assert "nan" not in verdict.sentence
+    placement = place_among(models[0], flat, background_of(models))
+    assert placement.word == "inconclusive"
+    assert "flat: role o is a straight line" in placement.sentence
+    assert placement.background is placement.phase is placement.interval is None
+    assert "nan" not in placement.sentence
 
 
-def test_the_phase_test_can_withdraw_related_but_not_when_it_has_no_power() -> None:
+def test_the_phase_test_can_withdraw_closer_but_not_when_it_has_no_power() -> None:
     depth = np.linspace(0, 2 * np.pi, 16)
     rng = np.random.default_rng(0)
     strangers = background_of([make(f"white{i}", x, f"white{i}") for i, x in enumerate(process(rng, 8, 16, phi=0.0))])
     smooth = [make(n, np.stack([np.cos(depth + turn)] * 4) + 0.2 * x)
               for n, turn, x in zip("ab", (0.0, 0.9), process(rng, 2, 16, phi=0.0), strict=True)]  # fmt: skip
-    withdrawn = judge(*smooth, strangers)
+    withdrawn = place_among(*smooth, strangers)
     assert withdrawn.background is not None
     assert withdrawn.phase is not None
     assert withdrawn.background.p <= 0.05 < withdrawn.phase.p
@@ -163,7 +166,7 @@ def test_a_calibrated_zoo_rejects_strangers_that_share_a_bow() -> None:
 
 def test_the_interval_resamples_layers_of_both_models_together() -> None:
     models = roots(8)
-    verdict = judge(models[0], models[1], background_of(models))
+    placement = place_among(models[0], models[1], background_of(models))
     x = np.arange(12)
 
     residuals = [
@@ -175,20 +178,38 @@ def test_the_interval_resamples_layers_of_both_models_together() -> None:
     for layers in rng.integers(0, 12, (1500, 12)):
         both = zip(*(rows[:, layers] for rows in residuals), strict=True)
         draws.append(np.mean([np.corrcoef(p, q)[0, 1] for p, q in both]))
-    assert verdict.interval is not None
-    assert verdict.interval.method == "percentile"
-    assert [verdict.interval.low, verdict.interval.high] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.06)
+    assert placement.interval is not None
+    assert placement.interval.method == "percentile"
+    assert [placement.interval.low, placement.interval.high] == pytest.approx(
+        np.quantile(draws, [0.025, 0.975]), abs=0.06
+    )
 
 
-def test_holm_is_added_beside_the_words_and_says_what_the_floor_allows() -> None:
+def test_holm_is_added_beside_the_words() -> None:
     models = roots(8)
     background = background_of(models)
-    table = [judge(models[0], child(models[0], "sft"), background), judge(models[0], models[1], background),
-             judge(walk("odd", 28, 1), models[0], background)]  # fmt: skip
+    table = [place_among(models[0], child(models[0], "sft"), background), place_among(models[0], models[1], background),
+             place_among(walk("odd", 28, 1), models[0], background)]  # fmt: skip
     adjusted = adjust(table)
     assert [v.word for v in adjusted] == [v.word for v in table]
     assert adjusted[0].p_adjusted == pytest.approx(2 / 29)
     assert adjusted[2].p_adjusted is None
-    assert "2 pairs were judged" in str(adjusted[0].familywise)
-    assert "the table cannot decide" in str(adjusted[0].familywise)
     assert asdict(adjusted[0])["background"]["n"] == 28
+
+
+@pytest.mark.parametrize(
+    ("score", "word"), [(0.0115, "among strangers"), (0.09, "among strangers"), (0.164, "closer than all strangers")]
+)
+def test_closest_by_a_little_is_not_called_closer(score: float, word: str) -> None:
+    """Of twelve unrelated roots two were the closest of all at 0.0115, where a copy scores 1; a merge at 30 % scores 0.164."""
+    models = roots(12)
+    recorded = {frozenset((a.name, b.name)): {"aligned": 0.001} for a, b in combinations(models, 2)}
+    background = background_of(models, recorded)
+    placement = place_among(models[0], child(models[0], "x"), background, by_weights={"aligned": score})
+    assert placement.primary == "aligned"
+    assert placement.background is not None
+    assert placement.background.p == placement.background.min_p
+    assert placement.effect == pytest.approx((score - 0.001) / 0.999)
+    assert (placement.effect >= MIN_EFFECT) == (word != "among strangers")
+    assert placement.word == word
+    assert (f"only {100 * placement.effect:.1f} % of the way" in placement.sentence) == (word == "among strangers")

@@ -1,0 +1,163 @@
+"""``modelassay fingerprint A B [C ...]``: a verdict per pair of models at hand, and the scores of all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from polars.exceptions import PolarsError
+
+from modelassay.commands.fingerprint.printed import (
+    Places,
+    curves_json,
+    derivation_lines,
+    methods_table,
+    numbering_tables,
+    pair_json,
+)
+from modelassay.commands.fingerprint.subjects import Examination, Subject, examine, pairs_of, read_subjects
+from modelassay.commands.view import View
+from modelassay.errors import RecordError, UsageError
+from modelassay.experiments.findings import MEANINGLESS
+from modelassay.experiments.fingerprinting.analyse.printed import caveats, placement_table
+from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
+from modelassay.fingerprints.background import Background, rank
+from modelassay.fingerprints.lineage import Lineage, lineage
+from modelassay.fingerprints.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS
+from modelassay.fingerprints.placement import adjust, place_among
+from modelassay.fingerprints.verdict import disagreements
+from modelassay.recording.tables import RunData
+from modelassay.runs.directory import Run
+
+
+def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run | None, figure: Path | None, alpha: float,
+                attention_only: bool, behaviour: bool, report: Callable[[str], None]) -> View:  # fmt: skip
+    """Examine every pair of ``models``, or ``suspect`` with each of them, and place them among the strangers of ``background``.
+
+    ``alpha`` is the level at which weights are called inherited; with a suspect, p is corrected for the number of candidates.
+    ``attention_only`` reads nothing but the four attention matrices, and of the Hub fetches nothing else; what needs more, the verdict too,
+    is then left out. ``behaviour`` loads the models whole, one at a time, and asks both of a pair with the prompts that each of them
+    generates. The curves are drawn into ``figure``.
+
+    Raises:
+        UsageError: fewer than two models, one twice, a background of another suite, an alpha that is no level, an
+            unknown kind of figure, or behaviour asked of the attention matrices alone.
+        CheckpointError: a model cannot be read.
+    """
+    if not 0 < alpha < 1:  # NaN too
+        raise UsageError(f"alpha: a level lies between 0 and 1, got {alpha}")
+    if behaviour and attention_only:
+        raise UsageError(
+            "--behaviour runs whole models and --attention-only reads four matrices; leave one of them out"
+        )
+    if figure is not None and figure.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"{figure}: a figure ends in .png, .svg or .pdf, got {figure.suffix or 'no ending'}")
+    references = list(models) if suspect is None else [suspect, *models]
+    if len(references) < 2:
+        raise UsageError(f"fingerprint compares models: name at least two, got {len(references)}")
+    tables = None if background is None else _background_tables(background)
+    strangers = _strangers(background, tables)
+    subjects = read_subjects(references, attention_only=attention_only, behaviour=behaviour, report=report)
+    pairs = pairs_of(subjects, one_suspect=suspect is not None)
+    num_candidates = 1 if suspect is None else len(models)
+    examinations = [examine(a, b, alpha=alpha, num_candidates=num_candidates, report=report) for a, b in pairs]
+    places = [_places(a, b, strangers) for a, b in pairs]
+    placements = adjust([
+        place_among(a.curves, b.curves, strangers, by_weights={name: score.value for name, (score, _) in place.items()})
+        for (a, b), place in zip(pairs, places, strict=True)
+    ])  # fmt: skip
+    derivations = [_derive(a, b, examination) for (a, b), examination in zip(pairs, examinations, strict=True)]
+    contradictions = [
+        [] if examination is None else disagreements(examination.verdict, placement, _behaviour(place))
+        for examination, placement, place in zip(examinations, placements, places, strict=True)
+    ]
+    against, about = _described(background, tables)
+    notes = [*about, *caveats(placements, strangers), *_multiplicity(pairs, suspect, alpha)]
+    curves = [subject.curves for subject in subjects]
+    if figure is not None:
+        from modelassay.charts import write_figure  # here: most calls draw nothing
+        from modelassay.fingerprints.figures import comparison_figure
+
+        write_figure(comparison_figure(curves, placements), figure)
+    return View(
+        data={"alpha": alpha, "suspect": suspect, "against": against, "models": [curves_json(model) for model in curves],
+              "pairs": [pair_json(*parts) for parts in zip(placements, examinations, places, derivations, contradictions, strict=True)],
+              "caveats": notes},
+        summary=[*(examination.verdict.sentence for examination in examinations if examination is not None),
+                 *(sentence for sentences in contradictions for sentence in sentences), *derivation_lines(placements, derivations)],
+        tables=[*numbering_tables(pairs, examinations), placement_table(placements), methods_table(placements, places)],
+        lines=[*(placement.sentence for placement in placements), *(f"note: {note}" for note in notes),
+               *([] if figure is None else [f"figure: {figure}"])],
+    )  # fmt: skip
+
+
+def _background_tables(run: Run) -> RunData:
+    if run.suite.experiment.name != "fingerprinting":
+        raise UsageError(f"{run.folder}: a run of {run.suite.name} holds no sigma-curves; give one of fingerprinting")
+    return run.data()
+
+
+def _strangers(run: Run | None, tables: RunData | None) -> Background:
+    if run is None or tables is None:
+        return Background.from_models([])
+    try:
+        models = models_of(tables)
+        recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in models.items()})
+        return Background.from_models(models.values(), recorded)
+    except (PolarsError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise RecordError(f"{run.folder}: its records are not those of measured models ({type(error).__name__}: {error}); "
+                          "give a run that modelassay wrote") from error  # fmt: skip
+
+
+def _described(run: Run | None, tables: RunData | None) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return which run the background is, for JSON, and what of it a reader must know before quoting a p-value."""
+    if run is None or tables is None:
+        return None, []
+    outcomes = tables.cells["outcome"].to_list()
+    num_open = sum(outcome not in ("done", "diverged") for outcome in outcomes)
+    notes = [f"{run.folder}: {MEANINGLESS}, nor do p-values against them"] if run.suite.profile == "smoke" else []
+    if num_open:
+        notes.append(
+            f"{run.folder}: {num_open} of {len(outcomes)} cells are not complete: not all its strangers are there"
+        )
+    return {"run": str(run.folder), "profile": run.suite.profile, "complete": not num_open}, notes
+
+
+def _places(a: Subject, b: Subject, strangers: Background) -> Places:
+    """Return what each method says of a pair, and its rank among the strangers that may judge it."""
+    scores = {name: (name, method.score(a.summary, b.summary)) for name, method in BY_NUMBERS.items()}
+    if a.weights is not None and b.weights is not None:
+        scores |= {name: (name, method.score(a.weights, b.weights)) for name, method in BY_WEIGHTS.items()}
+    for asked, base in ((a, b), (b, a)):
+        if asked.prompted is not None and base.prompted is not None:
+            scores |= {f"{name}, {base.curves.name} grows": (name, method.score(asked.prompted, base.prompted))
+                       for name, method in BY_BEHAVIOUR.items()}  # fmt: skip
+    same_shape = strangers.against(a.curves, b.curves)
+    alike = same_shape or strangers.of_tokenizer(a.curves, b.curves)
+    return {
+        shown: (score, rank(score.value, (pair.scores.get(name, np.nan) for pair in (alike if name in BY_BEHAVIOUR else same_shape))))
+        for shown, (name, score) in scores.items()
+    }  # fmt: skip
+
+
+def _behaviour(place: Places) -> list[tuple[float, Any]]:
+    """Return the scores of behaviour with their ranks."""
+    return [(score.value, rank) for name, (score, rank) in place.items() if name.split(",")[0] in BY_BEHAVIOUR]
+
+
+def _derive(a: Subject, b: Subject, examination: Examination | None) -> Lineage | None:
+    """Return how one of a pair was made of the other, where weights are shared at all."""
+    if examination is None or examination.verdict.word not in ("inherited", "re-derived"):
+        return None
+    return lineage(a.model.checkpoint(), b.model.checkpoint())
+
+
+def _multiplicity(pairs: Sequence[tuple[Subject, Subject]], suspect: str | None, alpha: float) -> list[str]:
+    """Say what p-values of several pairs are corrected for."""
+    if len(pairs) == 1 or suspect is not None or pairs[0][0].matrices is None:
+        return []
+    return [
+        f"each of {len(pairs)} pairs is tested at {alpha:g} for itself; of one model against candidates: --suspect A --candidates B C"
+    ]

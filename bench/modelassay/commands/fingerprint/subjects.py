@@ -1,0 +1,105 @@
+"""The models that ``fingerprint`` was given, and the pairs of them that are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from modelassay.errors import UsageError
+from modelassay.fingerprints.bottom_k import PromptedModel, compute_responses
+from modelassay.fingerprints.curves import Curves
+from modelassay.fingerprints.identical import SameBits, same_bits
+from modelassay.fingerprints.independence import Independence, ModelMatrices, independence, matrices_of
+from modelassay.fingerprints.measure import summarise_model
+from modelassay.fingerprints.methods import ModelSummary
+from modelassay.fingerprints.verdict import Verdict, conclude
+from modelassay.fingerprints.weights import Weights, load_weights
+from modelassay.models.reference import Model, short_names
+from modelassay.storage.store import Store
+from modelassay.zoo.resolve import resolve
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model that was named on the command line."""
+
+    model: Model
+    summary: ModelSummary
+    weights: Weights | None
+    """None where only the attention matrices were asked for."""
+    prompted: PromptedModel | None
+    """None where its behaviour was not asked for."""
+    matrices: ModelMatrices | None
+    """What the tests of independent numbering read; None where only the attention matrices were asked for."""
+
+    @property
+    def curves(self) -> Curves:
+        """Its curves."""
+        return self.summary.curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What two checkpoints alone say of a pair."""
+
+    bits: SameBits
+    result: Independence
+    verdict: Verdict
+
+
+Pairs = Sequence[tuple[Subject, Subject]]
+
+
+def read_subjects(references: Sequence[str], *, attention_only: bool, behaviour: bool, report: Report) -> list[Subject]:
+    """Read the models; with ``behaviour`` each answers the prompts of all.
+
+    Raises:
+        UsageError: one is named twice.
+        CheckpointError: a model cannot be read.
+    """
+    if repeated := [model for model in dict.fromkeys(references) if references.count(model) > 1]:
+        raise UsageError(f"{repeated[0]}: named twice; name each model once")
+    store, subjects = Store(), []
+    for reference, name in zip(references, short_names(references), strict=True):
+        report(f"{name}: reading")
+        model = resolve(reference, store=store)
+        subjects.append(Subject(
+            model=model, summary=summarise_model(model, name=name, whole=not attention_only),
+            weights=None if attention_only else load_weights(model, store=store),
+            prompted=PromptedModel(model, store=store) if behaviour else None,
+            matrices=None if attention_only else matrices_of(model),
+        ))  # fmt: skip
+    prompted = [subject.prompted for subject in subjects if subject.prompted is not None]
+    for model_asked in prompted:
+        report(f"{model_asked.reference}: answering")
+        compute_responses(model_asked, prompted)
+    return subjects
+
+
+def pairs_of(subjects: Sequence[Subject], *, one_suspect: bool) -> list[tuple[Subject, Subject]]:
+    """Return the pairs to compare: all, or the first with each of the others.
+
+    Raises:
+        UsageError: there are fewer than two models.
+    """
+    if len(subjects) < 2:
+        raise UsageError(f"fingerprint compares models: name at least two, got {len(subjects)}")
+    return [(subjects[0], other) for other in subjects[1:]] if one_suspect else list(combinations(subjects, 2))
+
+
+def examine(a: Subject, b: Subject, *, alpha: float, num_candidates: int, report: Report) -> Examination | None:
+    """Test a pair by its two checkpoints; None where only the attention matrices were asked for."""
+    if a.matrices is None or b.matrices is None:
+        return None
+    names = a.curves.name, b.curves.name
+    report(f"{names[0]} and {names[1]}: were they numbered independently?")
+    bits = same_bits(a.model.checkpoint(), b.model.checkpoint())
+    result = independence(a.matrices, b.matrices, alpha=alpha / num_candidates)
+    return Examination(
+        bits=bits,
+        result=result,
+        verdict=conclude(*names, bits, result, alpha=alpha, num_candidates=num_candidates),
+    )

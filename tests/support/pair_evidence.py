@@ -17,6 +17,7 @@ from modelassay.fingerprints.evidence import (
     Origin,
     Proposition,
     Requantised,
+    SharedTraining,
 )
 from modelassay.fingerprints.meaning import LIMITS, propositions
 
@@ -55,7 +56,8 @@ def evidence(
                                 nearly=("model.layers.0.mlp.up_proj.weight: 99.9 % of blocks",)),
         methods=tuple(MethodScore(method=f"method {index}", score=0.9, undefined=None, among=Among(
             num_strangers=147, median=0.057, max=0.086, rank_p=1 / 148, min_p=1 / 148)) for index in range(num_methods)),
-        background="runs/fingerprinting", derivation=Derivation(kind="continued", steps=("continued",), parent=a, evidence="Median cosine 0.99."),
+        background="runs/fingerprinting", among_strangers=f"{a} and {b}: closer than all 147 strangers by aligned.", disagreements=(),
+        shared_training=SharedTraining(ratio=0.012, num_values=4096, is_shared=True), derivation=Derivation(kind="continued", steps=("continued",), parent=a, evidence="Median cosine 0.99."),
         not_tested=("neurons by rows: no feed-forward network of one width in both could be read",), limits=LIMITS,
         origin=Origin(modelassay="0.1.0", commit="89abcdef" * 5, modified=False, code="0123456789abcdef", python="3.11.2",
                       libraries={"numpy": "2.3.0", "scipy": "1.16.0", "safetensors": "0.6.2", "torch": "2.11.0+cpu", "tokenizers": "0.22.0"},

@@ -28,14 +28,15 @@ from modelassay.fingerprints.evidence import (
     Origin,
     Proposition,
     Requantised,
+    SharedTraining,
 )
 from modelassay.fingerprints.evidence.files import file_hashes
 from modelassay.fingerprints.identical import SameBits
 from modelassay.fingerprints.independence import Independence
 from modelassay.fingerprints.independence.agreement import RATE
-from modelassay.fingerprints.independence.result import NUM_TESTS
-from modelassay.fingerprints.independence.statement import Statement, shown_p
 from modelassay.fingerprints.meaning import LIMITS, propositions
+from modelassay.fingerprints.rederived import Rederivation
+from modelassay.fingerprints.verdict import Verdict, shown_p
 from modelassay.machine.code import SourceGraph
 from modelassay.machine.environment import capture
 from modelassay.machine.redact import masked
@@ -60,22 +61,26 @@ class Pair:
     models: tuple[Model, Model]
     bits: SameBits
     result: Independence
-    statement: Statement
+    verdict: Verdict
     places: Mapping[str, tuple[Score, Rank | None]]
     """Method to the score, and where it stands among strangers."""
+    among_strangers: str
+    """In words."""
     derivation: Derivation | None = None
     requantised: Requantised | None = None
-    num_candidates: int = 1
-    """Candidates over which the level is corrected."""
+    disagreements: Sequence[str] = ()
     not_tested: Sequence[str] = ()
     """What was left out beyond what `result` says, one sentence each."""
 
 
-def evidence_of(pairs: Sequence[Pair], *, background: str | None, options: Sequence[str]) -> list[Evidence]:
+def evidence_of(
+    pairs: Sequence[Pair], *, one_suspect: bool, background: str | None, options: Sequence[str]
+) -> list[Evidence]:
     """Return the evidence of each pair, without secrets; every file that was read of its models is hashed once, whole.
 
     Args:
         pairs: what was found.
+        one_suspect: the first model was compared with each of the others, and p is corrected for their number.
         background: the run whose strangers the scores were ranked among.
         options: the command line's options that decide the outcome, for the line that repeats it.
 
@@ -89,29 +94,35 @@ def evidence_of(pairs: Sequence[Pair], *, background: str | None, options: Seque
                 files[name] = ModelFiles(
                     name=name, reference=model.reference, commit=model.files.revision, files=file_hashes(model)
                 )
-    surroundings = _surroundings()
-    return [_without_secrets(_evidence(pair, files, surroundings, background, options)) for pair in pairs]
+    references = [_pinned(model) for model in files.values()]
+    named = ["--suspect", references[0], "--candidates", *references[1:]] if one_suspect else references
+    surroundings = {
+        **_surroundings(),
+        "repeat": shlex.join(["modelassay", "fingerprint", *named, *options, "--evidence", "evidence"]),
+    }
+    return [_without_secrets(_evidence(pair, files, surroundings, background)) for pair in pairs]
 
 
-def _evidence(pair: Pair, files: Mapping[str, ModelFiles], surroundings: Mapping[str, Any], background: str | None,
-              options: Sequence[str]) -> Evidence:  # fmt: skip
+def _evidence(pair: Pair, files: Mapping[str, ModelFiles], surroundings: Mapping[str, Any], background: str | None) -> Evidence:  # fmt: skip
     a, b = (files[name] for name in pair.names)
     result, agreement = pair.result, pair.result.agreement
-    exact = min(0.0, result.log10_p + math.log10(pair.num_candidates))
+    exact = min(0.0, result.log10_p + math.log10(pair.verdict.num_candidates))
     return Evidence(
         a=a, b=b, propositions=tuple(Proposition(label=label, text=text) for label, text in propositions(a.name, b.name)),
-        verdict=Conclusion(word=pair.statement.word, sentence=pair.statement.sentence, level=pair.statement.alpha),
+        verdict=Conclusion(word=pair.verdict.word, sentence=pair.verdict.sentence, level=pair.verdict.alpha),
         tests=tuple(ExactTest.model_validate(asdict(test)) for test in result.tests),
         corrected=None if not result.tests else Correction(
-            method="Bonferroni", num_tests=NUM_TESTS, num_candidates=pair.num_candidates, log10_p=exact,
+            method="Bonferroni", num_tests=4, num_candidates=pair.verdict.num_candidates, log10_p=exact,
             shown=shown_p(exact)),
         agreement=None if agreement is None else AgreementTier(**asdict(agreement), rate=RATE, calibration=CALIBRATION),
+        shared_training=None if result.training is None else SharedTraining(
+            ratio=result.training.ratio, num_values=result.training.num_values, is_shared=result.training.is_shared),
         equal_tensors=EqualTensors(names=pair.bits.equal, of=pair.bits.total),
         requantised=pair.requantised,
         methods=tuple(_method(name, score, place) for name, (score, place) in pair.places.items()),
-        background=background, derivation=pair.derivation,
+        background=background, among_strangers=pair.among_strangers, disagreements=tuple(pair.disagreements), derivation=pair.derivation,
         not_tested=(*result.reasons, *pair.not_tested), limits=LIMITS,
-        origin=Origin(**surroundings, repeat=_repeat((a, b), options), needs=_needs((a, b), background)),
+        origin=Origin(**surroundings, needs=_needs((a, b), background)),
     )  # fmt: skip
 
 
@@ -121,6 +132,14 @@ def _method(name: str, score: Score, place: Rank | None) -> MethodScore:
         num_strangers=int(place.n), median=float(place.median), max=float(place.max), rank_p=float(place.p), min_p=float(place.min_p))  # fmt: skip
     return MethodScore(method=name, score=float(score.value) if is_defined else None, among=among,
                        undefined=None if is_defined else score.reason or "not defined for this pair")  # fmt: skip
+
+
+def requantised(source: str, quantised: str, result: Rederivation) -> Requantised:
+    """Return what quantising ``source`` again says of ``quantised``, for its evidence."""
+    return Requantised(
+        source=source, quantised=quantised, matched=len(result.matched), of=len(result.tensors), formats=tuple(result.formats),
+        not_redone=result.not_redone, nearly=tuple(str(tensor) for tensor in result.partly),
+    )  # fmt: skip
 
 
 def _surroundings() -> dict[str, Any]:
@@ -143,13 +162,9 @@ def _surroundings() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _repeat(models: tuple[ModelFiles, ModelFiles], options: Sequence[str]) -> str:
-    """Return the command that makes the same evidence of the same files, commits of the Hub pinned."""
-    references = (
-        model.reference if model.commit is None else f"{model.reference.split('@')[0]}@{model.commit}"
-        for model in models
-    )
-    return shlex.join(["modelassay", "fingerprint", *references, *options, "--evidence", "evidence"])
+def _pinned(model: ModelFiles) -> str:
+    """Return a model's reference, of the Hub at the commit that was read."""
+    return model.reference if model.commit is None else f"{model.reference.split('@')[0]}@{model.commit}"
 
 
 def _needs(models: tuple[ModelFiles, ModelFiles], background: str | None) -> str:

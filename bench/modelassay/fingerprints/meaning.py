@@ -1,11 +1,8 @@
-"""What a verdict is about, in words for people who did not make it: the propositions, the limits, and where both are explained."""
+"""What a verdict is about, in words for people who did not make it: the propositions and the limits."""
 
 from __future__ import annotations
 
 from typing import Final
-
-MEANING: Final = "docs/methods/what-a-verdict-means.md"
-"""The page that verdicts and reports refer to, relative to the repository."""
 
 LIMITS: Final = (
     "No outcome is a proof of independence: a model trained anew on another's outputs, or relabelled in a way that the tests do not see, "

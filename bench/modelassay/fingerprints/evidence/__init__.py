@@ -6,6 +6,7 @@ one can compute it too, so keep the SHA-256 of the file with somebody whom both 
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -14,14 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from modelassay.errors import RecordError, UsageError, printable
 from modelassay.fingerprints.independence.result import NUM_TESTS
-from modelassay.fingerprints.independence.statement import Word, shown_p
-from modelassay.fingerprints.meaning import MEANING
+from modelassay.fingerprints.verdict import PAGE, Word, shown_p
 from modelassay.storage.sealed import Unsealed, read_sealed, sealed_json
 
 KIND: Literal["evidence of a pair"] = "evidence of a pair"
 """What tells the document from other JSON."""
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 """Raised when a field changes its meaning or goes; a reader of one version refuses the others."""
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -115,6 +115,16 @@ class AgreementTier(_Part):
     """What its error was measured to be, and on what."""
 
 
+class SharedTraining(_Part):
+    """Whether more is shared than initial weights could explain: the norms, which no seed draws."""
+
+    ratio: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """Their difference, as a share of what training did to them."""
+    num_values: Count
+    is_shared: bool
+    """H1' is excluded."""
+
+
 class EqualTensors(_Part):
     """Tensors that are the same bits in both models."""
 
@@ -182,7 +192,7 @@ class Conclusion(_Part):
     sentence: Text
     level: Annotated[float, Field(gt=0, lt=1)]
     """p-values at most this are called inherited."""
-    explained: Literal["docs/methods/what-a-verdict-means.md"] = "docs/methods/what-a-verdict-means.md"
+    explained: Text = PAGE
     """The page of the repository that says what the word means."""
 
 
@@ -213,7 +223,7 @@ class Evidence(_Part):
     """Everything that was tested about one pair."""
 
     kind: Literal["evidence of a pair"] = KIND
-    schema_version: Literal[1] = SCHEMA  # SCHEMA
+    schema_version: Literal[1] = SCHEMA
     a: ModelFiles
     b: ModelFiles
     propositions: Annotated[tuple[Proposition, ...], Field(min_length=3)]
@@ -222,12 +232,18 @@ class Evidence(_Part):
     corrected: Correction | None
     """None where no exact test could be made."""
     agreement: AgreementTier | None
+    shared_training: SharedTraining | None
+    """None where the norms do not tell."""
     equal_tensors: EqualTensors
     requantised: Requantised | None
     """None where neither model is the other quantised or cast, as far as their formats tell."""
     methods: tuple[MethodScore, ...]
     background: str | None
     """The run whose strangers the scores were ranked among."""
+    among_strangers: Text
+    """Where the pair stands among them, in words."""
+    disagreements: tuple[str, ...]
+    """Where methods say otherwise than the verdict."""
     derivation: Derivation | None
     not_tested: tuple[str, ...]
     limits: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -257,9 +273,6 @@ class Evidence(_Part):
         exact = 0.0 if self.corrected is None else self.corrected.log10_p
         agreed = 0.0 if self.agreement is None else self.agreement.log10_p + math.log10(candidates)
         return min(exact, agreed) <= math.log10(self.verdict.level) + 1e-9
-
-
-assert Conclusion.model_fields["explained"].default == MEANING
 
 
 def evidence_json(evidence: Evidence) -> bytes:
@@ -295,16 +308,10 @@ def read_evidence(path: Path) -> Evidence:
         raise RecordError(f"{where}: schema_version is {printable(repr(document.get('schema_version')))[:40]}, this version of modelassay "
                           f"reads {SCHEMA}; use the version that wrote it")  # fmt: skip
     try:
-        return Evidence.model_validate_json(_unsealed(document), strict=True)
+        return Evidence.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "document"
         raise RecordError(
             f"{where}: {printable(place)}: {printable(first['msg'])}; it was not written by modelassay"
         ) from None
-
-
-def _unsealed(document: object) -> str:
-    import json
-
-    return json.dumps(document)

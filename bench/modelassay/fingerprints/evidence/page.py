@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 from modelassay.errors import printable
-from modelassay.fingerprints.evidence import AgreementTier, Evidence, FileHash, MethodScore, ModelFiles, Requantised
-from modelassay.fingerprints.independence.statement import shown_p
+from modelassay.fingerprints.evidence import AgreementTier, Evidence, FileHash, ModelFiles, Requantised
+from modelassay.fingerprints.verdict import shown_p
 
 MAX_FILES = 3
 """Of one model."""
@@ -48,7 +48,7 @@ def page(evidence: Evidence, *, sha256: str) -> str:
         "<h2>Other tests</h2>",
         _list(_others(evidence)),
         "<h2>Other methods (description, not a verdict)</h2>",
-        *_methods(evidence.methods, evidence.background),
+        *_methods(evidence),
         *_section("Not tested", evidence.not_tested),
         "<h2>What these tests cannot show</h2>",
         _list(_text(limit, 240) for limit in evidence.limits),
@@ -83,6 +83,9 @@ def _others(evidence: Evidence) -> Iterable[str]:
     yield f"Equal tensors: {len(equal.names):,} of {equal.of:,} are the same bits."
     yield _agreement(evidence.agreement)
     yield _requantised(evidence.requantised)
+    if (training := evidence.shared_training) is not None:
+        excluded = "so more than initial weights is shared" if training.is_shared else "which does not tell H1 from H1'"
+        yield f"Norms, which no seed draws: they differ by {100 * training.ratio:.1f} % of what training did to them, {excluded}."
     if evidence.derivation is not None:
         derivation = evidence.derivation
         parent = "" if derivation.parent is None else f", parent {_text(derivation.parent, 60)}"
@@ -106,7 +109,8 @@ def _requantised(result: Requantised | None) -> str:
     return f"{text}{nearly}{left}."
 
 
-def _methods(methods: Sequence[MethodScore], background: str | None) -> Iterable[str]:
+def _methods(evidence: Evidence) -> Iterable[str]:
+    methods, background = evidence.methods, evidence.background
     if not methods:
         return ["<p>None was asked.</p>"]
     rows = []
@@ -116,10 +120,12 @@ def _methods(methods: Sequence[MethodScore], background: str | None) -> Iterable
         rows.append((one.method, one.undefined or f"{one.score:.4f}", among))
     left = len(methods) - len(rows)
     more = f"And {left} more in evidence.json. " if left else ""
+    words = "".join(f"<p>{_text(text, 240)}</p>" for text in (evidence.among_strangers, *evidence.disagreements[:2]))
     against = f"Strangers of {_text(background)}." if background else ""
     return [
         _table(("method", "score", "among unrelated pairs"), rows),
         *([f"<p>{more}{against}</p>"] if more or against else []),
+        words,
     ]
 
 

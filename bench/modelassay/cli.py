@@ -176,7 +176,7 @@ def show(
 )
 @_json
 def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
-    """Validate suites (.yaml), records (.jsonl) or published tables of similarities (.csv, .json) without running anything."""
+    """Validate suites (.yaml), records (.jsonl), tables of similarities (.csv, .json) or evidence (evidence.json); nothing is run."""
     from modelassay.commands.check import check_files
     from modelassay.commands.view import emit
 
@@ -213,6 +213,11 @@ def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
     is_flag=True,
     help="Also run the models, and compare which tokens each finds least likely; fetches and loads them whole.",
 )
+@click.option(
+    "--evidence",
+    type=click.Path(path_type=Path),
+    help="Write of each pair evidence.json and a page to print into a folder of this new one.",
+)
 @_runs
 @_json
 def fingerprint(
@@ -224,6 +229,7 @@ def fingerprint(
     alpha: float,
     attention_only: bool,
     behaviour: bool,
+    evidence: Path | None,
     runs: Path,
     as_json: bool,
 ) -> None:
@@ -251,6 +257,7 @@ def fingerprint(
         alpha=alpha,
         attention_only=attention_only,
         behaviour=behaviour,
+        evidence=evidence,
         report=_progress,
     )
     emit(view, as_json=as_json)

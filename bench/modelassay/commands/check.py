@@ -26,6 +26,8 @@ def check_files(files: Sequence[str], *, families: Path | None = None) -> View:
     for name in files:
         if name.endswith(".jsonl"):
             checked.append({"file": name, "content": _records(Path(name))})
+        elif name.lower().endswith(".json") and _is_evidence(Path(name)):
+            checked.append({"file": name, "content": _evidence(Path(name))})
         elif name.lower().endswith((".csv", ".json")):
             from modelassay.data.similarities.statistics import summary  # SciPy takes as long as a suite
             from modelassay.data.similarities.table import read_similarities
@@ -46,6 +48,26 @@ def check_files(files: Sequence[str], *, families: Path | None = None) -> View:
         tables=[Table(title="", columns=("file", "valid"), rows=rows), *([_summary_table(tables)] if tables else [])],
         lines=[*_summary_lines(tables), *(line for entry in checked for line in entry.get("missing", ()))],
     )
+
+
+def _is_evidence(path: Path) -> bool:
+    """Tell whether a .json file is meant as evidence of a pair: it is called so, or begins as sealed documents do."""
+    if not path.is_file():  # whoever reads it will say so
+        return False
+    with path.open("rb") as file:
+        return path.name == "evidence.json" or file.read(13) == b'{"checksum":"'
+
+
+def _evidence(path: Path) -> str:
+    """Return in few words what the evidence in a file says.
+
+    Raises:
+        RecordError: it is not as it was written, or not evidence.
+    """
+    from modelassay.fingerprints.evidence import read_evidence  # SciPy takes as long as a suite
+
+    evidence = read_evidence(path)
+    return f"evidence about {evidence.a.name} and {evidence.b.name}: {evidence.verdict.word}"
 
 
 def _summary_lines(summaries: Sequence[Mapping[str, Any]]) -> Sequence[str]:

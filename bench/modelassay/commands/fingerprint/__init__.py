@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from polars.exceptions import PolarsError
 
+from modelassay.commands.evidence import Pair, evidence_of
 from modelassay.commands.fingerprint.printed import (
     Places,
     curves_json,
@@ -24,26 +26,30 @@ from modelassay.experiments.findings import MEANINGLESS
 from modelassay.experiments.fingerprinting.analyse.printed import caveats, placement_table
 from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
 from modelassay.fingerprints.background import Background, rank
+from modelassay.fingerprints.evidence import Derivation
+from modelassay.fingerprints.evidence.folder import require_evidence_folder, write_evidence
 from modelassay.fingerprints.lineage import Lineage, lineage
 from modelassay.fingerprints.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS
-from modelassay.fingerprints.placement import adjust, place_among
+from modelassay.fingerprints.placement import Placement, adjust, place_among
 from modelassay.fingerprints.verdict import disagreements
+from modelassay.models.reference import short_names
 from modelassay.recording.tables import RunData
 from modelassay.runs.directory import Run
 
 
 def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run | None, figure: Path | None, alpha: float,
-                attention_only: bool, behaviour: bool, report: Callable[[str], None]) -> View:  # fmt: skip
+                attention_only: bool, behaviour: bool, evidence: Path | None, report: Callable[[str], None]) -> View:  # fmt: skip
     """Examine every pair of ``models``, or ``suspect`` with each of them, and place them among the strangers of ``background``.
 
     ``alpha`` is the level at which weights are called inherited; with a suspect, p is corrected for the number of candidates.
     ``attention_only`` reads nothing but the four attention matrices, and of the Hub fetches nothing else; what needs more, the verdict too,
     is then left out. ``behaviour`` loads the models whole, one at a time, and asks both of a pair with the prompts that each of them
-    generates. The curves are drawn into ``figure``.
+    generates. The curves are drawn into ``figure``; of each pair `evidence.json` and a page are written into a folder of ``evidence``.
 
     Raises:
         UsageError: fewer than two models, one twice, a background of another suite, an alpha that is no level, an
-            unknown kind of figure, or behaviour asked of the attention matrices alone.
+            unknown kind of figure, behaviour or evidence asked of the attention matrices alone, or a folder of evidence that
+            holds something else.
         CheckpointError: a model cannot be read.
     """
     if not 0 < alpha < 1:  # NaN too
@@ -57,6 +63,8 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
     references = list(models) if suspect is None else [suspect, *models]
     if len(references) < 2:
         raise UsageError(f"fingerprint compares models: name at least two, got {len(references)}")
+    if evidence is not None:
+        _require_evidence(evidence, references, one_suspect=suspect is not None, attention_only=attention_only)
     tables = None if background is None else _background_tables(background)
     strangers = _strangers(background, tables)
     subjects = read_subjects(references, attention_only=attention_only, behaviour=behaviour, report=report)
@@ -83,16 +91,53 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
         from modelassay.fingerprints.figures import comparison_figure
 
         write_figure(comparison_figure(curves, placements), figure)
+    folders: list[Path] = []
+    if evidence is not None:
+        report("hashing what was read, for the evidence")
+        options = [*([] if background is None else ["--against", str(background.folder)]), "--alpha", f"{alpha:g}",
+                   *(["--behaviour"] if behaviour else [])]  # fmt: skip
+        proofs = [
+            _pair(*parts)
+            for parts in zip(pairs, examinations, places, placements, contradictions, derivations, strict=True)
+        ]
+        folders = write_evidence(evidence, evidence_of(
+            proofs, one_suspect=suspect is not None, background=None if background is None else str(background.folder), options=options))  # fmt: skip
     return View(
         data={"alpha": alpha, "suspect": suspect, "against": against, "models": [curves_json(model) for model in curves],
               "pairs": [pair_json(*parts) for parts in zip(placements, examinations, places, derivations, contradictions, strict=True)],
-              "caveats": notes},
+              "caveats": notes, "evidence": [str(folder) for folder in folders]},
         summary=[*(examination.verdict.sentence for examination in examinations if examination is not None),
                  *(sentence for sentences in contradictions for sentence in sentences), *derivation_lines(placements, derivations)],
         tables=[*numbering_tables(pairs, examinations), placement_table(placements, words), methods_table(placements, places)],
         lines=[*(placement.sentence for placement in placements), *(f"note: {note}" for note in notes),
-               *([] if figure is None else [f"figure: {figure}"])],
+               *([] if figure is None else [f"figure: {figure}"]), *(f"evidence: {folder}" for folder in folders)],
     )  # fmt: skip
+
+
+def _require_evidence(folder: Path, references: Sequence[str], *, one_suspect: bool, attention_only: bool) -> None:
+    """Refuse at once what could only fail after all models were read."""
+    if attention_only:
+        raise UsageError(
+            "--evidence needs the tests of whole models and --attention-only reads four matrices; leave one of them out"
+        )
+    names = short_names(references)
+    require_evidence_folder(
+        folder, [(names[0], other) for other in names[1:]] if one_suspect else list(combinations(names, 2))
+    )
+
+
+def _pair(pair: tuple[Subject, Subject], examination: Examination | None, place: Places, placement: Placement,
+          contradictions: Sequence[str], relation: Lineage | None) -> Pair:  # fmt: skip
+    """Return what was learnt of a pair, for its evidence."""
+    assert examination is not None  # --evidence is refused where none is made
+    a, b = pair
+    names = a.curves.name, b.curves.name
+    parent = None if relation is None or relation.parent is None else names[0 if relation.parent == "a" else 1]
+    derivation = None if relation is None else Derivation(
+        kind=relation.kind, steps=tuple(relation.steps), parent=parent, evidence=relation.evidence)  # fmt: skip
+    return Pair(names=names, models=(a.model, b.model), bits=examination.bits, result=examination.result, verdict=examination.verdict,
+                places=place, among_strangers=placement.sentence, derivation=derivation, disagreements=contradictions,
+                not_tested=[] if a.prompted is not None else ["behaviour: not asked; --behaviour asks the models"])  # fmt: skip
 
 
 def _background_tables(run: Run) -> RunData:

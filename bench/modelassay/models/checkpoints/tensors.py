@@ -69,6 +69,10 @@ class TensorTable:
         """Return the names of all tensors."""
         return self._file_of.keys()
 
+    def files_read(self) -> list[str]:
+        """Return the names of the files whose headers were read so far, sorted."""
+        return sorted(self._headers)
+
     def find(self, name: str) -> tuple[Path, TensorInfo]:
         """Return the file that holds a tensor, and where in it."""
         file = self._file_of[name]

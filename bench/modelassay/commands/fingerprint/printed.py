@@ -12,7 +12,7 @@ from modelassay.fingerprints.background import Rank
 from modelassay.fingerprints.curves import ROLES, Curves, Score
 from modelassay.fingerprints.lineage import Lineage
 from modelassay.fingerprints.placement import Placement
-from modelassay.fingerprints.verdict import shown_p
+from modelassay.fingerprints.verdict import Remaking, shown_p
 from modelassay.recording.log import encode_value
 
 Places = Mapping[str, tuple[Score, Rank | None]]
@@ -84,8 +84,16 @@ def _examination_json(examination: Examination) -> dict[str, Any]:
         "candidates": verdict.num_candidates, "log10_p": encode_value(verdict.log10_p), "tests": [asdict(test) for test in result.tests],
         "agreement": None if result.agreement is None else asdict(result.agreement),
         "training": None if result.training is None else asdict(result.training), "not_tested": list(result.reasons),
-        "equal_tensors": list(bits.equal), "tensors": bits.total,
+        "requantised": _remaking_json(examination.remaking), "equal_tensors": list(bits.equal), "tensors": bits.total,
     }  # fmt: skip
+
+
+def _remaking_json(remaking: Remaking | None) -> dict[str, Any] | None:
+    if remaking is None:
+        return None
+    outcome = remaking.outcome
+    return {"source": remaking.source, "copy": remaking.copy, "formats": outcome.formats, "matched": [tensor.name for tensor in outcome.matched],
+            "of": len(outcome.tensors), "not_redone": list(outcome.not_redone)}  # fmt: skip
 
 
 def _placement_json(placement: Placement) -> dict[str, Any]:

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modelassay.fingerprints.aligned import best_basis
-from modelassay.fingerprints.independence.matrices import NORM_PLUS_ONE
 from modelassay.fingerprints.lineage.tensors import step_over
 from modelassay.fingerprints.weights import weights_of
 from modelassay.models.checkpoints import Checkpoint

@@ -110,7 +110,7 @@ def conclude(
 def _remade(remaking: Remaking) -> str:
     outcome = remaking.outcome
     formats = ", ".join(outcome.formats)
-    return (f"Quantising {remaking.source} again ({formats}) gives {len(outcome.matched)} of {len(outcome.tensors)} tensors of {remaking.copy} "
+    return (f"Stored again as {formats}, {remaking.source} gives {len(outcome.matched)} of {len(outcome.tensors)} tensors of {remaking.copy} "
             "bit for bit.")  # fmt: skip
 
 

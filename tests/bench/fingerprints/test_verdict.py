@@ -12,7 +12,8 @@ from modelassay.fingerprints.identical import SameBits
 from modelassay.fingerprints.independence import Independence, NumberingTest
 from modelassay.fingerprints.independence.training import SharedTraining
 from modelassay.fingerprints.placement import Placement, place_among
-from modelassay.fingerprints.verdict import Verdict, conclude, disagreements
+from modelassay.fingerprints.rederived import Rederivation, Remade
+from modelassay.fingerprints.verdict import Remaking, Verdict, conclude, disagreements
 from support.curve_cases import background_of, child, walk
 
 NOTHING_EQUAL = SameBits(equal=(), total=9)
@@ -54,6 +55,20 @@ def test_both_explanations_are_named_unless_training_itself_is_shared() -> None:
     )
     assert "2 trained norms, which no seed draws, are the same bits" in conclude("A", "B", equal, result(-40)).sentence
     assert "this is no proof" in conclude("A", "B", NOTHING_EQUAL, result(-1)).sentence.lower()
+
+
+@pytest.mark.parametrize(("equal", "word"), [((4, 4), "re-derived"), ((4, 3), "inherited")])
+def test_bits_of_a_quantised_copy_come_before_statistics(equal: tuple[int, int], word: str) -> None:
+    tensors = tuple(
+        Remade(name=f"t{at}", format="Q8_0", recipe="Q8_0", equal=count, of=4, is_narrower=True)
+        for at, count in enumerate(equal)
+    )
+    remaking = Remaking(source="A", copy="B", outcome=Rederivation(tensors=tensors, not_redone=()))
+    verdict = conclude("A", "B", NOTHING_EQUAL, result(-40), remaking=remaking)
+    matched = sum(count == 4 for count in equal)
+    assert verdict.word == word
+    assert f"Stored again as Q8_0, A gives {matched} of 2 tensors of B bit for bit." in verdict.sentence
+    assert ("Which of the two came first is not told" in verdict.sentence) == (word == "re-derived")
 
 
 def placed(word: Any) -> Placement:

@@ -67,8 +67,13 @@ def _assess_one(claim: Claim, findings: Findings | None, profile: str, why_none:
     ours = matching[0]
     if math.isnan(ours.value):
         return ClaimVerdict(claim=claim, verdict="inconclusive", reason=ours.note or "undefined", ours=ours)
+    if claim.machine is not None:
+        reason = f"published of {claim.machine}; what a run takes on another machine says nothing of that"
+        return ClaimVerdict(claim=claim, verdict="not testable", reason=reason, ours=ours)
     if isinstance(ours.estimate, Range):
         return ClaimVerdict(claim=claim, verdict="inconclusive", reason=_why_no_range(ours.estimate), ours=ours)
+    if not ours.estimate.has_interval and not ours.estimate.exact:
+        return ClaimVerdict(claim=claim, verdict="inconclusive", reason=_why_no_point(ours.estimate), ours=ours)
     word, reason = _compare(claim, ours.estimate)
     return ClaimVerdict(claim=claim, verdict=word, reason=reason, ours=ours)
 
@@ -80,8 +85,13 @@ def _why_no_range(ours: Range) -> str:
     )
 
 
+def _why_no_point(ours: Estimate) -> str:
+    why = f" ({ours.note})" if ours.note else ""
+    return f"{ours.value:.4g} without an interval{why}: nothing says how far another sample would lie from it"
+
+
 def _compare(claim: Claim, ours: Estimate) -> tuple[Word, str]:
-    """Reproduced if the whole interval lies in the claimed region, refuted if none of it does."""
+    """Reproduced if the whole interval, or the exact value, lies in the claimed region, refuted if none of it does."""
     slack = claim.tolerance
     low = -math.inf if claim.relation == "at_most" else claim.published - slack
     high = math.inf if claim.relation == "at_least" else claim.published + slack

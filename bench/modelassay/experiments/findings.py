@@ -43,7 +43,7 @@ class Finding:
     name: str
     labels: Mapping[str, Label] = field(default_factory=dict)
     estimate: Estimate | Range
-    """An estimate without an interval is exact given its inputs (a statistic of fixed weights); a range is no interval."""
+    """An estimate without an interval tests no claim unless it is ``exact`` (a statistic of fixed weights); a range is no interval."""
 
     @property
     def value(self) -> float:

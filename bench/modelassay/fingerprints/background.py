@@ -13,6 +13,9 @@ from modelassay.fingerprints.methods import BY_NUMBERS, ModelSummary
 from modelassay.models.checkpoints import Stratum
 from modelassay.statistics.ranks import rank_p
 
+SHAPE = ("num_layers", "hidden_size", "num_heads", "num_kv_heads")
+"""What methods that read weights must have in common with their strangers; none of them reads the vocabulary's size."""
+
 Recorded = Mapping[frozenset[str], Mapping[str, float]]
 """Names of two models to their scores by methods that need weights, as runs record them."""
 
@@ -48,7 +51,7 @@ class Rank:
 class Background:
     """Scores over unrelated pairs; ask it for those that a given pair may be judged against.
 
-    One model stands for a family in each stratum: its root, or where the stratum lacks it the first by name. Children
+    One model stands for a family in each stratum, and for methods of weights in each shape: its root, or where the stratum lacks it the first by name. Children
     would repeat their root's score and lower the smallest p without adding evidence. Pairs that share a root are still not
     independent: n roots make n(n - 1)/2 pairs, and the luck of the roots moves them together. The rank p is exact for two
     of the roots themselves (any pair is as likely as any other to be the most alike). Share of p <= 0.05 in 4,000
@@ -60,6 +63,8 @@ class Background:
     pairs: tuple[UnrelatedPair, ...]
     duplicates: tuple[tuple[str, str], ...] = field(default=())
     """Models left out because their attention weights are those of another family's: (left out, kept)."""
+    speakers: frozenset[str] = frozenset()
+    """Models that stand for their family among those of their shape, whatever their vocabulary."""
     excluded: frozenset[str] = frozenset()
     """Families of which the first model is such a copy: whoever descends from it is related to the original's family."""
 
@@ -94,16 +99,31 @@ class Background:
                 excluded |= {curves.family} if is_first else set()
             elif curves.family not in excluded:
                 representatives.setdefault((curves.stratum, curves.family), model)
+        speakers: dict[tuple[Hashable, str | None], str] = {}
+        for model in representatives.values():
+            speakers.setdefault((shape_of(model.curves.stratum), model.curves.family), model.curves.name)
         pairs = ((a, b) for a, b in combinations(representatives.values(), 2) if a.curves.family != b.curves.family)
-        return cls(tuple(_scored(a, b, recorded or {}) for a, b in pairs), tuple(duplicates), frozenset(excluded))
+        return cls(tuple(_scored(a, b, recorded or {}) for a, b in pairs), tuple(duplicates),
+                   speakers=frozenset(speakers.values()), excluded=frozenset(excluded))  # fmt: skip
 
-    def of(self, stratum_a: Hashable, stratum_b: Hashable) -> tuple[UnrelatedPair, ...]:
-        """Return the pairs of exactly these two strata: the same one twice, or one model from each."""
-        strata = frozenset((stratum_a, stratum_b))
-        return tuple(pair for pair in self.pairs if pair.strata == strata)
+    def of(self, stratum_a: Hashable, stratum_b: Hashable, *, by_vocabulary: bool = False) -> tuple[UnrelatedPair, ...]:
+        """Return the pairs of exactly these two strata: the same one twice, or one model from each.
+
+        Strata are compared by shape, each family once, since no method of weights reads a vocabulary's size or tokenizer;
+        ``by_vocabulary`` compares these too, as behaviour needs it.
+        """
+        if by_vocabulary:
+            strata = frozenset((stratum_a, stratum_b))
+            return tuple(pair for pair in self.pairs if pair.strata == strata)
+        shapes = frozenset((shape_of(stratum_a), shape_of(stratum_b)))
+        return tuple(
+            pair
+            for pair in self.pairs
+            if pair.names <= self.speakers and frozenset(map(shape_of, pair.strata)) == shapes
+        )
 
     def of_tokenizer(self, a: Curves, b: Curves) -> tuple[UnrelatedPair, ...]:
-        """Return the unrelated pairs of any shape whose tokenizer both models have, for scores of behaviour where `against` has none.
+        """Return the unrelated pairs of any shape whose tokenizer both models have, for scores of behaviour where there are none of the shape.
 
         Tokens that were hardly trained are ranked last by every model of a tokenizer, whatever its shape.
         """
@@ -116,6 +136,23 @@ class Background:
     def against(self, a: Curves, b: Curves) -> tuple[UnrelatedPair, ...]:
         """Return the unrelated pairs to rank ``a`` against ``b`` among: never that pair itself, nor that of their families."""
         return tuple(pair for pair in self.of(a.stratum, b.stratum) if not _is_of(pair, a, b))
+
+    def against_behaviour(self, a: Curves, b: Curves) -> tuple[UnrelatedPair, ...]:
+        """Return the same for scores of behaviour: pairs of one shape and vocabulary, or where there are none of one tokenizer."""
+        alike = (pair for pair in self.of(a.stratum, b.stratum, by_vocabulary=True) if not _is_of(pair, a, b))
+        return tuple(alike) or self.of_tokenizer(a, b)
+
+
+def shape_of(stratum: Hashable) -> Hashable:
+    """Return what of a stratum methods of weights compare, in words; what is no `Stratum` as it is.
+
+    >>> shape_of(Stratum(num_layers=8, hidden_size=64, num_heads=4, num_kv_heads=2, vocab_size=512, tokenizer_key=None))
+    '8 layers of 64, 4/2 heads'
+    """
+    if not isinstance(stratum, Stratum):
+        return stratum
+    layers, width, heads, kv_heads = (getattr(stratum, name) for name in SHAPE)
+    return f"{layers} layers of {width}, {heads}/{kv_heads} heads"
 
 
 def _is_of(pair: UnrelatedPair, a: Curves, b: Curves) -> bool:

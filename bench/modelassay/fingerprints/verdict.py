@@ -13,6 +13,7 @@ from modelassay.fingerprints.independence import Independence, NumberingTest
 from modelassay.fingerprints.independence.agreement import Agreement
 from modelassay.fingerprints.independence.result import CAP
 from modelassay.fingerprints.placement import MIN_EFFECT, Placement, share_of_way
+from modelassay.fingerprints.rederived import Rederivation
 
 Word = Literal["identical", "re-derived", "inherited", "not distinguishable from independent", "undecided"]
 
@@ -25,6 +26,7 @@ PAGE = "docs/methods/what-a-verdict-means.md"
 ALTERNATIVES = ("Either weights were inherited, directly or through steps, or both trainings began from the same initial weights, "
                 "as two runs of one seed do")  # fmt: skip
 _INHERITED = "Weights were inherited, directly or through steps, and not the initial ones alone"
+REVERSED = "Which of the two came first is not told: a model that was widened gives its origin's bits when it is quantised again."
 NO_PROOF = "This is no proof of independence: retraining and relabelling that these tests do not see remain possible."
 
 
@@ -42,12 +44,29 @@ class Verdict:
     """Models that were compared with one suspect, which p is corrected for; 1 where a pair was asked for itself."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Remaking:
+    """What quantising one of a pair again says of the other."""
+
+    source: str
+    copy: str
+    outcome: Rederivation
+
+
 def conclude(
-    a: str, b: str, bits: SameBits, result: Independence, *, alpha: float = ALPHA, num_candidates: int = 1
+    a: str,
+    b: str,
+    bits: SameBits,
+    result: Independence,
+    *,
+    remaking: Remaking | None = None,
+    alpha: float = ALPHA,
+    num_candidates: int = 1,
 ) -> Verdict:
     """Conclude from the bits and the numbering of ``a`` and ``b``.
 
-    ``identical`` where all varied tensors are the same bits; ``inherited`` where a test, corrected for the number of tests and of
+    ``identical`` where all varied tensors are the same bits; ``re-derived`` where quantising one gives all bits of the other;
+    ``inherited`` where a test, corrected for the number of tests and of
     candidates (Bonferroni), rejects independent numbering at ``alpha``; ``not distinguishable from independent`` where none
     does; ``undecided`` where no test could be made, or where tensors are the same bits although no test rejects.
     """
@@ -61,6 +80,14 @@ def conclude(
     if bits.all_equal:
         return replace(verdict, word="identical", log10_p=-math.inf,
                        sentence=f"{pair}: identical; all {bits.total} tensors are the same bits.")  # fmt: skip
+    if remaking is not None and remaking.outcome.is_rederived:
+        return replace(
+            verdict,
+            word="re-derived",
+            log10_p=-math.inf,
+            sentence=f"{pair}: re-derived; {_remade(remaking)} {REVERSED}",
+        )
+    shared += f" {_remade(remaking)}" if remaking is not None and remaking.outcome.matched else ""
     if strongest is not None and exact <= level:
         text = (f"{pair}: inherited; {counted(strongest)}, {shown_p(exact)}{over} if {b} had been numbered independently "
                 f"of {a}.{shared} {_origin(bits, result)}")  # fmt: skip
@@ -78,6 +105,13 @@ def conclude(
         return replace(verdict, sentence=text)
     return replace(verdict, word="not distinguishable from independent",
                    sentence=f"{pair}: not distinguishable from independent; {tested}. {NO_PROOF}")  # fmt: skip
+
+
+def _remade(remaking: Remaking) -> str:
+    outcome = remaking.outcome
+    formats = ", ".join(outcome.formats)
+    return (f"Quantising {remaking.source} again ({formats}) gives {len(outcome.matched)} of {len(outcome.tensors)} tensors of {remaking.copy} "
+            "bit for bit.")  # fmt: skip
 
 
 def _origin(bits: SameBits, result: Independence) -> str:
@@ -108,7 +142,7 @@ def disagreements(verdict: Verdict, placement: Placement, behaviour: Sequence[tu
         if placement.word == "closer than all strangers":
             sentences.append(f"{pair}: closer than all strangers by {placement.primary}, yet nothing is numbered alike: a rank among few is no "
                              "evidence of common weights, and is overruled here.")  # fmt: skip
-    if verdict.word in ("identical", "inherited") and ranked and not closer:
+    if verdict.word in ("identical", "re-derived", "inherited") and ranked and not closer:
         sentences.append(f"{pair}: the weights say yes and the answers no: what long further training, damage or a disguise of the "
                          "vocabulary looks like.")  # fmt: skip
     if verdict.word == "inherited" and placement.word == "among strangers":

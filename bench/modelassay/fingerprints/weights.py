@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from modelassay.fingerprints.curves import ROLES, Array
+from modelassay.fingerprints.independence.matrices import NORM_PLUS_ONE, ModelMatrices
+from modelassay.fingerprints.tokens import sketch, texts_of, token_names
 from modelassay.models.checkpoints import Checkpoint
-from modelassay.models.checkpoints.layers import layer_spans, read_embedding, read_span
+from modelassay.models.checkpoints.layers import layer_spans, read_embedding_rows, read_span
 from modelassay.models.reference import Model
 from modelassay.storage.store import Store
 
-EMBEDDING_ROWS = 4096
-"""Tokens by which hidden dimensions are matched: the first ids, which byte-pair encoding makes the commonest."""
+MAX_TOKENS = 4096
+"""Tokens by which hidden dimensions are turned onto each other, chosen by `tokens.sketch`."""
+NEURON_LAYERS, NEURONS = 4, 512
+"""Layers at even distances, the first and the last among them, and the first neurons of each: what the turn is judged by."""
 
-KEPT_VERSION = 1
+KEPT_VERSION = 2
 """Raised when what is kept of a model changes."""
 
 
@@ -30,22 +35,30 @@ class Weights:
 
     name: str
     num_layers: int
-    tokenizer_key: str | None
+    tokens: tuple[str, ...]
+    """What names the rows of ``embedding``; empty where nothing tells."""
     read_norms: Callable[[], Array | None]
     read_embedding: Callable[[], Array | None]
+    read_neurons: Callable[[], Array | None]
     read_grams: Callable[[range], Array]
-    cache: dict[str, Array] = field(default_factory=dict)
-    """What a method computed of this model alone and will want for the next pair."""
 
     @cached_property
     def norms(self) -> Array | None:
-        """Weights of the norms before attention and before the feed-forward network, [L, 2, D]; None where it lacks them."""
+        """What the norms before attention and before the feed-forward network multiply by, [L, 2, D]; None where it lacks them."""
         return self.read_norms()
 
     @cached_property
     def embedding(self) -> Array | None:
-        """The first rows of the input embedding, [T, D] with T up to ``EMBEDDING_ROWS``; None where it is not known."""
+        """Rows of the input embedding, those of ``tokens``, [T, D]; None where it is not known or no token has a name."""
         return self.read_embedding()
+
+    @cached_property
+    def neurons(self) -> Array | None:
+        """Neurons of up to `NEURON_LAYERS` layers along the hidden dimensions, [layers, parts, n, D], float32, inputs after the norm.
+
+        Parts are gate, up and down, or two of them; n is at most `NEURONS`. None where layers lack a feed-forward network or differ.
+        """
+        return self.read_neurons()
 
     def grams(self, layers: range) -> Array:
         """Inner products of the hidden dimensions in q, k, v and o of some layers: [layers, 4, D, D].
@@ -55,12 +68,14 @@ class Weights:
         return self.read_grams(layers)
 
 
-def weights_of(checkpoint: Checkpoint) -> Weights:
-    """Return the weights of a checkpoint, read from its files on demand."""
+def weights_of(checkpoint: Checkpoint, texts: Mapping[str, int] | None = None) -> Weights:
+    """Return the weights of a checkpoint, read from its files on demand; ``texts`` are the ids of its tokens, as of `texts_of`."""
+    names = token_names(checkpoint, texts)
+    tokens = sketch(names, MAX_TOKENS)
     return Weights(
-        name=checkpoint.reference, num_layers=checkpoint.num_layers, tokenizer_key=checkpoint.tokenizer_key,
-        read_norms=lambda: _norms(checkpoint), read_embedding=lambda: _embedding(checkpoint),
-        read_grams=lambda layers: _grams(checkpoint, layers),
+        name=checkpoint.reference, num_layers=checkpoint.num_layers, tokens=tuple(tokens),
+        read_norms=lambda: _norms(checkpoint), read_embedding=lambda: _embedding(checkpoint, [names[token] for token in tokens]),
+        read_neurons=lambda: _neurons(checkpoint), read_grams=lambda layers: _grams(checkpoint, layers),
     )  # fmt: skip
 
 
@@ -71,24 +86,25 @@ def load_weights(model: Model, *, store: Store) -> Weights:
         CheckpointError: it cannot be read.
     """
     if model.identity is None:
-        return weights_of(model.checkpoint())
+        return weights_of(model.checkpoint(), texts_of(model))
 
     def build(folder: Path) -> None:
-        weights = weights_of(model.checkpoint())
+        weights = weights_of(model.checkpoint(), texts_of(model))
         arrays = {
             "norms": weights.norms,
             "embedding": weights.embedding,
+            "neurons": weights.neurons,
             "grams": weights.grams(range(weights.num_layers)),
         }
         save_file({name: array for name, array in arrays.items() if array is not None}, folder / "weights.safetensors")
-        (folder / "tokenizer.json").write_text(json.dumps(weights.tokenizer_key))
+        (folder / "tokens.json").write_text(json.dumps(weights.tokens))
 
     folder = store.get({"kind": "weights", "model": model.identity, "version": KEPT_VERSION}, build)
     arrays = load_file(folder / "weights.safetensors")
     return Weights(
-        name=model.reference, num_layers=len(arrays["grams"]), tokenizer_key=json.loads((folder / "tokenizer.json").read_text()),
+        name=model.reference, num_layers=len(arrays["grams"]), tokens=tuple(json.loads((folder / "tokens.json").read_text())),
         read_norms=lambda: arrays.get("norms"), read_embedding=lambda: arrays.get("embedding"),
-        read_grams=lambda layers: arrays["grams"][layers.start : layers.stop],
+        read_neurons=lambda: arrays.get("neurons"), read_grams=lambda layers: arrays["grams"][layers.start : layers.stop],
     )  # fmt: skip
 
 
@@ -99,12 +115,22 @@ def _norms(checkpoint: Checkpoint) -> Array | None:
     spans = [[layer[role][0] for role in ("norm-1", "norm-2")] for layer in layers]
     if any(span.num_cols != checkpoint.hidden_size for pair in spans for span in pair):
         return None
-    return np.array([[read_span(span).reshape(-1).numpy() for span in pair] for pair in spans])
+    norms = np.array([[read_span(span).reshape(-1).numpy() for span in pair] for pair in spans])
+    return norms + 1 if checkpoint.architecture in NORM_PLUS_ONE else norms
 
 
-def _embedding(checkpoint: Checkpoint) -> Array | None:
-    rows = read_embedding(checkpoint, EMBEDDING_ROWS)
-    return None if rows is None else rows.numpy()
+def _embedding(checkpoint: Checkpoint, rows: list[int]) -> Array | None:
+    read = read_embedding_rows(checkpoint, rows) if rows else None
+    return None if read is None else read.double().numpy()
+
+
+def _neurons(checkpoint: Checkpoint) -> NDArray[np.float32] | None:
+    matrices, num_layers = ModelMatrices(checkpoint, None), checkpoint.num_layers
+    chosen = sorted({round(at) for at in np.linspace(0, num_layers - 1, min(num_layers, NEURON_LAYERS))})
+    networks = [matrices.networks(layer, NEURONS) for layer in chosen]
+    if not all(networks) or len({tuple(part.shape for part in network[0].parts()) for network in networks}) > 1:
+        return None
+    return np.stack([np.stack(network[0].parts()) for network in networks])
 
 
 def _grams(checkpoint: Checkpoint, layers: range) -> Array:

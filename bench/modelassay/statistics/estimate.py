@@ -35,12 +35,15 @@ class Estimate:
     """Of the value and both ends; empty for a pure number."""
     note: str = ""
     """What the interval means, or why there is no value or no interval."""
+    exact: bool = False
+    """Whether the value is what its inputs give, with no sampling about which an interval would tell: a count of all there is, a
+    statistic of two fixed checkpoints. A claim about these very inputs can be tested by it; of others it says nothing."""
 
     def __post_init__(self) -> None:
         """Check what must hold of any interval.
 
         Raises:
-            ValueError: one end without the other, ends that are not numbers or stand in the wrong order, a level without
+            ValueError: one end without the other, an exact value with ends, ends that are not numbers or stand in the wrong order, a level without
                 ends or outside (0, 1), or a p outside [0, 1] or below the smallest there is.
         """
         if (self.low is None) != (self.high is None):
@@ -48,6 +51,8 @@ class Estimate:
         if self.low is not None and self.high is not None and not self.low <= self.high:
             message = f"estimate: the ends must be numbers in ascending order, got {self.low} and {self.high}; leave both out where there is no interval"
             raise ValueError(message)
+        if self.exact and self.low is not None:
+            raise ValueError(f"estimate: an exact value has no interval, got {self.low} and {self.high}")
         if self.level is not None and (self.low is None or not 0 < self.level < 1):
             raise ValueError(f"estimate: a level in (0, 1) goes with an interval, got {self.level}")
         if self.p is not None and not (self.min_p or 0) <= self.p <= 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from scipy.special import betaincinv
+
 from modelassay.statistics.estimate import LEVEL, Estimate
 
 
@@ -26,6 +28,29 @@ def wilson(count: int, total: int, *, level: float = LEVEL) -> Estimate:
     low, high = proportion_confint(count, total, alpha=1 - level, method="wilson")
     return Estimate(value=count / total, low=max(0.0, float(low)), high=min(1.0, float(high)), level=level, method="Wilson",
                     n=total, note=f"{count} of {total}")  # fmt: skip
+
+
+def clopper_pearson(count: int, total: int, *, level: float = LEVEL) -> Estimate:
+    """Return count / total with its exact interval: all rates under which a count so far out has a chance of (1 - level) / 2.
+
+    Clopper and Pearson 1934. It covers at least ``level`` whatever the rate, so it is the one to print beside 0 of n and n of n.
+    It assumes independent trials, as `wilson` does.
+
+    >>> share = clopper_pearson(8, 8)
+    >>> share.value, round(share.low, 4), share.high, share.note  # 0.025^(1/8)
+    (1.0, 0.6306, 1.0, '8 of 8')
+
+    Raises:
+        ValueError: no trials, or a count that is not one of 0 ... total.
+    """
+    if not 0 <= count <= total or total < 1:
+        message = f"clopper_pearson: needs 0 <= count <= total and total >= 1, got {count} of {total}"
+        raise ValueError(message)
+    tail = (1 - level) / 2
+    low = float(betaincinv(count, total - count + 1, tail)) if count else 0.0
+    high = float(betaincinv(count + 1, total - count, 1 - tail)) if count < total else 1.0
+    return Estimate(value=count / total, low=low, high=high, level=level, method="Clopper-Pearson", n=total,
+                    note=f"{count} of {total}")  # fmt: skip
 
 
 def count_of(share: Estimate) -> int:

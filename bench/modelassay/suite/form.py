@@ -192,6 +192,8 @@ class Claim(Form):
     """What must hold between the run's value and the published number."""
     profile: Name
     """The profile whose scale can test the claim; others print `not testable`."""
+    machine: Text | None = None
+    """The machine that a time or a memory was published of; what a run takes on another is shown beside it and tests nothing."""
     derived: Derived | None = None
     """What the published data themselves give when worked out again."""
     counter_evidence: tuple[Evidence, ...] = ()

@@ -32,27 +32,42 @@ from __future__ import annotations
 
 from modelassay.zoo.ancestry import (
     PREFIX,
+    Connection,
     Relation,
+    connection,
     family,
+    has_kin,
     is_zoo,
     member,
     parent,
     parents,
     related,
     relation,
+    roots,
+    sources,
     steps_between,
     tokens_between,
     tokens_of,
     transformations,
 )
-from modelassay.zoo.catalogue import MEMBERS, NUM_THREADS, PRESERVING, Member, Shape, Text, Timer
+from modelassay.zoo.catalogue import (
+    FURTHER_STEPS,
+    MEMBERS,
+    NUM_THREADS,
+    PRESERVING,
+    REWRITING,
+    Member,
+    Shape,
+    Text,
+    Timer,
+)
 from modelassay.zoo.make import ensure, utility
 from modelassay.zoo.recipes import recipe
 
 __all__ = [
-    "EMBEDDED", "MEMBERS", "NUM_THREADS", "PREFIX", "PRESERVING", "SMOKE", "Member", "Relation", "Shape", "Text", "Timer",
-    "ensure", "family", "is_zoo", "member", "parent", "parents", "recipe", "related", "relation", "steps_between", "tokens_between",
-    "tokens_of", "transformations", "utility",
+    "EMBEDDED", "FURTHER_STEPS", "MEMBERS", "NUM_THREADS", "PREFIX", "PRESERVING", "REWRITING", "SMOKE", "Connection", "Member",
+    "Relation", "Shape", "Text", "Timer", "connection", "ensure", "family", "has_kin", "is_zoo", "member", "parent", "parents",
+    "recipe", "related", "relation", "roots", "sources", "steps_between", "tokens_between", "tokens_of", "transformations", "utility",
 ]  # fmt: skip
 
 SMOKE = tuple(name for name in MEMBERS if name.startswith("smoke/"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 from modelassay.errors import CheckpointError, did_you_mean
 from modelassay.zoo import catalogue as zoo_members
-from modelassay.zoo.catalogue import Member
+from modelassay.zoo.catalogue import Member, Shape
 
 PREFIX = "zoo:"
 Relation = Literal[
@@ -14,6 +16,8 @@ Relation = Literal[
     "stranger:seed", "stranger:data", "stranger:shape",
 ]  # fmt: skip
 """What one member is to another; the strangers from the hardest to tell apart to the easiest."""
+Connection = Literal["inherited", "same-init", "distilled", "independent"]
+"""What the weights of two members have to do with each other, the strongest first."""
 TOKENS_PER_EXAMPLE = {"en": 102, "ja": 107}
 """Mean tokens of an instruction with its answer in the chat template under the embedded tokenizer, filling left out."""
 
@@ -66,8 +70,84 @@ def parents(name: str) -> list[str]:
     return [above for above in (child.parent, child.other_parent) if above is not None]
 
 
+def sources(name: str) -> list[str]:
+    """Return the names of all models that must exist before this one: its parents, or of a student its teacher.
+
+    >>> sources("distilled-mini-4"), sources("mini-4+mix-30")
+    (['mini-4'], ['mini-4', 'mini-5'])
+    """
+    teacher = member(name).taught_by
+    return parents(name) if teacher is None else [*parents(name), teacher]
+
+
+def roots(name: str) -> frozenset[str]:
+    """Return the names of all roots whose weights are in this member: two of a merge with a stranger.
+
+    >>> roots("base+merge") == {"base"}, sorted(roots("mini-4+mix-30"))
+    (True, ['mini-4', 'mini-5'])
+    """
+    above = parents(name)
+    return frozenset().union(*map(roots, above)) if above else frozenset({member(name).name})
+
+
+def connection(name: str, other: str) -> Connection:
+    """Return what the weights of two members have to do with each other; a member has inherited from itself.
+
+    ``inherited``: a root's weights are in both. ``same-init``: roots of theirs began from the same initial weights and were
+    trained on other data. ``distilled``: a root of the one learned from the logits of a member of the other, or both from one
+    teacher, by weights of their own. ``independent``: none of these; text, recipe and order of data may still be shared.
+
+    >>> [connection("mini-4+mix-30", other) for other in ("mini-4", "mini-5", "mini-1")]
+    ['inherited', 'inherited', 'independent']
+    >>> [connection("mini-4+svd-20", f"{kin}-mini-4") for kin in ("same-init", "distilled", "same-order")]
+    ['same-init', 'distilled', 'independent']
+    """
+    own, others = roots(name), roots(other)
+    if own & others:
+        return "inherited"
+    if _beginnings(own) & _beginnings(others):
+        return "same-init"
+    lessons, other_lessons = _lessons(own), _lessons(others)
+    return "distilled" if lessons & others or own & other_lessons or lessons & other_lessons else "independent"
+
+
+def has_kin(name: str) -> bool:
+    """Return whether a root in this member began from another's initial weights or learned from another's logits.
+
+    Such a model is neither a relative by weights nor a stranger of the members that it is connected with.
+
+    >>> has_kin("same-init-mini-4"), has_kin("distilled-mini-4"), has_kin("same-order-mini-4"), has_kin("mini-4")
+    (True, True, False, False)
+    """
+    return any(root.taught_by is not None or _borrowed(root) for root in map(member, roots(name)))
+
+
+def _borrowed(root: Member) -> bool:
+    """Whether its initial weights are those of an earlier root."""
+    first = next(
+        other
+        for other in zoo_members.MEMBERS.values()
+        if other.parent is None and _beginning(other) == _beginning(root)
+    )
+    return first.name != root.name
+
+
+def _beginning(root: Member) -> tuple[Any, ...]:
+    return root.shape, root.initial_seed
+
+
+def _beginnings(names: Iterable[str]) -> set[tuple[Any, ...]]:
+    return {_beginning(member(name)) for name in names}
+
+
+def _lessons(names: Iterable[str]) -> set[str]:
+    """The roots whose weights were in the teachers of these roots."""
+    teachers = [teacher for name in names if (teacher := member(name).taught_by) is not None]
+    return set().union(*map(roots, teachers))
+
+
 def family(name: str) -> str:
-    """Return the name of the root this model descends from.
+    """Return the name of the root this model descends from, of a merge with a stranger the root of its first parent.
 
     >>> family("zoo:child-sft"), family("stranger-3")
     ('base', 'stranger-3')
@@ -87,12 +167,12 @@ def descendants(name: str) -> list[str]:
 
 
 def related(name: str, other: str) -> bool:
-    """Return whether two models descend from one root.
+    """Return whether two models descend from one root, of a merge with a stranger from either of its two.
 
     >>> related("child-sft", "child-noise"), related("base", "stranger-1")
     (True, False)
     """
-    return family(name) == family(other)
+    return bool(roots(name) & roots(other))
 
 
 def transformations(name: str) -> tuple[str, ...]:
@@ -136,7 +216,7 @@ def relation(name: str, other: str) -> Relation:
 
 
 def _hardness(one: Member, two: Member) -> Relation:
-    if (one.shape, one.num_experts) != (two.shape, two.num_experts):
+    if (_frame(one.shape), one.num_experts) != (_frame(two.shape), two.num_experts):
         return "stranger:shape"
 
     def course(model: Member) -> tuple[Any, ...]:
@@ -144,6 +224,11 @@ def _hardness(one: Member, two: Member) -> Relation:
         return root.text, root.settings["training"], root.shape
 
     return "stranger:seed" if course(one) == course(two) else "stranger:data"
+
+
+def _frame(shape: Shape) -> Shape:
+    """A shape without what leaves the body as it is: rows of the vocabulary, tied embeddings."""
+    return replace(shape, vocab_rows=0, tied=False)
 
 
 def steps_between(name: str, other: str) -> int | None:

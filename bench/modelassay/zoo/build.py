@@ -31,38 +31,79 @@ from modelassay.models.load import load_model, load_tokenizer, reproducible
 from modelassay.models.tokenizer import copy_tokenizer
 from modelassay.training.chat import CHAT_TEMPLATE, MESSAGE_END, MESSAGE_START
 from modelassay.training.settings import Training
+from modelassay.zoo import alterations, same_function, vocabulary
 from modelassay.zoo import transforms as zoo_transforms
-from modelassay.zoo.catalogue import WEIGHT_STEPS, MadeBy, Member, Text, Timer, untimed
-from modelassay.zoo.training import adapt, initial, pretrain, training_of, tune
+from modelassay.zoo.catalogue import FURTHER_STEPS, TAKES_ANOTHER, WEIGHT_STEPS, MadeBy, Member, Text, Timer, untimed
+from modelassay.zoo.training import adapt, distil, initial, pretrain, training_of, tune
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 def build(folder: Path, member: Member, *, text: Path, parents: Sequence[Path], timer: Timer) -> None:
     """Write the checkpoint of ``member`` into ``folder``, from the text's folder and its parents'."""
+    copy_tokenizer(parents[0] if member.parent is not None and member.made_by != "retokenised" else text, folder)
     with reproducible():
-        _make(member, text, parents, timer).save_pretrained(folder)
-    copy_tokenizer(text, folder)
+        _make(folder, member, text, parents, timer).save_pretrained(folder)
 
 
-def _make(member: Member, text: Path, parents: Sequence[Path], timer: Timer) -> PreTrainedModel:
+def _make(folder: Path, member: Member, text: Path, parents: Sequence[Path], timer: Timer) -> PreTrainedModel:
     settings, seed = member.settings, member.seed
-    if member.made_by == "pretraining":
-        model = initial(member.shape, load_tokenizer(text), seed)
-        pretrain(model, _blocks(text), training_of(settings), seed=seed, timer=timer, name=member.name)
+    if member.parent is None:
+        model, how = initial(member.shape, load_tokenizer(text), member.initial_seed), {"seed": seed, "timer": timer}
+        if member.made_by == "distilled":
+            distil(model, load_model(parents[0]), _blocks(text), training_of(settings), name=member.name, **how)
+        else:
+            pretrain(model, _blocks(text), training_of(settings), name=member.name, **how)
         return model
     model = load_model(parents[0])
     if member.made_by == "continued":
         pretrain(model, _blocks(text), training_of(settings), seed=seed, timer=timer, name=member.name)
         return model
-    if member.made_by == "merge":
-        with torch.no_grad():
-            return zoo_transforms.merge(model, load_model(parents[1]))
     if member.made_by in {"sft", "lora"}:
         return _instruct(
             member.made_by, model, load_tokenizer(text), settings, seed=seed, timer=timer, name=member.name
         )
-    return zoo_transforms.apply(model, member.made_by, seed=seed, settings=settings)
+    other = load_model(parents[1]) if member.other_parent is not None else None
+    return _changed(
+        model, member.made_by, settings, seed=seed, source=parents[0], target=folder, other=other, tokenizer=text
+    )
+
+
+def _changed(model: PreTrainedModel, made_by: MadeBy, settings: Mapping[str, Any], *, seed: int, source: Path, target: Path,
+             other: PreTrainedModel | None, tokenizer: Path | None) -> PreTrainedModel:  # fmt: skip
+    """Do what needs no training; where the vocabulary changes, its files are written into ``target``.
+
+    Args:
+        model: changed in place where its shape stays.
+        made_by: how.
+        settings: of that.
+        seed: of what is drawn.
+        source: the model's folder, with its tokenizer.
+        target: a folder with a copy of that tokenizer, or of the new one.
+        other: the second model of a merge.
+        tokenizer: folder of the tokenizer that it is given in place of its own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        match made_by:
+            case "merge" | "mix":
+                assert other is not None
+                return (
+                    alterations.mix(model, other, **settings)
+                    if made_by == "mix"
+                    else zoo_transforms.merge(model, other)
+                )
+            case "renumbered":
+                return vocabulary.renumber(model, source, target, generator)
+            case "grown":
+                return vocabulary.grow(model, source, target, generator)
+            case "retokenised":
+                assert tokenizer is not None
+                return vocabulary.replace(model, source, tokenizer, generator, **settings)
+        by_name = {**same_function.BY_NAME, **alterations.BY_NAME}
+        if made_by in by_name:
+            return by_name[made_by](model, generator, **settings)
+    return zoo_transforms.apply(model, made_by, seed=seed, settings=settings)
 
 
 def _instruct(made_by: MadeBy, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any],
@@ -138,6 +179,7 @@ _FULL = Training(num_steps=500, batch_size=8, learning_rate=1e-5, beta2=0.95)
 _LOW_RANK = replace(_FULL, learning_rate=2e-4)
 REAL_STEPS: Mapping[str, tuple[MadeBy, Mapping[str, Any]]] = {
     **WEIGHT_STEPS,
+    **FURTHER_STEPS,
     "sft-en": ("sft", {"language": "en", "training": _FULL.recipe()}),
     "sft-ja": ("sft", {"language": "ja", "training": _FULL.recipe()}),
     "lora": ("lora", {"language": "en", "rank": 16, "alpha": 32, "examples_seed": 0, "training": _LOW_RANK.recipe()}),
@@ -160,7 +202,7 @@ def transform(base: str | Path, transformation: str, out: str | Path, *, seed: i
         out: a folder that does not exist yet; written aside and renamed, so that it is whole or absent.
         seed: of all that is drawn.
         device: where the model is held; ``cuda`` for training anything real.
-        other: the second model of a ``merge``; None otherwise.
+        other: the second model of a ``merge`` or ``mix-N``, the folder whose tokenizer ``retokenised`` takes; None otherwise.
         settings: replace those of `REAL_STEPS` by key, ``training`` by its own keys.
         timer: wraps each training step, as in `zoo.ensure`.
 
@@ -172,20 +214,23 @@ def transform(base: str | Path, transformation: str, out: str | Path, *, seed: i
     if transformation not in REAL_STEPS:
         hint = did_you_mean(transformation, REAL_STEPS)
         raise UsageError(f"unknown transformation {transformation!r}{hint}; known: {', '.join(REAL_STEPS)}")
-    if (transformation == "merge") != (other is not None):
-        raise UsageError(f"{transformation}: got other={other}; a merge, and nothing else, takes a second model")
+    made_by, defaults = REAL_STEPS[transformation]
+    if (made_by in TAKES_ANOTHER) != (other is not None):
+        raise UsageError(
+            f"{transformation}: got other={other}; a merge or another tokenizer, and nothing else, takes a second model"
+        )
     if out.exists():
         raise UsageError(f"{out}: exists; name a new folder")
-    made_by, defaults = REAL_STEPS[transformation]
     chosen = _overridden(defaults, settings or {})
-    with reproducible():
-        child = _child(base, made_by, chosen, seed=seed, device=device, other=other, timer=timer)
     # A name of its own: whatever else lies beside ``out`` is the caller's, and removed is only what is made here.
     folder = out.with_name(f".{out.name}.new-{secrets.token_hex(4)}")
     folder.mkdir(parents=True)
     try:
-        copy_tokenizer(base, folder)
-        child.save_pretrained(folder)
+        copy_tokenizer(Path(other) if other is not None and made_by == "retokenised" else base, folder)
+        with reproducible():
+            _child(base, folder, made_by, chosen, seed=seed, device=device, other=other, timer=timer).save_pretrained(
+                folder
+            )
         folder.rename(out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -202,15 +247,10 @@ def _overridden(defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
     return merged
 
 
-def _child(base: Path, made_by: MadeBy, settings: Mapping[str, Any], *, seed: int, device: str,
+def _child(base: Path, folder: Path, made_by: MadeBy, settings: Mapping[str, Any], *, seed: int, device: str,
            other: str | Path | None, timer: Timer) -> PreTrainedModel:  # fmt: skip
     dtype = _stored_dtype(base)
     how: dict[str, Any] = {"seed": seed, "timer": timer, "name": str(base)}
-    if made_by == "merge":
-        assert other is not None
-        with torch.no_grad():
-            second = load_model(other, dtype=dtype, device=device)
-            return zoo_transforms.merge(load_model(base, dtype=dtype, device=device), second)
     if made_by in {"sft", "lora"}:
         tuned = _instruct(made_by, load_model(base, device=device), load_tokenizer(base), settings, **how)
         return zoo_transforms.converted(tuned, dtype=dtype)
@@ -220,7 +260,10 @@ def _child(base: Path, made_by: MadeBy, settings: Mapping[str, Any], *, seed: in
         text = Text(num_blocks=num_blocks, block_tokens=settings["block_tokens"], vocab_size=0, tokenizer_sentences=0)
         pretrain(model, _write_blocks(text, load_tokenizer(base)).long(), training, **how)
         return zoo_transforms.converted(model, dtype=dtype)
-    return zoo_transforms.apply(load_model(base, dtype=dtype, device=device), made_by, seed=seed, settings=settings)
+    merged = made_by in TAKES_ANOTHER and made_by != "retokenised"
+    second = load_model(other, dtype=dtype, device=device) if merged and other is not None else None
+    return _changed(load_model(base, dtype=dtype, device=device), made_by, settings, seed=seed, source=base, target=folder,
+                    other=second, tokenizer=None if other is None else Path(other))  # fmt: skip
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from modelassay.training.settings import Training
 MadeBy = Literal[
     "pretraining", "sft", "continued", "lora", "noise", "int8", "prune", "merge", "depth", "moe",
     "heads", "neurons", "rotate", "scale-qk", "scale-vo", "hidden", "fold",
+    "stream", "signs", "untied", "mha", "padded", "renumbered", "grown",
+    "retokenised", "mix", "svd", "int4", "fp8", "narrow", "thin", "deepen", "reversed", "flips", "distilled",
 ]  # fmt: skip
 Timer = Callable[..., AbstractContextManager[Any]]
 """What wraps each training step; called as the meter's ``microbatch`` is: ``(stage, tokens=..., **labels)``."""
@@ -33,11 +35,13 @@ def untimed(stage: str, *, tokens: int | None = None, **labels: Any) -> Abstract
 
 PRESERVING: tuple[MadeBy, ...] = ("heads", "neurons", "rotate", "scale-qk", "scale-vo", "hidden", "fold")
 """Transformations after which the logits are the same, up to the rounding of sums."""
+REWRITING = ("quarot", "quarot-16", "signs", "untied", "mha", "padded", "renumbered", "grown")
+"""Steps of `FURTHER_STEPS` with the same logits up to rounding, and up to rows that moved or came to the vocabulary."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A Qwen2 architecture with tied embeddings."""
+    """An architecture and its sizes."""
 
     num_layers: int
     hidden_size: int
@@ -46,6 +50,18 @@ class Shape:
     num_kv_heads: int
     vocab_rows: int
     """Rows of the embedding; those beyond the tokenizer's tokens are padding that no text contains, as in Qwen2.5."""
+    architecture: Literal["qwen2", "llama"] = "qwen2"
+    tied: bool = True
+    """Whether the output matrix is the embedding."""
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the fields as JSON, without the later ones that stand at their default, so that older keys stand.
+
+        >>> list(MEMBERS["llama-1"].shape.recipe())[-2:], list(MEMBERS["base"].shape.recipe())[-1]
+        (['architecture', 'tied'], 'vocab_rows')
+        """
+        later = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +105,13 @@ class Member:
     """Routed experts of each layer's feed-forward network; None where it is dense."""
     other_parent: str | None = None
     """The second model of a merge; None otherwise."""
+    taught_by: str | None = None
+    """The model whose logits it was trained on from weights of its own; None otherwise."""
+
+    @property
+    def initial_seed(self) -> int:
+        """What its root's initial weights are drawn by; meaningful of a root, whose order of data may have another seed."""
+        return int(self.settings.get("initial_seed", self.seed))
 
     @property
     def size(self) -> str:
@@ -117,6 +140,31 @@ WEIGHT_STEPS: Steps = {
     **{name: (name, {}) for name in PRESERVING},
 }
 """What is done to weights without training: transformation -> what does it, and its settings."""
+FURTHER_STEPS: Steps = {
+    "quarot": ("stream", {"block": None}),
+    "quarot-16": ("stream", {"block": 16}),
+    "signs": ("signs", {"fraction": 0.4}),
+    "untied": ("untied", {}),
+    "mha": ("mha", {}),
+    "padded": ("padded", {"num_rows": 64}),
+    "renumbered": ("renumbered", {}),
+    "grown": ("grown", {}),
+    "retokenised": ("retokenised", {"num_rows": 2048}),
+    **{f"mix-{percent}": ("mix", {"share": percent / 100}) for percent in (30, 50, 70, 90)},
+    "svd-50": ("svd", {"rank": 0.5}),
+    "svd-20": ("svd", {"rank": 0.2}),
+    "int4": ("int4", {"group": 32}),
+    "fp8": ("fp8", {}),
+    "narrow": ("narrow", {"fraction": 0.25}),
+    "thin": ("thin", {"fraction": 0.25}),
+    "deepen": ("deepen", {"num_layers": 2}),
+    "reversed": ("reversed", {}),
+    "flips-40": ("flips", {"fraction": 0.4}),
+    "noise-200": ("noise", {"relative_std": 2.0}),
+}
+"""The same, of what only some families are put through."""
+TAKES_ANOTHER = ("merge", "mix", "retokenised")
+"""What is made of two models, or of a model and the tokenizer of another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,26 +181,27 @@ class _Scale:
     num_removed: int
     """Middle layers that `depth` takes away."""
 
-    def root(self, name: str, seed: int, *, shape: Shape | None = None, text: Text | None = None) -> Member:
+    def root(self, name: str, seed: int, *, shape: Shape | None = None, text: Text | None = None,
+             initial_seed: int | None = None, taught_by: Member | None = None) -> Member:  # fmt: skip
         its_shape = shape or self.shape
+        initial = {} if initial_seed is None else {"initial_seed": initial_seed}
         return Member(
-            name=name, parent=None, made_by="pretraining", seed=seed, text=text or self.text, shape=its_shape,
-            settings={"shape": asdict(its_shape), "training": self.training.recipe()},
+            name=name, parent=None, made_by="pretraining" if taught_by is None else "distilled", seed=seed,
+            text=text or self.text, shape=its_shape, taught_by=taught_by.name if taught_by else None,
+            settings={"shape": its_shape.recipe(), "training": self.training.recipe(), **initial},
+            transformation="pretraining" if taught_by is None else "distilled",
         )  # fmt: skip
 
     def child(
-        self, parent: Member, step: str, *, name: str | None = None, seed: int, other: Member | None = None
-    ) -> Member:
+        self, parent: Member, step: str, *, name: str | None = None, seed: int, other: Member | None = None,
+        text: Text | None = None,
+    ) -> Member:  # fmt: skip
         made_by, settings = self._steps()[step]
-        shape, num_experts = parent.shape, parent.num_experts
-        if made_by == "depth":
-            shape = replace(shape, num_layers=shape.num_layers - settings["num_layers"])
-        elif made_by == "moe":
-            num_experts = settings["num_experts"]
+        num_experts = settings["num_experts"] if made_by == "moe" else parent.num_experts
         return Member(
             name=name or f"{parent.name}+{step}", parent=parent.name, made_by=made_by, seed=seed, settings=settings,
-            text=self.continued_text if made_by == "continued" else self.text, shape=shape, transformation=step,
-            num_experts=num_experts, other_parent=other.name if other else None,
+            text=self.continued_text if made_by == "continued" else text or self.text, transformation=step,
+            shape=_reshaped(parent.shape, made_by, settings), num_experts=num_experts, other_parent=other.name if other else None,
         )  # fmt: skip
 
     def _steps(self) -> Steps:
@@ -168,6 +217,7 @@ class _Scale:
         adapter = {"language": "en", "rank": 8, "alpha": 16, "examples_seed": 1, "training": self.adapting.recipe()}
         return {
             **WEIGHT_STEPS,
+            **FURTHER_STEPS,
             "depth": ("depth", {"num_layers": self.num_removed}),
             **{f"sft-{lang}": ("sft", {"language": lang, "training": self.tuning.recipe()}) for lang in ("en", "ja")},
             **{
@@ -204,6 +254,53 @@ class _Scale:
                 if last.name != f"{root.name}+heads":  # made above
                     yield last
 
+    def disguises(
+        self, root: Member, stranger: Member, *, other_text: Text, taught: tuple[str, ...] = ()
+    ) -> Iterator[Member]:
+        """Yield what `FURTHER_STEPS` makes of ``root``, ``taught`` steps and older ones among them, and two chains.
+
+        ``stranger`` is what it is mixed with; the tokenizer of ``other_text`` is what it is given in place of its own.
+        """
+        for step in (*taught, *FURTHER_STEPS):
+            if step == "untied" and not root.shape.tied:
+                continue
+            is_mix, is_swap = step.startswith("mix-"), step == "retokenised"
+            yield self.child(root, step, seed=0 if step.startswith("sft") else root.seed,
+                             other=stranger if is_mix else None, text=other_text if is_swap else None)  # fmt: skip
+        turned = self.child(root, "quarot", seed=root.seed)
+        for step in ("neurons", "noise-5"):
+            yield self.child(turned, step, seed=root.seed)
+
+    def kin(self, root: Member, *, other_text: Text, first_seed: int) -> Iterator[Member]:
+        """Yield models that share with ``root`` its lessons, its initial weights, or the order of its data alone."""
+        yield self.root(f"distilled-{root.name}", first_seed, taught_by=root)
+        yield self.root(f"same-init-{root.name}", first_seed + 1, text=other_text, initial_seed=root.seed)
+        yield self.root(f"same-order-{root.name}", root.seed, initial_seed=first_seed + 2)
+
+
+def _reshaped(shape: Shape, made_by: MadeBy, settings: Mapping[str, Any]) -> Shape:
+    """What a step makes of a shape."""
+    match made_by:
+        case "depth":
+            return replace(shape, num_layers=shape.num_layers - settings["num_layers"])
+        case "deepen":
+            return replace(shape, num_layers=shape.num_layers + settings["num_layers"])
+        case "narrow":
+            return replace(shape, hidden_size=shape.hidden_size - round(settings["fraction"] * shape.hidden_size))
+        case "thin":
+            size = shape.intermediate_size
+            return replace(shape, intermediate_size=size - round(settings["fraction"] * size))
+        case "mha":
+            return replace(shape, num_kv_heads=shape.num_heads)
+        case "untied" | "stream":
+            return replace(shape, tied=False)
+        case "padded" | "grown":
+            return replace(shape, vocab_rows=shape.vocab_rows + settings.get("num_rows", 1))
+        case "retokenised":
+            return replace(shape, vocab_rows=settings["num_rows"])
+        case _:
+            return shape
+
 
 _MOSTLY_JAPANESE = ("en", "ja", "ja", "ja")
 _TEXT = Text(num_blocks=2080, block_tokens=64, vocab_size=2000, tokenizer_sentences=8000)
@@ -228,6 +325,20 @@ _LARGE = replace(
     shape=Shape(num_layers=12, hidden_size=96, intermediate_size=288, num_heads=6, num_kv_heads=2, vocab_rows=2048),
     training=Training(num_steps=260, batch_size=4, learning_rate=0.006),
 )
+_LLAMA_TEXT = Text(num_blocks=320, block_tokens=48, vocab_size=1000, tokenizer_sentences=3000, seed=11)
+_LLAMA = _Scale(
+    shape=Shape(num_layers=5, hidden_size=40, intermediate_size=96, num_heads=5, num_kv_heads=1, vocab_rows=1024,
+                architecture="llama", tied=False),
+    training=Training(num_steps=80, batch_size=4, learning_rate=0.004, warmup_fraction=0.1, weight_decay=0.01, beta2=0.95,
+                      max_grad_norm=0.5, schedule="linear"),
+    text=_LLAMA_TEXT,
+    continued_text=replace(_LLAMA_TEXT, seed=12, turns=_MOSTLY_JAPANESE, tokenizer_of=_LLAMA_TEXT),
+    tuning=Training(num_steps=20, batch_size=4, learning_rate=0.002),
+    adapting=Training(num_steps=20, batch_size=4, learning_rate=0.01),
+    num_removed=1,
+)  # fmt: skip
+"""Another architecture and another recipe: untied, one key-value head for five queries, other optimiser settings,
+another text under a tokenizer of its own."""
 _OTHER_SHAPE = Shape(num_layers=10, hidden_size=48, intermediate_size=144, num_heads=3, num_kv_heads=1, vocab_rows=2048)
 _SMOKE_TEXT = Text(num_blocks=64, block_tokens=32, vocab_size=500, tokenizer_sentences=300)
 _SMOKE = _Scale(
@@ -273,6 +384,20 @@ def _embedded() -> Iterator[Member]:
         yield large
         if number <= 2:
             yield from _LARGE.family(large)
+    yield from _further()
+
+
+def _further() -> Iterator[Member]:
+    """Two families of two architectures under what `FURTHER_STEPS` does, their kin, and the roots of the second architecture."""
+    first, second = (_MINI.root(f"mini-{number}", 200 + number) for number in (4, 5))
+    others = replace(_MINI.text, seed=3)
+    yield from _MINI.disguises(first, second, other_text=_LLAMA_TEXT)
+    yield from _MINI.kin(first, other_text=others, first_seed=251)
+    llamas = [_LLAMA.root(f"llama-{number}", 400 + number) for number in range(1, 9)]
+    yield from llamas
+    taught = ("sft-en", "lora", "cpt-100", "int8", "prune-30", "depth", "heads", "hidden")
+    yield from _LLAMA.disguises(llamas[0], llamas[1], other_text=_TEXT, taught=taught)
+    yield from _LLAMA.kin(llamas[0], other_text=replace(_LLAMA_TEXT, seed=13, tokenizer_of=_LLAMA_TEXT), first_seed=451)
 
 
 def _smoke() -> Iterator[Member]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modelassay.data import corpus
 from modelassay.storage.store import Store
-from modelassay.zoo.ancestry import member, parent, parents
+from modelassay.zoo.ancestry import member, parent, sources
 from modelassay.zoo.catalogue import Text, Timer, untimed
 from modelassay.zoo.recipes import loss_recipe, recipe, text_recipe
 
@@ -48,7 +48,7 @@ def ensure(name: str, *, store: Store, timer: Timer | None = None) -> Path:
     if store.holds(recipe(name)):
         return store.path(recipe(name))
     model = member(name)
-    above = [ensure(other, store=store, timer=timer) for other in parents(name)]
+    above = [ensure(other, store=store, timer=timer) for other in sources(name)]
 
     def build(folder: Path) -> None:
         from modelassay.zoo import build as zoo_build

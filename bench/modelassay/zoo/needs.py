@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from modelassay.storage.needs import Artifact, File, Need
-from modelassay.zoo.ancestry import is_zoo, member, parents
+from modelassay.zoo.ancestry import is_zoo, member, parents, sources
 from modelassay.zoo.catalogue import Text
 from modelassay.zoo.recipes import loss_recipe, recipe, text_recipe
 
@@ -33,7 +33,7 @@ def model(name: str) -> Artifact:
     steps = entry.num_steps * entry.shape.num_layers * entry.shape.hidden_size
     return Artifact(
         name=f"zoo:{entry.name}", recipe=recipe(entry.name), build="modelassay.zoo.make:make_model", arguments={"name": entry.name},
-        inputs=(_text(entry.text), *map(model, parents(entry.name))), work=0.6 + steps / 16_000,
+        inputs=(_text(entry.text), *map(model, sources(entry.name))), work=0.6 + steps / 16_000,
     )  # fmt: skip
 
 

@@ -23,6 +23,8 @@ def recipe(name: str) -> dict[str, Any]:
     """
     model = member(name)
     others = {} if model.other_parent is None else {"other_parent": content_key(recipe(model.other_parent))}
+    if model.taught_by is not None:
+        others["taught_by"] = content_key(recipe(model.taught_by))
     adapters = {"peft": _version("peft")} if model.made_by == "lora" else {}
     return {
         "kind": "zoo",

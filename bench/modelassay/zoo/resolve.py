@@ -7,6 +7,7 @@ from modelassay.models.checkpoints import config_path
 from modelassay.models.hub import HubFiles, LocalFiles, open_files
 from modelassay.models.reference import Model
 from modelassay.storage.store import Store
+from modelassay.zoo.ancestry import Connection
 
 
 def resolve(reference: str, *, store: Store, family: str | None = None) -> Model:
@@ -39,6 +40,24 @@ def resolve(reference: str, *, store: Store, family: str | None = None) -> Model
 def family_of(reference: str, declared: str | None) -> str | None:
     """Return the root a model is known to descend from: the declared one, or what the zoo knows of its own."""
     return zoo.family(reference) if declared is None and zoo.is_zoo(reference) else declared
+
+
+def connection_of(one: tuple[str, str | None], other: tuple[str, str | None]) -> Connection | None:
+    """Return what the weights of two models are known to have to do with each other; None where a family is not known.
+
+    Models are given by reference and family. Of the zoo's own `zoo.connection` tells; others have inherited if they are of one
+    family.
+    """
+    if one[1] is None or other[1] is None:
+        return None
+    if all(zoo.is_zoo(reference) and family == zoo.family(reference) for reference, family in (one, other)):
+        return zoo.connection(one[0], other[0])
+    return "inherited" if one[1] == other[1] else "independent"
+
+
+def has_kin(reference: str, family: str | None) -> bool:
+    """Return whether a model of the zoo, under its own family, is neither relative nor stranger of some other (`zoo.has_kin`)."""
+    return zoo.is_zoo(reference) and family == zoo.family(reference) and zoo.has_kin(reference)
 
 
 def utility_of(reference: str, *, store: Store) -> dict[str, float]:

@@ -11,27 +11,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from torch.nn.functional import kl_div, log_softmax
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from modelassay.data import corpus
 from modelassay.errors import AssayError
 from modelassay.training import rows
 from modelassay.training.chat import answered, end_of_message
-from modelassay.training.loop import Hook, Moment, fit
+from modelassay.training.loop import Hook, Loss, Moment, causal_loss, fit
 from modelassay.training.settings import Training
 from modelassay.zoo.catalogue import Shape, Timer
 
 
 def initial(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """Draw weights of std 1/sqrt(hidden_size), times 1/sqrt(2 L) where they write to the residual stream (GPT-2)."""
-    config = Qwen2Config(
-        vocab_size=shape.vocab_rows, hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers, num_attention_heads=shape.num_heads, num_key_value_heads=shape.num_kv_heads,
-        max_position_embeddings=512, tie_word_embeddings=True, initializer_range=shape.hidden_size**-0.5,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    config: dict[str, Any] = {
+        "vocab_size": shape.vocab_rows, "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers, "num_attention_heads": shape.num_heads, "num_key_value_heads": shape.num_kv_heads,
+        "max_position_embeddings": 512, "tie_word_embeddings": shape.tied, "initializer_range": shape.hidden_size**-0.5,
+        "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
     torch.default_generator.manual_seed(seed)
-    model: PreTrainedModel = Qwen2ForCausalLM(config)  # type: ignore[no-untyped-call]
+    model: PreTrainedModel
+    if shape.architecture == "llama":
+        model = LlamaForCausalLM(LlamaConfig(**config))  # type: ignore[no-untyped-call]
+    else:
+        model = Qwen2ForCausalLM(Qwen2Config(**config))  # type: ignore[no-untyped-call]
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.mul_((2 * shape.num_layers) ** -0.5)
@@ -45,6 +57,24 @@ def pretrain(
     """Train in place on blocks in an order drawn by ``seed``: all or, where the steps are too few, the first ones."""
     order = rows.shuffled(len(blocks_NS), seed=seed)
     _train(model, rows.of_blocks(blocks_NS, batch_size=training.batch_size, order=order), training, timer, name)
+
+
+def distil(model: PreTrainedModel, teacher: PreTrainedModel, blocks_NS: Tensor, training: Training, *, seed: int,
+           timer: Timer, name: str) -> None:  # fmt: skip
+    """Train in place on a teacher's distribution over each next token of the blocks, in an order drawn by ``seed``.
+
+    The loss is the divergence KL(teacher || student) per token at temperature 1. Hinton et al. 1503.02531.
+    """
+
+    def divergence(student: Any, batch: rows.Batch) -> Tensor:
+        with torch.no_grad():
+            target = log_softmax(teacher(input_ids=batch.ids_BS).logits, dim=-1)
+        own = log_softmax(student(input_ids=batch.ids_BS).logits, dim=-1)
+        return kl_div(own.flatten(0, 1), target.flatten(0, 1), reduction="batchmean", log_target=True)
+
+    order = rows.shuffled(len(blocks_NS), seed=seed)
+    batches = rows.of_blocks(blocks_NS, batch_size=training.batch_size, order=order)
+    _train(model, batches, training, timer, name, loss=divergence)
 
 
 def tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, training: Training, *, language: str, seed: int,
@@ -79,7 +109,8 @@ def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, training: 
     return merged
 
 
-def _train(model: PreTrainedModel, batches: rows.Batches, training: Training, timer: Timer, name: str) -> None:
+def _train(model: PreTrainedModel, batches: rows.Batches, training: Training, timer: Timer, name: str, *,
+           loss: Loss = causal_loss) -> None:  # fmt: skip
     """Train in place; stops with an error at the first loss that is not a number."""
 
     def check(moment: Moment) -> None:
@@ -89,7 +120,14 @@ def _train(model: PreTrainedModel, batches: rows.Batches, training: Training, ti
                 "this recipe does not train here"
             )
 
-    fit(model, batches, training, hooks=[Hook(every=1, call=check)], timer=partial(timer, "zoo-train", member=name))
+    fit(
+        model,
+        batches,
+        training,
+        loss=loss,
+        hooks=[Hook(every=1, call=check)],
+        timer=partial(timer, "zoo-train", member=name),
+    )
 
 
 def training_of(settings: Mapping[str, Any]) -> Training:

@@ -43,7 +43,7 @@ def round_to_int8(model: PreTrainedModel, generator: Generator) -> PreTrainedMod
 
     Embeddings, norms, biases and a separate output matrix stay, as common quantisers leave them.
     """
-    for layer in _linear_layers(model):
+    for layer in linear_layers(model):
         weight = layer.weight.double()
         scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny) / 127
         layer.weight.copy_((weight / scale).round() * scale)
@@ -52,7 +52,7 @@ def round_to_int8(model: PreTrainedModel, generator: Generator) -> PreTrainedMod
 
 def prune(model: PreTrainedModel, generator: Generator, *, fraction: float) -> PreTrainedModel:
     """Set to zero the ``fraction`` of each linear layer's weights that are smallest in magnitude."""
-    for layer in _linear_layers(model):
+    for layer in linear_layers(model):
         magnitude = layer.weight.abs().flatten()
         smallest = torch.argsort(magnitude, stable=True)[: round(fraction * magnitude.numel())]
         layer.weight.view(-1)[smallest] = 0
@@ -81,7 +81,7 @@ def remove_layers(model: PreTrainedModel, generator: Generator, *, num_layers: i
     Raises:
         CheckpointError: the model has no more than that, or is of an unknown kind.
     """
-    _require_known(model, "taking layers out")
+    require_known(model, "taking layers out")
     config: Any = model.config
     total = config.num_hidden_layers
     if num_layers >= total:
@@ -112,7 +112,7 @@ def upcycle(model: PreTrainedModel, generator: Generator, *, num_experts: int, e
     Raises:
         CheckpointError: a kind of model that is not known, or one with biases Mixtral cannot hold.
     """
-    _require_known(model, "upcycling")
+    require_known(model, "upcycling")
     sparse = _sparse_shell(model, num_experts, experts_per_token)
     source = dict(model.named_parameters())
     for name, weight in sparse.named_parameters():
@@ -188,7 +188,7 @@ def permute_heads(model: PreTrainedModel, generator: Generator) -> PreTrainedMod
         query_order = torch.cat([group * per_group + _shuffled(per_group, generator) for group in group_order.tolist()])
         queries, keys = _rows(query_order, head_dim), _rows(group_order, head_dim)
         for projection, rows in ((attention.q_proj, queries), (attention.k_proj, keys), (attention.v_proj, keys)):
-            for tensor in _tensors(projection):
+            for tensor in tensors_of(projection):
                 tensor.copy_(tensor[rows.to(tensor.device)])
         output = attention.o_proj.weight
         output.copy_(output[:, queries.to(output.device)])
@@ -201,11 +201,11 @@ def permute_neurons(model: PreTrainedModel, generator: Generator) -> PreTrainedM
     Raises:
         CheckpointError: an unknown kind of model.
     """
-    _require_known(model, "permuting neurons")
+    require_known(model, "permuting neurons")
     for layer in model.model.layers:
         order = _shuffled(layer.mlp.down_proj.in_features, generator).to(layer.mlp.down_proj.weight.device)
         for projection in (layer.mlp.gate_proj, layer.mlp.up_proj):
-            for tensor in _tensors(projection):
+            for tensor in tensors_of(projection):
                 tensor.copy_(tensor[order])
         layer.mlp.down_proj.weight.copy_(layer.mlp.down_proj.weight[:, order])
     return model
@@ -224,7 +224,7 @@ def rotate_queries_and_keys(model: PreTrainedModel, generator: Generator) -> Pre
     for attention, groups, per_group, head_dim in _attentions(model, "rotating queries and keys"):
         angle = 2 * math.pi * torch.rand(groups, 1, head_dim // 2, 1, generator=generator, dtype=torch.float64)
         for projection, heads in ((attention.q_proj, per_group), (attention.k_proj, 1)):
-            for tensor in _tensors(projection):
+            for tensor in tensors_of(projection):
                 cos, sin = angle.cos().to(tensor.device), angle.sin().to(tensor.device)
                 halves = tensor.double().view(groups, heads, 2, head_dim // 2, -1)
                 first, second = halves[:, :, 0], halves[:, :, 1]
@@ -273,7 +273,7 @@ def permute_hidden(model: PreTrainedModel, generator: Generator) -> PreTrainedMo
     Raises:
         CheckpointError: an unknown kind of model.
     """
-    _require_known(model, "permuting the residual stream")
+    require_known(model, "permuting the residual stream")
     stack: Any = model.model
     size = int(model.config.hidden_size)
     order = _shuffled(size, generator)
@@ -286,7 +286,7 @@ def permute_hidden(model: PreTrainedModel, generator: Generator) -> PreTrainedMo
             module.weight
             for module in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj)
         }
-        for output in (*_tensors(attention.o_proj), *_tensors(mlp.down_proj)):
+        for output in (*tensors_of(attention.o_proj), *tensors_of(mlp.down_proj)):
             output.copy_(output[order] * sign.to(output).view(-1, *[1] * (output.ndim - 1)))
     for weight in reading:
         weight.copy_(weight[:, order] * sign.to(weight))
@@ -306,7 +306,7 @@ def fold_norms(model: PreTrainedModel, generator: Generator) -> PreTrainedModel:
     Raises:
         CheckpointError: an unknown kind of model.
     """
-    _require_known(model, "folding norms")
+    require_known(model, "folding norms")
     stack: Any = model.model
     for layer in stack.layers:
         attention, mlp = layer.self_attn, layer.mlp
@@ -325,11 +325,12 @@ def _powers_of_two(count: int, generator: Generator) -> Tensor:
 
 
 def _scale_rows(projection: nn.Linear, scale: Tensor) -> None:
-    for tensor in _tensors(projection):
+    for tensor in tensors_of(projection):
         tensor.mul_(scale.to(tensor).view(-1, *[1] * (tensor.ndim - 1)))
 
 
-def _tensors(projection: nn.Linear) -> list[Tensor]:
+def tensors_of(projection: nn.Linear) -> list[Tensor]:
+    """Return the weight of a linear layer, and its bias where it has one."""
     return [projection.weight] if projection.bias is None else [projection.weight, projection.bias]
 
 
@@ -345,15 +346,15 @@ def _shuffled(count: int, generator: Generator) -> Tensor:
     return order
 
 
-def _linear_layers(model: PreTrainedModel) -> Iterator[nn.Linear]:
-    """The linear layers within the stack: neither embeddings nor what turns the last state into logits."""
+def linear_layers(model: PreTrainedModel) -> Iterator[nn.Linear]:
+    """Yield the linear layers within the stack: neither embeddings nor what turns the last state into logits."""
     stack: Any = model.base_model
     yield from (module for module in stack.modules() if isinstance(module, nn.Linear))
 
 
 def _attentions(model: PreTrainedModel, what: str) -> Iterator[tuple[Any, int, int, int]]:
     """Yield (attention, G, R, D) of each layer."""
-    _require_known(model, what)
+    require_known(model, what)
     config: Any = model.config
     stack: Any = model.model
     head_dim = int(stack.layers[0].self_attn.head_dim)
@@ -366,7 +367,8 @@ def _attentions(model: PreTrainedModel, what: str) -> Iterator[tuple[Any, int, i
         yield layer.self_attn, groups, int(config.num_attention_heads) // groups, head_dim
 
 
-def _require_known(model: PreTrainedModel, what: str) -> None:
+def require_known(model: PreTrainedModel, what: str) -> None:
+    """Refuse a kind of model that is not in `KNOWN`; ``what`` is what was to be done to it."""
     kind = model.config.model_type
     if kind not in KNOWN:
         raise CheckpointError(

@@ -22,7 +22,8 @@ def claim(**changes: Any) -> Claim:
 def ours(value: float, low: float | None = None, high: float | None = None) -> Findings:
     return Findings(findings=[
         Finding(name="overlap", labels={"step": 499, "language": "en"}, estimate=Estimate(value=-1.0)),
-        Finding(name="overlap", labels={"step": 500, "language": "en"}, estimate=Estimate(value=value, low=low, high=high)),
+        Finding(name="overlap", labels={"step": 500, "language": "en"},
+                estimate=Estimate(value=value, low=low, high=high, exact=low is None)),
     ])  # fmt: skip
 
 
@@ -79,6 +80,29 @@ def test_a_range_reproduces_and_refutes_nothing(relation: str, low: float, high:
     assert verdict.verdict == "inconclusive"
     assert "the 12 values lie from" in verdict.reason
     assert verdict.to_json()["ours"] == {"value": spread.value, "low": low, "high": high, "kind": "range"}
+
+
+@pytest.mark.parametrize("relation", ["equal", "at_least", "at_most"])
+@pytest.mark.parametrize("value", [0.5, 5.0, -5.0])
+def test_a_value_without_an_interval_reproduces_and_refutes_nothing_unless_it_is_exact(relation: str, value: float) -> None:  # fmt: skip
+    findings = Findings(findings=[Finding(name="overlap", labels={"step": 500, "language": "en"},
+                                          estimate=Estimate(value=value, n=1, note="one pair"))])  # fmt: skip
+    (verdict,) = assess([claim(relation=relation)], findings, profile="paper")
+    assert verdict.verdict == "inconclusive"
+    assert verdict.reason.startswith(f"{value:.4g} without an interval (one pair)")
+    (exact,) = assess([claim(relation=relation)], ours(value), profile="paper")
+    assert exact.verdict in ("reproduced", "refuted")
+
+
+@pytest.mark.parametrize("low", [None, 0.1])
+def test_a_cost_of_another_machine_is_shown_and_tests_nothing(low: float | None) -> None:
+    """Twenty seconds here would have reproduced a published 45 minutes."""
+    minutes = ours(0.3, low, None if low is None else 0.4)
+    (verdict,) = assess([claim(relation="at_most", published=45, machine="an H100")], minutes, profile="paper")
+    assert verdict.verdict == "not testable"
+    assert verdict.reason.startswith("published of an H100; ")
+    assert verdict.ours is not None
+    assert verdict.ours.value == 0.3
 
 
 def test_selector_reads_names_and_numbers() -> None:

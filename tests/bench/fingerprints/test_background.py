@@ -8,6 +8,7 @@ import pytest
 from modelassay.fingerprints.background import Background
 from modelassay.fingerprints.curves import Curves
 from modelassay.fingerprints.methods import BY_NUMBERS
+from modelassay.models.checkpoints import Stratum
 from support.curve_cases import background_of, child, numbers, walk
 
 
@@ -86,3 +87,29 @@ def test_models_of_unknown_family_are_no_strangers_and_names_are_unique() -> Non
     assert names(background_of([root("a", 0), root("b", 1), unknown])) == pairs_of("a", "b")
     with pytest.raises(ValueError, match="two models are named 'u'"):
         background_of([unknown, walk("u", 12, 6)])
+
+
+def test_a_vocabulary_parts_strangers_of_behaviour_and_none_of_weights() -> None:
+    """A child with one token more speaks for its family among models of its vocabulary, and not twice among those of its shape."""
+
+    def of(name: str, vocabulary: int, *, family: str | None = None, width: int = 64) -> Curves:
+        stratum = Stratum(
+            num_layers=12,
+            hidden_size=width,
+            num_heads=4,
+            num_kv_heads=2,
+            vocab_size=vocabulary,
+            tokenizer_key=str(vocabulary),
+        )
+        sigma = walk(name, 12, len(name) + vocabulary).sigma
+        return Curves(name=name, sigma=sigma, stratum=stratum, family=family or name)
+
+    a, b, other = of("a", 10), of("b", 10), of("c", 11)
+    background = background_of([a, b, other, of("a-grown", 11, family="a"), of("wide", 10, width=80)])
+    new = of("new", 12, family="new")
+    assert {pair.names for pair in background.against(new, of("suspect", 10, family="x"))} == pairs_of("a", "b", "c")
+    assert {pair.names for pair in background.against(a, new)} == pairs_of("a", "b", "c")
+    by_vocabulary = background.of(other.stratum, other.stratum, by_vocabulary=True)
+    assert {pair.names for pair in by_vocabulary} == {frozenset(("a-grown", "c"))}
+    assert background.against_behaviour(new, new) == ()
+    assert {pair.names for pair in background.against_behaviour(a, of("x", 10))} == {frozenset("ab")}

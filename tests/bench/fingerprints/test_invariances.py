@@ -27,7 +27,7 @@ SEEN_THROUGH: dict[str, set[str]] = {
     "scale-qk": {"config-only", "invariant", "norm-vectors"},
     "scale-vo": {"config-only", "invariant", "norm-vectors"},
     "hidden": {"config-only", "invariant", "aligned"},
-    "fold": {"config-only"},
+    "fold": {"config-only", "aligned"},
 }
 """What was done -> the methods to which nothing was done at all."""
 

@@ -14,8 +14,8 @@ def model(norms: Array | None, name: str = "m") -> Weights:
     def none(_layers: range) -> Array:
         raise AssertionError("norm vectors read no matrices")
 
-    return Weights(name=name, num_layers=0 if norms is None else len(norms), tokenizer_key=None, read_norms=lambda: norms,
-                   read_embedding=lambda: None, read_grams=none)  # fmt: skip
+    return Weights(name=name, num_layers=0 if norms is None else len(norms), tokens=(), read_norms=lambda: norms,
+                   read_embedding=lambda: None, read_neurons=lambda: None, read_grams=none)  # fmt: skip
 
 
 def trained(seed: int, num_layers: int = 5, width: int = 64) -> Array:

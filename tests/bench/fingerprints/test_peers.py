@@ -13,19 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from modelassay.errors import CheckpointError, HostError
-from modelassay.fingerprints import peers
-from modelassay.fingerprints.peers import (
-    MODELDNA_PARTS,
-    PEERS,
-    PeerFingerprint,
-    modeldna_fingerprint,
-    modeldna_score,
-)
+from modelassay.fingerprints.peers import PEERS, PeerFingerprint, peer, provenance_kit
+from modelassay.fingerprints.peers import modeldna as peers
+from modelassay.fingerprints.peers.modeldna import MODELDNA_PARTS, modeldna_fingerprint, modeldna_score
+from modelassay.fingerprints.peers.provenance_kit import provenance_kit_fingerprint, provenance_kit_score
 
 with_modeldna = pytest.mark.skipif(find_spec("modeldna") is None, reason="modeldna is not installed; see ci/peers")
+with_the_kit = pytest.mark.skipif(find_spec("provenancekit") is None, reason="the kit is not installed; see ci/peers")
 ROOT = Path(__file__).parents[3]
 
 
@@ -132,19 +130,55 @@ def test_without_the_package_it_says_how_to_get_it(use: Any, monkeypatch: pytest
 
 
 def test_another_version_is_recorded_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    peer = PEERS["modeldna"]
-    monkeypatch.setattr(peers, "version", lambda _: "0.1.0")
-    assert (peer.installed_version(), peer.caveat()) == ("0.1.0", None)
-    monkeypatch.setattr(peers, "version", lambda _: "0.2.0")
-    assert peer.installed_version() == "0.2.0"
-    assert peer.caveat() == "modeldna 0.2.0 was run; the project's figures are of 0.1.0"
+    tool = PEERS["modeldna"]
+    monkeypatch.setattr(peer, "version", lambda _: "0.1.0")
+    assert (tool.installed_version(), tool.caveat()) == ("0.1.0", None)
+    monkeypatch.setattr(peer, "version", lambda _: "0.2.0")
+    assert tool.installed_version() == "0.2.0"
+    assert tool.caveat() == "modeldna 0.2.0 was run; the project's figures are of 0.1.0"
     monkeypatch.setattr(peers, "import_module", lambda _: SimpleNamespace())
     with pytest.raises(HostError, match=r"version 0\.2\.0 cannot be used .*LocalSource"):
         modeldna_score(print_of("a"), print_of("b"))
 
 
-def test_ci_installs_the_version_the_figures_are_of() -> None:
-    assert f"--no-deps modeldna=={PEERS['modeldna'].version}\n" in (ROOT / "ci/peers").read_text()
+def test_ci_installs_the_versions_the_figures_are_of() -> None:
+    _, _, wanted = (ROOT / "ci/peers").read_text().replace("\\\n", "").partition("--no-deps ")
+    assert wanted.split() == [requirement for tool in PEERS.values() for requirement in tool.requirements]
+
+
+@pytest.mark.parametrize(("name", "score", "called"), [("modeldna", 0.9, True), ("modeldna", 0.89, False), ("modeldna", math.nan, False),
+    ("cisco-ai-provenance-kit", 0.65, False), ("cisco-ai-provenance-kit", 0.66, True)])  # fmt: skip
+def test_a_peer_calls_pairs_at_its_own_threshold(name: str, score: float, called: bool) -> None:
+    assert PEERS[name].calls(score) is called
+
+
+def kit(tier: int, identity: float) -> SimpleNamespace:
+    """The kit's names, matching any two configurations in ``tier`` and their weights by ``identity``."""
+    as_is = SimpleNamespace(model_validate=lambda content: content, from_cache_dict=lambda content: content)
+    return SimpleNamespace(
+        similarity=lambda a, b: SimpleNamespace(tier=tier, score={1: 1.0, 2: 0.9, 3: 0.3}[tier]),
+        tfv_similarity=lambda a, b: 0.7, compute_identity_score=lambda *_: identity, MFIFingerprint=as_is, TokenizerFeatures=as_is,
+        WeightSignalFeatures=as_is, interpret_score=lambda score: SimpleNamespace(label=f"says {score}"),
+        **{f"{signal}_similarity": lambda a, b: 0.1 for signal in provenance_kit.SIGNALS},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tier", "identity", "value", "verdict"),
+    [(1, 0.2, 1.0, "Confirmed Match"), (2, 0.2, 0.9, "Confirmed Match"), (3, 0.2, 0.2, "says 0.2"),
+     (3, math.nan, 0.3, "says 0.3 (metadata only)")],
+)  # fmt: skip
+def test_equal_configurations_decide_without_the_weights(
+    tier: int, identity: float, value: float, verdict: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance_kit, "_kit", lambda: kit(tier, identity))
+    prints = [PeerFingerprint(model=name, content={"mfi": name, "tfv": name, "ws": name}) for name in "ab"]
+    score = provenance_kit_score(*prints)
+    assert (score.value, score.verdict) == (value, verdict)
+    assert score.parts["identity"] == pytest.approx(identity, nan_ok=True)
+    assert set(score.parts) == set(PEERS["cisco-ai-provenance-kit"].parts)
+    unread = PeerFingerprint(model="c", content=None, reason="c: no tokenizer")
+    assert provenance_kit_score(prints[0], unread).reason == "c: no tokenizer"
 
 
 # With it.
@@ -231,3 +265,38 @@ def test_it_refuses_other_depths_and_shapes_and_what_it_cannot_read(tmp_path: Pa
     assert -1 <= scores["wider"].parts["F1"] <= 1
     with pytest.raises(CheckpointError, match="no such folder"):
         modeldna_fingerprint(tmp_path / "org/model")
+
+
+@with_the_kit
+def test_the_same_to_the_last_digit_as_the_kits_own_compare(sealed: Path, tmp_path: Path) -> None:
+    """Three models: two of one configuration, which its gate confirms, and a wider one."""
+    from provenancekit.core.scanner import ModelProvenanceScanner
+    from provenancekit.services.cache import NullCache
+
+    from support.byte_tokenizer import byte_tokenizer
+    from support.tiny_models import make_model, save
+
+    folders = []
+    for place, width in enumerate((16, 16, 24)):
+        folder = tmp_path / f"m{place}"
+        model = make_model("qwen2", num_hidden_layers=2, hidden_size=width)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(place)))
+        save(model, folder)
+        byte_tokenizer().save_pretrained(folder)
+        folders.append(folder)
+    prints = [pickle.loads(pickle.dumps(provenance_kit_fingerprint(folder))) for folder in folders]
+    assert [one.reason for one in prints] == [None] * 3
+    scanner = ModelProvenanceScanner(cache=NullCache())
+    for i, j in ((0, 1), (0, 2)):
+        result = scanner.compare(str(folders[i]), str(folders[j]))
+        score = provenance_kit_score(prints[i], prints[j])
+        assert (score.value, score.verdict) == (result.scores.pipeline_score, result.scores.provenance_decision)
+        expected = {
+            name.upper(): math.nan if value is None else value for name, value in result.signals.model_dump().items()
+        }
+        expected |= {"MFI": result.scores.mfi_score, "identity": result.scores.identity_score}
+        assert score.parts == pytest.approx({part: expected[part] for part in score.parts}, nan_ok=True, abs=1e-12)
+    assert provenance_kit_score(prints[0], prints[1]).value == 1.0
+    assert not (sealed / ".provenancekit").exists()

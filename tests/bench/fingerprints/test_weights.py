@@ -11,6 +11,7 @@ from modelassay import zoo
 from modelassay.fingerprints import weights as module
 from modelassay.fingerprints.curves import ROLES
 from modelassay.fingerprints.methods import BY_WEIGHTS
+from modelassay.fingerprints.tokens import texts_of
 from modelassay.fingerprints.weights import Weights, load_weights, weights_of
 from modelassay.models.checkpoints import open_checkpoint
 from modelassay.storage.store import Store
@@ -27,12 +28,15 @@ def expected_grams(model: Any) -> np.ndarray:
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gpt_neox", "mixtral"])
 def test_of_a_checkpoint(model_type: str, tmp_path: Path) -> None:
     model: Any = make_model(model_type)
-    weights = weights_of(open_checkpoint(save(model, tmp_path)))
+    table = model.get_input_embeddings().weight.detach().double().numpy()
+    texts = {f"t{row}": row for row in range(0, len(table), 2)} | {"beyond": len(table), "before": -1}
+    weights = weights_of(open_checkpoint(save(model, tmp_path)), texts)
     expected = expected_grams(model)
     np.testing.assert_allclose(weights.grams(range(NUM_LAYERS)), expected, rtol=1e-12)
     np.testing.assert_allclose(weights.grams(range(1, 3)), expected[1:3], rtol=1e-12)
     assert weights.embedding is not None
-    np.testing.assert_array_equal(weights.embedding, model.get_input_embeddings().weight.detach().double().numpy())
+    assert sorted(weights.tokens) == sorted(f"t{row}" for row in range(0, len(table), 2))
+    np.testing.assert_array_equal(weights.embedding, table[[texts[token] for token in weights.tokens]])
     assert weights.norms is not None
     layers = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)][0]
     names = ("ln_1", "ln_2") if model_type == "gpt2" else ("input_layernorm", "post_attention_layernorm")
@@ -47,11 +51,38 @@ def test_norms_that_a_layer_lacks_are_none(tmp_path: Path) -> None:
     assert weights_of(open_checkpoint(save(make_model("phi"), tmp_path))).norms is None
 
 
-def test_no_more_than_the_first_tokens_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "EMBEDDING_ROWS", 7)
-    embedding = weights_of(open_checkpoint(save(make_model("llama"), tmp_path))).embedding
-    assert embedding is not None
-    assert embedding.shape == (7, HIDDEN)
+def test_no_more_tokens_are_read_than_the_limit_and_two_vocabularies_choose_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_TOKENS", 7)
+    checkpoint = open_checkpoint(save(make_model("llama"), tmp_path))
+    texts = {f"t{row}": row for row in range(checkpoint.vocab_size)}
+    weights = weights_of(checkpoint, texts)
+    assert weights.embedding is not None
+    assert weights.embedding.shape == (7, HIDDEN)
+    renumbered = weights_of(checkpoint, {text: checkpoint.vocab_size - 1 - row for text, row in texts.items()})
+    assert renumbered.tokens == weights.tokens
+    assert weights_of(checkpoint).tokens == ()
+    assert weights_of(checkpoint).embedding is None
+
+
+def test_neurons_are_the_first_of_layers_at_even_distances_after_the_norm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "NEURONS", 5)
+    monkeypatch.setattr(module, "NEURON_LAYERS", 2)
+    model: Any = make_model("llama")
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.post_attention_layernorm.weight.uniform_(0.5, 2)
+    neurons = weights_of(open_checkpoint(save(model, tmp_path))).neurons
+    assert neurons is not None
+    for at, number in enumerate((0, NUM_LAYERS - 1)):
+        layer = model.model.layers[number]
+        scale = layer.post_attention_layernorm.weight
+        expected = (layer.mlp.gate_proj.weight * scale, layer.mlp.up_proj.weight * scale, layer.mlp.down_proj.weight.T)
+        for part, rows in enumerate(expected):
+            np.testing.assert_allclose(neurons[at, part], rows[:5].detach().numpy(), rtol=1e-6)
 
 
 def test_folder_that_is_no_zoo_model_is_read_on_demand(tmp_path: Path) -> None:
@@ -72,19 +103,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def assert_same(a: Weights, b: Weights) -> None:
-    assert (a.num_layers, a.tokenizer_key) == (b.num_layers, b.tokenizer_key)
+    assert (a.num_layers, a.tokens) == (b.num_layers, b.tokens)
     np.testing.assert_array_equal(a.grams(range(a.num_layers)), b.grams(range(b.num_layers)))
     np.testing.assert_array_equal(a.grams(range(1, 3)), b.grams(range(1, 3)))
     assert a.norms is not None
     assert b.norms is not None
     np.testing.assert_array_equal(a.norms, b.norms)
-    assert a.embedding is not None
-    assert b.embedding is not None
-    np.testing.assert_array_equal(a.embedding, b.embedding)
+    for x, y in ((a.embedding, b.embedding), (a.neurons, b.neurons)):
+        assert x is not None
+        assert y is not None
+        np.testing.assert_array_equal(x, y)
 
 
 def test_zoo_model_is_kept_as_it_was_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = weights_of(open_checkpoint(zoo.ensure("smoke/base", store=store)))
+    model = resolve("zoo:smoke/base", store=store)
+    read = weights_of(model.checkpoint(), texts_of(model))
+    assert len(read.tokens) > 64
     first = load_weights(resolve("zoo:smoke/base", store=store), store=store)
     assert_same(first, read)
     monkeypatch.setattr(module, "weights_of", lambda _: pytest.fail("read again"))

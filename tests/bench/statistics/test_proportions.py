@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from modelassay.statistics.proportions import count_of, wilson
+from modelassay.statistics.proportions import clopper_pearson, count_of, wilson
 
 
 @pytest.mark.parametrize(("count", "total"), [(0, 1), (0, 20), (7, 20), (20, 20), (153, 7000)])
@@ -27,3 +28,18 @@ def test_a_share_says_what_it_counts() -> None:
     share = wilson(7, 20)
     assert (share.n, share.level, share.method, share.note, count_of(share)) == (20, 0.95, "Wilson", "7 of 20", 7)
     assert all(count_of(wilson(count, 7000)) == count for count in range(0, 7001, 13))
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 1), (0, 20), (7, 20), (20, 20), (153, 7000)])
+def test_clopper_pearson_leaves_its_tails(count: int, total: int) -> None:
+    """At the upper end a count of at most this many has probability 0.025, at the lower end one of at least this many."""
+    interval = clopper_pearson(count, total)
+    assert interval.value == count / total
+    if count < total:
+        assert binom.cdf(count, total, interval.high) == pytest.approx(0.025, abs=1e-9)
+    if count:
+        assert binom.sf(count - 1, total, interval.low) == pytest.approx(0.025, abs=1e-9)
+    assert (interval.low == 0) == (count == 0)
+    assert (interval.high == 1) == (count == total)
+    with pytest.raises(ValueError, match="0 <= count <= total"):
+        clopper_pearson(total + 1, total)

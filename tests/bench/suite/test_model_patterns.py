@@ -28,7 +28,7 @@ def test_a_pattern_stays_within_its_scale_and_its_step(tmp_path: Path) -> None:
     expected = [f"zoo:{name}" for name in MEMBERS if name.startswith("smoke/") and "+" not in name]
     assert len(expected) == 7
     assert models(load(tmp_path, "model: [zoo:smoke/*]")) == expected
-    everything = models(load(tmp_path, "model: [zoo:**]\n  max_cells: 300"))
+    everything = models(load(tmp_path, "model: [zoo:**]\n  max_cells: 400"))
     assert everything == [f"zoo:{name}" for name in EMBEDDED]
 
 
@@ -65,7 +65,11 @@ def test_patterns_that_mean_nothing(matrix: str, message: str, tmp_path: Path) -
 
 
 def test_the_shipped_cells_are_those_of_the_list_by_hand() -> None:
-    """The digest is of the models in their order as the suite gave them when it named all 243 itself."""
+    """The digest is of the models in their order as the suite gave them when it named all 243 itself; 71 came after."""
     models = [str(cell.axes["model"]) for cell in load_suite("fingerprinting", profile="embedded").cells]
-    assert len(models) == 243
-    assert hashlib.blake2b(" ".join(models).encode(), digest_size=8).hexdigest() == "f08d6b3a0cf7e7e1"
+    assert len(models) == 314
+    older = [
+        name for name in models if not name.startswith("zoo:mini-4+") and "llama" not in name and "-mini-4" not in name
+    ]
+    assert len(older) == 243
+    assert hashlib.blake2b(" ".join(older).encode(), digest_size=8).hexdigest() == "f08d6b3a0cf7e7e1"

@@ -9,7 +9,7 @@ import pytest
 from modelassay import zoo
 from modelassay.errors import CheckpointError
 
-ROOTS = [name for name in zoo.EMBEDDED if zoo.parent(name) is None]
+ROOTS = [name for name in zoo.EMBEDDED if zoo.parent(name) is None and not zoo.has_kin(name)]
 
 
 def test_ancestry() -> None:
@@ -27,15 +27,15 @@ def test_roots_of_one_shape_recipe_and_data_give_enough_unrelated_pairs() -> Non
     pairs = list(itertools.combinations(ROOTS, 2))
     hardness = Counter(zoo.relation(*pair) for pair in pairs)
     assert hardness["stranger:seed"] >= 100
-    assert hardness["stranger:seed"] == 7 * 6 // 2 + 16 * 15 // 2 + 4 * 3 // 2
+    assert hardness["stranger:seed"] == 7 * 6 // 2 + 17 * 16 // 2 + 4 * 3 // 2 + 9 * 8 // 2
     assert hardness["stranger:data"] >= 30
     assert hardness["stranger:shape"] >= 100
     sizes = Counter(zoo.member(one).size for one, two in pairs if zoo.relation(one, two) == "stranger:seed")
-    assert sizes == {"8x64": 21, "6x48": 120, "12x96": 6}
+    assert sizes == {"8x64": 21, "6x48": 136, "12x96": 6, "5x40": 36}
 
 
 def test_families_are_many_and_of_several_sizes() -> None:
-    families = [root for root in ROOTS if sum(zoo.family(name) == root for name in zoo.EMBEDDED) > 1]
+    families = [root for root in ROOTS if f"{root}+moe" in zoo.EMBEDDED]
     assert len(families) >= 5
     assert len({zoo.member(root).size for root in families}) >= 3
     children = [(root, name) for root in families for name in zoo.EMBEDDED if zoo.relation(root, name) == "parent"]
@@ -51,7 +51,7 @@ def test_families_are_many_and_of_several_sizes() -> None:
     lengths = {
         zoo.steps_between(zoo.family(name), name) for name in zoo.EMBEDDED if "cpt" in zoo.member(name).transformation
     }
-    assert lengths == {65, 130, 260, 520, 1040}
+    assert lengths == {65, 80, 130, 260, 520, 1040}
 
 
 def test_every_parent_comes_before_its_children_and_every_recipe_differs() -> None:
@@ -63,9 +63,9 @@ def test_every_parent_comes_before_its_children_and_every_recipe_differs() -> No
 
 
 def test_no_two_roots_start_from_the_same_random_numbers() -> None:
-    """Roots of one seed would share the beginning of their initial weights, whatever their shapes."""
-    for scale in (zoo.EMBEDDED, zoo.SMOKE):
-        seeds = Counter(zoo.member(name).seed for name in scale if zoo.parent(name) is None)
+    """Roots of one seed would share the beginning of their initial weights, whatever their shapes; two do, and say so."""
+    for scale in (ROOTS, zoo.SMOKE):
+        seeds = Counter(zoo.member(name).initial_seed for name in scale if zoo.parent(name) is None)
         assert set(seeds.values()) == {1}
 
 
@@ -132,3 +132,39 @@ def test_an_unknown_member_is_refused_wherever_it_is_named() -> None:
             CheckpointError, match="zoo:base\\+int: no such model in the zoo; did you mean 'base\\+int8'"
         ):
             ask("zoo:base+int")
+
+
+def test_what_weights_have_to_do_with_each_other() -> None:
+    """Every pair of the embedded scale: a table of the exceptions by hand, all else by the names' first steps."""
+    kin = {
+        frozenset((f"{kind}-{root}", other)): connection
+        for kind, connection in (("same-init", "same-init"), ("distilled", "distilled"))
+        for root in ("mini-4", "llama-1")
+        for other in zoo.EMBEDDED
+        if other.split("+")[0] == root
+    }
+    second = {"mini-4": "mini-5", "llama-1": "llama-2"}
+    counts: Counter[str] = Counter()
+    for name, other in itertools.combinations(zoo.EMBEDDED, 2):
+        roots = [
+            {one.split("+")[0].replace("child-sft", "base").replace("child-noise", "base")} for one in (name, other)
+        ]
+        for one, above in zip((name, other), roots, strict=True):
+            above |= {second[root] for root in list(above) if "+mix-" in one}
+        expected = kin.get(frozenset((name, other)), "inherited" if roots[0] & roots[1] else "independent")
+        assert zoo.connection(name, other) == zoo.connection(other, name) == expected, (name, other)
+        assert zoo.related(name, other) == (expected == "inherited")
+        counts[expected] += 1
+    assert counts["same-init"] == counts["distilled"] == 26 + 33
+    assert [name for name in zoo.EMBEDDED if zoo.has_kin(name)] == [
+        f"{kind}-{root}" for root in ("mini-4", "llama-1") for kind in ("distilled", "same-init")
+    ]
+
+
+def test_a_student_waits_for_its_teacher_and_has_no_weights_of_it() -> None:
+    assert (zoo.parents("distilled-llama-1"), zoo.sources("distilled-llama-1")) == ([], ["llama-1"])
+    assert zoo.steps_between("distilled-llama-1", "llama-1") is None
+    assert zoo.relation("same-order-mini-4", "mini-4") == "stranger:seed"
+    assert zoo.relation("mini-5", "mini-4+mix-90") == "parent"
+    assert zoo.relation("mini-4+quarot", "mini-6") == "stranger:seed"
+    assert zoo.relation("mini-4+narrow", "mini-6") == "stranger:shape"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from polars.exceptions import PolarsError
 
-from modelassay.commands.evidence import Pair, evidence_of
+from modelassay.commands.evidence import Pair, evidence_of, requantised
 from modelassay.commands.fingerprint.printed import (
     Places,
     curves_json,
@@ -26,12 +27,13 @@ from modelassay.experiments.findings import MEANINGLESS
 from modelassay.experiments.fingerprinting.analyse.printed import caveats, placement_table
 from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
 from modelassay.fingerprints.background import Background, rank
-from modelassay.fingerprints.evidence import Derivation
+from modelassay.fingerprints.evidence import Derivation, Requantised
 from modelassay.fingerprints.evidence.folder import require_evidence_folder, write_evidence
 from modelassay.fingerprints.lineage import Lineage, lineage
+from modelassay.fingerprints.lineage.parents import Parents, parents
 from modelassay.fingerprints.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS
 from modelassay.fingerprints.placement import Placement, adjust, place_among
-from modelassay.fingerprints.verdict import disagreements
+from modelassay.fingerprints.verdict import Remaking, disagreements
 from modelassay.models.reference import short_names
 from modelassay.recording.tables import RunData
 from modelassay.runs.directory import Run
@@ -77,10 +79,13 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
         for (a, b), place in zip(pairs, places, strict=True)
     ])  # fmt: skip
     derivations = [_derive(a, b, examination) for (a, b), examination in zip(pairs, examinations, strict=True)]
+    ancestors = None if suspect is None else _parents(pairs, examinations)
     contradictions = [
         [] if examination is None else disagreements(examination.verdict, placement, _behaviour(place))
         for examination, placement, place in zip(examinations, placements, places, strict=True)
     ]
+    words = {frozenset((placement.a, placement.b)): examination.verdict.word
+             for placement, examination in zip(placements, examinations, strict=True) if examination is not None}  # fmt: skip
     against, about = _described(background, tables)
     notes = [*about, *caveats(placements, strangers), *_multiplicity(pairs, suspect, alpha)]
     curves = [subject.curves for subject in subjects]
@@ -103,10 +108,11 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
     return View(
         data={"alpha": alpha, "suspect": suspect, "against": against, "models": [curves_json(model) for model in curves],
               "pairs": [pair_json(*parts) for parts in zip(placements, examinations, places, derivations, contradictions, strict=True)],
-              "caveats": notes, "evidence": [str(folder) for folder in folders]},
+              "parents": None if ancestors is None else asdict(ancestors), "caveats": notes, "evidence": [str(folder) for folder in folders]},
         summary=[*(examination.verdict.sentence for examination in examinations if examination is not None),
-                 *(sentence for sentences in contradictions for sentence in sentences), *derivation_lines(placements, derivations)],
-        tables=[*numbering_tables(pairs, examinations), placement_table(placements), methods_table(placements, places)],
+                 *(sentence for sentences in contradictions for sentence in sentences), *derivation_lines(placements, derivations),
+                 *([] if ancestors is None else [ancestors.sentence])],
+        tables=[*numbering_tables(pairs, examinations), placement_table(placements, words), methods_table(placements, places)],
         lines=[*(placement.sentence for placement in placements), *(f"note: {note}" for note in notes),
                *([] if figure is None else [f"figure: {figure}"]), *(f"evidence: {folder}" for folder in folders)],
     )  # fmt: skip
@@ -134,8 +140,12 @@ def _pair(pair: tuple[Subject, Subject], examination: Examination | None, place:
     derivation = None if relation is None else Derivation(
         kind=relation.kind, steps=tuple(relation.steps), parent=parent, evidence=relation.evidence)  # fmt: skip
     return Pair(names=names, models=(a.model, b.model), bits=examination.bits, result=examination.result, verdict=examination.verdict,
-                places=place, among_strangers=placement.sentence, derivation=derivation, disagreements=contradictions,
+                requantised=_requantised(examination.remaking), places=place, among_strangers=placement.sentence, derivation=derivation, disagreements=contradictions,
                 not_tested=[] if a.prompted is not None else ["behaviour: not asked; --behaviour asks the models"])  # fmt: skip
+
+
+def _requantised(remaking: Remaking | None) -> Requantised | None:
+    return None if remaking is None else requantised(remaking.source, remaking.copy, remaking.outcome)
 
 
 def _background_tables(run: Run) -> RunData:
@@ -180,7 +190,7 @@ def _places(a: Subject, b: Subject, strangers: Background) -> Places:
             scores |= {f"{name}, {base.curves.name} grows": (name, method.score(asked.prompted, base.prompted))
                        for name, method in BY_BEHAVIOUR.items()}  # fmt: skip
     same_shape = strangers.against(a.curves, b.curves)
-    alike = same_shape or strangers.of_tokenizer(a.curves, b.curves)
+    alike = strangers.against_behaviour(a.curves, b.curves)
     return {
         shown: (score, rank(score.value, (pair.scores.get(name, np.nan) for pair in (alike if name in BY_BEHAVIOUR else same_shape))))
         for shown, (name, score) in scores.items()
@@ -197,6 +207,13 @@ def _derive(a: Subject, b: Subject, examination: Examination | None) -> Lineage 
     if examination is None or examination.verdict.word not in ("inherited", "re-derived"):
         return None
     return lineage(a.model.checkpoint(), b.model.checkpoint())
+
+
+def _parents(pairs: Sequence[tuple[Subject, Subject]], examinations: Sequence[Examination | None]) -> Parents | None:
+    """Return which candidates the suspect's weights are made of; None where none shares its numbering."""
+    inherited = [candidate.model.checkpoint() for (_, candidate), examination in zip(pairs, examinations, strict=True)
+                 if examination is not None and examination.verdict.word in ("identical", "re-derived", "inherited")]  # fmt: skip
+    return parents(pairs[0][0].model.checkpoint(), inherited) if inherited else None
 
 
 def _multiplicity(pairs: Sequence[tuple[Subject, Subject]], suspect: str | None, alpha: float) -> list[str]:

@@ -12,7 +12,7 @@ from modelassay.fingerprints.background import Rank
 from modelassay.fingerprints.curves import ROLES, Curves, Score
 from modelassay.fingerprints.lineage import Lineage
 from modelassay.fingerprints.placement import Placement
-from modelassay.fingerprints.verdict import shown_p
+from modelassay.fingerprints.verdict import Remaking, shown_p
 from modelassay.recording.log import encode_value
 
 Places = Mapping[str, tuple[Score, Rank | None]]
@@ -62,7 +62,9 @@ def pair_json(placement: Placement, examination: Examination | None, places: Pla
               disagreements: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """Return all that is known of a pair."""
     return {
-        "a": placement.a, "b": placement.b, "verdict": None if examination is None else _verdict_json(examination),
+        "a": placement.a, "b": placement.b, "verdict": None if examination is None else examination.verdict.word,
+        "sentence": None if examination is None else examination.verdict.sentence,
+        "checkpoints": None if examination is None else _examination_json(examination),
         "among_strangers": _placement_json(placement), "disagreements": list(disagreements),
         "methods": {name: {**_score_json(score), "background": _rank_json(rank)} for name, (score, rank) in places.items()},
         "derivation": _derivation_json(relation, placement),
@@ -75,15 +77,23 @@ def curves_json(model: Curves) -> dict[str, Any]:
     return {"model": model.name, "num_layers": model.num_layers, "sigma": sigma, "weights": model.weights_key}
 
 
-def _verdict_json(examination: Examination) -> dict[str, Any]:
+def _examination_json(examination: Examination) -> dict[str, Any]:
     verdict, result, bits = examination.verdict, examination.result, examination.bits
     return {
-        "word": verdict.word, "sentence": verdict.sentence, "alpha": verdict.alpha,
+        "alpha": verdict.alpha,
         "candidates": verdict.num_candidates, "log10_p": encode_value(verdict.log10_p), "tests": [asdict(test) for test in result.tests],
         "agreement": None if result.agreement is None else asdict(result.agreement),
         "training": None if result.training is None else asdict(result.training), "not_tested": list(result.reasons),
-        "equal_tensors": list(bits.equal), "tensors": bits.total,
+        "requantised": _remaking_json(examination.remaking), "equal_tensors": list(bits.equal), "tensors": bits.total,
     }  # fmt: skip
+
+
+def _remaking_json(remaking: Remaking | None) -> dict[str, Any] | None:
+    if remaking is None:
+        return None
+    outcome = remaking.outcome
+    return {"source": remaking.source, "copy": remaking.copy, "formats": outcome.formats, "matched": [tensor.name for tensor in outcome.matched],
+            "of": len(outcome.tensors), "not_redone": list(outcome.not_redone)}  # fmt: skip
 
 
 def _placement_json(placement: Placement) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from modelassay.fingerprints.identical import SameBits, same_bits
 from modelassay.fingerprints.independence import Independence, ModelMatrices, independence, matrices_of
 from modelassay.fingerprints.measure import summarise_model
 from modelassay.fingerprints.methods import ModelSummary
-from modelassay.fingerprints.verdict import Verdict, conclude
+from modelassay.fingerprints.rederived import rederived
+from modelassay.fingerprints.verdict import Remaking, Verdict, conclude
 from modelassay.fingerprints.weights import Weights, load_weights
 from modelassay.models.reference import Model, short_names
 from modelassay.storage.store import Store
@@ -46,6 +47,8 @@ class Examination:
     """What two checkpoints alone say of a pair."""
 
     bits: SameBits
+    remaking: Remaking | None
+    """None where neither is stored in fewer bits than the other."""
     result: Independence
     verdict: Verdict
 
@@ -97,9 +100,17 @@ def examine(a: Subject, b: Subject, *, alpha: float, num_candidates: int, report
     names = a.curves.name, b.curves.name
     report(f"{names[0]} and {names[1]}: were they numbered independently?")
     bits = same_bits(a.model.checkpoint(), b.model.checkpoint())
+    remaking = None if bits.all_equal else _remade(a, b)
     result = independence(a.matrices, b.matrices, alpha=alpha / num_candidates)
-    return Examination(
-        bits=bits,
-        result=result,
-        verdict=conclude(*names, bits, result, alpha=alpha, num_candidates=num_candidates),
-    )
+    verdict = conclude(*names, bits, result, remaking=remaking, alpha=alpha, num_candidates=num_candidates)
+    return Examination(bits=bits, remaking=remaking, result=result, verdict=verdict)
+
+
+def _remade(a: Subject, b: Subject) -> Remaking | None:
+    """Quantise each of a pair again and compare with the other: the order that gives its bits, else the first that could be tried."""
+    attempts = []
+    for source, copy in ((a, b), (b, a)):
+        outcome = rederived(source.model, copy.model)
+        if outcome is not None:
+            attempts.append(Remaking(source=source.curves.name, copy=copy.curves.name, outcome=outcome))
+    return max(attempts, key=lambda attempt: (attempt.outcome.is_rederived, len(attempt.outcome.matched)), default=None)

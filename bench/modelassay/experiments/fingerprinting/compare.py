@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 
+from modelassay.experiments.fingerprinting.others import compared_with, relatives_of
 from modelassay.experiments.fingerprinting.params import Params
 from modelassay.fingerprints.bottom_k import PromptedModel, compute_responses, signals
 from modelassay.fingerprints.lineage import lineage, swapped
@@ -16,7 +17,7 @@ from modelassay.fingerprints.weights import load_weights
 from modelassay.models.reference import Model
 from modelassay.recording.context import CellContext, Recorder
 from modelassay.storage.store import Store
-from modelassay.zoo.resolve import resolve
+from modelassay.zoo.resolve import connection_of
 
 
 def compare(params: Params, model: Model, cell: CellContext) -> None:
@@ -28,7 +29,8 @@ def compare(params: Params, model: Model, cell: CellContext) -> None:
     others = compared_with(model, params.against, params.families, store=cell.store)
     if not others:
         return
-    relatives = [other.reference for other in others if other.family is not None and other.family == model.family]
+    _connect(model, others, cell)
+    relatives = relatives_of(model, others)
     recipe = {
         "model": [model.reference, model.identity], "others": [[other.reference, other.identity] for other in others],
         "relatives": relatives, "behaviour": params.behaviour,
@@ -39,22 +41,14 @@ def compare(params: Params, model: Model, cell: CellContext) -> None:
     cell.stage("scores", recipe=recipe, build=build, shared=is_determined)
 
 
-def compared_with(model: Model, against: Sequence[str], families: Mapping[str, str], *, store: Store) -> list[Model]:
-    """Return which of ``against`` a model is compared with.
-
-    Not itself; of two models that both stand in the list the later is compared with the earlier; and of models of another
-    width only the first of each, since strangers by shape tell little.
-    """
-    earlier = against[: against.index(model.reference)] if model.reference in against else against
-    width, widths = model.sizes().hidden_size, set[int]()
-    others = []
-    for reference in earlier:
-        other = resolve(reference, store=store, family=families.get(reference))
-        other_width = other.sizes().hidden_size
-        if other_width == width or other_width not in widths:
-            others.append(other)
-        widths.add(other_width)
-    return others
+def _connect(model: Model, others: Sequence[Model], cell: CellContext) -> None:
+    """Record what the weights of the model and of each other are known to have to do with each other."""
+    known = {}
+    for other in others:
+        connection = connection_of((model.reference, model.family), (other.reference, other.family))
+        if connection is not None:
+            known[other.reference] = connection
+    cell.fact("connections", known)
 
 
 def _compare(

@@ -11,7 +11,7 @@ from modelassay.storage.needs import Need
 from modelassay.zoo.ancestry import is_zoo
 from modelassay.zoo.needs import needs_of
 
-Peer = Literal["modeldna"]
+Peer = Literal["modeldna", "cisco-ai-provenance-kit"]
 
 
 class Params(BaseModel):
@@ -41,6 +41,13 @@ class Params(BaseModel):
     behaviour: bool = False
     """Ask this model and each of ``against`` which tokens they find least likely, with prompts that the latter grow; loads whole
     models, and of a repository on the Hub fetches all of them."""
+
+    numbering: bool = False
+    """Test whether this model and others of ``against`` were numbered independently, which takes all weights of both and no background:
+    a model of the list against all that it is compared with, any other against what it is connected with and some ``strangers``."""
+
+    strangers: int = Field(default=2, ge=0)
+    """Models of no common root that ``numbering`` tests a descendant against, drawn anew for each: they repeat what their roots showed."""
 
     peers: tuple[Peer, ...] = ()
     """Other tools that score the same pairs; they must be installed (`ci/peers`)."""

@@ -6,6 +6,7 @@ import torch
 
 from modelassay.errors import Diverged
 from modelassay.experiments.fingerprinting.compare import compare
+from modelassay.experiments.fingerprinting.numbering import number
 from modelassay.experiments.fingerprinting.params import Params
 from modelassay.fingerprints.measure import attention_key, fault_of, measure_layer, num_bytes, spans_of
 from modelassay.fingerprints.peers import PEERS
@@ -21,7 +22,7 @@ preload()  # once, before cells are forked
 def run(params: Params, cell: CellContext) -> None:
     """Record the fact ``model``, ``sigma`` and ``product`` per role and layer, ``score`` per method and other model.
 
-    Goes on after the last checkpointed layer, or comparison.
+    And, if asked, the fact ``numbering`` per other model. Goes on after the last checkpointed layer, or comparison.
 
     Raises:
         Diverged: an attention matrix is not finite or is constant: a finding about the checkpoint.
@@ -51,6 +52,8 @@ def run(params: Params, cell: CellContext) -> None:
         if cell.checkpoint_due():
             cell.checkpoint({"layer": layer + 1})
     compare(params, model, cell)
+    if params.numbering:
+        number(params, model, cell)
 
 
 def _describe(checkpoint: Checkpoint, cell: CellContext) -> None:

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from modelassay.fingerprints.independence.matching import match_units
 from modelassay.fingerprints.independence.matrices import Floats, Neurons
+from modelassay.fingerprints.procrustes import procrustes
 from modelassay.statistics.permutations import poisson_tail_log_bound
 
 RATE = 3.0
@@ -53,11 +52,3 @@ def agreement(networks: Iterable[tuple[Neurons, Neurons]], embeddings: tuple[Flo
         return None
     log_p = poisson_tail_log_bound(count, RATE * expected)
     return Agreement(count=count, of=of, expected=expected, log10_p=log_p / math.log(10))
-
-
-def procrustes(a_TD: Floats, b_TE: Floats) -> Floats:
-    """Return the turn [D, E] with orthonormal rows or columns that takes centred ``a`` closest to centred ``b`` (Schoenemann 1966)."""
-    a, b = (rows.astype(np.float64) - rows.mean(0, dtype=np.float64) for rows in (a_TD, b_TE))
-    left, _, right = np.linalg.svd(a.T @ b, full_matrices=False)
-    turn: Floats = (left @ right).astype(np.float32)
-    return turn

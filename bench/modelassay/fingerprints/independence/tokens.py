@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from modelassay.fingerprints.independence.matrices import Floats, ModelMatrices
+from modelassay.fingerprints.tokens import MIN_TOKENS, token_names
 
 MAX_TOKENS = 4096
 """Shared tokens that are read, at even distances in the order of ids."""
-MIN_TOKENS = 64
-"""Fewer leave the cosines of dimensions to chance."""
 
 
 def shared_embeddings(a: ModelMatrices, b: ModelMatrices) -> tuple[Floats, Floats] | str:
@@ -18,18 +17,11 @@ def shared_embeddings(a: ModelMatrices, b: ModelMatrices) -> tuple[Floats, Float
     Tokens are shared by their text, so that a vocabulary may have grown, been padded or renumbered; where no file tells the
     texts, models with one tokenizer share their ids.
     """
-    if a.tokens is not None and b.tokens is not None:
-        shared = [(a.tokens[token], b.tokens[token]) for token in a.tokens.keys() & b.tokens.keys()]
-    elif a.checkpoint.tokenizer_key is not None and a.checkpoint.tokenizer_key == b.checkpoint.tokenizer_key:
-        shared = [(row, row) for row in range(min(a.checkpoint.vocab_size, b.checkpoint.vocab_size))]
-    else:
+    by_text = a.tokens is not None and b.tokens is not None
+    names_a, names_b = (token_names(model.checkpoint, model.tokens if by_text else None) for model in (a, b))
+    if not names_a or not names_b:
         return "no file tells which tokens both know"
-    limits = a.checkpoint.vocab_size, b.checkpoint.vocab_size
-    shared = sorted(
-        pair
-        for pair in shared
-        if all(type(at) is int and 0 <= at < limit for at, limit in zip(pair, limits, strict=True))
-    )
+    shared = sorted((names_a[name], names_b[name]) for name in names_a.keys() & names_b.keys())
     if len(shared) < MIN_TOKENS:
         return f"{len(shared)} shared tokens are too few, {MIN_TOKENS} are needed"
     places = np.linspace(0, len(shared) - 1, min(len(shared), MAX_TOKENS)).round().astype(int)

@@ -25,6 +25,9 @@ def save_model(folder: Path, seed: int, *, parent_seed: int | None = None, broke
     torch.manual_seed(seed if parent_seed is None else parent_seed)  # make_model seeds for itself
     blocks = [parameter for name, parameter in model.named_parameters() if "self_attn" in name and "weight" in name]
     with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.02)
         for block in blocks:
             block.mul_(torch.exp(0.3 * torch.randn(())))
         if parent_seed is not None:
@@ -88,7 +91,7 @@ def test_relative_is_found_and_strangers_are_not(run: Path) -> None:
     ]
     assert max(strangers) < scores["corrected", "a", "a-child"]
     words = {row[0]: row[-2] for row in findings.tables[0].rows}
-    assert words["a · a-child"] == "related"
+    assert words["a · a-child"] == "closer than all strangers"
     unrelated = {
         f.labels["quantile"]: f.value
         for f in findings.findings
@@ -104,26 +107,54 @@ def test_relative_is_found_and_strangers_are_not(run: Path) -> None:
 
 def test_fingerprint_verb_with_and_without_a_background(models: Path, run: Path, tmp_path: Path) -> None:
     figure = tmp_path / "curves.png"
-    pair = (models / "a", models / "a-child")
-    code, out, err = modelassay("fingerprint", *pair, "--json", "--figure", figure)
+    two = (models / "a", models / "a-child")
+    code, out, err = modelassay("fingerprint", *two, "--json", "--figure", figure)
     assert code == 0, err
     answer = json.loads(out)
-    (verdict,) = answer["pairs"]
-    assert verdict["verdict"] == "uncalibrated"
-    assert (verdict["background"], verdict["phase"], verdict["p_adjusted"]) == (None, None, None)
-    assert "p =" not in out
+    (pair,) = answer["pairs"]
+    assert (pair["verdict"], pair["checkpoints"]["alpha"]) == ("inherited", 1e-6)
+    among = pair["among_strangers"]
+    assert among["word"] == "uncalibrated"
+    assert (among["background"], among["phase"], among["p_adjusted"]) == (None, None, None)
+    assert "rank p =" not in out
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert {role: len(answer["models"][0]["sigma"][role]) for role in ROLES} == dict.fromkeys(ROLES, LAYERS)
 
-    code, out, _ = modelassay("fingerprint", *pair, "--json", "--against", run)
-    (verdict,) = json.loads(out)["pairs"]
-    assert (code, verdict["verdict"]) == (0, "related")
-    assert verdict["background"]["n"] == 21
-    assert verdict["background"]["p"] == pytest.approx(1 / 22)
+    code, out, _ = modelassay("fingerprint", *two, "--json", "--against", run)
+    (pair,) = json.loads(out)["pairs"]
+    assert (code, pair["verdict"], pair["among_strangers"]["word"]) == (0, "inherited", "closer than all strangers")
+    assert pair["among_strangers"]["background"]["n"] == 21
+    assert pair["among_strangers"]["background"]["p"] == pytest.approx(1 / 22)
 
     code, out, _ = modelassay("fingerprint", models / "b", models / "c", "--against", run)
     assert code == 0
-    assert "not distinguishable from strangers" in out
+    assert out.startswith("b and c: not distinguishable from independent;")
+    assert "b and c: among strangers" in out
+
+
+def test_a_suspect_is_compared_with_candidates_alone_and_p_is_corrected_for_them(models: Path) -> None:
+    names = [str(models / name) for name in ("a-child", "b", "a", "c")]
+    code, out, err = modelassay(
+        "fingerprint", "--suspect", names[0], "--candidates", *names[1:], "--attention-only", "--json"
+    )
+    assert code == 0, err
+    answer = json.loads(out)
+    assert [(pair["a"], pair["b"], pair["verdict"]) for pair in answer["pairs"]] == [
+        ("a-child", name, None) for name in "bac"
+    ]
+    code, out, err = modelassay("fingerprint", "--suspect", names[0], "--candidates", *names[1:], "--json")
+    assert code == 0, err
+    pairs = json.loads(out)["pairs"]
+    assert [pair["verdict"] for pair in pairs] == [
+        "not distinguishable from independent", "inherited", "not distinguishable from independent"]  # fmt: skip
+    for pair in pairs:
+        least = min(test["log10_p"] for test in pair["checkpoints"]["tests"])
+        assert pair["checkpoints"]["log10_p"] == pytest.approx(min(0.0, least + math.log10(4) + math.log10(3)))
+        assert "corrected for 3 candidates" in pair["sentence"]
+    for wrong in (["--suspect", names[0], names[1]], ["--candidates", *names]):
+        code, _, err = modelassay("fingerprint", *wrong)
+        assert code == 2
+        assert "--suspect A and --candidates B C ... go together" in err
 
 
 def test_background_that_is_not_whole_or_means_nothing_says_so(models: Path, run: Path, tmp_path: Path) -> None:
@@ -138,14 +169,14 @@ def test_background_that_is_not_whole_or_means_nothing_says_so(models: Path, run
     shutil.rmtree(part / "cells" / cell_id)
     code, out, _ = modelassay("fingerprint", *pair, "--json", "--against", part)
     answer = json.loads(out)
-    assert (code, answer["pairs"][0]["background"]["n"]) == (0, 15)
+    assert (code, answer["pairs"][0]["among_strangers"]["background"]["n"]) == (0, 15)
     assert answer["against"] == {"run": str(part), "profile": "smoke", "complete": False}
     assert "its numbers mean nothing" in answer["caveats"][0]
     assert "1 of 8 cells are not complete" in answer["caveats"][1]
 
     shutil.rmtree(part / "cells")
     code, out, _ = modelassay("fingerprint", *pair, "--json", "--against", part)
-    assert (code, json.loads(out)["pairs"][0]["verdict"]) == (0, "uncalibrated")
+    assert (code, json.loads(out)["pairs"][0]["among_strangers"]["word"]) == (0, "uncalibrated")
 
 
 @pytest.mark.parametrize(
@@ -183,8 +214,8 @@ def test_one_model_of_another_shape_is_uncalibrated(models: Path, run: Path, tmp
     save(make_model("llama", num_hidden_layers=LAYERS + 2), other)
     code, out, _ = modelassay("fingerprint", models / "a", other, "--json", "--against", run)
     assert code == 0
-    (verdict,) = json.loads(out)["pairs"]
-    assert verdict["verdict"] == "uncalibrated"
+    (pair,) = json.loads(out)["pairs"]
+    assert pair["among_strangers"]["word"] == "uncalibrated"
 
 
 def test_broken_checkpoint_is_a_finding_of_a_run_and_an_error_of_the_verb(models: Path, tmp_path: Path) -> None:

@@ -272,5 +272,12 @@ def test_fingerprint_verb_asks_both_ways_and_fetches_a_repository_whole(store: S
         assert pair["methods"][f"{name}, child grows"]["value"] == pytest.approx(method.score(a, b).value)
     with pytest.raises(UsageError, match="leave one of them out"):
         fingerprint(
-            [BASE, CHILD], background=None, figure=None, alpha=0.05, attention_only=True, behaviour=True, report=print
+            [BASE, CHILD],
+            suspect=None,
+            background=None,
+            figure=None,
+            alpha=1e-6,
+            attention_only=True,
+            behaviour=True,
+            report=print,
         )

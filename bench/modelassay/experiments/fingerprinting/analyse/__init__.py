@@ -1,4 +1,4 @@
-"""Across cells: the curves of all models, where each pair stands, how strangers score."""
+"""Across cells: the curves of all models, verdicts, where each pair stands among strangers, how strangers score."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations
 
-import numpy as np
 import polars as pl
 
 from modelassay.errors import UsageError
 from modelassay.experiments.findings import Figures, Finding, Findings
 from modelassay.experiments.findings import Table as Table
-from modelassay.experiments.fingerprinting.analyse.figures import evidence_figures
+from modelassay.experiments.fingerprinting.analyse.figures import evidence_figures, quantile_figure
 from modelassay.experiments.fingerprinting.analyse.lineage import derived_pairs, not_derived, score_derivations
+from modelassay.experiments.fingerprinting.analyse.numbering import (
+    SAME_COURSE,
+    Numbered,
+    kin_called,
+    kin_table,
+    numbered_pairs,
+    numbering_words,
+    score_numbering,
+    uniformities,
+)
 from modelassay.experiments.fingerprinting.analyse.pairs import Evidence, gather
-from modelassay.experiments.fingerprinting.analyse.printed import caveats, placement_table
+from modelassay.experiments.fingerprinting.analyse.printed import Words, caveats, placement_table
+from modelassay.experiments.fingerprinting.analyse.ratios import Ratios, held_out, score_ratios, tippett_figure
 from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
 from modelassay.experiments.fingerprinting.analyse.scoring import score_methods
+from modelassay.experiments.fingerprinting.analyse.unrelated import unrelated_scores
 from modelassay.fingerprints.background import Background
 from modelassay.fingerprints.curves import Curves
 from modelassay.fingerprints.figures import comparison_figure
@@ -27,19 +38,24 @@ from modelassay.fingerprints.measure import sizes_of as sizes_of
 from modelassay.fingerprints.methods import ModelSummary as ModelSummary
 from modelassay.fingerprints.placement import Placement, adjust, place_among
 from modelassay.models.checkpoints import Stratum as Stratum
+from modelassay.models.reference import short_name
 from modelassay.models.reference import short_names as short_names
 from modelassay.recording.tables import RunData
 from modelassay.statistics.estimate import Estimate
+from modelassay.zoo.resolve import connection_of, has_kin
 from modelassay.zoo.resolve import family_of as family_of
-
-QUANTILES = (0.5, 0.95, 0.99, 1.0)
-"""Of the scores of unrelated pairs; 1 is the largest."""
 
 MAX_JUDGED = 120
 """Pairs up to which all are judged and shown; 16 models make 120."""
 
 MAX_ROWS = 60
 """Placements that are printed of a run that judged more than ``MAX_JUDGED``."""
+
+WRONG = {
+    "strangers": ("identical", "inherited", "undecided", "closer than all strangers"),
+    "family": ("not distinguishable from independent", "undecided", "among strangers"),
+}
+"""What contradicts a known ancestry: words of the checkpoints, and where they were not tested, of a placement."""
 
 MAX_SHOWN = 16
 """Models up to which all curves are drawn."""
@@ -48,8 +64,8 @@ MAX_SHOWN = 16
 def analyse(tables: RunData) -> Findings:
     """Judge every pair of the run's models against the run's own strangers.
 
-    Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix; ``unrelated[method, quantile]`` over
-    pairs of roots of different families; ``closer-than-strangers[known=strangers]`` and ``closer-than-strangers[known=family]``, the
+    Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix; ``unrelated[method, quantile]`` and
+    ``unrelated-above[method, level]`` over pairs of roots of different families; ``closer-than-strangers[known=strangers]`` and ``closer-than-strangers[known=family]``, the
     shares of calibrated pairs of known ancestry that are closer than all strangers.
 
     Raises:
@@ -61,33 +77,57 @@ def analyse(tables: RunData) -> Findings:
     alpha, by_reference = float(alphas[0]), models_of(tables)
     models = [numbers.curves for numbers in by_reference.values()]
     recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in by_reference.items()})
-    background = Background.from_models(by_reference.values(), recorded)
+    kin = [reference for reference, model in by_reference.items() if has_kin(reference, model.curves.family)]
+    background = Background.from_models((by_reference[name] for name in by_reference if name not in kin), recorded)
     evidence = gather(by_reference, recorded, background, alpha=alpha)
     pairs = _pairs_to_judge(models, evidence)
     placements = adjust([
         place_among(a, b, background, alpha=alpha, by_weights=recorded.get(frozenset((a.name, b.name)), {})) for a, b in pairs
     ])  # fmt: skip
-    ancestries = {
-        (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in pairs if a.family and b.family
-    }
+    words = numbering_words(tables, {reference: model.curves.name for reference, model in by_reference.items()})
+    ancestries = _ancestries(pairs, {model.curves.name: reference for reference, model in by_reference.items()})
     findings = [finding for placement in placements for finding in _similarity(placement)]
-    findings += [finding for name in evidence.scores
-                 for finding in _unrelated(name, [pair.scores.get(name, np.nan) for pair in background.pairs])]  # fmt: skip
+    findings += [finding for name in evidence.scores for finding in unrelated_scores(name, background)]
     shares = [
         share for kind in ("strangers", "family") for share in _closer_than_strangers(kind, placements, ancestries)
     ]
     scored, tables_of_methods, notes = score_methods(evidence)
+    numbered = numbered_pairs(tables, evidence)
+    numbering, tables_of_numbering, counts = score_numbering(numbered)
+    between = [kin_table(called)] if (called := kin_called(tables)) else []
+    ratios = held_out(evidence) if scored else {}
+    weighed, tables_of_ratios = score_ratios(ratios)
+    drawn = _more_figures(numbered, ratios)
     derived, tables_of_derivations = score_derivations(derived_pairs(tables, evidence.made_by))
     families = {reference: model.curves.family for reference, model in by_reference.items()}
-    shown = _worth_showing(placements, ancestries)
+    shown = _worth_showing(placements, words, ancestries)
     few = models if len(models) <= MAX_SHOWN else _an_example(models, placements, ancestries)
     return Findings(
-        findings=[*findings, *shares, *scored, *derived],
-        tables=[placement_table(shown, ancestries=ancestries), *tables_of_methods, *tables_of_derivations],
-        figures=Figures({"curves": partial(comparison_figure, few, placements)} if few else {}) | evidence_figures(evidence),
-        caveats=[*_broken(tables), *_recalled(tables), *not_derived(tables, families), *_left_out(placements, shown, background), *(f"of the pairs {share.note}" for share in shares),
-                 *caveats(placements, background), *notes],
+        findings=[*findings, *shares, *numbering, *scored, *weighed, *derived],
+        tables=[placement_table(shown, words, ancestries=ancestries), *tables_of_numbering, *between, *tables_of_methods, *tables_of_ratios,
+                *tables_of_derivations],
+        figures=Figures({"curves": partial(comparison_figure, few, placements)} if few else {}) | evidence_figures(evidence) | drawn,
+        caveats=[*_broken(tables), *_recalled(tables), *_kin(kin), *not_derived(tables, families), *_left_out(placements, shown, background), *(f"of the pairs {share.note}" for share in shares),
+                 *counts, *_independent_pairs(evidence), *caveats(placements, background), *notes],
     )  # fmt: skip
+
+
+def _more_figures(numbered: Sequence[Numbered], ratios: Mapping[str, Ratios]) -> Figures:
+    """Return the quantile plot of the exact p-values and the Tippett plots, where there is what they show."""
+    roots = [one for one in numbered if not one.pair.related and one.pair.suspect.is_root]
+    charts = {"numbering-p": lambda: quantile_figure(uniformities(roots))} if roots else {}
+    return Figures({**charts, **({"tippett": partial(tippett_figure, ratios)} if ratios else {})})
+
+
+def _independent_pairs(evidence: Evidence) -> list[str]:
+    """Say how many unrelated pairs are independent and how many repeat them."""
+    unrelated = [pair for pair in evidence.pairs if not pair.related]
+    roots = [pair for pair in unrelated if pair.suspect.is_root]
+    same = sum(pair.hardness in SAME_COURSE for pair in roots)
+    if not roots:
+        return []
+    return [f"of {len(unrelated)} unrelated pairs {len(roots)} are of two roots, {same} of them of one recipe and data; the other "
+            f"{len(unrelated) - len(roots)} repeat them through descendants of one of the two"]  # fmt: skip
 
 
 def _pairs_to_judge(models: Sequence[Curves], evidence: Evidence) -> list[tuple[Curves, Curves]]:
@@ -106,15 +146,32 @@ def _pairs_to_judge(models: Sequence[Curves], evidence: Evidence) -> list[tuple[
             if a.family is None or b.family is None or frozenset((a.name, b.name)) in names]  # fmt: skip
 
 
-def _worth_showing(placements: Sequence[Placement], ancestries: Mapping[tuple[str, str], str]) -> list[Placement]:
-    """Return all placements of a small run; of a large one those of unknown ancestry, then those that contradict what is known."""
+def _ancestries(pairs: Sequence[tuple[Curves, Curves]], references: Mapping[str, str]) -> dict[tuple[str, str], str]:
+    """Return what two models are known to be to each other, by their names: family, strangers, same-init or distilled."""
+    ancestries = {}
+    for a, b in pairs:
+        connection = connection_of((references[a.name], a.family), (references[b.name], b.family))
+        if connection is not None:
+            ancestries[a.name, b.name] = {"inherited": "family", "independent": "strangers"}.get(connection, connection)
+    return ancestries
+
+
+def _worth_showing(
+    placements: Sequence[Placement], words: Words, ancestries: Mapping[tuple[str, str], str]
+) -> list[Placement]:
+    """Return all placements of a small run; of a large one those of unknown ancestry, then those whose word contradicts what is known.
+
+    The word is the verdict of the checkpoints; of pairs whose checkpoints were not tested, where they stand among strangers.
+    """
     if len(placements) <= MAX_JUDGED:
         return list(placements)
-    wrong = {"strangers": "closer than all strangers", "family": "among strangers"}
-    surprising: dict[str | None, list[Placement]] = {None: [], "strangers": [], "family": []}
+    surprising: dict[str | None, list[Placement]] = {
+        None: [], "same-init": [], "distilled": [], "strangers": [], "family": [],
+    }  # fmt: skip
     for placement in placements:
         ancestry = ancestries.get((placement.a, placement.b))
-        if ancestry is None or placement.word == wrong[ancestry]:
+        word = words.get(frozenset((placement.a, placement.b)), placement.word)
+        if ancestry not in WRONG or word in WRONG[ancestry]:
             surprising[ancestry].append(placement)
     return [placement for group in surprising.values() for placement in group][:MAX_ROWS]
 
@@ -139,6 +196,15 @@ def _an_example(
     closest = max(strangers, key=lambda placement: placement.paper_exact.value, default=middle)
     names = {middle.a, middle.b, closest.a, closest.b}
     return [model for model in models if model.name in names]
+
+
+def _kin(references: Sequence[str]) -> list[str]:
+    if not references:
+        return []
+    return [
+        f"{len(references)} models began from another's initial weights or learned from another's logits, {short_name(references[0])} "
+        "first: they count neither as relatives nor as strangers"
+    ]
 
 
 def _left_out(placements: Sequence[Placement], shown: Sequence[Placement], background: Background) -> list[str]:
@@ -170,25 +236,13 @@ def _closer_than_strangers(
 
 
 def _similarity(placement: Placement) -> list[Finding]:
-    exact = Estimate(value=placement.paper_exact.value, note=placement.paper_exact.reason or "")
+    exact = Estimate(value=placement.paper_exact.value, note=placement.paper_exact.reason or "", exact=True)
     note = placement.corrected.reason or "interval: layers drawn anew"
     ours = replace(
         placement.interval or Estimate(value=placement.corrected.value), value=placement.corrected.value, note=note
     )
     return [Finding(name="similarity", labels={"method": method, "a": placement.a, "b": placement.b}, estimate=estimate)
             for method, estimate in (("paper-exact", exact), ("corrected", ours))]  # fmt: skip
-
-
-def _unrelated(method: str, scores: Sequence[float]) -> list[Finding]:
-    finite = [score for score in scores if np.isfinite(score)]
-    if not finite:
-        return []
-    return [
-        Finding(name="unrelated", labels={"method": method, "quantile": quantile}, estimate=Estimate(
-            value=float(np.quantile(finite, quantile)), n=len(finite),
-            note=f"{len(finite)} pairs, which share models and so are not independent"))
-        for quantile in QUANTILES
-    ]  # fmt: skip
 
 
 def _broken(tables: RunData) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from modelassay.charts import COLOURS, GREY, Panel, Row, colour, dash, panels, r
 from modelassay.experiments.findings import Figure, Figures
 from modelassay.experiments.fingerprinting.analyse.pairs import HARDNESS, Evidence, Pair, Which
 from modelassay.experiments.fingerprinting.analyse.scoring import FEWER
+from modelassay.statistics.calibration import Uniformity
 from modelassay.statistics.classification import accuracy, auroc
 from modelassay.statistics.ranks import TIE
 from modelassay.statistics.roc import roc
@@ -142,6 +143,30 @@ def calibration_figure(evidence: Evidence) -> dict[str, Any]:
             alt.Chart(rows([{"p": evidence.alpha}])).mark_rule(color=COLOURS[1]).encode(y=y),
             line.mark_line(color=COLOURS[0], interpolate="step", strokeWidth=1.6).encode(x=x, y=y),
         ).properties(title=title, width=190, height=160))  # fmt: skip
+    return specification(panels(charts))
+
+
+def quantile_figure(uniform: Mapping[str, Uniformity]) -> dict[str, Any]:
+    """Return the p-values of each exact test over independent roots against what their laws let expect, both on log scales."""
+    lowest = min(
+        (float(distance.observed.min()) for distance in uniform.values() if distance.observed.size), default=1e-3
+    )
+    scale = alt.Scale(type="log", domain=[min(lowest, 1e-3), 1], clamp=True, nice=False)
+    axis = alt.Axis(format="~g", values=[1e-4, 1e-3, 0.01, 0.1, 1])
+    x = alt.X("expected:Q", title="expected p, uniform on its steps", scale=scale, axis=axis)
+    y = alt.Y("p:Q", title="p of independent roots", scale=scale, axis=axis)
+    diagonal = alt.Chart(rows([{"expected": end, "p": end} for end in (min(lowest, 1e-3), 1)]))
+    charts: list[Panel] = []
+    for name, distance in uniform.items():
+        points = [
+            {"expected": expected, "p": p} for expected, p in zip(distance.expected, distance.observed, strict=True)
+        ]
+        dots = alt.Chart(rows(points, name=_name("numbering-p", name)))
+        title = alt.TitleParams(name, subtitle=f"n = {distance.ks.n}, KS p = {distance.ks.p:.2f}; dashed: honest")
+        charts.append(alt.layer(
+            diagonal.mark_line(color=GREY, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y),
+            dots.mark_circle(color=COLOURS[0], size=16, opacity=0.6).encode(x=x, y=y),
+        ).properties(title=title, width=200, height=170))  # fmt: skip
     return specification(panels(charts))
 
 

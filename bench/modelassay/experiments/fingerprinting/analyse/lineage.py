@@ -20,8 +20,8 @@ NAMES = {
     "int8": "int8", "lora": "lora", "depth": "depth", "moe": "moe", "heads": "heads", "neurons": "neurons",
 }  # fmt: skip
 """What a step of the zoo is called by `lineage`, by the step's name up to its first hyphen. Merging, folding of norms and
-a permutation of the residual stream have no name there: one pair cannot show the first, the others were not looked for."""
-SYMMETRIC = ("heads", "neurons", "rotate", "scale", "hidden", "fold")
+a permutation of the residual stream have no name there, nor what `FURTHER_STEPS` of the zoo does."""
+SYMMETRIC = ("heads", "neurons", "rotate", "scale", "hidden", "fold", "quarot", "signs", "renumbered", "reversed")
 """Steps that leave no trace of which side was first."""
 
 
@@ -93,7 +93,9 @@ def score_derivations(pairs: Sequence[Derived]) -> tuple[list[Finding], list[Tab
         return [], []
     single = [pair for pair in pairs if len(pair.steps) == 1 and pair.steps[0] in NAMES]
     named = wilson(sum(NAMES[pair.steps[0]] == pair.kind for pair in single), len(single)) if single else None
-    tellable = [pair for pair in pairs if not set(pair.steps) <= set(SYMMETRIC) and "merge" not in pair.steps]
+    tellable = [
+        pair for pair in pairs if not set(pair.steps) <= set(SYMMETRIC) and not {"merge", "mix"} & set(pair.steps)
+    ]
     findings = []
     if named is not None:
         findings.append(_finding("named", named, "single steps named rightly"))

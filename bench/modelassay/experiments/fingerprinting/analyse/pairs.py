@@ -1,13 +1,14 @@
 """Pairs of known ancestry and what every method says of them: what the methods are scored on.
 
-A pair is a suspect and a root: related where the suspect descends from it. Of two roots, the one that comes later in the
-run is the suspect.
+A pair is a suspect and a root: related where the suspect has weights of it, of a merge with a stranger with either root. Of two
+roots, the one that comes later in the run is the suspect. Models that began from a root's initial weights or learned from its
+logits are neither related nor unrelated, and are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,7 @@ from modelassay.fingerprints.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS
 from modelassay.statistics.calibration import RankPs, rank_p_values
 from modelassay.statistics.ranks import TIE
 from modelassay.statistics.resampling import Scored
+from modelassay.zoo.resolve import connection_of, has_kin
 
 HARDNESS = {
     "stranger:seed": "other seed alone", "stranger:data": "other text", "stranger:shape": "other shape",
@@ -174,7 +176,7 @@ class Evidence:
         if (method, stratum, other) not in self._stranger_pairs:
             best: dict[tuple[int, int], float] = {}
             place = {name: index for index, name in enumerate(self.roots)}
-            for pair in self.background.of(stratum, other):
+            for pair in self.background.of(stratum, other, by_vocabulary=method in BY_BEHAVIOUR):
                 score = pair.scores.get(method, np.nan)
                 ends = sorted(place[name] for name in pair.families)
                 if np.isfinite(score):
@@ -208,7 +210,7 @@ def gather(models: Mapping[str, ModelSummary], recorded: Recorded, background: B
     suspects = {
         numbers.curves.name: _suspect(reference, numbers)
         for reference, numbers in models.items()
-        if numbers.curves.family
+        if numbers.curves.family and not has_kin(reference, numbers.curves.family)
     }
     numbers_of = {numbers.curves.name: numbers for numbers in models.values()}
     excluded = {name for name, _ in background.duplicates}
@@ -256,8 +258,11 @@ def _suspect(reference: str, numbers: ModelSummary) -> Suspect:
 
 
 def _pair(suspect: Suspect, root: Suspect) -> Pair:
-    if suspect.family == root.family:
-        hardness = None
+    if connection_of((suspect.reference, suspect.family), (root.reference, root.family)) == "inherited":
+        hardness, suspect = (
+            None,
+            replace(suspect, family=root.family),
+        )  # of a merge with a stranger either root's family
     elif suspect.training is not None and root.training is not None:
         hardness = HARDNESS[zoo.relation(suspect.reference, root.reference)]
     else:

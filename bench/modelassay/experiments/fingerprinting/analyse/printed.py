@@ -9,9 +9,14 @@ import numpy as np
 from modelassay.experiments.findings import Table
 from modelassay.fingerprints.background import Background
 from modelassay.fingerprints.placement import Placement
+from modelassay.statistics.estimate import Estimate
+
+Words = Mapping[frozenset[str], str]
+"""Names of two models to what their checkpoints alone say of them."""
 
 COLUMNS = (
     "pair",
+    "verdict",
     "paper-exact",
     "corrected",
     "layers redrawn",
@@ -25,14 +30,18 @@ COLUMNS = (
 
 
 def placement_table(
-    placements: Sequence[Placement], *, ancestries: Mapping[tuple[str, str], str] | None = None
+    placements: Sequence[Placement], words: Words, *, ancestries: Mapping[tuple[str, str], str] | None = None
 ) -> Table:
-    """Return a row per pair, the highest corrected scores first; ``known`` ancestry gets a column of its own."""
+    """Return a row per pair, the highest corrected scores first: its verdict among ``words``, then where it stands among strangers.
+
+    What is known of the ancestry gets a column of its own.
+    """
     ranked = sorted(placements, key=lambda v: -v.corrected.value if np.isfinite(v.corrected.value) else np.inf)
     rows = []
     for placement in ranked:
         row: tuple[str, ...] = (
-            f"{placement.a} · {placement.b}", _number(placement.paper_exact.value), _number(placement.corrected.value),
+            f"{placement.a} · {placement.b}", words.get(frozenset((placement.a, placement.b)), "not tested"),
+            _number(placement.paper_exact.value), _number(placement.corrected.value),
             f"{placement.interval.low:.2f} to {placement.interval.high:.2f}" if placement.interval else "undefined",
             f"{placement.primary} {_number(placement.score)}", *_chances(placement), placement.word,
         )  # fmt: skip
@@ -75,3 +84,12 @@ def caveats(placements: Sequence[Placement], background: Background) -> list[str
             f"each pair is judged at its own level; over all {len(calibrated)} pairs Holm's smallest adjusted rank p is {best:.2g}"
         )
     return notes
+
+
+def shown(estimate: Estimate) -> str:
+    """Return a value and its interval to three digits."""
+    if not estimate.defined:
+        return "not testable"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.3f}"
+    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

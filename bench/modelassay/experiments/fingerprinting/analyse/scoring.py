@@ -9,9 +9,11 @@ import numpy as np
 
 from modelassay.experiments.findings import Finding, Table
 from modelassay.experiments.fingerprinting.analyse.pairs import Evidence, Pair, Which
+from modelassay.experiments.fingerprinting.analyse.printed import shown
 from modelassay.statistics.calibration import Uniformity, false_positive_rate, true_positive_rate, uniformity
 from modelassay.statistics.classification import DRAWS, METRICS, Accuracy, accuracy, difference
 from modelassay.statistics.estimate import Estimate, Range
+from modelassay.statistics.intervals import student_mean
 from modelassay.statistics.proportions import count_of, wilson
 
 MIN_PAIRS = 3
@@ -67,7 +69,7 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
 
     Findings: ``accuracy[method, metric, group]``, ``accuracy-difference[method, than, metric]``,
     ``detected[method, made_by]`` (share of related pairs whose rank p is at most alpha), ``related-score[method, made_by]``
-    (their median score), ``false-positives[method]`` and ``calibration[method, size]``.
+    (their median score), ``margin[method, made_by]`` (how far they lie above strangers, a mean over roots), ``false-positives[method]`` and ``calibration[method, size]``.
     """
     if not _enough(evidence, groups(evidence)[0]):
         return [], [], []
@@ -81,7 +83,7 @@ def score_methods(evidence: Evidence) -> tuple[list[Finding], list[Table], list[
     }
     differences = list(_differences(evidence))
     detected = list(_detected(evidence))
-    spread = list(_related_scores(evidence))
+    spread = [*_related_scores(evidence), *_margins(evidence)]
     calibrated = list(_calibrated(evidence))
     findings = [
         *(_finding("accuracy", scores.metrics[metric], method=method, metric=metric, group=group)
@@ -159,6 +161,23 @@ def _related_scores(evidence: Evidence) -> Iterator[Finding]:
                 yield Finding(name="related-score", labels={"method": method, "made_by": str(made_by)}, estimate=spread)
 
 
+def _margins(evidence: Evidence) -> Iterator[Finding]:
+    """Yield how far related pairs score above the median pair of strangers of their stratum: the mean over roots, one value a root."""
+    for made_by in evidence.groups(lambda pair: pair.suspect.made_by if pair.related else None):
+        for method, scores in evidence.scores.items():
+            by_root: dict[str, list[float]] = {}
+            for pair, score in zip(evidence.pairs, scores, strict=True):
+                if pair.related and pair.suspect.made_by == made_by and np.isfinite(score):
+                    strangers = evidence.stranger_scores(method, pair.root.stratum)
+                    if strangers.size:
+                        by_root.setdefault(pair.root.name, []).append(float(score - np.median(strangers)))
+            if by_root:
+                mean = student_mean([float(np.mean(values)) for values in by_root.values()])
+                note = f"above the median of strangers of the stratum, {len(by_root)} roots"
+                yield Finding(name="margin", labels={"method": method, "made_by": str(made_by)},
+                              estimate=replace(mean, note="; ".join(filter(None, (note, mean.note)))))  # fmt: skip
+
+
 def _calibrated(evidence: Evidence) -> Iterator[tuple[str, Estimate, dict[str, Uniformity]]]:
     """Yield for each method how often unrelated suspects are called, and how uniform the p of roots among roots are."""
     strata = dict.fromkeys((pair.suspect.size, pair.suspect.stratum) for pair in evidence.pairs if pair.suspect.is_root)
@@ -202,19 +221,11 @@ def _described(ks: Estimate) -> Estimate:
 
 
 def _brief(estimate: Estimate) -> str:
-    """As `_shown`, in fewer characters."""
+    """As `shown`, in fewer characters."""
     if estimate.low is None or estimate.high is None:
-        return _shown(estimate)
+        return shown(estimate)
     low, high = (f"{end:.2f}".removeprefix("0") for end in (estimate.low, estimate.high))
     return f"{estimate.value:.3f} ({low}-{high})"
-
-
-def _shown(estimate: Estimate) -> str:
-    if not estimate.defined:
-        return "not testable"
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def _overall_table(evidence: Evidence, measured: dict[tuple[str, str], Accuracy]) -> Table:
@@ -222,7 +233,7 @@ def _overall_table(evidence: Evidence, measured: dict[tuple[str, str], Accuracy]
     rows = []
     for method in evidence.scores:
         scores = measured[method, "all"]
-        rows.append((method, f"{scores.compared:.0%}", *(_shown(scores.metrics[metric]) for metric in SHOWN)))
+        rows.append((method, f"{scores.compared:.0%}", *(shown(scores.metrics[metric]) for metric in SHOWN)))
     title = (f"methods, scored on {first.num_positive} related and {first.num_negative} unrelated pairs of {first.num_groups} roots "
              f"({first.num_positive_groups} with descendants)")  # fmt: skip
     return Table(title=title, columns=("method", "compared", *SHOWN.values()), rows=rows)
@@ -259,7 +270,7 @@ def _survival_table(evidence: Evidence, detected: Sequence[tuple[str, str, Estim
 
 
 def _difference_table(differences: Sequence[tuple[str, str, Estimate]]) -> Table:
-    rows = [(f"{method} minus {than}", _shown(estimate), estimate.note) for method, than, estimate in differences]
+    rows = [(f"{method} minus {than}", shown(estimate), estimate.note) for method, than, estimate in differences]
     return Table(
         title="difference of AUROC over the same resampled roots", columns=("methods", "AUROC", "note"), rows=rows
     )
@@ -269,8 +280,8 @@ def _calibration_table(evidence: Evidence, calibrated: Sequence[tuple[str, Estim
     sizes = list(dict.fromkeys(size for _, _, by_size in calibrated for size in by_size))
     rows = []
     for method, rate, by_size in calibrated:
-        shown = f"{_shown(rate)}, {count_of(rate)} of {rate.n}" if rate.defined else rate.note
-        rows.append((method, shown, *(_uniform(by_size.get(size)) for size in sizes)))
+        called = f"{shown(rate)}, {count_of(rate)} of {rate.n}" if rate.defined else rate.note
+        rows.append((method, called, *(_uniform(by_size.get(size)) for size in sizes)))
     columns = (
         "method",
         f"unrelated called related at {evidence.alpha:g}",

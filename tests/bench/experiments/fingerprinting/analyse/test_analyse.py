@@ -97,14 +97,14 @@ def test_of_a_large_run_surprises_are_shown_and_an_example_is_drawn(monkeypatch:
     ancestries = {
         (a.name, b.name): "family" if a.family == b.family else "strangers" for a, b in combinations(curves, 2)
     }
-    shown = _worth_showing(placements, ancestries)
+    shown = _worth_showing(placements, {}, ancestries)
     wrong = [v for v in placements if (ancestries[v.a, v.b], v.word) in
              {("strangers", "closer than all strangers"), ("family", "among strangers")}]  # fmt: skip
     assert {(v.a, v.b) for v in shown} == {(v.a, v.b) for v in wrong}
     assert 0 < len(shown) < len(placements)
     monkeypatch.setattr(module, "MAX_ROWS", 1)
-    assert len(_worth_showing(placements, ancestries)) == 1
-    assert _worth_showing(placements[:50], ancestries) == placements[:50]
+    assert len(_worth_showing(placements, {}, ancestries)) == 1
+    assert _worth_showing(placements[:50], {}, ancestries) == placements[:50]
     example = [model.name for model in _an_example(curves, placements, ancestries)]
     related = [v for v in placements if ancestries[v.a, v.b] == "family" and not v.corrected.reason]
     middle = float(np.sort([v.corrected.value for v in related])[len(related) // 2])

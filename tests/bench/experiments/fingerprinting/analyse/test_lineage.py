@@ -100,8 +100,15 @@ def test_a_share_of_nothing_is_not_there(made_by: str, there: set[str]) -> None:
 
 def test_every_step_of_the_zoo_has_a_name_or_is_known_to_have_none() -> None:
     steps = {step.split("-")[0] for name in zoo.MEMBERS for step in zoo.transformations(name)}
-    assert steps - NAMES.keys() == {"merge", "fold", "hidden"}
-    assert set(SYMMETRIC) == {step.split("-")[0] for step in zoo.PRESERVING}
+    further = {step.split("-")[0] for step in zoo.FURTHER_STEPS} - {"noise"}
+    assert not further & NAMES.keys()
+    assert steps - NAMES.keys() == {"merge", "fold", "hidden", *further}
+    assert set(SYMMETRIC) == {step.split("-")[0] for step in zoo.PRESERVING} | {
+        "quarot",
+        "signs",
+        "renumbered",
+        "reversed",
+    }
 
 
 def test_the_order_of_two_models_is_a_coin_that_both_sides_see() -> None:

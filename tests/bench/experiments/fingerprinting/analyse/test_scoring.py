@@ -45,7 +45,7 @@ def test_no_finding_stands_twice_under_its_labels(scored: Scored) -> None:
     assert len(keys) == len(set(keys))
     assert {f.name: set(f.labels) for f in scored[0]} == {
         "accuracy": {"method", "metric", "group"}, "accuracy-difference": {"method", "than", "metric"},
-        "detected": {"method", "made_by"}, "related-score": {"method", "made_by"}, "false-positives": {"method"}, "calibration": {"method", "size"},
+        "detected": {"method", "made_by"}, "related-score": {"method", "made_by"}, "margin": {"method", "made_by"}, "false-positives": {"method"}, "calibration": {"method", "size"},
     }  # fmt: skip
     assert all(np.isfinite(f.value) for f in scored[0])
 

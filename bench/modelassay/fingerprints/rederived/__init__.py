@@ -18,6 +18,11 @@ from modelassay.models.reference import Model
 __all__ = ["Rederivation", "Remade", "rederived"]
 
 
+MIN_SHARE = 0.5
+"""Of the weights that must have been compared before a model is called re-derived: embeddings alone, where a quantiser that is not
+known here packed the rest, are no such evidence."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rederivation:
     """What quantising A again says of B."""
@@ -26,6 +31,9 @@ class Rederivation:
     """Those that could be made again, varied enough to say something; by B's names, in order."""
     not_redone: tuple[str, ...]
     """What could not, one sentence for each reason."""
+
+    share: float
+    """Of the source's weights that could be made again; alike or small tensors count on neither side."""
 
     @property
     def matched(self) -> tuple[Remade, ...]:
@@ -39,11 +47,12 @@ class Rederivation:
 
     @property
     def is_rederived(self) -> bool:
-        """Whether all that could be made again is B's bits, some of it in fewer bits than A has.
+        """Whether all that could be made again is B's bits, some of it in fewer bits than A has, and most of the weights could be.
 
         It does not tell which was first: a model that was widened gives its origin's bits when it is quantised again.
         """
-        return all(tensor.is_equal for tensor in self.tensors) and any(tensor.is_narrower for tensor in self.tensors)
+        is_quantised = any(tensor.is_narrower for tensor in self.tensors)
+        return is_quantised and self.share > MIN_SHARE and all(tensor.is_equal for tensor in self.tensors)
 
     @property
     def formats(self) -> dict[str, int]:
@@ -70,6 +79,11 @@ def rederived(a: Model, b: Model) -> Rederivation | None:
         tensors, reasons = remake_tensors(source, TensorTable(b.files), b.files)
     if not any(tensor.is_narrower for tensor in tensors):
         return None
+    num_left = sum(num_weights for _, num_weights in reasons)
+    num_compared = sum(tensor.num_weights for tensor in tensors)
+    counts = Counter(reason for reason, _ in reasons)
     return Rederivation(
-        tensors=tuple(tensors), not_redone=tuple(f"{text}: {count} tensors" for text, count in Counter(reasons).items())
+        tensors=tuple(tensors),
+        not_redone=tuple(f"{reason}: {count} tensors" for reason, count in counts.items()),
+        share=num_compared / (num_compared + num_left),
     )

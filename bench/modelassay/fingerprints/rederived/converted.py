@@ -70,7 +70,7 @@ def remake_gguf(a: TensorTable, sizes: Sizes, path: Path) -> Outcome:
         return [], [f"GGUF of architecture {str(architecture)[:40]}, whose names are not known here"] * len(
             header.tensors
         )
-    tensors, reasons = list[Remade](), list[str]()
+    tensors, reasons = list[Remade](), list[tuple[str, int]]()
     for name in sorted(a.names()):
         source = read_source(a, name)
         if source is None:
@@ -78,15 +78,20 @@ def remake_gguf(a: TensorTable, sizes: Sizes, path: Path) -> Outcome:
         other = gguf_name(name)
         info = None if other is None else header.tensors.get(other)
         if other is None or info is None:
-            reasons.append("not in the quantised model under this name")
+            reasons.append(("not in the quantised model under this name", source.numel()))
         elif info.type not in BLOCKS:
-            reasons.append(f"{info.type}: its scales are searched, which no definition makes again bit for bit")
+            reasons.append((
+                f"{info.type}: its scales are searched, which no definition makes again bit for bit",
+                source.numel(),
+            ))
         elif info.shape != tuple(source.shape) or source.shape[-1] % BLOCKS[info.type][0]:
-            reasons.append("of another shape")
+            reasons.append(("of another shape", source.numel()))
         else:
             turned = _turned(source, other, sizes) if architecture == "llama" else source
             fewer = _has_fewer_bits(a.find(name)[1].dtype, info.type)
-            tensors.append(closest(other, info.type, _ways(turned, header, info), is_narrower=fewer))
+            tensors.append(
+                closest(other, info.type, _ways(turned, header, info), num_weights=source.numel(), is_narrower=fewer)
+            )
     return tensors, reasons
 
 

@@ -35,22 +35,26 @@ def remake_tensors(a: TensorTable, b: TensorTable, files: Files) -> Outcome:
     path = config_path(files)
     config = read_json(path)
     block = block_size(quantization_of(config, language_config(config)[1], str(path)), str(path))
-    names, tensors, reasons = set(b.names()), list[Remade](), list[str]()
+    names, tensors, reasons = set(b.names()), list[Remade](), list[tuple[str, int]]()
     for name in sorted(a.names()):
         source = read_source(a, name)
         if source is None:
             continue
         if name not in names:
-            reasons.append(_why_absent(name, names))
+            reasons.append((_why_absent(name, names), source.numel()))
             continue
         ways = _ways(source, b, name, block)
         if isinstance(ways, str):
-            reasons.append(ways)
+            reasons.append((ways, source.numel()))
         else:
             place = b.find(name)[1]
             tensors.append(
                 closest(
-                    name, _format(place, b, name), ways, is_narrower=is_narrower(a.find(name)[1].dtype, place.dtype)
+                    name,
+                    _format(place, b, name),
+                    ways,
+                    num_weights=source.numel(),
+                    is_narrower=is_narrower(a.find(name)[1].dtype, place.dtype),
                 )
             )
     return tensors, reasons

@@ -201,6 +201,21 @@ def test_types_that_search_their_scales_are_named(tmp_path: Path) -> None:
     assert len(result.tensors) == 3
 
 
+def test_a_model_of_which_little_can_be_made_again_is_not_called_rederived(tmp_path: Path) -> None:
+    state = weights()
+    packed = bf16(state)
+    for name in NAMES[:2]:
+        packed[name.replace(".weight", ".qweight")] = packed.pop(name)
+    result = rederived(write(tmp_path / "a", state), write(tmp_path / "b", packed))
+    assert result is not None
+    assert not result.partly
+    assert result.share == pytest.approx(25 / 73)  # the embedding and the norm of 3 x 24 + 1 rows
+    assert not result.is_rederived
+    assert result.not_redone == (
+        "qweight: GPTQ or AWQ packs several weights into one integer, in a format that is not made again here: 2 tensors",
+    )
+
+
 def test_what_is_not_stored_in_fewer_bits_is_no_question(tmp_path: Path) -> None:
     state = weights()
     a, b = write(tmp_path / "a", state), write(tmp_path / "b", bf16(state))

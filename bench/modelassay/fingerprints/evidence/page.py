@@ -103,7 +103,8 @@ def _requantised(result: Requantised | None) -> str:
     if result is None:
         return "Quantised again: neither model is stored in fewer bits than the other, or this was not asked."
     text = (f"Quantised again: {result.matched:,} of {result.of:,} tensors of {_text(result.quantised, 60)} are "
-            f"{_text(result.source, 60)} in {_text(', '.join(result.formats) or 'no format that can be redone')}, bit for bit")  # fmt: skip
+            f"{_text(result.source, 60)} in {_text(', '.join(result.formats) or 'no format that can be redone')}, bit for bit; "
+            f"they hold {100 * result.share:.0f} % of its weights")  # fmt: skip
     nearly = f"; {len(result.nearly)} only in part" if result.nearly else ""
     left = f"; {len(result.not_redone)} kinds could not be redone" if result.not_redone else ""
     return f"{text}{nearly}{left}."

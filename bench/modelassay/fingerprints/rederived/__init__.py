@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from modelassay.fingerprints.rederived.compare import ABSENT, OTHER_SHAPE
 from modelassay.fingerprints.rederived.converted import gguf_file, remake_gguf
 from modelassay.fingerprints.rederived.result import Remade
-from modelassay.fingerprints.rederived.stored import remake_tensors
+from modelassay.fingerprints.rederived.stored import may_be_quantised, remake_tensors
 from modelassay.models.checkpoints.tensors import TensorTable
 from modelassay.models.reference import Model
 
@@ -63,6 +64,8 @@ class Rederivation:
 def rederived(a: Model, b: Model) -> Rederivation | None:
     """Quantise ``a`` as ``b`` is stored and compare bits; None where ``b`` is not stored in fewer bits, or in another 16-bit dtype.
 
+    Formats that cannot be made again are named in the result.
+
     ``b`` may be a folder with safetensors (dtypes that were cast, int8, fp8, NF4) or one with a single .gguf file. Exchange the
     arguments to ask the other way round. Of a repository all files with weights are fetched. Costs a read of both models and a few
     roundings of each tensor, one tensor in memory at a time.
@@ -75,9 +78,12 @@ def rederived(a: Model, b: Model) -> Rederivation | None:
     path = gguf_file(b.files)
     if path is not None:
         tensors, reasons = remake_gguf(source, a.sizes(), path)
+    elif may_be_quantised(source, copy := TensorTable(b.files)):
+        tensors, reasons = remake_tensors(source, copy, b.files)
     else:
-        tensors, reasons = remake_tensors(source, TensorTable(b.files), b.files)
-    if not any(tensor.is_narrower for tensor in tensors):
+        return None
+    is_packed = any(reason not in {ABSENT, OTHER_SHAPE} for reason, _ in reasons)
+    if not is_packed and not any(tensor.is_narrower for tensor in tensors):
         return None
     num_left = sum(num_weights for _, num_weights in reasons)
     num_compared = sum(tensor.num_weights for tensor in tensors)

@@ -20,6 +20,10 @@ from modelassay.models.checkpoints.tensors import TensorTable
 FLOATS: Final = frozenset({"F64", "F32", "BF16", "F16"})
 """Formats that a tensor is cast to, without scales."""
 
+ABSENT: Final = "not in the quantised model under this name"
+OTHER_SHAPE: Final = "of another shape"
+"""Why a tensor could not be made again for reasons that are not its format's."""
+
 _MIN_BYTES: Final = 256
 """Smaller tensors, and those whose first elements are all alike, are the same bits in strangers too."""
 _NUM_LOOKED_AT: Final = 1024

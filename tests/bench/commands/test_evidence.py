@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,8 +15,11 @@ from modelassay.commands.check import check_files
 from modelassay.commands.fingerprint import fingerprint
 from modelassay.errors import RecordError, UsageError
 from modelassay.fingerprints.evidence import Evidence, evidence_json, read_evidence
+from modelassay.fingerprints.evidence.files import file_hashes
 from modelassay.fingerprints.evidence.folder import pair_folder, write_evidence
 from modelassay.fingerprints.evidence.page import page
+from modelassay.models.hub import LocalFiles
+from modelassay.models.reference import Model
 from modelassay.storage.sealed import sealed_json
 from support.pair_evidence import evidence
 from support.tiny_models import make_model, save
@@ -72,6 +76,29 @@ def test_candidates_are_counted(models: list[str], tmp_path: Path) -> None:
     assert document.origin.repeat.startswith(
         f"modelassay fingerprint --suspect {models[0]} --candidates {models[1]} {models[2]} "
     )
+
+
+def test_the_hubs_own_hash_stands_beside_ours(models: list[str], tmp_path: Path) -> None:
+    """The Hub's cache keeps large files under their SHA-256 and links to them."""
+    folder, content = tmp_path / "snapshot", (Path(models[0]) / "model.safetensors").read_bytes()
+    shutil.copytree(models[0], folder)
+    sha256 = hashlib.sha256(content).hexdigest()
+    (folder / "model.safetensors").rename(tmp_path / sha256)
+    (folder / "model.safetensors").symlink_to(tmp_path / sha256)
+    files = LocalFiles(str(folder))
+    files.local = False
+    hashes = {
+        file.name: file
+        for file in file_hashes(Model(reference="hf:a/b", open_files=lambda: files, identity=None, family=None))
+    }
+    assert hashes["model.safetensors"].sha256 == hashes["model.safetensors"].hub_sha256 == sha256
+    assert hashes["config.json"].hub_sha256 is None
+    (tmp_path / sha256).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    damaged = {
+        file.name: file
+        for file in file_hashes(Model(reference="hf:a/b", open_files=lambda: files, identity=None, family=None))
+    }
+    assert damaged["model.safetensors"].sha256 != damaged["model.safetensors"].hub_sha256 == sha256
 
 
 def test_a_document_is_what_was_put_in(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def evidence(
         agreement=AgreementTier(count=8192, of=8192, expected=5.33, rate=3.0, log10_p=-20000.0, calibration="Calibrated, not exact: how often "
                                 "independent pairs agree, and on which models that was measured, stands in docs/methods/independence.md."),
         equal_tensors=EqualTensors(names=tuple(f"model.layers.{layer}.input_layernorm.weight" for layer in range(62)), of=103),
-        requantised=Requantised(source=a, quantised=b, matched=200, of=201, formats=("Q8_0", "Q4_1"), not_redone=("Q6_K: no quantiser",),
+        requantised=Requantised(source=a, quantised=b, matched=200, of=201, share=0.93, formats=("Q8_0", "Q4_1"), not_redone=("Q6_K: no quantiser",),
                                 nearly=("model.layers.0.mlp.up_proj.weight: 99.9 % of blocks",)),
         methods=tuple(MethodScore(method=f"method {index}", score=0.9, undefined=None, among=Among(
             num_strangers=147, median=0.057, max=0.086, rank_p=1 / 148, min_p=1 / 148)) for index in range(num_methods)),

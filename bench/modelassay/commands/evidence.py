@@ -137,7 +137,7 @@ def _method(name: str, score: Score, place: Rank | None) -> MethodScore:
 def requantised(source: str, quantised: str, result: Rederivation) -> Requantised:
     """Return what quantising ``source`` again says of ``quantised``, for its evidence."""
     return Requantised(
-        source=source, quantised=quantised, matched=len(result.matched), of=len(result.tensors), formats=tuple(result.formats),
+        source=source, quantised=quantised, matched=len(result.matched), of=len(result.tensors), share=result.share, formats=tuple(result.formats),
         not_redone=result.not_redone, nearly=tuple(str(tensor) for tensor in result.partly),
     )  # fmt: skip
 

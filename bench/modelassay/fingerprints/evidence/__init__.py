@@ -141,6 +141,8 @@ class Requantised(_Part):
     matched: Count
     of: Count
     """Tensors that could be redone."""
+    share: Annotated[float, Field(ge=0, le=1)]
+    """Of the source's weights, in these tensors."""
     formats: tuple[str, ...]
     not_redone: tuple[str, ...]
     """Tensors or formats that could not, and why."""
@@ -264,9 +266,21 @@ class Evidence(_Part):
                 raise ValueError(f"corrected: shown as {self.corrected.shown!r}, which is not its p")
         if len(self.equal_tensors.names) > self.equal_tensors.of:
             raise ValueError("equal_tensors: more names than tensors")
-        if self.verdict.word == "inherited" and not self._rejects():
-            raise ValueError("verdict: inherited, but no p-value is at most its level")
+        self._check_verdict()
         return self
+
+    def _check_verdict(self) -> None:
+        """Hold the word against what it stands on."""
+        equal, remade = self.equal_tensors, self.requantised
+        match self.verdict.word:
+            case "identical" if not len(equal.names) == equal.of > 0:
+                raise ValueError(f"verdict: identical, but {len(equal.names)} of {equal.of} tensors are the same bits")
+            case "re-derived" if remade is None or not remade.matched == remade.of > 0:
+                raise ValueError("verdict: re-derived, but not all tensors that could be redone are the same bits")
+            case "inherited" if not self._rejects():
+                raise ValueError("verdict: inherited, but no p-value is at most its level")
+            case "not distinguishable from independent" if self._rejects():
+                raise ValueError("verdict: not distinguishable from independent, but a p-value is at most its level")
 
     def _rejects(self) -> bool:
         candidates = 1 if self.corrected is None else self.corrected.num_candidates

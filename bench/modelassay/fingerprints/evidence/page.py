@@ -15,18 +15,18 @@ from modelassay.fingerprints.verdict import shown_p
 
 MAX_FILES = 3
 """Of one model."""
-MAX_METHODS = 6
+MAX_METHODS = 5
 MAX_REASONS = 2
 MAX_TEXT = 160
 """Characters of one text that others wrote: a reason, a name, a command."""
 
 _STYLE = """
 @page{size:A4;margin:9mm 12mm}
-body{font:7.2pt/1.22 "Liberation Sans",Arial,Helvetica,sans-serif;color:#111;max-width:186mm;margin:0 auto;padding:0}
+body{font:7pt/1.2 "Liberation Sans",Arial,Helvetica,sans-serif;color:#111;max-width:186mm;margin:0 auto;padding:0}
 h1{font-size:11.5pt;margin:0 0 1mm}h2{font-size:8.2pt;margin:1.5mm 0 .5mm;border-bottom:.3pt solid #999}
 p{margin:.4mm 0}ul{margin:.4mm 0;padding-left:4mm}li{margin:0}
 table{border-collapse:collapse;margin:.4mm 0}
-th,td{text-align:left;vertical-align:top;padding:.1mm 4mm .1mm 0;font-size:7pt}th{font-weight:600;border-bottom:.3pt solid #bbb}
+th,td{text-align:left;vertical-align:top;padding:.1mm 4mm .1mm 0;font-size:6.8pt}th{font-weight:600;border-bottom:.3pt solid #bbb}
 .verdict{font-size:8.8pt;border-left:1.2mm solid #111;padding-left:2.5mm;margin:1.2mm 0}
 code,.hash{font-family:"Liberation Mono",Consolas,monospace;font-size:6pt;overflow-wrap:anywhere}
 """
@@ -103,7 +103,8 @@ def _requantised(result: Requantised | None) -> str:
     if result is None:
         return "Quantised again: neither model is stored in fewer bits than the other, or this was not asked."
     text = (f"Quantised again: {result.matched:,} of {result.of:,} tensors of {_text(result.quantised, 60)} are "
-            f"{_text(result.source, 60)} in {_text(', '.join(result.formats) or 'no format that can be redone')}, bit for bit")  # fmt: skip
+            f"{_text(result.source, 60)} in {_text(', '.join(result.formats) or 'no format that can be redone')}, bit for bit; "
+            f"they hold {100 * result.share:.0f} % of its weights")  # fmt: skip
     nearly = f"; {len(result.nearly)} only in part" if result.nearly else ""
     left = f"; {len(result.not_redone)} kinds could not be redone" if result.not_redone else ""
     return f"{text}{nearly}{left}."

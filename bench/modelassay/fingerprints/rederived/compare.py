@@ -20,6 +20,10 @@ from modelassay.models.checkpoints.tensors import TensorTable
 FLOATS: Final = frozenset({"F64", "F32", "BF16", "F16"})
 """Formats that a tensor is cast to, without scales."""
 
+ABSENT: Final = "not in the quantised model under this name"
+OTHER_SHAPE: Final = "of another shape"
+"""Why a tensor could not be made again for reasons that are not its format's."""
+
 _MIN_BYTES: Final = 256
 """Smaller tensors, and those whose first elements are all alike, are the same bits in strangers too."""
 _NUM_LOOKED_AT: Final = 1024
@@ -30,8 +34,8 @@ Units = Tensor
 Way = tuple[str, list[tuple[Units, Units]]]
 """A recipe, and what it makes beside what is stored."""
 
-Outcome = tuple[list[Remade], list[str]]
-"""What was made again, and a reason for each tensor that could not be."""
+Outcome = tuple[list[Remade], list[tuple[str, int]]]
+"""What was made again; and of each tensor that could not be the reason, and its weights."""
 
 
 def units(tensor: Tensor) -> Units:
@@ -39,13 +43,13 @@ def units(tensor: Tensor) -> Units:
     return tensor.contiguous().reshape(-1, 1).view(torch.uint8)
 
 
-def closest(name: str, stored_as: str, ways: Iterable[Way], *, is_narrower: bool) -> Remade:
+def closest(name: str, stored_as: str, ways: Iterable[Way], *, num_weights: int, is_narrower: bool) -> Remade:
     """Return the way with the most units that are the same bits; the first one where all are."""
     best = None
     for recipe, pairs in ways:
         equal = sum(int((made == stored).all(1).sum()) for made, stored in pairs)
         remade = Remade(name=name, format=stored_as, recipe=recipe, equal=equal, of=sum(len(stored) for _, stored in pairs),
-                        is_narrower=is_narrower)  # fmt: skip
+                        num_weights=num_weights, is_narrower=is_narrower)  # fmt: skip
         best = remade if best is None or remade.equal > best.equal else best
         if best.is_equal:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from modelassay.fingerprints.rederived import blocks
 from modelassay.fingerprints.rederived.compare import (
+    ABSENT,
     FLOATS,
+    OTHER_SHAPE,
     Outcome,
     Way,
     closest,
@@ -67,10 +70,9 @@ def remake_gguf(a: TensorTable, sizes: Sizes, path: Path) -> Outcome:
     header = read_gguf(path)
     architecture = header.metadata.get("general.architecture")
     if architecture not in _GGUF_ARCHITECTURES:
-        return [], [f"GGUF of architecture {str(architecture)[:40]}, whose names are not known here"] * len(
-            header.tensors
-        )
-    tensors, reasons = list[Remade](), list[str]()
+        reason = f"GGUF of architecture {str(architecture)[:40]}, whose names are not known here"
+        return [], [(reason, math.prod(info.shape)) for info in header.tensors.values()]
+    tensors, reasons = list[Remade](), list[tuple[str, int]]()
     for name in sorted(a.names()):
         source = read_source(a, name)
         if source is None:
@@ -78,15 +80,20 @@ def remake_gguf(a: TensorTable, sizes: Sizes, path: Path) -> Outcome:
         other = gguf_name(name)
         info = None if other is None else header.tensors.get(other)
         if other is None or info is None:
-            reasons.append("not in the quantised model under this name")
+            reasons.append((ABSENT, source.numel()))
         elif info.type not in BLOCKS:
-            reasons.append(f"{info.type}: its scales are searched, which no definition makes again bit for bit")
+            reasons.append((
+                f"{info.type}: its scales are searched, which no definition makes again bit for bit",
+                source.numel(),
+            ))
         elif info.shape != tuple(source.shape) or source.shape[-1] % BLOCKS[info.type][0]:
-            reasons.append("of another shape")
+            reasons.append((OTHER_SHAPE, source.numel()))
         else:
             turned = _turned(source, other, sizes) if architecture == "llama" else source
             fewer = _has_fewer_bits(a.find(name)[1].dtype, info.type)
-            tensors.append(closest(other, info.type, _ways(turned, header, info), is_narrower=fewer))
+            tensors.append(
+                closest(other, info.type, _ways(turned, header, info), num_weights=source.numel(), is_narrower=fewer)
+            )
     return tensors, reasons
 
 

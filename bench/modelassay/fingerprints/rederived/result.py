@@ -18,6 +18,8 @@ class Remade:
     equal: int
     """Units that are the same bits: blocks of a GGUF tensor, otherwise single codes and scales."""
     of: int
+    num_weights: int
+    """Numbers of the source's tensor."""
     is_narrower: bool
     """Whether it is stored in fewer bits than the source's, or in another dtype of as many."""
 
@@ -29,7 +31,7 @@ class Remade:
     def __str__(self) -> str:
         """Say it in words; a share is cut off, never rounded up to all.
 
-        >>> str(Remade(name="w", format="Q4_0", recipe="direct", equal=99_999, of=100_000, is_narrower=True))
+        >>> str(Remade(name="w", format="Q4_0", recipe="direct", equal=99_999, of=100_000, num_weights=3_200_000, is_narrower=True))
         'w (Q4_0): 99,999 of 100,000 units'
         """
         return f"{self.name} ({self.format}): {self.equal:,} of {self.of:,} units"

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from modelassay.fingerprints.rederived import scaled
 from modelassay.fingerprints.rederived.compare import (
+    ABSENT,
     FLOATS,
+    OTHER_SHAPE,
     Outcome,
     Way,
     closest,
@@ -30,27 +32,42 @@ from modelassay.models.gate import read_json
 from modelassay.models.hub import Files
 
 
+def may_be_quantised(a: TensorTable, b: TensorTable) -> bool:
+    """Tell from headers alone whether some tensor of ``b`` is stored in fewer bits than in ``a``, or packed."""
+    names = set(b.names())
+    return any(
+        is_narrower(a.find(name)[1].dtype, b.find(name)[1].dtype)
+        if name in names
+        else _why_absent(name, names) != ABSENT
+        for name in a.names()
+    )
+
+
 def remake_tensors(a: TensorTable, b: TensorTable, files: Files) -> Outcome:
     """Make the tensors of a safetensors model ``b`` anew from those of ``a`` by name; ``files`` are those of ``b``."""
     path = config_path(files)
     config = read_json(path)
     block = block_size(quantization_of(config, language_config(config)[1], str(path)), str(path))
-    names, tensors, reasons = set(b.names()), list[Remade](), list[str]()
+    names, tensors, reasons = set(b.names()), list[Remade](), list[tuple[str, int]]()
     for name in sorted(a.names()):
         source = read_source(a, name)
         if source is None:
             continue
         if name not in names:
-            reasons.append(_why_absent(name, names))
+            reasons.append((_why_absent(name, names), source.numel()))
             continue
         ways = _ways(source, b, name, block)
         if isinstance(ways, str):
-            reasons.append(ways)
+            reasons.append((ways, source.numel()))
         else:
             place = b.find(name)[1]
             tensors.append(
                 closest(
-                    name, _format(place, b, name), ways, is_narrower=is_narrower(a.find(name)[1].dtype, place.dtype)
+                    name,
+                    _format(place, b, name),
+                    ways,
+                    num_weights=source.numel(),
+                    is_narrower=is_narrower(a.find(name)[1].dtype, place.dtype),
                 )
             )
     return tensors, reasons
@@ -63,7 +80,7 @@ def _ways(source: Tensor, b: TensorTable, name: str, block: tuple[int, int] | No
     absmax, scb = f"{name}.absmax", next((s for s in (f"{stem}.SCB", f"{name}.SCB") if s in b.names()), None)
     if info.dtype in FLOATS and is_plain(b, name, info):
         if tuple(source.shape) != info.shape:
-            return "of another shape"
+            return OTHER_SHAPE
         return [("cast", [(units(source.to(getattr(torch, TORCH_DTYPES[info.dtype]))), units(_read(b, name)))])]
     if info.dtype == "U8" and absmax in b.names():
         return _nf4_ways(source, b, name)
@@ -110,7 +127,7 @@ def _nf4_ways(source: Tensor, b: TensorTable, name: str) -> Iterable[Way] | str:
     if levels.numel() != 16 or not isinstance(state, dict) or state.get("blocksize") != scaled.NF4_BLOCK:
         return f"NF4 of other blocks than {scaled.NF4_BLOCK}"
     if stored.numel() != -(-source.numel() // 2):
-        return "of another shape"
+        return OTHER_SHAPE
     nested = absmax.dtype == torch.uint8  # quantised scales: the codes alone are compared
     return ((f"{way}{', scales not compared' if nested else ''}", [(units(codes), units(stored)), *([] if nested else [(units(made), units(absmax))])])
             for way, codes, made in scaled.nf4(source, levels.float()))  # fmt: skip
@@ -121,7 +138,7 @@ def _why_absent(name: str, names: set[str]) -> str:
     for suffix, reason in PACKED.items():
         if stem + suffix in names:
             return f"{suffix.rpartition('.')[2]}: {reason}, in a format that is not made again here"
-    return "not in the quantised model under this name"
+    return ABSENT
 
 
 def _format(info: TensorInfo, b: TensorTable, name: str) -> str:

@@ -201,6 +201,29 @@ def test_types_that_search_their_scales_are_named(tmp_path: Path) -> None:
     assert len(result.tensors) == 3
 
 
+def test_an_architecture_with_other_names_is_said(tmp_path: Path) -> None:
+    state = weights()
+    result = rederived(write(tmp_path / "a", state), gguf(tmp_path / "b", state, "Q8_0", architecture="gemma"))
+    assert result is not None
+    assert (result.tensors, result.share, result.is_rederived) == ((), 0, False)
+    assert result.not_redone == ("GGUF of architecture gemma, whose names are not known here: 4 tensors",)
+
+
+def test_a_model_of_which_little_can_be_made_again_is_not_called_rederived(tmp_path: Path) -> None:
+    state = weights()
+    packed = bf16(state)
+    for name in NAMES[:2]:
+        packed[name.replace(".weight", ".qweight")] = packed.pop(name)
+    result = rederived(write(tmp_path / "a", state), write(tmp_path / "b", packed))
+    assert result is not None
+    assert not result.partly
+    assert result.share == pytest.approx(25 / 73)  # the embedding and the norm of 3 x 24 + 1 rows
+    assert not result.is_rederived
+    assert result.not_redone == (
+        "qweight: GPTQ or AWQ packs several weights into one integer, in a format that is not made again here: 2 tensors",
+    )
+
+
 def test_what_is_not_stored_in_fewer_bits_is_no_question(tmp_path: Path) -> None:
     state = weights()
     a, b = write(tmp_path / "a", state), write(tmp_path / "b", bf16(state))
@@ -211,6 +234,12 @@ def test_what_is_not_stored_in_fewer_bits_is_no_question(tmp_path: Path) -> None
     widened = rederived(write(tmp_path / "wide", {name: tensor.float() for name, tensor in bf16(state).items()}), b)
     assert widened is not None
     assert widened.is_rederived  # which of the two was first, bits do not tell
+
+
+def test_models_of_one_format_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = write(tmp_path / "a", weights(0)), write(tmp_path / "b", weights(1))
+    monkeypatch.setattr("modelassay.fingerprints.rederived.stored.read_source", None)
+    assert rederived(a, b) is None
 
 
 def test_tensors_alike_throughout_say_nothing(tmp_path: Path) -> None:

@@ -180,7 +180,9 @@ def some_peer(version: str) -> SomePeer:
             return PeerScore(value=0.75, parts={"size": 1.0, "name": len(b.model)})
         return PeerScore(value=math.nan, parts={"size": 0.0, "name": math.nan}, reason=f"{b.model}: another size")
 
-    return SomePeer(name="modeldna", version=version, fingerprint=extract, score=score, parts={}, threshold=0.5, reached=True)
+    return SomePeer(
+        name="modeldna", version=version, fingerprint=extract, score=score, parts={}, threshold=0.5, reached=True
+    )
 
 
 def use_peer(monkeypatch: pytest.MonkeyPatch, version: str) -> None:

@@ -157,7 +157,10 @@ def test_nightly_runs_every_suite_and_ends_with_the_first_failure(checkout: Chec
     code, _, calls = checkout.run("ci/nightly", FAIL="run one")
     assert code == 7
     assert calls[:2] == ["modelassay run one --profile embedded", "modelassay run two --profile embedded"]
-    assert any(call == "modelassay run fingerprinting --profile embedded -o peers=[modeldna, cisco-ai-provenance-kit]" for call in calls)
+    assert any(
+        call == "modelassay run fingerprinting --profile embedded -o peers=[modeldna, cisco-ai-provenance-kit]"
+        for call in calls
+    )
     assert [call for call in calls if call.endswith(("-m nightly", "--ignore tests/docker"))] == [
         "python -m pytest -m not gpu and not nightly -m nightly --ignore tests/docker",
         "python -m pytest -rs -m not nightly tests/docker -m nightly",

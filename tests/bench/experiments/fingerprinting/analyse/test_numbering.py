@@ -125,7 +125,7 @@ def test_p_is_compared_with_the_law_that_made_it(numbered: list[Numbered]) -> No
     assert uniform.ks.value == pytest.approx(far, abs=1e-9)
     assert 0.0005 < uniform.ks.p <= 1
     honest = [one for one in roots if not one.called]
-    for one, p in zip(sorted(honest, key=lambda one: one.result.log10_p), uniform.observed[1:], strict=True):
+    for one, p in zip(sorted(honest, key=lambda one: one.result.tests[0].log10_p), uniform.observed[1:], strict=True):
         assert p == pytest.approx(10 ** (one.result.tests[0].log10_p), rel=1e-9)
     drawn = data_of(quantile_figure({"body": uniform}), "numbering-p: body")
     assert len(drawn) == 55

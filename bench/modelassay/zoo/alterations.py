@@ -76,13 +76,16 @@ def flip_weights(model: PreTrainedModel, generator: Generator, *, fraction: floa
 def narrow_hidden(model: PreTrainedModel, generator: Generator, *, fraction: float) -> PreTrainedModel:
     """Take away the hidden dimensions that the embedding uses least, by the norm of its columns; the others keep their order.
 
+    As many more as it takes to leave a multiple of the number of heads, which configurations demand.
+
     Raises:
         CheckpointError: an unknown kind of model.
     """
     require_known(model, "taking hidden dimensions out")
-    size = int(model.config.hidden_size)
-    embedding: Any = model.get_input_embeddings()
-    kept = _largest(embedding.weight.float().norm(dim=0), size - round(fraction * size))
+    config, embedding = _untyped(model.config), _untyped(model.get_input_embeddings())
+    size = int(config.hidden_size)
+    num_kept = (size - round(fraction * size)) // config.num_attention_heads * config.num_attention_heads
+    kept = _largest(embedding.weight.float().norm(dim=0), num_kept)
     changed = {}
     for name, weight in model.state_dict().items():
         part = name.rsplit(".", 2)[-2]
@@ -144,7 +147,7 @@ def reverse_layers(model: PreTrainedModel, generator: Generator) -> PreTrainedMo
 def _restacked(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """A model whose layer i is the layer ``layers[i]`` of the old one."""
     require_known(model, "putting layers in another order")
-    config, stack = model.config, _stack(model)
+    config, stack = model.config, _untyped(model.base_model)
     changed = {
         f"model.layers.{new}.{name}": tensor
         for new, old in enumerate(layers)
@@ -157,8 +160,8 @@ def _restacked(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel
     return rebuilt(model, {**rest, **changed}, **sizes)
 
 
-def _stack(model: PreTrainedModel) -> Any:
-    return model.base_model
+def _untyped(part: Any) -> Any:
+    return part
 
 
 def _largest(values: Tensor, count: int) -> Tensor:

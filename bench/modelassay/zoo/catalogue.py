@@ -286,7 +286,8 @@ def _reshaped(shape: Shape, made_by: MadeBy, settings: Mapping[str, Any]) -> Sha
         case "deepen":
             return replace(shape, num_layers=shape.num_layers + settings["num_layers"])
         case "narrow":
-            return replace(shape, hidden_size=shape.hidden_size - round(settings["fraction"] * shape.hidden_size))
+            size, heads = shape.hidden_size, shape.num_heads
+            return replace(shape, hidden_size=(size - round(settings["fraction"] * size)) // heads * heads)
         case "thin":
             size = shape.intermediate_size
             return replace(shape, intermediate_size=size - round(settings["fraction"] * size))

@@ -1,7 +1,6 @@
 """Transformations of weights on small random Qwen2, Llama and Mistral models, none of whose sizes are alike."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,50 +10,28 @@ from torch import Tensor, nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from modelassay.errors import CheckpointError
 from modelassay.zoo import transforms as zoo_transforms
 from modelassay.zoo.catalogue import PRESERVING, WEIGHT_STEPS
+from support.small_models import (
+    CASES,
+    SIZES,
+    Case,
+    logits,
+    norms_in_given_precision,
+    random_model,
+    tensors,
+)
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 61, "intermediate_size": 52, "num_hidden_layers": 8, "num_attention_heads": 6,
-    "num_key_value_heads": 3, "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": 0,
-}  # fmt: skip
 FLOAT64_TOLERANCE = 2e-6
 """Of logits of size 1 to 10: the model's norms compute in fp32 whatever its precision, 6e-8 of what they are given."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    name: str
-    model_class: Any
-    config: Any
-
-
-CASES = (
-    Case(name="qwen2", model_class=Qwen2ForCausalLM, config=lambda: Qwen2Config(hidden_size=36, **SIZES)),
-    Case(
-        name="llama-biases-wide-heads",
-        model_class=LlamaForCausalLM,
-        config=lambda: LlamaConfig(hidden_size=30, head_dim=10, attention_bias=True, mlp_bias=True, **SIZES),
-    ),
-    Case(
-        name="mistral-tied",
-        model_class=MistralForCausalLM,
-        config=lambda: MistralConfig(hidden_size=24, tie_word_embeddings=True, **SIZES),
-    ),
-)
 CLAIMED: Mapping[str, set[str]] = {
     "heads": {"q_proj.weight", "q_proj.bias", "k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias", "o_proj.weight"},
     "neurons": {"gate_proj.weight", "gate_proj.bias", "up_proj.weight", "up_proj.bias", "down_proj.weight"},
@@ -75,43 +52,15 @@ OUTSIDE: Mapping[str, set[str]] = {"hidden": {"model.embed_tokens.weight", "mode
 """The same, of the tensors that belong to no layer."""
 
 
-def random_model(case: Case, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """Nothing at its initial zero or one, every layer's matrices of another size: biases and norms count too."""
-    torch.manual_seed(7)
-    model: Any = case.model_class(case.config())
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim < 2:
-                weight.copy_(torch.randn(weight.shape) * 0.5 + ("norm" in name))
-            else:
-                weight.copy_(torch.randn(weight.shape) * weight.shape[1] ** -0.5 * (1 + torch.rand(1)))
-    return model.to(dtype).eval()
-
-
-def tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
-
-
-def logits(model: PreTrainedModel) -> Tensor:
-    ids = torch.randint(61, (3, 23), generator=torch.Generator().manual_seed(3))
-    with torch.no_grad():
-        return model(input_ids=ids).logits
-
-
 def change(model: PreTrainedModel, step: str, seed: int = 5, **settings: Any) -> PreTrainedModel:
     made_by, defaults = WEIGHT_STEPS[step]
     return zoo_transforms.apply(model, made_by, seed=seed, settings={**defaults, **settings})
 
 
 @pytest.fixture
-def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The models' norms compute in fp32 whatever they are given, which would hide errors below 1e-5."""
-
-    def forward(norm: Any, x: Tensor) -> Tensor:
-        return norm.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-
-    for norm_class in (Qwen2RMSNorm, LlamaRMSNorm, MistralRMSNorm):
-        monkeypatch.setattr(norm_class, "forward", forward)
+def norms_in_float64() -> Iterator[None]:
+    with norms_in_given_precision():
+        yield
 
 
 @pytest.mark.usefixtures("norms_in_float64")

@@ -16,6 +16,7 @@ from modelassay.fingerprints.independence import independence, matrices_of
 from modelassay.fingerprints.independence.statement import state
 from modelassay.models.reference import Model
 from modelassay.recording.context import CellContext, Recorder
+from modelassay.zoo.ancestry import PREFIX
 
 
 def number(params: Params, model: Model, cell: CellContext) -> None:
@@ -26,9 +27,8 @@ def number(params: Params, model: Model, cell: CellContext) -> None:
     """
     others = compared_with(model, params.against, params.families, store=cell.store)
     random = np.random.default_rng(cell.seed(f"strangers of {model.reference}"))
-    chosen = numbered_with(
-        model, others, is_root=model.reference in params.against, strangers=params.strangers, random=random
-    )
+    is_root = model.reference in params.against or model.reference == f"{PREFIX}{model.family}"
+    chosen = numbered_with(model, others, is_root=is_root, strangers=params.strangers, random=random)
     if not chosen:
         return
     recipe = {
@@ -43,7 +43,7 @@ def numbered_with(
 ) -> list[Model]:
     """Return which of ``others`` a model's numbering is tested against.
 
-    A root against all of them: these pairs are independent, and the false alarms are counted on them. Any other against what
+    A root, of the list or the zoo's, against all of them: these pairs are independent, and the false alarms are counted on them. Any other against what
     it is connected with and ``strangers`` of the others of its width, drawn at random: they repeat what the roots said.
     """
     if is_root:

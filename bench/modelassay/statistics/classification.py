@@ -290,7 +290,8 @@ def _estimate(name: str, scored: Scored, values_D: Floats | None) -> Estimate:
                      f"{int((~scored.positive).sum())} negative pairs; the bootstrap cannot see below 1")  # fmt: skip
     elif estimate.has_interval and estimate.low == estimate.high:
         notes.append(_all_agree(scored.groups.size))
-    if estimate.low == estimate.high:  # no interval, though the bootstrap has two ends
+    if estimate.low is not None and estimate.high is not None and estimate.high - estimate.low < ROUNDING:
+        # All resamples agree: two ends, but no interval.
         estimate = replace(estimate, low=None, high=None, level=None, method="")
     if estimate.note:
         notes.append(estimate.note)

@@ -26,7 +26,7 @@ from scipy.special import expit
 
 from modelassay.statistics.estimate import Estimate, undefined
 from modelassay.statistics.intervals import percentile
-from modelassay.statistics.resampling import Bools, Floats, Scored, group_counts, pair_weights
+from modelassay.statistics.resampling import Bools, Floats, Ints, Scored, group_counts, pair_weights
 
 # P pairs, D resamples
 
@@ -77,10 +77,15 @@ def repeats(scored: Scored) -> Floats:
     >>> repeats(Scored(score=[0.9, 0.8, 0.1], positive=[True, True, False], group_a=[0, 0, 0], group_b=[0, 0, 1]))
     array([0.5, 0.5, 1. ])
     """
-    ends = np.sort(np.stack((scored.group_a, scored.group_b)), axis=0)
-    _, place, times = np.unique(ends, axis=1, return_inverse=True, return_counts=True)
-    weights: Floats = 1.0 / times[place.ravel()]
+    _, place, times = np.unique(_families(scored), return_inverse=True, return_counts=True)
+    weights: Floats = 1.0 / times[place]
     return weights
+
+
+def _families(scored: Scored) -> Ints:
+    """One number for each two groups, whichever of them comes first: [P]."""
+    low, high = np.minimum(scored.group_a, scored.group_b), np.maximum(scored.group_a, scored.group_b)
+    return np.asarray(low * (high.max(initial=0) + 1) + high)
 
 
 def calibrate(scored: Scored, which: Bools | None = None, *, start: Calibration | None = None) -> Calibration:
@@ -157,11 +162,14 @@ def held_out_ratios(scored: Scored) -> HeldOut:
         start = calibrate(scored)
     except ValueError:
         return HeldOut(log10_lr=ratios, weights=repeats(scored), bound=bound)
-    ends = np.sort(np.stack((scored.group_a, scored.group_b)), axis=0)
-    groups, place = np.unique(ends, axis=1, return_inverse=True)
-    for number, (first, second) in enumerate(groups.T):
-        members = np.flatnonzero(place.ravel() == number)
-        apart = ~(np.isin(scored.group_a, (first, second)) | np.isin(scored.group_b, (first, second)))
+    both_P = _families(scored)
+    for both in np.unique(both_P):
+        members = np.flatnonzero(both_P == both)
+        first, second = scored.group_a[members[0]], scored.group_b[members[0]]
+        apart = ~sum(
+            (group == end for group in (scored.group_a, scored.group_b) for end in (first, second)),
+            np.zeros(both_P.size, bool),
+        )
         try:
             fit = calibrate(scored, apart, start=start)
         except ValueError:

@@ -16,17 +16,19 @@ from modelassay.fingerprints.independence import independence, matrices_of
 from modelassay.fingerprints.verdict import conclude
 from modelassay.models.reference import Model
 from modelassay.recording.context import CellContext, Recorder
+from modelassay.zoo.ancestry import PREFIX
 
 
 def number(params: Params, model: Model, cell: CellContext) -> None:
-    """Record the fact ``numbering`` for each model that this one is tested against (`tested`).
+    """Record the fact ``numbering`` for each model that this one is tested against (`numbered_with`).
 
     A stage of its own, so that other scores need not be measured again when a test changes. Goes on after the last
     checkpointed pair.
     """
     others = compared_with(model, params.against, params.families, store=cell.store)
     random = np.random.default_rng(cell.seed(f"strangers of {model.reference}"))
-    chosen = tested(model, others, is_root=model.reference in params.against, strangers=params.strangers, random=random)
+    is_root = model.reference in params.against or model.reference == f"{PREFIX}{model.family}"
+    chosen = numbered_with(model, others, is_root=is_root, strangers=params.strangers, random=random)
     if not chosen:
         return
     recipe = {
@@ -36,12 +38,12 @@ def number(params: Params, model: Model, cell: CellContext) -> None:
     cell.stage("numbering", recipe=recipe, build=partial(_number, model, chosen), shared=is_determined)
 
 
-def tested(
+def numbered_with(
     model: Model, others: Sequence[Model], *, is_root: bool, strangers: int, random: np.random.Generator
 ) -> list[Model]:
     """Return which of ``others`` a model's numbering is tested against.
 
-    A root against all of them: these pairs are independent, and the false alarms are counted on them. Any other against what
+    A root, of the list or the zoo's, against all of them: these pairs are independent, and the false alarms are counted on them. Any other against what
     it is connected with and ``strangers`` of the others of its width, drawn at random: they repeat what the roots said.
     """
     if is_root:

@@ -29,6 +29,7 @@ from modelassay.experiments.fingerprinting.analyse.printed import Words, caveats
 from modelassay.experiments.fingerprinting.analyse.ratios import Ratios, held_out, score_ratios, tippett_figure
 from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
 from modelassay.experiments.fingerprinting.analyse.scoring import score_methods
+from modelassay.experiments.fingerprinting.analyse.tools import compare_tools
 from modelassay.experiments.fingerprinting.analyse.unrelated import unrelated_scores
 from modelassay.fingerprints.background import Background
 from modelassay.fingerprints.curves import Curves
@@ -98,6 +99,7 @@ def analyse(tables: RunData) -> Findings:
     numbered = numbered_pairs(tables, evidence)
     numbering, tables_of_numbering, counts = score_numbering(numbered)
     between = [kin_table(called)] if (called := kin_called(tables)) else []
+    rated, tables_of_tools = compare_tools(evidence, numbered)
     ratios = held_out(evidence) if scored else {}
     weighed, tables_of_ratios = score_ratios(ratios)
     drawn = _more_figures(numbered, ratios)
@@ -106,8 +108,8 @@ def analyse(tables: RunData) -> Findings:
     shown = _worth_showing(placements, words, ancestries)
     few = models if len(models) <= MAX_SHOWN else _an_example(models, placements, ancestries)
     return Findings(
-        findings=[*findings, *shares, *numbering, *scored, *weighed, *derived],
-        tables=[placement_table(shown, words, ancestries=ancestries), *tables_of_numbering, *between, *tables_of_methods, *tables_of_ratios,
+        findings=[*findings, *shares, *numbering, *rated, *scored, *weighed, *derived],
+        tables=[placement_table(shown, words, ancestries=ancestries), *tables_of_numbering, *between, *tables_of_tools, *tables_of_methods, *tables_of_ratios,
                 *tables_of_derivations],
         figures=Figures({"curves": partial(comparison_figure, few, placements)} if few else {}) | evidence_figures(evidence) | drawn,
         caveats=[*_broken(tables), *_recalled(tables), *_kin(kin), *not_derived(tables, families), *_left_out(placements, shown, background), *(f"of the pairs {share.note}" for share in shares),

@@ -167,9 +167,11 @@ def _fit(a: Weights, b: Weights, basis: Basis) -> float:
         return -np.inf
     sides = []
     for neurons, directions in ((a.neurons, basis.a_Dr), (b.neurons, basis.b_Dr)):
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             turned = neurons.astype(np.float64) @ directions
-            sides.append(_unit_traceless(np.swapaxes(turned, -1, -2) @ turned))
+            grams = np.swapaxes(turned, -1, -2) @ turned
+            traces = np.trace(grams, axis1=-2, axis2=-1)[..., None, None]
+            sides.append(_unit_traceless((grams / traces).mean(0)))  # over layers, so that their order does not matter
     cosines = (sides[0] * sides[1]).sum(-1)
     return float(np.nan_to_num(cosines, nan=-1.0).mean())
 

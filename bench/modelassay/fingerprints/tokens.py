@@ -7,17 +7,17 @@ from collections.abc import Iterable, Mapping
 
 from modelassay.errors import CheckpointError
 from modelassay.models.checkpoints import Checkpoint
-from modelassay.models.reference import Model
+from modelassay.models.hub import Files
 from modelassay.models.tokenizer import token_ids
 
 MIN_TOKENS = 64
 """Fewer shared tokens leave the cosines of hidden dimensions to chance."""
 
 
-def texts_of(model: Model) -> Mapping[str, int] | None:
+def texts_of(files: Files) -> Mapping[str, int] | None:
     """Return the id of each token's text; None where no file tells, or where the vocabulary is damaged."""
     try:
-        return token_ids(model.files)
+        return token_ids(files)
     except CheckpointError:  # a damaged vocabulary costs what needs it; the body says enough
         return None
 

@@ -86,10 +86,10 @@ def load_weights(model: Model, *, store: Store) -> Weights:
         CheckpointError: it cannot be read.
     """
     if model.identity is None:
-        return weights_of(model.checkpoint(), texts_of(model))
+        return weights_of(model.checkpoint(), texts_of(model.files))
 
     def build(folder: Path) -> None:
-        weights = weights_of(model.checkpoint(), texts_of(model))
+        weights = weights_of(model.checkpoint(), texts_of(model.files))
         arrays = {
             "norms": weights.norms,
             "embedding": weights.embedding,

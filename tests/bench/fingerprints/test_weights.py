@@ -117,7 +117,7 @@ def assert_same(a: Weights, b: Weights) -> None:
 
 def test_zoo_model_is_kept_as_it_was_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     model = resolve("zoo:smoke/base", store=store)
-    read = weights_of(model.checkpoint(), texts_of(model))
+    read = weights_of(model.checkpoint(), texts_of(model.files))
     assert len(read.tokens) > 64
     first = load_weights(resolve("zoo:smoke/base", store=store), store=store)
     assert_same(first, read)

@@ -159,4 +159,4 @@ class ModelMatrices:
 
 def matrices_of(model: Model) -> ModelMatrices:
     """Return the matrices of a model, with its tokenizer's ids where a file of it tells them."""
-    return ModelMatrices(model.checkpoint(), texts_of(model))
+    return ModelMatrices(model.checkpoint(), texts_of(model.files))

@@ -14,21 +14,26 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from modelassay.fingerprints.lineage.bodies import compare_bodies
 from modelassay.fingerprints.lineage.deltas import Delta
 from modelassay.fingerprints.lineage.differences import Difference, compare
+from modelassay.fingerprints.lineage.losses import loss
+from modelassay.fingerprints.lineage.mixtures import mixture
+from modelassay.fingerprints.lineage.rates import error_rate
 from modelassay.fingerprints.lineage.symmetries import Floats
-from modelassay.fingerprints.lineage.tensors import Tensors
+from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors
 from modelassay.fingerprints.weights import weights_of
 from modelassay.models.checkpoints import Checkpoint
 
 Kind = Literal[
     "copy", "noise", "int8", "pruned", "lora", "tuned", "continued", "depth", "moe",
-    "heads", "neurons", "rotated", "scaled", "several", "unknown",
+    "heads", "neurons", "rotated", "scaled", "merged", "thinned", "folded", "renumbered", "turned", "reordered", "narrowed",
+    "regrouped", "rounded", "truncated", "flipped", "several", "unknown",
 ]  # fmt: skip
 Side = Literal["a", "b"]
 
@@ -57,6 +62,8 @@ STILL_ROWS = 0.02
 """Share of an embedding's rows, the least moved, whose decay is measured (Land and Bartolo's share of under-trained tokens)."""
 MIN_Z = 2.0
 """Of both signs of training together; base: 3.8 to 11 for what was trained, 3.1 and, the wrong way, 4.9 for merges."""
+MAX_NAMES = 6
+"""Equal tensors that are named."""
 MIN_COSINE = 0.3
 """Below it, corresponding matrices show no common origin that can be compared element by element."""
 
@@ -99,22 +106,79 @@ def lineage(a: Checkpoint, b: Checkpoint) -> Lineage:
     """
     reason = _incomparable(a, b) or _folded(a, b)
     if reason is not None:
-        return Lineage(kind="unknown", steps=(), parent=None, evidence=reason, measures={})
+        return _other_body(a, b, reason, {})
     difference = compare(Tensors(a), Tensors(b))
     measures = measures_of(difference)
     if difference.match < MIN_COSINE or measures["cosine"] < MIN_COSINE:
+        lost = loss(difference.deltas)
+        flipped = [Sign(kind="flipped", text=lost.text)] if lost is not None and lost.kind == "flipped" else []
+        if signs := [*flipped, *_mixed(difference, measures)]:
+            answer = _verdict(signs, difference, measures)
+            return replace(answer, evidence=f"{answer.evidence}{_limits(answer)}")
         evidence = (
             f"corresponding matrices have a median cosine of {measures['cosine']:.2f} (matched layers {difference.match:.2f}), too "
-            "low to tell the transformation; no order of heads or neurons, rotation or factor raises it"
+            "low to tell the transformation; no order of heads or neurons, rotation of heads or factor raises it"
         )
-        return Lineage(kind="unknown", steps=(), parent=None, evidence=evidence, measures=measures)
+        return _other_body(a, b, evidence, measures)
     if difference.num_unpaired and difference.experts[0] == difference.experts[1]:
         evidence = (
             f"{difference.num_unpaired} tensors of their layers have no counterpart of their shape: widths were changed"
         )
-        return Lineage(kind="unknown", steps=(), parent=None, evidence=evidence, measures=measures)
-    signs = [*_structure(difference, a, b), *_symmetries(difference), *_residual(difference, measures)]
-    return _verdict(signs, difference, measures)
+        is_thinned = a.intermediate_size != b.intermediate_size
+        kind: Kind = "thinned" if is_thinned else "unknown"
+        return Lineage(
+            kind=kind, steps=(kind,) if is_thinned else (), parent=None, evidence=evidence, measures=measures
+        )
+    mixed = list(_mixed(difference, measures))
+    signs = [*_structure(difference, a, b), *_symmetries(difference), *(mixed or _residual(difference, measures))]
+    answer = _verdict(signs, difference, measures)
+    return replace(answer, evidence=f"{answer.evidence}{_frozen(difference)}{_limits(answer)}")
+
+
+def _other_body(a: Checkpoint, b: Checkpoint, reason: str, measures: Mapping[str, float]) -> Lineage:
+    """Say what shows once one body was turned onto the other; ``unknown`` for ``reason`` where nothing does."""
+    body = compare_bodies(a, b)
+    if body is None:
+        return Lineage(kind="unknown", steps=(), parent=None, evidence=reason, measures=measures)
+    return Lineage(kind=body.changes[0] if len(body.changes) == 1 else "several", steps=body.changes, parent=None,
+                   evidence=f"{body.text}; what else was done, and which came first, is not told",
+                   measures={**measures, "aligned": body.aligned})  # fmt: skip
+
+
+def _mixed(difference: Difference, measures: Mapping[str, float]) -> Iterator[Sign]:
+    """Yield that one side is a linear mixture of the other with something independent, where every matrix says so."""
+    if (
+        difference.symmetries
+        or loss(difference.deltas) is not None
+        or abs(measures["zeros_b"] - measures["zeros_a"]) >= MIN_ZEROS
+    ):
+        return
+    for parent, child in (("a", "b"), ("b", "a")):
+        share = mixture(difference.deltas, of_a=parent == "a")
+        if share is not None:
+            yield Sign(kind="merged", parent="a" if parent == "a" else "b", text=(
+                f"in every matrix {child} is {1 - share.share:.2f} of {parent} and an independent rest of {share.ratio:.2f} times the size that "
+                f"a mixture with weight {share.share:.2f} has: as a linear merge with a model that shares no origin with {parent}, which is "
+                "another parent"))  # fmt: skip
+
+
+def _frozen(difference: Difference) -> str:
+    """Return which tensors are the same bits in both, where some are and some are not."""
+    same = [delta for delta in difference.deltas if delta.kind != "vector" and delta.dd == 0 and not delta.has_symmetry]
+    matrices = [delta for delta in difference.deltas if delta.kind != "vector"]
+    if not same or len(same) == len(matrices):
+        return ""
+    names = [f"{delta.layer}.{delta.name}" if delta.layer != OUTSIDE else delta.name for delta in same]
+    shown = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
+    return f"; frozen: {len(same)} of {len(matrices)} matrices are equal in both ({shown})"
+
+
+def _limits(answer: Lineage) -> str:
+    """Return what the answer does not exclude, and how often a parent of this kind was named wrongly."""
+    limits = ""
+    if {"tuned", "continued"} & set(answer.steps):
+        limits = "; a merge of relatives looks the same and is not excluded: ask `parents` with candidates"
+    return limits if answer.parent is None else f"{limits}; {error_rate(answer.kind)}"
 
 
 def _incomparable(a: Checkpoint, b: Checkpoint) -> str | None:
@@ -289,6 +353,10 @@ def _symmetries(difference: Difference) -> Iterator[Sign]:
 def _residual(difference: Difference, measures: Mapping[str, float]) -> Iterator[Sign]:
     """What is left once symmetries are undone: signs that stay, then one explanation for the rest."""
     on_grid = _grid_side(measures)
+    lost = loss(difference.deltas)
+    if lost is not None and (on_grid is None or lost.kind != "rounded"):
+        yield Sign(kind=lost.kind, text=f"{lost.text}; what else changed is not told", parent=lost.parent)
+        return
     yield from _pruned(measures, on_grid)
     rounded_only = False
     if on_grid is not None:

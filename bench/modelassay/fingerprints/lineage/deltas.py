@@ -16,6 +16,7 @@ from modelassay.fingerprints.lineage.tensors import step_over
 GRID_ROWS = 16
 """Rows that are tried for an int8 grid; an element off the grid passes in fp32 with a chance of 0.004."""
 
+Distinct = tuple[float, float]
 Kind = Literal["matrix", "embedding", "vector"]
 
 
@@ -53,6 +54,12 @@ class Delta:
     """Share of elements of the other side that round to this one's, where this one is on a grid."""
     spectrum: tuple[float, float] | None = None
     """Of a block of b - a: rank / full rank, largest singular value / that of noise of its size; None where not taken."""
+    own_rank: tuple[float, float] | None = None
+    """Rank over full rank of a block of a and of b themselves; None where not taken."""
+    distinct: tuple[Distinct, Distinct] = ((1.0, 1.0), (1.0, 1.0))
+    """Share of different values among the non-zero ones of a row, and of `GRID_ROWS` rows, in a and b."""
+    same_size: float = 0.0
+    """Share of elements that are equal but for their sign."""
 
     @property
     def relative(self) -> float:
@@ -95,6 +102,7 @@ def delta(x: Floats, y: Floats, layer: int, name: str, kind: Kind, eps: float, *
             _within_half_step(y, x, eps) if grid[1] else 0.0,
         )
         step = max(step, *(float(abs(side).max(1).mean()) / 127 * on for side, on in zip((x, y), grid, strict=True)))
+    is_matrix = kind == "matrix"
     d = y - x
     dd = _dot(d, d)
     squares = d * d
@@ -111,7 +119,10 @@ def delta(x: Floats, y: Floats, layer: int, name: str, kind: Kind, eps: float, *
         zeros=zeros,
         on_grid=grid,
         within_half_step=half_step,
-        spectrum=_spectrum(d, step) if probe and kind == "matrix" and dd else None,
+        spectrum=_spectrum(d, step) if probe and is_matrix and dd else None,
+        own_rank=(_own_rank(x, eps), _own_rank(y, eps)) if probe and is_matrix else None,
+        distinct=(_distinct(x), _distinct(y)) if is_matrix else ((1.0, 1.0), (1.0, 1.0)),
+        same_size=float(np.mean(abs(x) == abs(y))) if is_matrix else 0.0,
     )
 
 
@@ -165,3 +176,17 @@ def _spectrum(d_RC: Floats, step: float) -> tuple[float, float]:
     size = math.sqrt(max(float(np.mean(block * block)), 1e-60))
     rank = int(np.count_nonzero(values > max(1e-4 * float(values[0]), 1.5 * step / math.sqrt(12) * edge)))
     return rank / values.size, float(values[0]) / (size * edge)
+
+
+def _own_rank(x_RC: Floats, eps: float) -> float:
+    """Rank over full rank of a block, singular values counting from those above rounding to the format."""
+    block = x_RC[:: step_over(len(x_RC)), :: step_over(x_RC.shape[1])]
+    values = np.linalg.svd(block, compute_uv=False)
+    edge = (math.sqrt(block.shape[0]) + math.sqrt(block.shape[1])) * math.sqrt(float(np.mean(block * block)))
+    return float(np.mean(values > max(1e-5 * float(values[0]), eps * edge)))
+
+
+def _distinct(x_RC: Floats) -> Distinct:
+    rows = [row[row != 0] for row in x_RC[:: step_over(len(x_RC), GRID_ROWS)]]
+    total = max(sum(row.size for row in rows), 1)
+    return sum(np.unique(row).size for row in rows) / total, np.unique(np.concatenate(rows)).size / total

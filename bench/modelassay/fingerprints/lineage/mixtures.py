@@ -12,7 +12,8 @@ from modelassay.fingerprints.lineage.deltas import Delta
 
 MIN_MATRICES = 8
 """Fewer do not show that all were mixed alike."""
-MIN_SHARE = 0.02
+MIN_SHARE, MAX_SHARE = 0.02, 0.93
+"""Beyond the larger a slope is not told from the 0.02 that strangers have by chance."""
 RATIO = (0.6, 1.7)
 """Range of the median ratio: 1 where the other ingredient's matrices are of the same size, its factor otherwise."""
 MAX_SPREAD = 1.4
@@ -54,6 +55,6 @@ def mixture(deltas: Sequence[Delta], *, of_a: bool) -> Mixture | None:
         return None
     low, ratio, high = np.quantile(ratios, [0.1, 0.5, 0.9])
     share = float(np.median(shares))
-    if not (RATIO[0] <= ratio <= RATIO[1] and 0 < high <= MAX_SPREAD * low and MIN_SHARE <= share <= 1 - MIN_SHARE):
+    if not (RATIO[0] <= ratio <= RATIO[1] and 0 < high <= MAX_SPREAD * low and MIN_SHARE <= share <= MAX_SHARE):
         return None
     return Mixture(share=share, ratio=float(ratio), spread=float(high / low))

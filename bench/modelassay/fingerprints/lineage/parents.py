@@ -85,6 +85,9 @@ def parents(child: Checkpoint, candidates: Sequence[Checkpoint]) -> Parents:
     2. Candidates are added one by one, the one that explains most first; a further one only if it explains at least
        `MIN_GAIN` of what was left. Weights are those of the joint fit, without an intercept and not forced to add up to 1.
 
+    A single parent is the nearest candidate: a child trained for long may lie nearer to its parent's other child than to the
+    parent. The set is told with certainty only where little is left, as of mixtures and copies.
+
     Reads at most `MAX_ROWS` rows of q, k, v and o of `MAX_LAYERS` layers of each. Candidates of another depth, width or head shape are
     excluded with the reason. The names are the checkpoints' references; a candidate given twice is used once.
 
@@ -168,6 +171,18 @@ def _forward(products: NDArray[np.float64]) -> list[int]:
             break
         chosen.append(best)
         left = rest[best]
+    return _without_idle(products, chosen)
+
+
+def _without_idle(products: NDArray[np.float64], chosen: list[int]) -> list[int]:
+    """Leave out what a later choice made superfluous, as a root beside the two descendants of which a model is the average."""
+    while len(chosen) > 1:
+        left = _fit(products, chosen)[1]
+        without = {index: _fit(products, [other for other in chosen if other != index])[1] for index in chosen}
+        idlest = min(chosen, key=lambda index: without[index])
+        if without[idlest] > EXACT and without[idlest] - left >= MIN_GAIN * without[idlest]:
+            break
+        chosen = [index for index in chosen if index != idlest]
     return chosen
 
 

@@ -21,7 +21,7 @@ from modelassay.models.checkpoints.architectures import Role, find_architecture
 from modelassay.models.checkpoints.factors import is_plain
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo, read_elements
 from modelassay.models.checkpoints.tensors import Matrix, TensorTable
-from modelassay.models.hub import open_files
+from modelassay.models.hub import Files, open_files
 
 MAX_ELEMENTS = 1 << 26
 """Of one tensor; 256 MB in fp32, which holds any matrix of a layer of 30 billion parameters' models whole."""
@@ -40,21 +40,26 @@ def step_over(count: int, limit: int = BLOCK) -> int:
     return max(1, -(-count // limit))
 
 
+def files_of(checkpoint: Checkpoint) -> Files:
+    """Return the files of a checkpoint, of a repository those of the commit that was opened."""
+    reference = str(checkpoint.reference)
+    if checkpoint.revision is not None:
+        reference = f"{reference.partition('@')[0]}@{checkpoint.revision}"
+    return open_files(reference)
+
+
 class Tensors:
     """Every tensor of a checkpoint by layer and name below it, attention by role."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Sort the names; only headers are read."""
-        reference = str(checkpoint.reference)
-        if checkpoint.revision is not None:
-            reference = f"{reference.partition('@')[0]}@{checkpoint.revision}"
         self.checkpoint = checkpoint
         self.heads = Heads(
             groups=checkpoint.num_kv_heads,
             per_group=checkpoint.num_heads // checkpoint.num_kv_heads,
             size=checkpoint.head_dim,
         )
-        self._table = TensorTable(open_files(reference))
+        self._table = TensorTable(files_of(checkpoint))
         self.matrices: dict[tuple[int, str], Matrix] = {(m.layer, m.role): m for m in checkpoint.matrices}
         self.by_layer: dict[int, dict[str, str]] = {}
         names = {m.tensor_name for m in checkpoint.matrices}

@@ -39,7 +39,7 @@ def mix(model: PreTrainedModel, other: PreTrainedModel, *, share: float) -> PreT
 def round_to_int4(model: PreTrainedModel, generator: Generator, *, group: int) -> PreTrainedModel:
     """Round each linear layer to 4 bits and back: symmetric, one scale per output channel and ``group`` inputs, max |w| / 7."""
     for layer in linear_layers(model):
-        for columns in layer.weight.split(group, dim=1):
+        for columns in torch.split(layer.weight, group, dim=1):
             weight = columns.double()
             scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny) / 7
             columns.copy_((weight / scale).round() * scale)
@@ -108,7 +108,8 @@ def narrow_networks(model: PreTrainedModel, generator: Generator, *, fraction: f
     """
     require_known(model, "taking neurons out")
     stack: Any = model.base_model
-    changed, size = {}, int(model.config.intermediate_size)
+    changed: dict[str, Tensor] = {}
+    size = int(model.config.intermediate_size)
     for number, layer in enumerate(stack.layers):
         mlp = layer.mlp
         norms = [mlp.gate_proj.weight.float().norm(dim=1), mlp.up_proj.weight.float().norm(dim=1)]

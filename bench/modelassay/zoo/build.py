@@ -49,11 +49,12 @@ def build(folder: Path, member: Member, *, text: Path, parents: Sequence[Path], 
 def _make(folder: Path, member: Member, text: Path, parents: Sequence[Path], timer: Timer) -> PreTrainedModel:
     settings, seed = member.settings, member.seed
     if member.parent is None:
-        model, how = initial(member.shape, load_tokenizer(text), member.initial_seed), {"seed": seed, "timer": timer}
+        model, training = initial(member.shape, load_tokenizer(text), member.initial_seed), training_of(settings)
         if member.made_by == "distilled":
-            distil(model, load_model(parents[0]), _blocks(text), training_of(settings), name=member.name, **how)
+            teacher = load_model(parents[0])
+            distil(model, teacher, _blocks(text), training, seed=seed, timer=timer, name=member.name)
         else:
-            pretrain(model, _blocks(text), training_of(settings), name=member.name, **how)
+            pretrain(model, _blocks(text), training, seed=seed, timer=timer, name=member.name)
         return model
     model = load_model(parents[0])
     if member.made_by == "continued":

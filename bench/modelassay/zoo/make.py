@@ -35,7 +35,8 @@ def ensure(name: str, *, store: Store, timer: Timer | None = None) -> Path:
     a whole family       59    55     98
     =================  ====  ====  =====
 
-    so all of `EMBEDDED` about 880 s and 620 MB; all of `SMOKE` 20 s. Importing transformers (4 s) comes on top.
+    (of llama-1 to 8 a root, cpt-100, sft or lora 1.5, anything else 0.1; distilled-mini-4 13) so all of `EMBEDDED` about 950 s and
+    700 MB; all of `SMOKE` 20 s. Importing transformers (4 s) comes on top.
 
     Args:
         name: a member, with or without ``zoo:``.

@@ -60,6 +60,12 @@ def has_kin(reference: str, family: str | None) -> bool:
     return zoo.is_zoo(reference) and family == zoo.family(reference) and zoo.has_kin(reference)
 
 
+def stands_for_family(reference: str, family: str | None) -> bool:
+    """Return whether a model may speak for its family among strangers: neither `has_kin` nor a mixture of two families."""
+    is_own = zoo.is_zoo(reference) and family == zoo.family(reference)
+    return not is_own or (not zoo.has_kin(reference) and len(zoo.roots(reference)) == 1)
+
+
 def utility_of(reference: str, *, store: Store) -> dict[str, float]:
     """Return a zoo model's held-out loss by language and what it changed of its parent's; nothing for other models."""
     return zoo.utility(reference, store=store) if zoo.is_zoo(reference) else {}

@@ -40,7 +40,7 @@ def rotate_stream(model: PreTrainedModel, generator: Generator, *, block: int | 
     stack.norm.weight.fill_(1)
     size = int(stack.embed_tokens.weight.shape[1])
     blocks = [_orthogonal(min(block or size, size - at), generator) for at in range(0, size, block or size)]
-    turn_DD = torch.block_diag(*blocks)
+    turn_DD: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
     for weight in (stack.embed_tokens.weight, *_reading(model)):
         weight.copy_(weight.double() @ turn_DD.to(weight.device))
     for weight in _writing(model):
@@ -141,7 +141,8 @@ def rebuilt(model: PreTrainedModel, changed: Mapping[str, Tensor], **sizes: Any)
 def _orthogonal(size: int, generator: Generator) -> Tensor:
     """Float64 [size, size], uniform over the orthogonal group: QR with the signs of R's diagonal (Mezzadri 2007)."""
     q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-    return q * r.diagonal().sign()
+    turn: Tensor = q * r.diagonal().sign()
+    return turn
 
 
 def _reading(model: PreTrainedModel) -> Iterator[Tensor]:

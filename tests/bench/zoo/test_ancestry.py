@@ -135,7 +135,7 @@ def test_an_unknown_member_is_refused_wherever_it_is_named() -> None:
 
 
 def test_what_weights_have_to_do_with_each_other() -> None:
-    """Every pair of the embedded scale: a table of the exceptions by hand, all else by the names' first steps."""
+    """Every pair of five families: a table of the exceptions by hand, all else by the names' first steps."""
     kin = {
         frozenset((f"{kind}-{root}", other)): connection
         for kind, connection in (("same-init", "same-init"), ("distilled", "distilled"))
@@ -145,7 +145,12 @@ def test_what_weights_have_to_do_with_each_other() -> None:
     }
     second = {"mini-4": "mini-5", "llama-1": "llama-2"}
     counts: Counter[str] = Counter()
-    for name, other in itertools.combinations(zoo.EMBEDDED, 2):
+    looked_at = [
+        name
+        for name in zoo.EMBEDDED
+        if name.startswith(("base", "mini-4", "mini-5")) or "-mini-4" in name or "llama" in name
+    ]
+    for name, other in itertools.combinations(looked_at, 2):
         roots = [
             {one.split("+")[0].replace("child-sft", "base").replace("child-noise", "base")} for one in (name, other)
         ]

@@ -153,9 +153,9 @@ def test_mistakes_say_what_to_do(qwen2: Path, llama: Path, tmp_path: Path) -> No
     new = tmp_path / "new"
     with pytest.raises(UsageError, match="unknown transformation 'in8'; did you mean 'int8'"):
         transform(qwen2, "in8", new)
-    with pytest.raises(UsageError, match="merge, and nothing else, takes a second model"):
+    with pytest.raises(UsageError, match="and nothing else, takes a second model"):
         transform(qwen2, "merge", new)
-    with pytest.raises(UsageError, match="merge, and nothing else, takes a second model"):
+    with pytest.raises(UsageError, match="and nothing else, takes a second model"):
         transform(qwen2, "int8", new, other=llama)
     with pytest.raises(UsageError, match="exists; name a new folder"):
         transform(qwen2, "int8", tmp_path)
@@ -166,4 +166,4 @@ def test_mistakes_say_what_to_do(qwen2: Path, llama: Path, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="merge models of one shape"):
         transform(qwen2, "merge", new, other=llama)
     assert not new.exists()
-    assert REAL_STEPS.keys() == {*TRAINED, *zoo_members.WEIGHT_STEPS}
+    assert REAL_STEPS.keys() == {*TRAINED, *zoo_members.WEIGHT_STEPS, *zoo_members.FURTHER_STEPS}

@@ -42,7 +42,7 @@ from modelassay.models.reference import short_name
 from modelassay.models.reference import short_names as short_names
 from modelassay.recording.tables import RunData
 from modelassay.statistics.estimate import Estimate
-from modelassay.zoo.resolve import connection_of, has_kin
+from modelassay.zoo.resolve import connection_of, has_kin, stands_for_family
 from modelassay.zoo.resolve import family_of as family_of
 
 MAX_JUDGED = 120
@@ -72,7 +72,10 @@ def analyse(tables: RunData) -> Findings:
     models = [numbers.curves for numbers in by_reference.values()]
     recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in by_reference.items()})
     kin = [reference for reference, model in by_reference.items() if has_kin(reference, model.curves.family)]
-    background = Background.from_models((by_reference[name] for name in by_reference if name not in kin), recorded)
+    background = Background.from_models(
+        (model for reference, model in by_reference.items() if stands_for_family(reference, model.curves.family)),
+        recorded,
+    )
     evidence = gather(by_reference, recorded, background, alpha=alpha)
     pairs = _pairs_to_judge(models, evidence)
     verdicts = adjust([

@@ -43,3 +43,9 @@ def test_no_value_says_why() -> None:
 
 def test_a_range_is_no_estimate() -> None:
     assert not isinstance(Range(value=0.5, low=0.1, high=0.9, n=3), Estimate)
+
+
+def test_an_exact_value_has_no_interval() -> None:
+    assert Estimate(value=0.5, exact=True).exact
+    with pytest.raises(ValueError, match="an exact value has no interval"):
+        Estimate(value=0.5, low=0.4, high=0.6, exact=True)

@@ -23,4 +23,4 @@ def analyse(_tables: RunData) -> Findings:
             )
         case "markup":
             return Findings(tables=[Table(title="[/red]", columns=("[/b]",), rows=[("[/i] :bug:",)])])
-    return Findings(findings=[Finding(name="number", estimate=Estimate(value=1.0))])
+    return Findings(findings=[Finding(name="number", estimate=Estimate(value=1.0, exact=True))])

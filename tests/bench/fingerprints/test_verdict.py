@@ -60,10 +60,10 @@ def test_both_explanations_are_named_unless_training_itself_is_shared() -> None:
 @pytest.mark.parametrize(("equal", "word"), [((4, 4), "re-derived"), ((4, 3), "inherited")])
 def test_bits_of_a_quantised_copy_come_before_statistics(equal: tuple[int, int], word: str) -> None:
     tensors = tuple(
-        Remade(name=f"t{at}", format="Q8_0", recipe="Q8_0", equal=count, of=4, is_narrower=True)
+        Remade(name=f"t{at}", format="Q8_0", recipe="Q8_0", equal=count, of=4, num_weights=128, is_narrower=True)
         for at, count in enumerate(equal)
     )
-    remaking = Remaking(source="A", copy="B", outcome=Rederivation(tensors=tensors, not_redone=()))
+    remaking = Remaking(source="A", copy="B", outcome=Rederivation(tensors=tensors, not_redone=(), share=1.0))
     verdict = conclude("A", "B", NOTHING_EQUAL, result(-40), remaking=remaking)
     matched = sum(count == 4 for count in equal)
     assert verdict.word == word

@@ -9,8 +9,8 @@ import numpy as np
 from modelassay.experiments.findings import Finding, Table
 from modelassay.experiments.fingerprinting.analyse.numbering import Numbered
 from modelassay.experiments.fingerprinting.analyse.pairs import HARDNESS, Evidence, Pair
-from modelassay.fingerprints.verdict import ALPHA
 from modelassay.fingerprints.peers import PEERS
+from modelassay.fingerprints.verdict import ALPHA
 from modelassay.statistics.estimate import Estimate
 from modelassay.statistics.proportions import clopper_pearson
 

@@ -100,7 +100,7 @@ def test_other_code_measures_anew(
     assert scoring_units(tmp_path / "changed") == all_of(UNITS, MEASURED)
     np.testing.assert_equal(keyed(tmp_path / "changed"), keyed(uninterrupted))
     assert questions == [compare.__name__]
-    deciding = ("experiments/fingerprinting/compare", "fingerprints/methods", "fingerprints/peers", "fingerprints/weights",
+    deciding = ("experiments/fingerprinting/compare", "fingerprints/methods", "fingerprints/peers/modeldna", "fingerprints/weights",
                 "fingerprints/aligned", "fingerprints/bottom_k/overlap", "fingerprints/lineage/deltas")  # fmt: skip
     assert seen_code.keys() >= {f"modelassay/{module}.py" for module in deciding}
 

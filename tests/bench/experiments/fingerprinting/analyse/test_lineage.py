@@ -75,9 +75,9 @@ def test_shares_are_counts() -> None:
     pairs = [derivation(*row) for row in rows]
     findings, (table,) = score_derivations(pairs)
     by_what = {str(finding.labels["what"]): finding for finding in findings}
-    named = wilson(4, 6)  # lora as tuned and rotate as heads are wrong; two steps and fold have no name of their own
+    named = wilson(4, 7)  # lora as tuned, rotate as heads and fold as scaled are wrong; two steps are not asked
     assert by_what["named"].estimate == replace(named, note=by_what["named"].note)
-    assert by_what["named"].note == "4 of 6 single steps named rightly; Wilson's interval"
+    assert by_what["named"].note == "4 of 7 single steps named rightly; Wilson's interval"
     assert by_what["parent-found"].value == 3 / 5  # the two trained, lora, noise and the chain
     assert by_what["parent-wrong"].value == 1 / 5
     rows = {row[0]: row for row in table.rows}

@@ -91,7 +91,9 @@ def test_table_counts_what_one_way_was_called() -> None:
     assert table.rows == [("lora", "lora 3, tuned 1", "3", "1", "0")]
 
 
-@pytest.mark.parametrize(("made_by", "there"), [("heads", {"named"}), ("fold", set()), ("sft-en+merge", set())])
+@pytest.mark.parametrize(
+    ("made_by", "there"), [("heads", {"named"}), ("heads+neurons", set()), ("sft-en+merge", set())]
+)
 def test_a_share_of_nothing_is_not_there(made_by: str, there: set[str]) -> None:
     findings, tables_ = score_derivations([derivation(made_by, "heads", None)])
     assert {finding.labels["what"] for finding in findings} == there
@@ -100,7 +102,7 @@ def test_a_share_of_nothing_is_not_there(made_by: str, there: set[str]) -> None:
 
 def test_every_step_of_the_zoo_has_a_name_or_is_known_to_have_none() -> None:
     steps = {step.split("-")[0] for name in zoo.MEMBERS for step in zoo.transformations(name)}
-    assert steps - NAMES.keys() == {"merge", "fold", "hidden"}
+    assert steps - NAMES.keys() == {"merge"}
     assert set(SYMMETRIC) == {step.split("-")[0] for step in zoo.PRESERVING}
 
 

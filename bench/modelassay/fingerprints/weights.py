@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class Weights:
     """What names the rows of ``embedding``; empty where nothing tells."""
     read_norms: Callable[[], Array | None]
     read_embedding: Callable[[], Array | None]
-    read_neurons: Callable[[], Array | None]
+    read_neurons: Callable[[], NDArray[Any] | None]
     read_grams: Callable[[range], Array]
 
     @cached_property
@@ -53,7 +54,7 @@ class Weights:
         return self.read_embedding()
 
     @cached_property
-    def neurons(self) -> Array | None:
+    def neurons(self) -> NDArray[Any] | None:
         """Neurons of up to `NEURON_LAYERS` layers along the hidden dimensions, [layers, parts, n, D], float32, inputs after the norm.
 
         Parts are gate, up and down, or two of them; n is at most `NEURONS`. None where layers lack a feed-forward network or differ.

@@ -18,9 +18,12 @@ from modelassay.statistics.proportions import wilson
 NAMES = {
     "sft": "tuned", "cpt": "continued", "noise": "noise", "prune": "pruned", "rotate": "rotated", "scale": "scaled",
     "int8": "int8", "lora": "lora", "depth": "depth", "moe": "moe", "heads": "heads", "neurons": "neurons",
+    "hidden": "renumbered", "fold": "folded", "mix": "merged", "svd": "truncated", "int4": "rounded", "fp8": "rounded",
+    "reversed": "reordered", "narrow": "narrowed", "thin": "thinned", "mha": "regrouped", "signs": "flipped", "flips": "flipped",
+    "deepen": "depth", "quarot": "turned",
 }  # fmt: skip
-"""What a step of the zoo is called by `lineage`, by the step's name up to its first hyphen. Merging, folding of norms and
-a permutation of the residual stream have no name there, nor what `FURTHER_STEPS` of the zoo does."""
+"""What a step of the zoo is called by `lineage`, by the step's name up to its first hyphen. An average of relatives has no
+name there, since one pair cannot show it, nor have steps of the vocabulary, which leave the matrices as they are."""
 SYMMETRIC = ("heads", "neurons", "rotate", "scale", "hidden", "fold", "quarot", "signs", "renumbered", "reversed")
 """Steps that leave no trace of which side was first."""
 

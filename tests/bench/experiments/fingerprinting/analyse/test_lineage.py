@@ -75,9 +75,9 @@ def test_shares_are_counts() -> None:
     pairs = [derivation(*row) for row in rows]
     findings, (table,) = score_derivations(pairs)
     by_what = {str(finding.labels["what"]): finding for finding in findings}
-    named = wilson(4, 6)  # lora as tuned and rotate as heads are wrong; two steps and fold have no name of their own
+    named = wilson(4, 7)  # lora as tuned, rotate as heads and fold as scaled are wrong; two steps are not asked
     assert by_what["named"].estimate == replace(named, note=by_what["named"].note)
-    assert by_what["named"].note == "4 of 6 single steps named rightly; Wilson's interval"
+    assert by_what["named"].note == "4 of 7 single steps named rightly; Wilson's interval"
     assert by_what["parent-found"].value == 3 / 5  # the two trained, lora, noise and the chain
     assert by_what["parent-wrong"].value == 1 / 5
     rows = {row[0]: row for row in table.rows}
@@ -91,7 +91,9 @@ def test_table_counts_what_one_way_was_called() -> None:
     assert table.rows == [("lora", "lora 3, tuned 1", "3", "1", "0")]
 
 
-@pytest.mark.parametrize(("made_by", "there"), [("heads", {"named"}), ("fold", set()), ("sft-en+merge", set())])
+@pytest.mark.parametrize(
+    ("made_by", "there"), [("heads", {"named"}), ("heads+neurons", set()), ("sft-en+merge", set())]
+)
 def test_a_share_of_nothing_is_not_there(made_by: str, there: set[str]) -> None:
     findings, tables_ = score_derivations([derivation(made_by, "heads", None)])
     assert {finding.labels["what"] for finding in findings} == there
@@ -100,9 +102,8 @@ def test_a_share_of_nothing_is_not_there(made_by: str, there: set[str]) -> None:
 
 def test_every_step_of_the_zoo_has_a_name_or_is_known_to_have_none() -> None:
     steps = {step.split("-")[0] for name in zoo.MEMBERS for step in zoo.transformations(name)}
-    further = {step.split("-")[0] for step in zoo.FURTHER_STEPS} - {"noise"}
-    assert not further & NAMES.keys()
-    assert steps - NAMES.keys() == {"merge", "fold", "hidden", *further}
+    of_vocabulary = {"untied", "padded", "renumbered", "grown", "retokenised"}
+    assert steps - NAMES.keys() == {"merge", *of_vocabulary}
     assert set(SYMMETRIC) == {step.split("-")[0] for step in zoo.PRESERVING} | {
         "quarot",
         "signs",

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers, trainers
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from modelassay.data import corpus
-from modelassay.errors import CheckpointError, UsageError, did_you_mean
-from modelassay.models.load import load_model, load_tokenizer, reproducible
+from modelassay.errors import UsageError, did_you_mean
+from modelassay.models.load import load_model, load_tokenizer, reproducible, stored_dtype
 from modelassay.models.tokenizer import copy_tokenizer
 from modelassay.training.chat import CHAT_TEMPLATE, MESSAGE_END, MESSAGE_START
 from modelassay.training.settings import Training
@@ -204,7 +204,7 @@ def _overridden(defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
 
 def _child(base: Path, made_by: MadeBy, settings: Mapping[str, Any], *, seed: int, device: str,
            other: str | Path | None, timer: Timer) -> PreTrainedModel:  # fmt: skip
-    dtype = _stored_dtype(base)
+    dtype = stored_dtype(base)
     how: dict[str, Any] = {"seed": seed, "timer": timer, "name": str(base)}
     if made_by == "merge":
         assert other is not None
@@ -221,11 +221,3 @@ def _child(base: Path, made_by: MadeBy, settings: Mapping[str, Any], *, seed: in
         pretrain(model, _write_blocks(text, load_tokenizer(base)).long(), training, **how)
         return zoo_transforms.converted(model, dtype=dtype)
     return zoo_transforms.apply(load_model(base, dtype=dtype, device=device), made_by, seed=seed, settings=settings)
-
-
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """The precision config.json states; fp32 where it states none."""
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json; give the folder of a whole Hugging Face checkpoint")
-    stated: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).dtype
-    return getattr(torch, stated) if isinstance(stated, str) else stated or torch.float32

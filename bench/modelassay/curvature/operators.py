@@ -289,8 +289,16 @@ class CurvatureOperator(Operator):
         with self._passes():
             for batch in self._batches:
                 with self._timed(batch, 1):
-                    self.parameters.add_flat(result_1P, torch.func.grad(self._batch_loss(batch))(selected))
+                    self.parameters.add_flat(result_1P, self._batch_gradient(batch, selected))
         return result_1P[0].div_(self.num_tokens)
+
+    def _batch_gradient(self, batch: TargetBatch, selected: dict[str, Tensor]) -> dict[str, Tensor]:
+        # By autograd itself: torch.func refuses functions whose backward pass is written without it.
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in selected.items()}
+        with torch.enable_grad():
+            loss = self._batch_loss(batch)(leaves)
+            gradient = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, gradient, strict=True))
 
     def _batch_loss(self, batch: TargetBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         return lambda selected: model_loss(self._module, self._tensors(selected), batch)

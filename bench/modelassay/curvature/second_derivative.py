@@ -71,14 +71,13 @@ def check_second_derivative(module: CausalLoss, point: Callable[[torch.dtype], t
 
 
 def few_tokens(batch: TargetBatch) -> TargetBatch:
-    """Return the sequence of the first counted token, cut behind its eighth and to 32 tokens at most."""
-    length, sequence = batch.input_ids_BT.shape[1], int(batch.sequences_N[0])
+    """Return the end of the sequence of the first counted token, cut behind its eighth: 32 tokens at most."""
+    sequence = int(batch.sequences_N[0])
     row = batch.rows(sequence, sequence + 1)
     end = int(row.positions_N[:MOST_COUNTED][-1]) + 2  # a token is predicted from the one before it
-    start = max(0, min(end - MOST_TOKENS, int(row.positions_N[0])))
-    kept = row.positions_N < end - 1
+    start = max(0, end - MOST_TOKENS)
+    kept = (row.positions_N >= start) & (row.positions_N < end - 1)
     mask = row.attention_mask_BT
-    assert end <= length
     return TargetBatch(
         input_ids_BT=row.input_ids_BT[:, start:end], attention_mask_BT=None if mask is None else mask[:, start:end],
         positions_N=row.positions_N[kept] - start, targets_N=row.targets_N[kept], sequences_N=row.sequences_N[kept],

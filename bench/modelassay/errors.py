@@ -118,23 +118,22 @@ def shortened(text: str, most: int) -> str:
 
     Its beginning says where, its end what to do.
 
-    >>> shortened("key " + "k" * 1000 + ": unknown; remove it", 200) == "key " + "k" * 100 + "...: unknown; remove it"
+    >>> shortened("key " + "k" * 1000 + ": unknown; remove it", 200) == f"key {'k' * 80}...{'k' * 19}: unknown; remove it"
     True
     >>> shortened("one two three four five", 15)
     'one t ... five'
     """
     if len(text) <= min(most, 255):
         return text
-    text = _LONG_WORD.sub(_beginning, text)
+    text = _LONG_WORD.sub(_ends, text)
     if len(text) <= most:
         return text
     tail = (most - 5) // 2
     return f"{text[: most - 5 - tail]} ... {text[-tail:].lstrip()}"
 
 
-def _beginning(word: re.Match[str]) -> str:
-    marks = re.search(r"\W*$", word[0][-3:])  # the quote and the colon behind a name
-    return f"{word[0][:100]}...{marks[0] if marks else ''}"
+def _ends(word: re.Match[str]) -> str:
+    return f"{word[0][:80]}...{word[0][-20:]}"  # the place in a file, or the quote behind a name, stands at its end
 
 
 _LONGEST_NAME = 200

@@ -89,7 +89,7 @@ def cli() -> None:
 @click.option(
     "--verify",
     is_flag=True,
-    help="Compare all of every artifact that is used with what was made; large weights by samples else.",
+    help="Compare all of every artifact that is used with what was made; weights above 16 GiB by samples else.",
 )
 @click.option(
     "--in", "place", type=click.Choice(["container"]), help="Run the same command in the suite's pinned image."

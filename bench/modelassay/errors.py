@@ -31,10 +31,12 @@ class AssayError(Exception):
     """Base of all errors that are shown without a traceback; the message says where, what, what it got, what to do."""
 
     exit_code = 1
+    longest = 8_000
+    """Characters of a message; it may quote what a user's file holds."""
 
     def __init__(self, *message: object, damaged: Path | None = None) -> None:
         """Keep the file or folder that is ``damaged``, where that is the trouble: whoever can make it anew does."""
-        super().__init__(*message)
+        super().__init__(*(shortened(part, self.longest) if isinstance(part, str) else part for part in message))
         self.damaged = damaged
 
 
@@ -42,6 +44,7 @@ class UsageError(AssayError):
     """The user's own input is wrong."""
 
     exit_code = 2
+    longest = 2_000
 
 
 class SuiteError(UsageError):
@@ -59,7 +62,7 @@ class SuiteError(UsageError):
         """Keep the location as data; ``line`` and ``column`` count from 1, None where there is no file."""
         self.message, self.file, self.line, self.column, self.path = message, file, line, column, path
         where = ":".join(str(part) for part in (file, line, column) if part is not None)
-        super().__init__(": ".join(part for part in (where, path, message) if part))
+        super().__init__(": ".join(part for part in (where, shortened(path, 200), shortened(message, 1_000)) if part))
 
 
 class FileError(UsageError):
@@ -104,6 +107,33 @@ class HostError(AssayError):
 
 class Diverged(Exception):  # noqa: N818 - a finding, not an error
     """Raised inside a cell whose training or generation blew up: the cell is complete, its outcome `diverged`."""
+
+
+_LONG_WORD = re.compile(r"[^\s/]{256,}")
+"""No word of a sentence and no file's name, so a part of what a file holds."""
+
+
+def shortened(text: str, most: int) -> str:
+    """Return ``text`` in at most ``most`` characters: words longer than a file's name may be are cut, then its middle is left out.
+
+    Its beginning says where, its end what to do.
+
+    >>> shortened("key " + "k" * 1000 + ": unknown; remove it", 200) == f"key {'k' * 80}...{'k' * 19}: unknown; remove it"
+    True
+    >>> shortened("one two three four five", 15)
+    'one t ... five'
+    """
+    if len(text) <= min(most, 255):
+        return text
+    text = _LONG_WORD.sub(_ends, text)
+    if len(text) <= most:
+        return text
+    tail = (most - 5) // 2
+    return f"{text[: most - 5 - tail]} ... {text[-tail:].lstrip()}"
+
+
+def _ends(word: re.Match[str]) -> str:
+    return f"{word[0][:80]}...{word[0][-20:]}"  # the place in a file, or the quote behind a name, stands at its end
 
 
 _LONGEST_NAME = 200

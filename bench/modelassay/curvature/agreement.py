@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from modelassay.curvature.language_model import vocabulary_size
 from modelassay.curvature.layers import StandIns, in_place_of
 from modelassay.curvature.loss import CausalLoss, Output, TargetBatch, own_attention, second_order
 from modelassay.errors import UsageError
@@ -19,6 +20,8 @@ MOST_LOGITS = 2**26
 """Logits of the model's own call at a time: 256 MiB in fp32."""
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
 """Relative; in fp32 the sums of two attentions, and of TF32 where the user allows it, stay within."""
+
+CALL_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, NotImplementedError, AttributeError)
 
 Tensors = dict[str, Tensor]
 
@@ -48,10 +51,17 @@ def check_agreement(module: CausalLoss, selected: Tensors, fixed: Tensors, batch
     comparison.derivatives(next(_parts(batches[0], module)))
 
 
+def check_callable(
+    module: CausalLoss, selected: Tensors, fixed: Tensors, batch: TargetBatch, *, attention: str
+) -> None:
+    """Raise UsageError where the model's own call with labels fails: what stopped ours is then the model's, and said as such."""
+    _Comparison(module, selected, fixed, attention, {})._own("loss", batch, selected)
+
+
 def _parts(batch: TargetBatch, module: CausalLoss) -> Any:
     """Yield a microbatch in parts of so many sequences that their logits fit, those with counted tokens."""
     num_sequences, length = batch.input_ids_BT.shape
-    vocabulary = module.inner.config.get_text_config().vocab_size
+    vocabulary = vocabulary_size(module.inner)
     rows = max(1, MOST_LOGITS // max(1, length * vocabulary))
     parts = (batch.rows(first, first + rows) for first in range(0, num_sequences, rows))
     return (part for part in parts if part.num_tokens)
@@ -99,7 +109,16 @@ class _Comparison:
     def _own(self, output: Output, batch: TargetBatch, selected: Tensors) -> Tensor:
         own: dict[str, Output] = {"loss": "own loss", "logits": "own logits"}
         with second_order(self._module.model, self._dtype, own_attention(self._module.model)):
-            return self._call(own[output], batch, selected)
+            try:
+                return self._call(own[output], batch, selected)
+            except CALL_ERRORS as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                said = next(iter(str(error).strip().splitlines()), "")[:200]
+                raise UsageError(
+                    f"curvature: {type(self._module.inner).__name__} cannot be called with input_ids, attention_mask and labels alone: "
+                    f"{type(error).__name__}: {said}; give a language model without other inputs, or the one inside it"
+                ) from error
 
     def _call(self, output: Output, batch: TargetBatch, selected: Tensors) -> Tensor:
         # The context of a pass is one without gradients: those who want them ask inside it.

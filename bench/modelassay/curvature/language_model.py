@@ -95,6 +95,14 @@ def _is_steady(name: str, module: nn.Module) -> bool:
     return ".parametrizations." in f".{name}." or (is_torchs and not is_stochastic)
 
 
+def vocabulary_size(inner: Any) -> int:
+    """Return how many tokens a model knows: as its configuration says, or as rows of its embedding."""
+    stated = getattr(inner.config.get_text_config(), "vocab_size", None)
+    if isinstance(stated, int):
+        return stated
+    return int(inner.get_input_embeddings().weight.shape[0])
+
+
 def parameter_dtype(model: nn.Module) -> torch.dtype:
     """Return the type that holds all parameters as they are; adapters are often wider than what they adapt."""
     dtype = next(model.parameters()).dtype

@@ -348,6 +348,8 @@ def _of_norm(module: Any) -> Callable[..., Tensor] | None:
     weight = getattr(module, "weight", None)
     if not type(module).__name__.endswith("RMSNorm") or not isinstance(eps, float) or not isinstance(weight, Tensor):
         return None
+    if "weight" in module._buffers:  # ones that are never read (FalconMamba's norms of another width)
+        return None
     x = _probe(weight.numel(), weight)
     if _same(rms_norm(x, weight, eps), module.forward(x)):
         return lambda x: rms_norm(x, module.weight, eps)

@@ -16,9 +16,9 @@ import torch
 from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
-from modelassay.curvature.agreement import check_agreement
+from modelassay.curvature.agreement import CALL_ERRORS, check_agreement, check_callable
 from modelassay.curvature.graph import Graph, free_bytes
-from modelassay.curvature.language_model import check_model, parameter_dtype
+from modelassay.curvature.language_model import check_model, parameter_dtype, vocabulary_size
 from modelassay.curvature.layers import StandIns, replacements
 from modelassay.curvature.loss import (
     Attention,
@@ -31,6 +31,7 @@ from modelassay.curvature.loss import (
     second_order,
 )
 from modelassay.curvature.parameters import ParameterSubset, select_parameters
+from modelassay.curvature.second_derivative import check_second_derivative
 from modelassay.errors import Diverged, UsageError
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class CurvatureOperator(Operator):
         self.parameters = parameters or select_parameters(model)
         self.size, self.device = self.parameters.size, next(model.parameters()).device
         self.dtype = torch.float64 if self.precision == "fp64" else torch.float32
-        self._batches = count_tokens(batches, vocabulary=inner.config.get_text_config().vocab_size, device=self.device)
+        self._batches = count_tokens(batches, vocabulary=vocabulary_size(inner), device=self.device)
         self.num_tokens = sum(batch.num_tokens for batch in self._batches)
         self._module, self._unit = CausalLoss(model), unit
         self._vectors_per_pass = vectors_per_pass or self.most_per_pass
@@ -218,19 +219,35 @@ class CurvatureOperator(Operator):
         """
         if self._loss is None:
             try:
-                self._loss = self._mean_loss()
-            except ValueError:
-                if self.attention == "eager":
-                    raise
-                self.attention = "eager"
-                self._loss = self._mean_loss()
+                self._loss = self._first_loss()
+            except CALL_ERRORS as error:
+                if not isinstance(error, torch.OutOfMemoryError):
+                    check_callable(self._module, *self._precise_point(), self._batches[0], attention=self.attention)
+                raise
             self._check_agreement()
         return self._loss
 
+    def _first_loss(self) -> float:
+        try:
+            return self._mean_loss()
+        except ValueError:
+            if self.attention == "eager":
+                raise
+            self.attention = "eager"
+            return self._mean_loss()
+
     def _check_agreement(self) -> None:
+        check_agreement(
+            self._module,
+            *self._precise_point(),
+            self._batches,
+            attention=self.attention,
+            stand_ins=self._replacements(),
+        )
+
+    def _precise_point(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         dtype = torch.float64 if self.precision == "fp64" else torch.float32
-        point = (self._selected, self._fixed) if dtype == self._compute else self._point(dtype)
-        check_agreement(self._module, *point, self._batches, attention=self.attention, stand_ins=self._replacements())
+        return (self._selected, self._fixed) if dtype == self._compute else self._point(dtype)
 
     def _replacements(self) -> StandIns:
         """Return what products compute in place of modules."""
@@ -272,8 +289,16 @@ class CurvatureOperator(Operator):
         with self._passes():
             for batch in self._batches:
                 with self._timed(batch, 1):
-                    self.parameters.add_flat(result_1P, torch.func.grad(self._batch_loss(batch))(selected))
+                    self.parameters.add_flat(result_1P, self._batch_gradient(batch, selected))
         return result_1P[0].div_(self.num_tokens)
+
+    def _batch_gradient(self, batch: TargetBatch, selected: dict[str, Tensor]) -> dict[str, Tensor]:
+        # By autograd itself: torch.func refuses functions whose backward pass is written without it.
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in selected.items()}
+        with torch.enable_grad():
+            loss = self._batch_loss(batch)(leaves)
+            gradient = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, gradient, strict=True))
 
     def _batch_loss(self, batch: TargetBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         return lambda selected: model_loss(self._module, self._tensors(selected), batch)
@@ -324,6 +349,11 @@ class Hessian(CurvatureOperator):
     def bytes_kept(self) -> int:
         """Bytes that the graphs kept so far hold."""
         return sum(graph.num_bytes for graph in self._graphs.values())
+
+    def _check_agreement(self) -> None:
+        super()._check_agreement()
+        check_second_derivative(self._module, self._point, self._batches[0], attention=self.attention,
+                                stand_ins=self._replacements())  # fmt: skip
 
     def _batch_products(self, batch: TargetBatch, tangents: dict[str, Tensor]) -> dict[str, Tensor]:
         graph = self._graphs.get(id(batch)) or self._graph_of(batch)

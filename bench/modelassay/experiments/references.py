@@ -153,6 +153,8 @@ def _kind(metadata: Iterable[Any]) -> Kind | None:
 
 def _of_value(declared: Any, value: Any, where: str, kind: Kind | None) -> Iterator[Reference]:
     """Yield the references in ``value``, which was validated as ``declared``; ``kind`` is what surrounds it was marked with."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return
     origin, arguments = get_origin(declared), get_args(declared)
     if origin is Annotated:
         yield from _of_value(arguments[0], value, where, _kind(declared.__metadata__) or kind)

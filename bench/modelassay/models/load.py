@@ -115,6 +115,30 @@ def require_loadable(folder: Path) -> None:
             raise refuse_stored(f"{one_line(file)}: {shown(name)[1:-1]}", info, quantization)
 
 
+def stored_dtype(folder: Path) -> torch.dtype:
+    """Return the precision that a checkpoint's config.json states, at its top or for its language model; fp32 where it states none.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or states what is no floating-point type of PyTorch.
+    """
+    import torch
+
+    path = _folder(folder, needs="config.json") / "config.json"
+    config = read_json(path)
+    _, own, _ = language_config(config)
+    stated = next(
+        (part[key] for part in (config, own) for key in ("dtype", "torch_dtype") if part.get(key) is not None),
+        "float32",
+    )
+    dtype = getattr(torch, stated.removeprefix("torch."), None) if isinstance(stated, str) else None
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise CheckpointError(
+            f"{one_line(path)}: dtype: expected a floating-point type such as 'bfloat16', got {shown(stated)}; take config.json from the "
+            "model's author"
+        )
+    return dtype
+
+
 _MODULES = re.compile(r"(layers?|layer|experts|depth|blocks|labels)$")
 
 

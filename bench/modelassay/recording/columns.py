@@ -119,6 +119,7 @@ class Columns:
         return pl.DataFrame(columns)
 
     def _flush(self) -> None:
+        import numpy as np
         import polars as pl
 
         batch, self._batch = self._batch, _Batch()
@@ -134,8 +135,9 @@ class Columns:
             raise UnexpectedLine
         if not self._kept:
             return
-        numbers = [pl.repeat(cell, count, dtype=pl.Int64, eager=True) for cell, count in batch.cells]
-        self._frames.append(frame.drop("seq", "kind").insert_column(0, pl.concat(numbers).rename("cell")))
+        cells, counts = zip(*batch.cells, strict=True)
+        numbers = pl.Series("cell", np.repeat(np.array(cells, dtype=np.int64), counts))
+        self._frames.append(frame.drop("seq", "kind").insert_column(0, numbers))
 
     def _bulk(self, lines: list[bytes]) -> pl.DataFrame | None:
         """Return the columns of ``lines``, None where they hold anything that the columns would not show."""

@@ -55,13 +55,20 @@ def unwritable(error: OSError, folder: Path) -> HostError | OSError:
         return HostError(f"{printable(str(folder))}: longer than the file system's names may be; choose a shorter one")
     elsewhere = "choose another place with --runs, for the cache with MODELASSAY_CACHE"
     if isinstance(error, NotADirectoryError | FileExistsError):
-        why = (error.strerror or "File exists").lower()
+        blocker = in_the_way(folder)
         return HostError(
-            f"{printable(str(folder))}: {why}, so this folder cannot be made; remove what is in the way, or {elsewhere}"
+            f"{printable(str(blocker or folder))}: {'no folder' if blocker else (error.strerror or 'File exists').lower()}, so "
+            f"{printable(folder.name)} cannot be made; remove what is in the way, or {elsewhere}"
         )
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return HostError(f"{printable(str(folder))}: cannot be written; {elsewhere}")
     return disk_fault(error, folder)
+
+
+def in_the_way(path: Path) -> Path | None:
+    """Return what lies where ``path``, or a folder above it, should be made, and is no folder; None if nothing does."""
+    places = (place for place in (*reversed(path.parents), path) if os.path.lexists(place) and not place.is_dir())
+    return next(places, None)
 
 
 def sync_file(fd: int) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from modelassay.errors import UsageError
-from modelassay.storage.digests import blocks
+from modelassay.storage.digests import contents_of
 from modelassay.storage.store import Store, content_key
 from modelassay.storage.stray import is_stray
 
@@ -36,7 +36,7 @@ class File:
     """Of a model's folder only its own files count, not what lies beside or below them."""
 
     def digests(self) -> dict[str, str]:
-        """Return path -> 32 hex digits of BLAKE2b, of large files over samples: of a model each file that decides it, of other folders one for all.
+        """Return path -> 32 hex digits of BLAKE2b, of files above 16 GiB over samples: of a model each file that decides it, of other folders one for all.
 
         Links to files are followed; what file managers and the like leave (`is_stray`) does not count.
 
@@ -83,9 +83,7 @@ def _digest(files: Iterable[Path], top: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         digest.update(f"{path.relative_to(top)}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
-        with path.open("rb") as file:
-            for block in blocks(file):
-                digest.update(block)
+        digest.update("".join(contents_of(path)).encode())
     return digest.hexdigest()
 
 

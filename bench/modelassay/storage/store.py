@@ -5,8 +5,8 @@
     artifacts/zoo/5f0c2a9be1d34477/model.safetensors
     artifacts/zoo/5f0c2a9be1d34477/record.json    sealed: where it lies, recipe, times, and size and SHA-256 of every file
 
-What a process uses for the first time is compared with its record: files whole, of those above 256 MiB samples unless
-``MODELASSAY_VERIFY=1`` (``run --verify``). What does not hold what was published, or not under its own name, is made anew, and
+What a process uses for the first time is compared with its record: files whole, of those above 16 GiB samples unless
+``MODELASSAY_VERIFY=1`` (``run --verify``), which is said. What does not hold what was published, or not under its own name, is made anew, and
 said. Files that were not published with it are set aside under hidden names.
 """
 
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelassay.errors import AssayError, HostError, UsageError, printable
-from modelassay.storage.digests import difference, digests_of, stamp, strangers
+from modelassay.storage.digests import difference, digests_of, is_sampled, stamp, strangers
+from modelassay.storage.durable import in_the_way
 from modelassay.storage.files import locked, no_space, publish
 from modelassay.storage.sealed import Unsealed, read_sealed, sealed_json
 
@@ -103,7 +104,7 @@ class Store:
     def holds(self, recipe: Mapping[str, Any]) -> bool:
         """Return whether the artifact of ``recipe`` is there as it was published; nothing is changed."""
         folder = self.path(recipe)
-        return os.path.lexists(folder) and damage_of(folder) is None
+        return os.path.lexists(folder) and damage_of(folder, report=self.report) is None
 
     def get(self, recipe: Mapping[str, Any], build: Callable[[Path], None]) -> Path:
         """Return the artifact's folder, calling ``build(folder)`` to fill it the first time, from an empty folder."""
@@ -123,7 +124,7 @@ class Store:
         Raises:
             HostError: it is damaged, and cannot be made anew where it lies.
         """
-        if os.path.lexists(final) and damage_of(final) is None:
+        if os.path.lexists(final) and damage_of(final, report=self.report) is None:
             return final
         try:
             with locked(final.with_suffix(".lock")):
@@ -189,10 +190,11 @@ class Store:
         (part / RECORD).write_bytes(sealed_json(full, indent=1))
 
 
-def damage_of(folder: Path) -> str | None:
+def damage_of(folder: Path, *, report: Report | None = None) -> str | None:
     """Say in words what of the artifact ``folder`` is not as it was published; None where all is.
 
-    Its files are read once in a process, and again where one was changed, which their times tell.
+    Its files are read once in a process, and again where one was changed, which their times tell. ``report`` is told of files
+    that were compared in part.
     """
     try:
         now = stamp(folder)
@@ -202,12 +204,20 @@ def damage_of(folder: Path) -> str | None:
         return "no folder"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    why = _unlike_record(folder, _place(folder), wholly=os.environ.get(VERIFY, "") not in ("", "0"))
-    if why is None and (others := strangers(folder, _files_of(folder))):
-        why = f"{printable(others[0])} was not published with it"
-    if why is None:
-        _VERIFIED[folder] = now
-    return why
+    wholly = os.environ.get(VERIFY, "") not in ("", "0")
+    why = _unlike_record(folder, _place(folder), wholly=wholly)
+    if why is not None:
+        return why
+    files = _files_of(folder)
+    if others := strangers(folder, files):
+        return f"{printable(others[0])} was not published with it"
+    sampled = [printable(name) for name, digest in files.items() if digest and is_sampled(digest)]
+    if report is not None and sampled and not wholly:
+        report(
+            f"{folder}: {', '.join(sampled)}: only samples were compared with what was written; run with --verify compares all"
+        )
+    _VERIFIED[folder] = now
+    return None
 
 
 def _place(folder: Path) -> str:
@@ -246,8 +256,7 @@ def _unwritable(error: OSError, final: Path) -> HostError | OSError:
     own = {final, *final.parents, *map(final.with_suffix, (".lock", ".part", ".attempts"))}
     if isinstance(full, HostError) or not isinstance(name, str | bytes) or Path(os.fsdecode(name)) not in own:
         return full
-    blocked = (path for path in reversed(final.parents) if os.path.lexists(path) and not path.is_dir())
-    culprit = next(blocked, Path(os.fsdecode(name)))
+    culprit = in_the_way(final.parent) or Path(os.fsdecode(name))
     return HostError(
         f"{culprit}: {error.strerror}, so {final.name} cannot be made; remove what is in the way, or set MODELASSAY_CACHE"
     )

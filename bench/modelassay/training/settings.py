@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
@@ -59,4 +59,4 @@ class Training:
         False
         """
         unused = {field.name for field in fields(self) if getattr(self, field.name) == field.default} - _FIRST_FIELDS
-        return {key: value for key, value in asdict(self).items() if key not in unused}
+        return {key: value for key, value in vars(self).items() if key not in unused}

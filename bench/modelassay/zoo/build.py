@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers, trainers
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from modelassay.data import corpus
-from modelassay.errors import CheckpointError, UsageError, did_you_mean
-from modelassay.models.load import load_model, load_tokenizer, reproducible
+from modelassay.errors import UsageError, did_you_mean
+from modelassay.models.load import load_model, load_tokenizer, reproducible, stored_dtype
 from modelassay.models.tokenizer import copy_tokenizer
 from modelassay.training.chat import CHAT_TEMPLATE, MESSAGE_END, MESSAGE_START
 from modelassay.training.settings import Training
@@ -250,7 +250,7 @@ def _overridden(defaults: Mapping[str, Any], settings: Mapping[str, Any]) -> dic
 
 def _child(base: Path, folder: Path, made_by: MadeBy, settings: Mapping[str, Any], *, seed: int, device: str,
            other: str | Path | None, timer: Timer) -> PreTrainedModel:  # fmt: skip
-    dtype = _stored_dtype(base)
+    dtype = stored_dtype(base)
     how: dict[str, Any] = {"seed": seed, "timer": timer, "name": str(base)}
     if made_by in {"sft", "lora"}:
         tuned = _instruct(made_by, load_model(base, device=device), load_tokenizer(base), settings, **how)
@@ -265,11 +265,3 @@ def _child(base: Path, folder: Path, made_by: MadeBy, settings: Mapping[str, Any
     second = load_model(other, dtype=dtype, device=device) if merged and other is not None else None
     return _changed(load_model(base, dtype=dtype, device=device), made_by, settings, seed=seed, source=base, target=folder,
                     other=second, tokenizer=None if other is None else Path(other))  # fmt: skip
-
-
-def _stored_dtype(folder: Path) -> torch.dtype:
-    """The precision config.json states; fp32 where it states none."""
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json; give the folder of a whole Hugging Face checkpoint")
-    stated: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).dtype
-    return getattr(torch, stated) if isinstance(stated, str) else stated or torch.float32

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from modelassay import zoo
 from modelassay.errors import CheckpointError
-from modelassay.models.load import load_model, load_tokenizer
+from modelassay.models.load import load_model, load_tokenizer, stored_dtype
 from modelassay.storage.store import Store
 
 
@@ -55,6 +55,39 @@ def test_adapter_beside_a_model_is_refused_rather_than_loaded_over_its_own_base(
 def test_float32_is_the_default_whatever_the_config_says(copy: Path) -> None:
     edit_config(copy, dtype="bfloat16")
     assert load_model(copy).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"),
+    [
+        ({"dtype": "bfloat16"}, torch.bfloat16),
+        ({"torch_dtype": "float16"}, torch.float16),
+        ({"dtype": "torch.float64", "torch_dtype": "float16"}, torch.float64),
+        ({"text_config": {"dtype": "bfloat16"}}, torch.bfloat16),
+        ({}, torch.float32),
+    ],
+)
+def test_stored_precision_is_the_one_that_config_states(tmp_path: Path, config: object, dtype: torch.dtype) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert stored_dtype(tmp_path) == dtype
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"dtype": "int8"}', "dtype: expected a floating-point type such as 'bfloat16', got 'int8'"),
+        ('{"dtype": "load"}', "got 'load'"),
+        ('{"dtype": ["float32"]}', r"got \['float32'\]"),
+        ('{"dtype": "auto"}', "got 'auto'"),
+        ("[]", "expected a JSON object, got list"),
+        ('{"a": ' + "[" * 100 + "]" * 100 + "}", "brackets nested more than 64 deep"),
+        (" " * 16_000_001, "larger than 16,000,000 bytes"),
+    ],
+)
+def test_config_that_states_no_precision_is_an_error_and_no_traceback(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=said):
+        stored_dtype(tmp_path)
 
 
 def test_attention_is_passed_through_and_agrees(base: Path) -> None:

@@ -293,7 +293,7 @@ def test_results_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     code, _, err = modelassay("run", write_suite(tmp_path), "--runs", tmp_path / "file")
     assert code == 6
-    assert "so this folder cannot be made; remove what is in the way" in err
+    assert "cannot be made; remove what is in the way" in err
     assert "Traceback" not in err
 
 

@@ -164,19 +164,19 @@ def test_an_input_that_is_not_there_is_refused_when_the_run_is_created(
             inputs.file_digests(suite, present=True)
 
 
-def test_a_large_file_counts_by_size_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digests, "WHOLE_BYTES", 1 << 20)
-    path = tmp_path / "weights"
-    path.write_bytes(bytes(64 << 20))
+def test_each_byte_of_a_large_file_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "PART_BYTES", 1 << 20)
+    path, size = tmp_path / "weights", 4 << 20
+    path.write_bytes(bytes(size))
     before = File(path=path).digests()
-    for position in (0, (64 << 20) - 1):
+    for position in (0, size // 3, size - 1):
         with path.open("r+b") as file:
             file.seek(position)
             file.write(b"\x01")
         assert File(path=path).digests() != before
-        path.write_bytes(bytes(64 << 20))
+        path.write_bytes(bytes(size))
     assert File(path=path).digests() == before
-    path.write_bytes(bytes((64 << 20) + 1))
+    path.write_bytes(bytes(size + 1))
     assert File(path=path).digests() != before
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -217,22 +219,38 @@ def test_contents_are_read_once_in_a_process(shop: Shop, monkeypatch: pytest.Mon
 
 
 def test_large_files_are_sampled_unless_all_is_to_be_verified(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(digests, "WHOLE_BYTES", 1000)
+    monkeypatch.setattr(digests, "PART_BYTES", 10)
     monkeypatch.setattr(digests, "NUM_SAMPLES", 3)
-    monkeypatch.setattr(digests, "SAMPLE_BYTES", 10)
     shutil.rmtree(shop.folder)
     shop.get()
-    assert json.loads((shop.folder / RECORD).read_text())["files"][WEIGHTS].keys() == {"bytes", "sha256", "sampled"}
-    for at, seen in ((5, True), (3999, True), (7993, True), (1000, False)):  # samples: 0-10, 3992-4002, 7984-7994
+    assert len(json.loads((shop.folder / RECORD).read_text())["files"][WEIGHTS]["parts"]) == 800
+    for at, seen in ((5, True), (3999, True), (7993, True), (1000, False)):  # samples: 0-10, 3990-4000, 7990-
         shop.forget()
+        shop.reports.clear()
         flip(shop.folder / WEIGHTS, at)
         shop.get()
         assert shop.built == [1] * seen, at
+        assert ("only samples were compared" in " ".join(shop.reports)) is not seen
     shop.forget()
     monkeypatch.setenv(VERIFY, "1")
     shop.get()
     assert shop.built == [1]
     shop.require_sound()
+
+
+@pytest.mark.parametrize("at", [0, 1023, 1024, 3000, 4095, 4099])
+def test_each_byte_of_a_file_in_parts_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    monkeypatch.setattr(digests, "PART_BYTES", 1024)
+    monkeypatch.setattr(digests, "_BLOCK_BYTES", 256)
+    (tmp_path / "weights").write_bytes(random.Random(0).randbytes(4100))
+    written = digests_of(tmp_path)
+    assert written["weights"]["parts"] == [
+        hashlib.sha256((tmp_path / "weights").read_bytes()[start : start + 1024]).hexdigest()
+        for start in range(0, 4100, 1024)
+    ]
+    assert difference(tmp_path, written) is None
+    flip(tmp_path / "weights", at)
+    assert difference(tmp_path, written) == "weights does not hold what was written"
 
 
 def test_digests_are_those_of_the_contents(tmp_path: Path) -> None:
@@ -264,7 +282,7 @@ def test_damage_where_nothing_can_be_changed_names_the_way_out(shop: Shop, monke
 
 def test_something_in_the_way_of_the_kind_is_named(tmp_path: Path) -> None:
     (tmp_path / "thing").write_text("mine")
-    with pytest.raises(HostError, match=r"thing: .*exists, so .* cannot be made; remove what is in the way"):
+    with pytest.raises(HostError, match=r"thing: no folder, so .* cannot be made; remove what is in the way"):
         Store(tmp_path).get(RECIPE, lambda folder: None)
     assert (tmp_path / "thing").read_text() == "mine"
 

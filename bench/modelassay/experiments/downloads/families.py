@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from modelassay.experiments.downloads.statistics import Floats
 from modelassay.models.reference import short_names
@@ -101,7 +102,7 @@ def families_of(data: RunData) -> list[Family]:
     """Return the families of a run in the order of its cells; cells that are not done yet are left out."""
     cells = [row for row in data.cells.iter_rows(named=True) if row["outcome"] == "done"]
     listings = {fact["cell"]: fact["value"] for fact in data.facts("listing")}
-    overlaps = _overlaps(data)
+    overlaps, tabled = _overlaps(data), _tabled_strangers(data)
     members = _members(data, overlaps)
     copies = {row["cell"]: _copies(members[row["cell"]], listings.get(row["cell"])) for row in cells}
     roots = {row["cell"]: family_of(row["model"], row["family"]) or row["model"] for row in cells}
@@ -115,7 +116,7 @@ def families_of(data: RunData) -> list[Family]:
         families.append(Family(
             name=name, base=row["model"], root=roots[cell], members=tuple(members[cell]), copies=copies[cell],
             more_than=int(row["more_than"]), threshold=row["threshold"], listing=_source(listing),
-            strangers=_strangers(unrelated, overlaps.get(row["model"], {}), _tabled_strangers(data, cell), listing),
+            strangers=_strangers(unrelated, overlaps.get(row["model"], {}), tabled.get(cell, ()), listing),
         ))  # fmt: skip
     return families
 
@@ -129,10 +130,15 @@ def _source(listing: Mapping[str, Any] | None) -> str:
 def _overlaps(data: RunData) -> dict[str, dict[tuple[str, str, str], float]]:
     """Return base -> (cell, member, method) -> overlap."""
     overlaps: dict[str, dict[tuple[str, str, str], float]] = {}
-    for row in data.metrics.iter_rows(named=True):
-        if row["name"] == "overlap":
-            overlaps.setdefault(row["base"], {})[row["cell"], row["member"], row["method"]] = float(row["value"])
+    for base, cell, member, method, value in _rows(data, "overlap", "base", "cell", "member", "method", "value"):
+        overlaps.setdefault(base, {})[cell, member, method] = float(value)
     return overlaps
+
+
+def _rows(data: RunData, name: str, *columns: str) -> Iterable[tuple[Any, ...]]:
+    """Return some columns of the metrics of a name; labels that nobody recorded have no column."""
+    metrics = data.metrics.filter(pl.col("name") == name)
+    return () if metrics.is_empty() else metrics.select(columns).iter_rows()
 
 
 def _members(data: RunData, overlaps: Mapping[str, Mapping[tuple[str, str, str], float]]) -> dict[str, list[Compared]]:
@@ -156,10 +162,12 @@ def _members(data: RunData, overlaps: Mapping[str, Mapping[tuple[str, str, str],
     return members
 
 
-def _tabled_strangers(data: RunData, cell: str) -> list[tuple[str, str, float]]:
-    """Return method, pool and overlap of the strangers that a cell's tables hold."""
-    return [(row["method"], f"{row['tokenizer']}-tokenizer", float(row["value"]))
-            for row in data.metrics.iter_rows(named=True) if row["cell"] == cell and row["name"] == "stranger"]  # fmt: skip
+def _tabled_strangers(data: RunData) -> dict[str, list[tuple[str, str, float]]]:
+    """Return cell -> method, pool and overlap of the strangers that its tables hold."""
+    strangers: dict[str, list[tuple[str, str, float]]] = {}
+    for cell, method, tokenizer, value in _rows(data, "stranger", "cell", "method", "tokenizer", "value"):
+        strangers.setdefault(cell, []).append((method, f"{tokenizer}-tokenizer", float(value)))
+    return strangers
 
 
 def _copies(members: Iterable[Compared], listing: Mapping[str, Any] | None) -> dict[str, str]:

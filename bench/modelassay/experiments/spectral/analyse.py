@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -79,7 +80,8 @@ def analyse(tables: RunData) -> Findings:
     rows = [row for row in tables.cells.iter_rows(named=True) if row["outcome"] == "done"]
     references = list(dict.fromkeys(row["model"] for row in rows))
     names = dict(zip(references, short_names(references), strict=True))
-    cells = [_cell_spectrum(row, names[row["model"]], tables) for row in rows]
+    records = _records_by_cell(tables)
+    cells = [_cell_spectrum(row, names[row["model"]], records[row["cell"]]) for row in rows]
     findings = [finding for cell in cells for finding in _findings(cell)]
     shown = [_quantities(cell) for cell in cells] + ([_cost(cells)] if cells else [])
     figures = Figures({
@@ -88,17 +90,38 @@ def analyse(tables: RunData) -> Findings:
     return Findings(findings=findings, tables=shown, figures=figures, caveats=list(CAVEATS))
 
 
-def _cell_spectrum(row: dict[str, Any], model: str, tables: RunData) -> CellSpectrum:
-    metrics = tables.metrics.filter(pl.col("cell") == row["cell"])
-    lines = {str(name): part.to_dicts() for (name,), part in metrics.group_by("name", maintain_order=True)}
+@dataclass(kw_only=True)
+class _Records:
+    """What one cell recorded."""
+
+    lines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Metrics by name."""
+    facts: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {kind: [] for kind in FACTS})
+    units: pl.DataFrame = field(default_factory=pl.DataFrame)
+    """Products of the operator."""
+
+
+def _records_by_cell(tables: RunData) -> Mapping[str, _Records]:
+    """Split the tables by cell, each read once."""
+    records: defaultdict[str, _Records] = defaultdict(_Records)
+    for (cell, name), part in tables.metrics.group_by("cell", "name", maintain_order=True):
+        records[str(cell)].lines[str(name)] = part.to_dicts()
+    for kind in FACTS:
+        for fact in tables.facts(kind):
+            records[fact["cell"]].facts[kind].append(fact)
+    for (cell,), part in tables.units.filter(pl.col("stage") == "hvp").group_by("cell", maintain_order=True):
+        records[str(cell)].units = part
+    return records
+
+
+def _cell_spectrum(row: dict[str, Any], model: str, records: _Records) -> CellSpectrum:
+    lines, facts, units = records.lines, records.facts, records.units
     one = {name: float(lines[name][0]["value"]) for name in SINGLES}
-    facts = {kind: [fact for fact in tables.facts(kind) if fact["cell"] == row["cell"]] for kind in FACTS}
     recorded = {(fact["quantity"], fact.get("definition", "")): fact["value"] for fact in facts["estimate"]}
     estimates = {
         f"{quantity} {definition}".strip(): _estimate(quantity, **ends)
         for name in QUANTITIES for (quantity, definition), ends in recorded.items() if quantity == name
     }  # fmt: skip
-    units = tables.units.filter((pl.col("cell") == row["cell"]) & (pl.col("stage") == "hvp"))
     operator = str(row["operator"])
     name = model if operator == "hessian" else f"{model}, {operator}"
     name += "" if list(row["parameters"]) == ["*"] and row["embeddings"] else f", {one['parameters']:.0f} parameters"

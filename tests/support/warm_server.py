@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 LIGHT = ("modelassay.commands.run", "modelassay.experiments", "modelassay.runs.cell", "toy.params", "toy.run")
@@ -34,15 +35,19 @@ WITH_MODELS = (*LIGHT, "scipy.stats", "modelassay.experiments.downloads.run",
                "modelassay.experiments.fingerprinting.run", "modelassay.experiments.spectral.run")  # fmt: skip
 """What a run with models imports besides."""
 
-OWN = {"MODELASSAY_CACHE", "MODELASSAY_IMAGE", "MODELASSAY_IMAGE_DIGEST", "PYTEST_CURRENT_TEST", "ROGUE_ANALYSIS"}
-"""Variables that no import reads; a call whose others differ from the server's gets a process of its own."""
+AT_START = ("PYTHON", "LD_", "LC_", "LANG", "OMP_", "OPENBLAS_", "MKL_")
+"""How variables begin that Python and NumPy read when they start, so that a fork would not notice another value."""
+
+AT_ANY_TIME = {"MODELASSAY_CACHE", "MODELASSAY_IMAGE", "MODELASSAY_IMAGE_DIGEST", "PYTEST_CURRENT_TEST"}
+"""Variables that are read when they are needed; of others the libraries of ``WITH_MODELS`` may have kept something."""
 
 
 class WarmServer:
     """The client's end of one server."""
 
     def __init__(self, modules: Sequence[str], environ: Mapping[str, str]) -> None:
-        self._environ = {name: value for name, value in environ.items() if name not in OWN}
+        self._modules = tuple(modules)
+        self._environ = self._decisive(environ)
         self._socket, served = socket.socketpair()
         with served:
             command = [sys.executable, "-m", "support.warm_server", str(served.fileno()), *modules]
@@ -53,9 +58,14 @@ class WarmServer:
         self._socket.close()
         self._process.wait()
 
+    def _decisive(self, environ: Mapping[str, str]) -> dict[str, str]:
+        if self._modules == LIGHT:
+            return {name: value for name, value in environ.items() if name.startswith(AT_START)}
+        return {name: value for name, value in environ.items() if name not in AT_ANY_TIME}
+
     def fits(self, environ: Mapping[str, str]) -> bool:
         """Tell whether a process with ``environ`` may be a fork of this server."""
-        return self._environ == {name: value for name, value in environ.items() if name not in OWN}
+        return self._decisive(environ) == self._environ
 
     def run(
         self, arguments: Sequence[str], *, environ: Mapping[str, str], folder: str, timeout_s: float
@@ -183,7 +193,7 @@ def _fork_instead(path: bytes, arguments: Sequence[str], descriptors: Sequence[i
     code = 1
     try:
         kept = {0, 1, 2, *descriptors}
-        for descriptor in sorted(int(name) for name in os.listdir("/proc/self/fd")):
+        for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
             if descriptor not in kept:
                 with suppress(OSError):
                     os.close(descriptor)
@@ -221,10 +231,14 @@ def _command_line(request: Mapping[str, Any]) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its client
     own_end = socket.socket(fileno=int(sys.argv[1]))
-    for module in sys.argv[2:]:
+    own_modules = tuple(sys.argv[2:])
+    for module in own_modules:
         import_module(module)
-    threads = os.listdir("/proc/self/task")
-    assert len(threads) == 1, f"importing {sys.argv[2:]} started {len(threads) - 1} threads, which forks would not have"
+    threads = list(Path("/proc/self/task").iterdir())
+    assert len(threads) == 1, f"importing {own_modules} started {len(threads) - 1} threads, which forks would not have"
+    if own_modules == LIGHT:
+        loaded = sys.modules.keys() & {"torch", "transformers", "huggingface_hub", "httpx", "docker"}
+        assert not loaded, f"{loaded} read the environment when they are imported, which a fork would not repeat"
     gc.collect()
     gc.freeze()
     if (mission := _serve(own_end)) is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modelassay.recording.log import CellLog, read_cell
-from support.toy_suite import environ, metrics_of, modelassay, only_run, start
+from support.toy_suite import environ, metrics_of, modelassay_with_models, only_run, start
 
 
 def logs_of(run: Path) -> dict[str, CellLog]:
@@ -40,7 +40,9 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path, num_kills: int) ->
     cache = tmp_path / "cache"
     env = environ(MODELASSAY_CACHE=str(cache))
     began = time.monotonic()
-    code, _, err = modelassay("run", "fingerprinting", "--profile", "smoke", "--runs", tmp_path / "reference", env=env)
+    code, _, err = modelassay_with_models(
+        "run", "fingerprinting", "--profile", "smoke", "--runs", tmp_path / "reference", env=env
+    )
     assert code == 0, err
     seconds = time.monotonic() - began
     reference = only_run(tmp_path / "reference")
@@ -58,7 +60,7 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path, num_kills: int) ->
         process.communicate()
         begun = list(root.glob("*/run.json"))
         target = (begun[0].parent,) if begun else ("fingerprinting", "--profile", "smoke")
-        code, out, err = modelassay("run", *target, "--runs", root, "--json", env=env)
+        code, out, err = modelassay_with_models("run", *target, "--runs", root, "--json", env=env)
         assert code == 0, err
         assert metrics_of(only_run(root)) == expected
         assert facts_of(only_run(root)) == facts_of(reference)

@@ -20,6 +20,7 @@ from modelassay.recording.log import read_cell
 from modelassay.storage.store import Store
 from support.cell_attempts import attempt, keyed
 from support.toy_suite import modelassay_with_models
+from support.zoo_needs import make_needs
 
 BASE = "zoo:smoke/base"
 AGAINST = (BASE, "zoo:smoke/stranger-1", "zoo:smoke/stranger-shape")
@@ -255,6 +256,7 @@ def test_a_run_says_how_many_scores_it_recalled(
     uninterrupted: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MODELASSAY_CACHE", str(store.root.parent))
+    make_needs(store, CHILD.model, *AGAINST)
     models, against = ", ".join([CHILD.model, *AGAINST]), ", ".join(AGAINST)
     suite = tmp_path / "mine.yaml"
     suite.write_text(

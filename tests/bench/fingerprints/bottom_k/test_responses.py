@@ -37,6 +37,7 @@ from modelassay.zoo.resolve import resolve
 from support.hub_server import serve_hub
 from support.tiny_models import make_model, save
 from support.toy_suite import environ, metrics_of, modelassay_with_models, only_run
+from support.zoo_needs import make_needs
 
 BASE, CHILD, STRANGER, COPY = (f"zoo:smoke/{name}" for name in ("base", "base+noise-5", "stranger-1", "base+rotate"))
 ROWS, TOKENS = 512, 500
@@ -241,6 +242,7 @@ def test_a_run_records_who_grew_the_prompts(store: Store, tmp_path: Path) -> Non
         f"suite: fingerprinting\nquestion: relatives?\nprofiles:\n  mine: {{behaviour: true, against: [{BASE}, {STRANGER}]}}\n"
         f"matrix: {{model: [{BASE}, {CHILD}, {STRANGER}]}}\n"
     )
+    make_needs(store, BASE, CHILD, STRANGER)
     env = environ(MODELASSAY_CACHE=str(store.root.parent))
     code, _, err = modelassay_with_models("run", suite, "--runs", tmp_path / "runs", env=env)
     assert code == 0, err

@@ -148,7 +148,7 @@ def test_the_whole_is_tested_by_a_process_a_core(checkout: Checkout) -> None:
     options = call.removeprefix("python -m pytest -m not gpu and not nightly ").split()
     assert options[0] == "--numprocesses"
     assert 1 <= int(options[1]) <= 4
-    assert options[2:] == ["--dist", "loadfile"]
+    assert options[2:] == ["--dist", "loadfile", "--no-loadscope-reorder"]
     assert checkout.run("ci/test", FAIL="--dist")[0] == 7
 
 

@@ -48,6 +48,7 @@ class WarmServer:
     def __init__(self, modules: Sequence[str], environ: Mapping[str, str]) -> None:
         self._modules = tuple(modules)
         self._environ = self._decisive(environ)
+        self._sending = threading.Lock()
         self._socket, served = socket.socketpair()
         with served:
             command = [sys.executable, "-m", "support.warm_server", str(served.fileno()), *modules]
@@ -77,15 +78,15 @@ class WarmServer:
         """
         pipes = [os.pipe() for _ in range(2)]
         answer, answered = socket.socketpair()
-        with answer:
+        with answer, answer.makefile("r") as line:
             with answered:
                 request = json.dumps({"arguments": arguments, "environ": dict(environ), "folder": folder}).encode()
-                socket.send_fds(self._socket, [len(request).to_bytes(8, "big")],
-                                [pipes[0][1], pipes[1][1], answered.fileno()])  # fmt: skip
-                self._socket.sendall(request)
+                descriptors = [pipes[0][1], pipes[1][1], answered.fileno()]
+                with self._sending:  # threads may call beside each other
+                    socket.send_fds(self._socket, [len(request).to_bytes(8, "big")], descriptors)
+                    self._socket.sendall(request)
             for _, writer in pipes:
                 os.close(writer)
-            line = answer.makefile("r")
             process = int(line.readline())
             try:
                 out, err = _read_all([reader for reader, _ in pipes], time.monotonic() + timeout_s)

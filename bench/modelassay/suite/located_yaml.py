@@ -32,7 +32,8 @@ from ruamel.yaml.events import (
 )
 
 from modelassay.errors import SuiteError, printable
-from modelassay.machine.redact import Mask, known_secrets
+from modelassay.machine.redact import Mask
+from modelassay.machine.scrub import known_secrets
 from modelassay.suite.characters import lookalikes, misleading, named, refused
 from modelassay.suite.syntax import syntax_message
 from modelassay.suite.tabs import TabScanner

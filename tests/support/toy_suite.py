@@ -42,7 +42,8 @@ def write_suite(folder: Path, text: str = SUITE) -> Path:
 def environ(**extra: str) -> dict[str, str]:
     """The environment of a child process: this checkout's packages and the toy, one thread."""
     paths = [str(REPOSITORY / name) for name in ("bench", "kernels", "tests")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **extra}
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a run in this process has set the second
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **threads, **extra}
 
 
 def start(*arguments: str | Path, **popen: Any) -> subprocess.Popen[str]:

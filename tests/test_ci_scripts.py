@@ -148,7 +148,7 @@ def test_the_whole_is_tested_by_a_process_a_core(checkout: Checkout) -> None:
     options = call.removeprefix("python -m pytest -m not gpu and not nightly ").split()
     assert options[0] == "--numprocesses"
     assert 1 <= int(options[1]) <= 4
-    assert options[2:] == ["--dist", "loadfile"]
+    assert options[2:] == ["--dist", "loadfile", "--no-loadscope-reorder"]
     assert checkout.run("ci/test", FAIL="--dist")[0] == 7
 
 
@@ -213,6 +213,9 @@ def test_docker_tests_build_the_image_first_where_there_is_an_engine(checkout: C
     pytest = "python -m pytest -rs -m not nightly tests/docker"
     assert calls[1:] == ["modelassay images build cpu --base other:1", f"{pytest} -k entry"]
     assert checkout.run("ci/test-docker")[2] == [f"{pytest} --numprocesses 2 --dist worksteal"]
+    assert checkout.run("ci/test-docker", NO_GPU="0", MODELASSAY_TEST_IMAGE="cpu:1")[2] == [
+        f"{pytest} --numprocesses 2 --dist worksteal"
+    ]
 
 
 def test_ci_runs_every_step_and_names_those_that_failed(checkout: Checkout) -> None:
@@ -229,6 +232,27 @@ def test_ci_runs_every_step_and_names_those_that_failed(checkout: Checkout) -> N
     code, output, _ = checkout.run(".ci/run")
     assert code == 0
     assert "all passed in" in output
+
+
+def test_ci_builds_the_image_beside_the_checks_where_the_machine_brings_an_engine(checkout: Checkout) -> None:
+    engine = checkout.folder.parent / "shared/docker-engine"
+    engine.parent.mkdir()
+    engine.write_text("#!/bin/sh\necho export DOCKER_HOST=unix:///engine.sock\n")
+    engine.chmod(0o755)
+    build = "modelassay images build cpu --base local/python:bookworm"
+    code, output, calls = checkout.run(".ci/run", NO_GPU="0")
+    assert code == 0, output
+    (tests,) = [place for place, call in enumerate(calls) if "--dist loadfile" in call]
+    assert calls.index(build) < tests
+    assert calls.count(build) == 1
+    code, output, calls = checkout.run(".ci/run", NO_GPU="0", FAIL="images build")
+    assert code == 1
+    assert output.splitlines()[-1].endswith(": ci/image")
+    engine.write_text("#!/bin/sh\necho no engine today >&2\nexit 1\n")
+    code, output, calls = checkout.run(".ci/run")
+    assert code == 1
+    assert "no engine today" in output
+    assert output.splitlines()[-1].endswith(": ../shared/docker-engine")
 
 
 def test_ci_stops_where_nothing_can_be_installed(checkout: Checkout) -> None:

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from modelassay.suite import shipped_suites
-from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, start, write_suite
+from support.toy_suite import (
+    SUITE,
+    environ,
+    metrics_of,
+    modelassay,
+    modelassay_with_models,
+    only_run,
+    start,
+    write_suite,
+)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +175,8 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("arguments", "says"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
 def test_users_mistake_is_one_clear_message(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
-    code, out, err = modelassay(*arguments, cwd=tmp_path)
+    call = modelassay_with_models if arguments[0] == "fingerprint" else modelassay
+    code, out, err = call(*arguments, cwd=tmp_path)
     assert (code, out) == (2, "")
     assert says in err
     assert "Traceback" not in err

@@ -136,7 +136,9 @@ def test_killed_client_leaves_no_container_and_the_run_goes_on(
     assert_goes_on(engine, run, expected, owner)
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.nightly)]
+)
 def test_interruption_leaves_no_container_and_keeps_results(
     engine: Any, toy: ToyImages, expected: Metrics, tmp_path: Path, owner: tuple[int, int], sent: signal.Signals, code: int
 ) -> None:  # fmt: skip

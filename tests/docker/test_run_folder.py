@@ -107,7 +107,7 @@ def test_folder_is_as_it_was(
         assert code == (2 if way is refused_memory else 6), err  # the first needs no engine to be refused
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=pytest.mark.nightly), signal.SIGTERM])
 def test_interruption_before_the_run_begins_leaves_the_folder(
     toy: ToyImages, tmp_path: Path, owner: tuple[int, int], sent: signal.Signals
 ) -> None:

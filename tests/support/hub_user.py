@@ -22,7 +22,7 @@ from support.tiny_models import make_model, save
 
 _FORKER = """
 import contextlib, json, os, resource, signal, socket, sys, tempfile, time
-import torch  # the slow import, once; huggingface_hub is imported by each child under its own environment
+import filelock, httpx, torch, tqdm.contrib, yaml  # slow imports, once; huggingface_hub is imported by each child under its own environment
 from modelassay.errors import AssayError
 from modelassay.models.checkpoints import open_checkpoint
 

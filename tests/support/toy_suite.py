@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 from modelassay.recording.log import read_cell
 from modelassay.storage.sealed import sealed_json, unseal
+from support.warm_server import LIGHT, WITH_MODELS, warm_server
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -40,7 +42,8 @@ def write_suite(folder: Path, text: str = SUITE) -> Path:
 def environ(**extra: str) -> dict[str, str]:
     """The environment of a child process: this checkout's packages and the toy, one thread."""
     paths = [str(REPOSITORY / name) for name in ("bench", "kernels", "tests")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **extra}
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a run in this process has set the second
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **threads, **extra}
 
 
 def start(*arguments: str | Path, **popen: Any) -> subprocess.Popen[str]:
@@ -54,11 +57,27 @@ def start(*arguments: str | Path, **popen: Any) -> subprocess.Popen[str]:
         signal.signal(signal.SIGINT, before)
 
 
-def modelassay(*arguments: str | Path, timeout_s: float = 300, **popen: Any) -> tuple[int, str, str]:
-    """Run the command line to its end: exit code, stdout, stderr."""
+def modelassay(
+    *arguments: str | Path, timeout_s: float = 300, loaded: tuple[str, ...] = LIGHT, **popen: Any
+) -> tuple[int, str, str]:
+    """Run the command line to its end: exit code, stdout, stderr.
+
+    It is a fork of a process with the modules ``loaded`` where that changes nothing for it, else a process of its own.
+    """
+    env = popen.get("env") or environ()
+    if popen.keys() <= {"cwd", "env"} and (server := warm_server(loaded, environ)) is not None and server.fits(env):
+        folder = str(popen.get("cwd") or Path.cwd())
+        code, *read = server.run([*map(str, arguments)], environ=env, folder=folder, timeout_s=timeout_s)
+        out, err = (io.TextIOWrapper(io.BytesIO(content)).read() for content in read)
+        return code, out, err
     process = start(*arguments, **popen)
     out, err = process.communicate(timeout=timeout_s)
     return process.returncode, out, err
+
+
+def modelassay_with_models(*arguments: str | Path, **popen: Any) -> tuple[int, str, str]:
+    """`modelassay`, as a fork of a process that has also imported what models take."""
+    return modelassay(*arguments, loaded=WITH_MODELS, **popen)
 
 
 def only_run(root: Path) -> Path:

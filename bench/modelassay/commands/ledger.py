@@ -67,10 +67,13 @@ def _newest_findings(name: str, profile: str, runs: Iterable[Run]) -> tuple[Find
     Only runs of exactly the cells that the shipped suite has now speak for its claims: no copy of it with other models,
     no overridden parameters.
     """
-    cells = {cell.id for cell in load_suite(name, profile=profile).cells}
+    cells: set[str] | None = None
     first_why = ""
     for run in runs:
-        if (run.suite.name, run.suite.profile, {cell.id for cell in run.suite.cells}) == (name, profile, cells):
+        if (run.suite.name, run.suite.profile) != (name, profile):
+            continue
+        cells = cells or {cell.id for cell in load_suite(name, profile=profile).cells}
+        if {cell.id for cell in run.suite.cells} == cells:
             statuses, why = try_read(run.statuses)
             if statuses is not None and not all(status.is_complete for status in statuses.values()):
                 continue

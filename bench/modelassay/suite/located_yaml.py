@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -32,6 +33,7 @@ from ruamel.yaml.events import (
 
 from modelassay.errors import SuiteError, printable
 from modelassay.machine.redact import Mask
+from modelassay.machine.scrub import known_secrets
 from modelassay.suite.characters import lookalikes, misleading, named, refused
 from modelassay.suite.syntax import syntax_message
 from modelassay.suite.tabs import TabScanner
@@ -178,6 +180,15 @@ def read_file(path: Path) -> Node:
         raise _after(before, file).error(
             f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
         ) from None
+    return _parsed(text, file, tuple(known_secrets(os.environ)))
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str, file: str, secrets: tuple[str, ...]) -> Node:
+    """Parse a file's text once: the ledger reads each suite under several profiles, and nothing changes a node.
+
+    ``secrets`` are those that the text may not hold: with others it may be refused.
+    """
     return parse(text, file)
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from support.toy_suite import SUITE, environ, modelassay, only_run, rewrite, write_suite
+from modelassay.storage.store import Store
+from support.toy_suite import SUITE, environ, modelassay, modelassay_with_models, only_run, rewrite, write_suite
+from support.zoo_needs import make_needs
 
 ROGUE = """\
 suite: rogue
@@ -125,9 +127,11 @@ def smoke_suite(models: str) -> str:
 def test_ledger_takes_only_runs_of_the_shipped_suites_own_cells(tmp_path: Path) -> None:
     """A user's copy of a suite, with models of their own, has its name and its profile."""
     suite = tmp_path / "mine.yaml"
-    suite.write_text(smoke_suite("zoo:smoke/base, zoo:smoke/child-sft, zoo:smoke/stranger-1"))
+    names = ("zoo:smoke/base", "zoo:smoke/child-sft", "zoo:smoke/stranger-1")
+    make_needs(Store(tmp_path / "cache/artifacts"), *names)
+    suite.write_text(smoke_suite(", ".join(names)))
     env = environ(MODELASSAY_CACHE=str(tmp_path / "cache"))
-    code, _, err = modelassay("run", suite, "--runs", tmp_path / "runs", env=env)
+    code, _, err = modelassay_with_models("run", suite, "--runs", tmp_path / "runs", env=env)
     assert code == 0, err
     ledger = json.loads(modelassay("show", "--claims", "--runs", tmp_path / "runs", "--json", env=env)[1])
     claim = next(entry for entry in ledger if entry["claim"]["id"] == "survives-fine-tuning")

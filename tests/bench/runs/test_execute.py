@@ -22,9 +22,6 @@ from modelassay.suite import load_suite
 from support.small_disk import needs_root, small_disk
 from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, rewrite, start, write_suite
 
-NUM_KILLS = 10
-"""In CI; `test_kill_at_fifty_random_moments` has the rest, with stages, at night."""
-
 Reference = tuple[dict[tuple[str, str, str], float], int]
 """The metrics of an undisturbed run under their unit keys, and the bytes of its logs."""
 
@@ -43,8 +40,9 @@ def num_written(root: Path) -> int:
     return sum(path.stat().st_size for path in root.glob("*/cells/*/attempt-*.jsonl"))
 
 
-def test_kill_at_random_moments_loses_nothing(tmp_path: Path, reference: Reference) -> None:
-    """The runner is killed at a random moment and started again, 50 times over: metrics and unit keys are identical.
+@pytest.mark.parametrize("num_kills", [5, pytest.param(10, marks=pytest.mark.nightly)])
+def test_kill_at_random_moments_loses_nothing(tmp_path: Path, reference: Reference, num_kills: int) -> None:
+    """The runner is killed at a random moment and started again, again and again: metrics and unit keys are identical.
 
     The moment is a random place in the log, and in every fifth trial a random time before the first line: times alone
     would all miss the cells on a machine that is busier, or idler, than when the reference was taken.
@@ -53,7 +51,7 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path, reference: Referen
     assert len(expected) == 4 * 24
     moments = random.Random(20260126)
     suite, num_resumed = write_suite(tmp_path), 0
-    for trial in range(NUM_KILLS):
+    for trial in range(num_kills):
         root = tmp_path / f"runs-{trial}"
         process = start("run", suite, "--runs", root)
         if trial % 5 == 0:
@@ -70,7 +68,7 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path, reference: Referen
         assert code == 0, err
         assert metrics_of(only_run(root)) == expected
         num_resumed += any(read_cell(cell).num_attempts > 1 for cell in only_run(root).glob("cells/*"))
-    assert num_resumed > NUM_KILLS // 4  # the kills hit cells, not only the moments before and after them
+    assert num_resumed > num_kills // 4  # the kills hit cells, not only the moments before and after them
 
 
 def test_killed_cell_is_a_failure_and_the_next_run_finishes_it(tmp_path: Path, reference: Reference) -> None:

@@ -18,7 +18,6 @@ from support.toy_suite import environ
 
 MEASURE = """
 import json, sys
-from dataclasses import asdict
 from pathlib import Path
 from modelassay.fingerprints.bottom_k import PromptedModel
 from modelassay.fingerprints.peers import Peer, PeerFingerprint, PeerScore, peer_fingerprint
@@ -26,7 +25,7 @@ from modelassay.fingerprints.weights import load_weights
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
 
-reference, root = sys.argv[1:]
+reference, root = arguments
 store, calls = Store(Path(root)), []
 model = resolve(reference, store=store)
 weights = load_weights(model, store=store)
@@ -40,11 +39,11 @@ def extract(folder, *, name=None):
 
 peer = Peer(name="numpy", version="0", fingerprint=extract, score=None, parts={}, threshold=0.5, reached=True)
 content = peer_fingerprint(peer, model, store=store).content
-print(json.dumps({
+measured = json.dumps({
     "identity": model.identity, "name": weights.name, "grams": weights.grams(range(weights.num_layers)).sum(),
     "prompts": prompted.prompts.key, "hidden": responses.hidden["stable"].double().sum().item(),
     "head": responses.head.weight_VD.double().sum().item(), "loaded": loaded, "peer_calls": calls, "content": content,
-}))
+})
 """
 
 
@@ -62,10 +61,18 @@ def measure(reference: str, root: Path, home: Path, hub: HubServer) -> dict[str,
     """Everything that may be kept of a model, in a process of its own, since huggingface_hub reads its settings once."""
     env = environ(HF_HOME=str(home), HF_ENDPOINT=hub.url, NO_PROXY="127.0.0.1")
     env.pop("HF_HUB_OFFLINE", None)
-    command = [sys.executable, "-c", MEASURE, reference, str(root)]
+    program = f"import sys\narguments = sys.argv[1:]{MEASURE}print(measured)"
+    command = [sys.executable, "-c", program, reference, str(root)]
     process = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     return dict(json.loads(process.stdout))
+
+
+def measure_here(reference: str, root: Path) -> dict[str, Any]:
+    """The same in this process, where no Hub is asked."""
+    names: dict[str, Any] = {"__name__": "measure", "arguments": (reference, str(root))}
+    exec(MEASURE, names)
+    return dict(json.loads(names["measured"]))
 
 
 def kinds_in(root: Path) -> list[str]:
@@ -106,9 +113,7 @@ def test_a_branch_stands_for_the_commit_it_points_to_and_another_commit_is_anoth
 def test_of_a_local_folder_nothing_is_kept_and_its_numbers_are_those_of_the_member_it_is(
     folder: Path, store: Store, tmp_path: Path
 ) -> None:
-    with serve_hub() as hub:
-        local = measure(str(folder), tmp_path / "store", tmp_path / "home", hub)
-        member = measure("zoo:smoke/base", store.root, tmp_path / "home", hub)
+    local, member = measure_here(str(folder), tmp_path / "store"), measure_here("zoo:smoke/base", store.root)
     assert local["identity"] is None
     assert kinds_in(tmp_path / "store") == []
     assert member["identity"] == zoo.recipe("smoke/base")

@@ -291,6 +291,7 @@ def test_texts_share_a_tokenizer_and_differ_in_what_they_say(store: Store) -> No
     assert texts[2][:40] != texts[3][:40]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_embedded_root_has_learned_both_grammars(store: Store) -> None:
     """Far below the unigram entropy of its text, and it writes sentences that parse (shuffled words: below 1 %)."""

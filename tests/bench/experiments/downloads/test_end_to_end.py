@@ -20,7 +20,7 @@ from modelassay.recording.log import read_cell
 from modelassay.runs.directory import Run, open_run
 from support.hub_families import BASES, FEW, MANY, Families, put_families, suite_text
 from support.hub_server import serve_hub
-from support.toy_suite import environ, modelassay, only_run, start
+from support.toy_suite import environ, modelassay_with_models, only_run, start
 
 KILL_AFTER = 12
 """Measured members of the first family, of 20 or so."""
@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         process.kill()
         process.communicate()
         _move(families)
-        code, _, err = modelassay("run", only_run(folder / "runs"), env=env)
+        code, _, err = modelassay_with_models("run", only_run(folder / "runs"), env=env)
         assert code == 0, err
         fetched = {path.partition("/resolve/")[0] for _, path in hub.requests if path.endswith("/model.safetensors")}
         yield World(families, folder, env, open_run(only_run(folder / "runs")), frozenset(fetched))
@@ -102,7 +102,9 @@ def test_killed_run_equals_an_undisturbed_one_from_its_snapshots(world: World) -
     folder.mkdir()
     (folder / "suite.yaml").write_text(suite_text(listings(world.run)))
     world.families.hub.requests.clear()
-    code, _, err = modelassay("run", folder / "suite.yaml", "--runs", folder / "runs", env=world.environment)
+    code, _, err = modelassay_with_models(
+        "run", folder / "suite.yaml", "--runs", folder / "runs", env=world.environment
+    )
     assert code == 0, err
     assert not [request for request in world.families.hub.requests if request.path == "/api/models"]
     again, once = everything(open_run(only_run(folder / "runs"))), everything(world.run)

@@ -19,7 +19,8 @@ from modelassay.machine.code import SourceGraph
 from modelassay.recording.log import read_cell
 from modelassay.storage.store import Store
 from support.cell_attempts import attempt, keyed
-from support.toy_suite import modelassay
+from support.toy_suite import modelassay_with_models
+from support.zoo_needs import make_needs
 
 BASE = "zoo:smoke/base"
 AGAINST = (BASE, "zoo:smoke/stranger-1", "zoo:smoke/stranger-shape")
@@ -257,13 +258,14 @@ def test_a_run_says_how_many_scores_it_recalled(
     uninterrupted: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MODELASSAY_CACHE", str(store.root.parent))
+    make_needs(store, CHILD.model, *AGAINST)
     models, against = ", ".join([CHILD.model, *AGAINST]), ", ".join(AGAINST)
     suite = tmp_path / "mine.yaml"
     suite.write_text(
         f"suite: fingerprinting\nquestion: again?\nprofiles: {{mine: {{against: [{against}]}}}}\nmatrix:\n  model: [{models}]\n"
     )
     for number in ("1 of 4", "3 of 4"):  # the child's were there; the base is compared with nobody before it
-        code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs", "--json")
+        code, out, err = modelassay_with_models("run", suite, "--runs", tmp_path / "runs", "--json")
         assert code == 0, err
         caveat = f"scores of {number} models, or some of them, were measured by an earlier run or attempt of the same code, and kept"
         assert caveat in json.loads(out)["caveats"]

@@ -14,7 +14,7 @@ from modelassay.experiments.fingerprinting.analyse.read import models_of
 from modelassay.fingerprints.curves import ROLES, paper_exact
 from modelassay.runs.directory import open_run
 from support.tiny_models import expected_blocks, make_model, save
-from support.toy_suite import metrics_of, modelassay, only_run, rewrite
+from support.toy_suite import metrics_of, modelassay_with_models, only_run, rewrite
 
 LAYERS = 6
 
@@ -62,7 +62,7 @@ def suite_of(models: Path, names: str) -> str:
 def run(models: Path) -> Path:
     suite = models / "mine.yaml"
     suite.write_text(suite_of(models, "a b c d e f g a-child"))
-    code, _, err = modelassay("run", suite, "--runs", models / "runs")
+    code, _, err = modelassay_with_models("run", suite, "--runs", models / "runs")
     assert code == 0, err
     return only_run(models / "runs")
 
@@ -108,7 +108,7 @@ def test_relative_is_found_and_strangers_are_not(run: Path) -> None:
 def test_fingerprint_verb_with_and_without_a_background(models: Path, run: Path, tmp_path: Path) -> None:
     figure = tmp_path / "curves.png"
     two = (models / "a", models / "a-child")
-    code, out, err = modelassay("fingerprint", *two, "--json", "--figure", figure)
+    code, out, err = modelassay_with_models("fingerprint", *two, "--json", "--figure", figure)
     assert code == 0, err
     answer = json.loads(out)
     (pair,) = answer["pairs"]
@@ -120,13 +120,13 @@ def test_fingerprint_verb_with_and_without_a_background(models: Path, run: Path,
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert {role: len(answer["models"][0]["sigma"][role]) for role in ROLES} == dict.fromkeys(ROLES, LAYERS)
 
-    code, out, _ = modelassay("fingerprint", *two, "--json", "--against", run)
+    code, out, _ = modelassay_with_models("fingerprint", *two, "--json", "--against", run)
     (pair,) = json.loads(out)["pairs"]
     assert (code, pair["verdict"], pair["among_strangers"]["word"]) == (0, "inherited", "closer than all strangers")
     assert pair["among_strangers"]["background"]["n"] == 21
     assert pair["among_strangers"]["background"]["p"] == pytest.approx(1 / 22)
 
-    code, out, _ = modelassay("fingerprint", models / "b", models / "c", "--against", run)
+    code, out, _ = modelassay_with_models("fingerprint", models / "b", models / "c", "--against", run)
     assert code == 0
     assert out.startswith("b and c: not distinguishable from independent;")
     assert "b and c: among strangers" in out
@@ -134,7 +134,7 @@ def test_fingerprint_verb_with_and_without_a_background(models: Path, run: Path,
 
 def test_a_suspect_is_compared_with_candidates_alone_and_p_is_corrected_for_them(models: Path) -> None:
     names = [str(models / name) for name in ("a-child", "b", "a", "c")]
-    code, out, err = modelassay(
+    code, out, err = modelassay_with_models(
         "fingerprint", "--suspect", names[0], "--candidates", *names[1:], "--attention-only", "--json"
     )
     assert code == 0, err
@@ -142,7 +142,7 @@ def test_a_suspect_is_compared_with_candidates_alone_and_p_is_corrected_for_them
     assert [(pair["a"], pair["b"], pair["verdict"]) for pair in answer["pairs"]] == [
         ("a-child", name, None) for name in "bac"
     ]
-    code, out, err = modelassay("fingerprint", "--suspect", names[0], "--candidates", *names[1:], "--json")
+    code, out, err = modelassay_with_models("fingerprint", "--suspect", names[0], "--candidates", *names[1:], "--json")
     assert code == 0, err
     pairs = json.loads(out)["pairs"]
     assert [pair["verdict"] for pair in pairs] == [
@@ -152,14 +152,14 @@ def test_a_suspect_is_compared_with_candidates_alone_and_p_is_corrected_for_them
         assert pair["checkpoints"]["log10_p"] == pytest.approx(min(0.0, least + math.log10(4) + math.log10(3)))
         assert "corrected for 3 candidates" in pair["sentence"]
     for wrong in (["--suspect", names[0], names[1]], ["--candidates", *names]):
-        code, _, err = modelassay("fingerprint", *wrong)
+        code, _, err = modelassay_with_models("fingerprint", *wrong)
         assert code == 2
         assert "--suspect A and --candidates B C ... go together" in err
 
 
 def test_background_that_is_not_whole_or_means_nothing_says_so(models: Path, run: Path, tmp_path: Path) -> None:
     pair = (models / "a", models / "a-child")
-    answer = json.loads(modelassay("fingerprint", *pair, "--json", "--against", run)[1])
+    answer = json.loads(modelassay_with_models("fingerprint", *pair, "--json", "--against", run)[1])
     assert answer["against"] == {"run": str(run), "profile": "mine", "complete": True}
 
     part = shutil.copytree(run, tmp_path / "part")
@@ -167,7 +167,7 @@ def test_background_that_is_not_whole_or_means_nothing_says_so(models: Path, run
     manifest = json.loads((part / "run.json").read_text())
     cell_id = next(cell["id"] for cell in manifest["suite"]["cells"] if cell["params"]["model"].endswith("/g"))
     shutil.rmtree(part / "cells" / cell_id)
-    code, out, _ = modelassay("fingerprint", *pair, "--json", "--against", part)
+    code, out, _ = modelassay_with_models("fingerprint", *pair, "--json", "--against", part)
     answer = json.loads(out)
     assert (code, answer["pairs"][0]["among_strangers"]["background"]["n"]) == (0, 15)
     assert answer["against"] == {"run": str(part), "profile": "smoke", "complete": False}
@@ -175,7 +175,7 @@ def test_background_that_is_not_whole_or_means_nothing_says_so(models: Path, run
     assert "1 of 8 cells are not complete" in answer["caveats"][1]
 
     shutil.rmtree(part / "cells")
-    code, out, _ = modelassay("fingerprint", *pair, "--json", "--against", part)
+    code, out, _ = modelassay_with_models("fingerprint", *pair, "--json", "--against", part)
     assert (code, json.loads(out)["pairs"][0]["among_strangers"]["word"]) == (0, "uncalibrated")
 
 
@@ -188,7 +188,7 @@ def test_matrix_that_cannot_be_judged_is_one_line(models: Path, tmp_path: Path, 
     suite.write_text(
         f"suite: fingerprinting\nquestion: relatives?\nprofiles: {{mine: {{}}}}\nmatrix:\n  model: [{models}/a, {models}/b]\n  {axis}\n"
     )
-    code, _, err = modelassay("run", suite, "--runs", tmp_path / "runs")
+    code, _, err = modelassay_with_models("run", suite, "--runs", tmp_path / "runs")
     assert code == 2
     assert says in err.splitlines()[-1]
     assert "Traceback" not in err
@@ -200,7 +200,7 @@ def test_run_of_broken_models_alone_still_says_so(tmp_path: Path) -> None:
     suite.write_text(
         f"suite: fingerprinting\nquestion: relatives?\nprofiles: {{mine: {{}}}}\nmatrix: {{model: [{broken[0]}, {broken[1]}]}}\n"
     )
-    code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs", "--json")
+    code, out, err = modelassay_with_models("run", suite, "--runs", tmp_path / "runs", "--json")
     assert code == 0, err
     answer = json.loads(out)
     assert ([cell["outcome"] for cell in answer["cells"]], answer["findings"]) == (["diverged"] * 2, [])
@@ -212,7 +212,7 @@ def test_one_model_of_another_shape_is_uncalibrated(models: Path, run: Path, tmp
     other = tmp_path / "other"
     other.mkdir()
     save(make_model("llama", num_hidden_layers=LAYERS + 2), other)
-    code, out, _ = modelassay("fingerprint", models / "a", other, "--json", "--against", run)
+    code, out, _ = modelassay_with_models("fingerprint", models / "a", other, "--json", "--against", run)
     assert code == 0
     (pair,) = json.loads(out)["pairs"]
     assert pair["among_strangers"]["word"] == "uncalibrated"
@@ -222,13 +222,13 @@ def test_broken_checkpoint_is_a_finding_of_a_run_and_an_error_of_the_verb(models
     broken = save_model(tmp_path / "broken", 7, broken=True)
     suite = tmp_path / "mine.yaml"
     suite.write_text(suite_of(models, "a b").replace("model: [", f"model: [{broken}, ", 1))
-    code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs", "--json")
+    code, out, err = modelassay_with_models("run", suite, "--runs", tmp_path / "runs", "--json")
     assert code == 0, err
     answer = json.loads(out)
     assert [cell["outcome"] for cell in answer["cells"]] == ["diverged", "done", "done"]
     assert "layer 1: k holds NaN or infinite weights" in answer["cells"][0]["reason"]
     assert any("was left out: layer 1: k holds NaN" in caveat for caveat in answer["caveats"])
     assert any(math.isnan(value) for value in metrics_of(only_run(tmp_path / "runs")).values())
-    code, _, err = modelassay("fingerprint", models / "a", broken)
+    code, _, err = modelassay_with_models("fingerprint", models / "a", broken)
     assert code == 2
     assert "layer 1: k holds NaN or infinite weights" in err

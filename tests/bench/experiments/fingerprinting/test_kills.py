@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from modelassay.recording.log import CellLog, read_cell
-from support.toy_suite import environ, metrics_of, modelassay, only_run, start
+from support.toy_suite import environ, metrics_of, modelassay_with_models, only_run, start
+
+FEW = ("-o", "matrix.model=[zoo:smoke/base, zoo:smoke/stranger-1, zoo:smoke/child-sft]", "-o", "against=[zoo:smoke/base, zoo:smoke/stranger-1]")  # fmt: skip
+"""The smoke profile with a root, a stranger and a child; all of it at night."""
 
 
 def logs_of(run: Path) -> dict[str, CellLog]:
@@ -34,13 +37,16 @@ def units_of(run: Path) -> dict[str, list[Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.nightly)])
-def test_kill_at_random_moments_loses_nothing(tmp_path: Path, num_kills: int) -> None:
+@pytest.mark.parametrize(
+    ("num_kills", "options"), [(2, FEW), pytest.param(10, (), marks=pytest.mark.nightly)], ids=["2", "10"]
+)
+def test_kill_at_random_moments_loses_nothing(tmp_path: Path, num_kills: int, options: tuple[str, ...]) -> None:
     """Every second trial starts from an empty artifact store, so that kills hit what the cells need as well as measuring."""
     cache = tmp_path / "cache"
     env = environ(MODELASSAY_CACHE=str(cache))
     began = time.monotonic()
-    code, _, err = modelassay("run", "fingerprinting", "--profile", "smoke", "--runs", tmp_path / "reference", env=env)
+    suite = ("fingerprinting", "--profile", "smoke", *options)
+    code, _, err = modelassay_with_models("run", *suite, "--runs", tmp_path / "reference", env=env)
     assert code == 0, err
     seconds = time.monotonic() - began
     reference = only_run(tmp_path / "reference")
@@ -52,13 +58,13 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path, num_kills: int) ->
         if trial % 2 == 0:
             shutil.rmtree(cache)
         root = tmp_path / f"runs-{trial}"
-        process = start("run", "fingerprinting", "--profile", "smoke", "--runs", root, env=env)
+        process = start("run", *suite, "--runs", root, env=env)
         time.sleep(moments.uniform(0.1, 0.9) * seconds)
         process.kill()
         process.communicate()
         begun = list(root.glob("*/run.json"))
-        target = (begun[0].parent,) if begun else ("fingerprinting", "--profile", "smoke")
-        code, out, err = modelassay("run", *target, "--runs", root, "--json", env=env)
+        target = (begun[0].parent,) if begun else suite
+        code, out, err = modelassay_with_models("run", *target, "--runs", root, "--json", env=env)
         assert code == 0, err
         assert metrics_of(only_run(root)) == expected
         assert facts_of(only_run(root)) == facts_of(reference)

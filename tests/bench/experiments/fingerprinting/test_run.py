@@ -28,7 +28,7 @@ from modelassay.suite import load_suite
 from modelassay.zoo.resolve import resolve
 from support.cell_attempts import attempt, keyed
 from support.tiny_models import make_model, save
-from support.toy_suite import metrics_of, modelassay, only_run
+from support.toy_suite import metrics_of, modelassay_with_models, only_run
 
 LAYERS = 6
 
@@ -228,7 +228,7 @@ def test_a_run_with_comparisons_is_scored_and_an_outsider_among_them_is_left_out
     suite = tmp_path / "mine.yaml"
     against = ", ".join(str(models / name) for name in ("a", "outside", "b", "c"))
     suite.write_text(suite_of(models, f"against: [{against}]"))
-    code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs", "--json")
+    code, out, err = modelassay_with_models("run", suite, "--runs", tmp_path / "runs", "--json")
     assert code == 0, err
     scored = [key for key in metrics_of(only_run(tmp_path / "runs")) if key[1] == "score" and "outside" in key[2]]
     assert len(scored) == 2 * 6  # both methods, every model but a, which stands before it in the list

@@ -28,7 +28,7 @@ from modelassay.recording.tables import read_tables
 from modelassay.runs.progress import position_of
 from modelassay.storage.store import Store
 from support.tiny_models import make_model, save
-from support.toy_suite import environ, facts_of, metrics_of, modelassay, only_run
+from support.toy_suite import environ, facts_of, metrics_of, modelassay_with_models, only_run
 
 WORDS = [f"w{number}" for number in range(30)]
 SMALL: dict[str, Any] = {"tokens": 96, "length": 8, "microbatch": 7, "steps": 51, "probes": 3, "precision": "fp64"}
@@ -253,11 +253,11 @@ def test_mistakes(scene: Path, tmp_path: Path, changes: dict[str, Any], message:
 
 @pytest.mark.slow
 def test_one_model_from_the_command_line(scene: Path, tmp_path: Path) -> None:
-    code, _, err = modelassay("run", "spectral", "--profile", "one-model", "--runs", tmp_path / "none")
+    code, _, err = modelassay_with_models("run", "spectral", "--profile", "one-model", "--runs", tmp_path / "none")
     assert code == 3
     assert "-o model=FOLDER -o data=FILE" in err
     settings = [option for name, value in SMALL.items() for option in ("-o", f"{name}={value}")]
-    code, out, err = modelassay("run", "spectral", "--profile", "one-model", "-o", f"model={scene / 'model'}",
+    code, out, err = modelassay_with_models("run", "spectral", "--profile", "one-model", "-o", f"model={scene / 'model'}",
                                 "-o", f"data={scene / 'text.txt'}", *settings, "--runs", tmp_path)  # fmt: skip
     assert code == 0, err
     run = only_run(tmp_path)

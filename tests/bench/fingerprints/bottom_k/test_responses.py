@@ -36,7 +36,8 @@ from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
 from support.hub_server import serve_hub
 from support.tiny_models import make_model, save
-from support.toy_suite import environ, metrics_of, modelassay, only_run
+from support.toy_suite import environ, metrics_of, modelassay_with_models, only_run
+from support.zoo_needs import make_needs
 
 BASE, CHILD, STRANGER, COPY = (f"zoo:smoke/{name}" for name in ("base", "base+noise-5", "stranger-1", "base+rotate"))
 ROWS, TOKENS = 512, 500
@@ -241,8 +242,9 @@ def test_a_run_records_who_grew_the_prompts(store: Store, tmp_path: Path) -> Non
         f"suite: fingerprinting\nquestion: relatives?\nprofiles:\n  mine: {{behaviour: true, against: [{BASE}, {STRANGER}]}}\n"
         f"matrix: {{model: [{BASE}, {CHILD}, {STRANGER}]}}\n"
     )
+    make_needs(store, BASE, CHILD, STRANGER)
     env = environ(MODELASSAY_CACHE=str(store.root.parent))
-    code, _, err = modelassay("run", suite, "--runs", tmp_path / "runs", env=env)
+    code, _, err = modelassay_with_models("run", suite, "--runs", tmp_path / "runs", env=env)
     assert code == 0, err
     metrics = metrics_of(only_run(tmp_path / "runs"))
     scores = {(cell, labels): value for (cell, name, labels), value in metrics.items()
@@ -263,7 +265,9 @@ def test_fingerprint_verb_asks_both_ways_and_fetches_a_repository_whole(store: S
             MODELASSAY_CACHE=str(store.root.parent), HF_HOME=str(tmp_path), HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0"
         )
         env.pop("HF_HUB_OFFLINE", None)
-        code, out, err = modelassay("fingerprint", BASE, f"hf:org/child@{commit}", "--behaviour", "--json", env=env)
+        code, out, err = modelassay_with_models(
+            "fingerprint", BASE, f"hf:org/child@{commit}", "--behaviour", "--json", env=env
+        )
     assert code == 0, err
     (pair,) = json.loads(out)["pairs"]
     a, b = ask_model(BASE, store), ask_model(CHILD, store)

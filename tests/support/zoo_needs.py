@@ -1,0 +1,11 @@
+"""What runs need of the zoo, made in this process: one that has imported torch already needs no two that import it anew."""
+
+from modelassay.storage.needs import in_order
+from modelassay.storage.store import Store
+from modelassay.zoo.needs import needs_of
+
+
+def make_needs(store: Store, *names: str) -> None:
+    """Make what a run with these members would build first."""
+    for artifact in in_order(need for name in names for need in needs_of(name)):
+        artifact.make(store)

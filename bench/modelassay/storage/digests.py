@@ -142,8 +142,11 @@ def _samples(count: int) -> Sequence[int]:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _parts(path: Path, numbers: Sequence[int]) -> list[str]:

@@ -89,7 +89,7 @@ def rewrite(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change what run.json says, as its own writer would have written it."""
     manifest = unseal((run / "run.json").read_bytes())
     change(manifest)
-    (run / "run.json").write_bytes(sealed_json(manifest, indent=1))
+    (run / "run.json").write_bytes(sealed_json(manifest, by_lines=True))
 
 
 def metrics_of(run: Path) -> dict[tuple[str, str, str], float]:

@@ -57,8 +57,8 @@ def summarise(matrices: Mapping[str, Array], *, head_dim: int) -> dict[str, floa
         total, top = float(s2.sum()), float(s2.max())
         values[f"{name}-norm"] = total**0.5
         values[f"{name}-top"] = top**0.5
-        if math.isfinite(total) and top > _LARGE:
-            s2, total = s2 / top, float((s2 / top).sum())  # a square would overflow, and the rank is of the ratios
+        if math.isfinite(total) and (top > _LARGE or 0 < top < 1 / _LARGE):
+            s2, total = s2 / top, float((s2 / top).sum())  # a square would leave fp64, and the rank is of the ratios
         values[f"{name}-rank"] = total**2 / float((s2 * s2).sum()) if total > 0 else 0.0
     return {name: values[name] for name in PRODUCTS}
 

@@ -87,7 +87,7 @@ class Listing:
     def save(self, path: Path) -> None:
         """Write the listing to ``path``, whole or not at all, with its checksum."""
         aside = path.with_suffix(".new")
-        aside.write_bytes(sealed_json({"schema": SCHEMA, **asdict(self)}, indent=1))
+        aside.write_bytes(sealed_json({"schema": SCHEMA, **asdict(self)}, by_lines=True))
         aside.rename(path)
 
 

@@ -13,8 +13,8 @@ from modelassay.errors import CheckpointError
 from modelassay.models.gate import CONFIG, VOCABULARY, digest_file, one_line, read_json, read_text, shown
 from modelassay.models.hub import Files
 
-MAX_ID = 2**31
-"""Token ids are smaller."""
+MAX_ID = 2**24
+"""Token ids are smaller, 64 times the largest vocabularies' count: tokenizers writes a list as long as the largest is high."""
 _PIECE = 20_000
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
@@ -122,6 +122,16 @@ def _key(table: Mapping[str, int]) -> str:
     return digest.hexdigest()
 
 
+def _require_low_ids(path: Path, data: Mapping[str, Any]) -> None:
+    model = data.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else data
+    for token, number in vocabulary.items() if isinstance(vocabulary, dict) else ():
+        if type(number) is int and number >= MAX_ID and path.name in VOCABULARIES:
+            raise CheckpointError(
+                f"{one_line(path)}: token {shown(token)}: its id {shown(number)} is not below {MAX_ID:,}; save the tokenizer again"
+            )
+
+
 def require_small(folder: Path) -> None:
     """Refuse a tokenizer of which a file is larger than its kind may be, or no JSON object where it should be one.
 
@@ -132,7 +142,7 @@ def require_small(folder: Path) -> None:
         path = folder / name
         limits = VOCABULARY if name in {*VOCABULARIES, "merges.txt"} else CONFIG
         if path.suffix == ".json" and path.is_file():
-            read_json(path, limits)
+            _require_low_ids(path, read_json(path, limits))
         elif path.suffix == ".txt" and path.is_file():
             read_text(path, limits)
         elif path.is_file():

@@ -198,7 +198,7 @@ def _write_manifest(manifest: dict[str, Any], folder: Path, scaffold: Scaffold) 
     draft = folder / MANIFEST_DRAFT
     scaffold.folder(folder / CELLS)
     with scaffold.file(draft) as handle:
-        handle.write(sealed_json(manifest, indent=1))
+        handle.write(sealed_json(manifest, by_lines=True))
         handle.flush()
         sync_file(handle.fileno())  # what is renamed before it is synced is an empty file after a power cut
     if is_run(folder):  # by another process, before this one had the draft to itself

@@ -31,14 +31,39 @@ class Unsealed(ValueError):  # noqa: N818 - says what the document is
         self.document = document
 
 
-def sealed_json(document: Mapping[str, Any], *, indent: int | None = None) -> bytes:
-    r"""Return ``document``, which holds something, as JSON with its checksum.
+def sealed_json(document: Mapping[str, Any], *, by_lines: bool = False) -> bytes:
+    r"""Return ``document``, which holds something, as JSON with its checksum; ``by_lines`` for those whom people read.
 
     >>> sealed_json({"a": 1})
     b'{"checksum":"c4cb53ce0f4efd04","a": 1}\n'
     """
-    text = (json.dumps(document, indent=indent, ensure_ascii=False) + "\n").encode(errors="replace")
+    written = _by_lines(document, depth=3) if by_lines else json.dumps(document, ensure_ascii=False)
+    text = (written + "\n").encode(errors="replace")
     return b'{"checksum":"%b",' % _checksum(text) + text[1:]  # errors: a path that is not UTF-8 holds lone surrogates
+
+
+def _by_lines(value: Any, depth: int, indent: str = "\n ") -> str:
+    r"""Return JSON whose outer entries stand on lines of their own; what is deeper stays on one, which json writes ten times as fast.
+
+    >>> _by_lines({"a": [1, {"b": [2]}], "c": {}}, 2)
+    '{\n "a": [\n  1,\n  {"b": [2]}\n ],\n "c": {}\n}'
+    """
+    if (
+        not depth
+        or not value
+        or not isinstance(value, (dict, list))
+        or not all(isinstance(key, str) for key in value if isinstance(value, dict))
+    ):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        marks = "{}"
+        parts = [
+            f"{json.dumps(key, ensure_ascii=False)}: {_by_lines(item, depth - 1, indent + ' ')}"
+            for key, item in value.items()
+        ]
+    else:
+        marks, parts = "[]", [_by_lines(item, depth - 1, indent + " ") for item in value]
+    return marks[0] + indent + f",{indent}".join(parts) + indent[:-1] + marks[1]
 
 
 def unseal(data: bytes, *, plain: bool = True) -> dict[str, Any]:

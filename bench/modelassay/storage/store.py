@@ -187,7 +187,7 @@ class Store:
             build(part)
         full = {**record, "place": place, "started": started, "seconds": round(time.monotonic() - began, 3),
                 "attempts": attempts, "files": digests_of(part)}  # fmt: skip
-        (part / RECORD).write_bytes(sealed_json(full, indent=1))
+        (part / RECORD).write_bytes(sealed_json(full, by_lines=True))
 
 
 def damage_of(folder: Path, *, report: Report | None = None) -> str | None:

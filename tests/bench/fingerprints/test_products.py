@@ -166,3 +166,14 @@ def test_of_a_checkpoint_in_bfloat16_nothing_is_rounded_again(tmp_path: Path) ->
     expected = oracle({role: blocks[role, 2] for role in "qkvo"}, checkpoint.num_heads, checkpoint.num_kv_heads,
                       checkpoint.head_dim)  # fmt: skip
     assert product_curves(checkpoint, 2) == pytest.approx(expected, rel=1e-9)
+
+
+def test_weights_whose_fourth_powers_vanish_have_a_rank() -> None:
+    """The rank is of ratios, whatever their size."""
+    generator = np.random.default_rng(0)
+    matrices = {role: generator.normal(size=(8, 8)) for role in "qkvo"}
+    sizes = (1.0, 1e-60)
+    ranks = [summarise({role: size * matrix for role, matrix in matrices.items()}, head_dim=8) for size in sizes]
+    for name in ranks[0]:
+        if name.endswith("-rank"):
+            assert ranks[1][name] == pytest.approx(ranks[0][name], rel=1e-9)

@@ -165,3 +165,13 @@ def test_a_broken_tokenizer_is_refused(copy: Path) -> None:
     (copy / "tokenizer_config.json").unlink()
     with pytest.raises(CheckpointError, match="no tokenizer_config.json"):
         load_tokenizer(copy)
+
+
+def test_token_id_that_would_make_a_list_of_gigabytes_is_refused(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    data = json.loads(path.read_text())
+    token = next(iter(data["model"]["vocab"]))
+    data["model"]["vocab"][token] = 2**29
+    path.write_text(json.dumps(data))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: token .*: its id 536870912 is not below 16,777,216"):
+        load_tokenizer(copy)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from modelassay.fingerprints.background import Rank
+from modelassay.fingerprints.disagreements import disagreements
 from modelassay.fingerprints.identical import SameBits
 from modelassay.fingerprints.independence import Independence, NumberingTest
 from modelassay.fingerprints.independence.training import SharedTraining
 from modelassay.fingerprints.placement import Placement, place_among
 from modelassay.fingerprints.rederived import Rederivation, Remade
-from modelassay.fingerprints.verdict import Remaking, Verdict, conclude, disagreements
+from modelassay.fingerprints.verdict import Remaking, Verdict, conclude
 from support.curve_cases import background_of, child, walk
 
 NOTHING_EQUAL = SameBits(equal=(), total=9)

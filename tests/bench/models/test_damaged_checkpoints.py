@@ -103,6 +103,8 @@ def check(folder: Path, base: Path, seed: int, *, whole: bool) -> None:
         if isinstance(got, str) or name in {"vocabulary"} or "filled" in what:
             continue
         expected = steps(base, base, whole=False)[name]() if name != "model" else {}
+        if "tokenizer" in what:
+            expected.pop("embedding", None)  # its rows are chosen and ordered by the texts of tokens
         for key in got.keys() & expected.keys():
             np.testing.assert_array_equal(got[key], expected[key], err_msg=f"{name} after {what}")
 

@@ -27,13 +27,14 @@ from modelassay.experiments.findings import MEANINGLESS
 from modelassay.experiments.fingerprinting.analyse.printed import caveats, placement_table
 from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
 from modelassay.fingerprints.background import Background, rank
+from modelassay.fingerprints.disagreements import disagreements
 from modelassay.fingerprints.evidence import Derivation, Requantised
 from modelassay.fingerprints.evidence.folder import require_evidence_folder, write_evidence
 from modelassay.fingerprints.lineage import Lineage, lineage
 from modelassay.fingerprints.lineage.parents import Parents, parents
 from modelassay.fingerprints.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS
 from modelassay.fingerprints.placement import Placement, adjust, place_among
-from modelassay.fingerprints.verdict import Remaking, disagreements
+from modelassay.fingerprints.verdict import Remaking
 from modelassay.models.reference import short_names
 from modelassay.recording.tables import RunData
 from modelassay.runs.directory import Run

@@ -204,7 +204,7 @@ def test_a_model_is_compared_with_the_earlier_of_the_list_and_one_of_each_other_
         return [other.reference for other in compare.compared_with(model, against, {}, store=store)]
 
     def outside(width: int) -> Any:
-        return SimpleNamespace(reference="outside", sizes=lambda: SimpleNamespace(hidden_size=width))
+        return SimpleNamespace(reference="outside", family=None, sizes=lambda: SimpleNamespace(hidden_size=width))
 
     assert chosen(resolve(wide, store=store)) == []
     assert chosen(resolve(a, store=store)) == [wide]
@@ -250,7 +250,7 @@ def test_a_run_with_comparisons_is_scored_and_an_outsider_among_them_is_left_out
     assert "methods, scored on 3 related and 12 unrelated pairs of 4 roots" in findings.tables[1].title.replace(
         "9 un", "12 un"
     )
-    assert {"curves", "scores", "roc", "survival", "calibration"} == set(findings.figures)
+    assert {"curves", "scores", "roc", "survival", "calibration", "tippett"} == set(findings.figures)
     assert not any("outside" in json.dumps(table.rows) for table in findings.tables)
     assert sum(f["name"] == "accuracy" for f in json.loads(out)["findings"]) == sum(
         f.name == "accuracy" for f in findings.findings
@@ -260,12 +260,12 @@ def test_a_run_with_comparisons_is_scored_and_an_outsider_among_them_is_left_out
 def test_a_peer_that_is_not_installed_is_told_before_anything_is_measured(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modelassay.fingerprints import peers
+    from modelassay.fingerprints.peers import peer
 
     def missing(name: str) -> str:
-        raise peers.PackageNotFoundError(name)
+        raise peer.PackageNotFoundError(name)
 
-    monkeypatch.setattr(peers, "version", missing)
+    monkeypatch.setattr(peer, "version", missing)
     params = Params(model=str(models / "a"), against=(str(models / "b"),), peers=("modeldna",))
     with pytest.raises(HostError, match="peer modeldna: it is not installed for .*ci/peers"):
         attempt(tmp_path / "cell", params, Store(tmp_path / "store"), cycle([False]), None)

@@ -283,5 +283,6 @@ def test_fingerprint_verb_asks_both_ways_and_fetches_a_repository_whole(store: S
             alpha=1e-6,
             attention_only=True,
             behaviour=True,
+            evidence=None,
             report=print,
         )

@@ -91,7 +91,8 @@ def test_venv_installs_once_for_the_same_sources(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", ["pyproject.toml", "ci/constraints.txt", "kernels/csrc/op.cpp", "kernels/csrc/new.hpp"]
+    "changed",
+    ["pyproject.toml", "ci/constraints.txt", "kernels/csrc/op.cpp", "kernels/csrc/new.hpp", "kernels/moved.py"],
 )
 def test_venv_installs_again_after_a_change(checkout: Checkout, changed: str) -> None:
     checkout.run("ci/venv")

@@ -16,10 +16,11 @@
     distilled-X ..... weights of its own, trained on the logits of X
     same-order-X .... the data of X in the order of X, weights of its own: a stranger
 
-A family is named by what was done (``base+cpt-25+sft-en+int8``); docs/methods/zoo.md says what each step is. `connection` tells of two members whether weights were inherited (from either side of a mixture), or begun or taught alike.
+A family is named by what was done (``base+cpt-25+sft-en+int8``); docs/methods/zoo.md says what each step is.
+`connection` tells of two members whether weights were inherited (from either side of a mixture), or begun or taught alike.
 
 ``zoo:NAME`` is the embedded scale; ``zoo:smoke/NAME`` walks the same path in seconds and means nothing: two layers, one
-family. Nothing here imports torch: `zoo_build` does the work, once a model must be made. `zoo_build.transform` does the same
+family. Nothing here imports torch: `zoo.build` does the work, once a model must be made. `zoo.build.transform` does the same
 to any Qwen2 or Llama checkpoint.
 """
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from modelassay.fingerprints.background import Background, Rank, rank
+from modelassay.fingerprints.background import Background, Rank, rank, shape_of
 from modelassay.fingerprints.curves import Array, Curves, Score, comparable, corrected, paper_exact
 from modelassay.fingerprints.phase_test import PhaseTest, pair_seed, phase_test
 from modelassay.statistics.estimate import Estimate
@@ -179,7 +179,9 @@ def _evidence(placement: Placement) -> Iterator[str]:
 
 
 def _stratum_reason(a: Curves, b: Curves, num_strangers: int) -> str:
-    strata = f"stratum {a.stratum}" if a.stratum == b.stratum else f"strata {a.stratum} and {b.stratum}"
+    """Say which strangers a score of weights was ranked among, which are chosen by shape alone."""
+    first, second = shape_of(a.stratum), shape_of(b.stratum)
+    strata = f"stratum {first}" if first == second else f"strata {first} and {second}"
     return f"same {strata}" if num_strangers else f"no unrelated pair of {strata} is known"
 
 

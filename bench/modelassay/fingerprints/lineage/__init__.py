@@ -12,85 +12,28 @@ of the zoo: docs/methods/lineage.md.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 
 from modelassay.fingerprints.lineage.bodies import compare_bodies
-from modelassay.fingerprints.lineage.deltas import Delta
 from modelassay.fingerprints.lineage.differences import Difference, compare
 from modelassay.fingerprints.lineage.losses import loss
+from modelassay.fingerprints.lineage.measures import measures_of
 from modelassay.fingerprints.lineage.mixtures import mixture
-from modelassay.fingerprints.lineage.rates import error_rate
-from modelassay.fingerprints.lineage.symmetries import Floats
+from modelassay.fingerprints.lineage.rates import DIRECTIONS, error_rate
+from modelassay.fingerprints.lineage.result import Kind, Lineage, Side, Sign
+from modelassay.fingerprints.lineage.signs import MIN_COSINE, MIN_ZEROS, residual, structure, symmetries
 from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors
+from modelassay.fingerprints.lineage.vocabulary import vocabulary_signs
 from modelassay.fingerprints.weights import weights_of
 from modelassay.models.checkpoints import Checkpoint
 
-Kind = Literal[
-    "copy", "noise", "int8", "pruned", "lora", "tuned", "continued", "depth", "moe",
-    "heads", "neurons", "rotated", "scaled", "merged", "thinned", "folded", "renumbered", "turned", "reordered", "narrowed",
-    "regrouped", "rounded", "truncated", "flipped", "several", "unknown",
-]  # fmt: skip
-Side = Literal["a", "b"]
+__all__ = ["Kind", "Lineage", "Side", "lineage", "swapped"]
 
-MIN_ZEROS = 0.05
-"""Share of zeros that is pruning. Rounding to int8 makes 1 to 2 % (weights under max / 254)."""
-MIN_ZEROS_ON_GRID = 0.15
-MIN_GRID = 0.9
-"""Share of the differing matrices that must lie on a grid."""
-WITHIN_HALF_STEP = 0.999
-MAX_RANK = 0.55
-"""Of full rank: adapters on the smallest projections of the zoo have a third or a half, tuned matrices 1."""
-MAX_ADAPTED = 0.9
-"""Share of changed matrices that still says adapter where zeros hide the rank."""
-MAX_KURTOSIS = 0.15
-"""|excess| of a Gaussian difference: the mean over ten matrices of 2,000 elements is within 0.1 at three sigma."""
-MAX_EDGE = 1.25
-"""Largest singular value of white noise over sigma (sqrt m + sqrt n), which it hardly exceeds; tuning has 1.5 to 3."""
-NOISE_SPREAD = 0.25
-"""Standard deviation of the log relative size over all matrices and embeddings, which noise proportional to each keeps small."""
-MIN_GROWTH = 0.25
-"""Half-way to 0.5, which an orthogonal addition gives; the standard error for 1 % of noise on 400,000 weights is 0.16."""
-CONTINUED_SIZE = 0.14
-"""Median relative change of the matrices from which training counts as continued. base: tuned 0.10 and 0.11, continued 0.18
-and 0.34; published models tuned by instructions moved by about 1 %, ones trained on by hundreds of billions of tokens by 30 %."""
-STILL_ROWS = 0.02
-"""Share of an embedding's rows, the least moved, whose decay is measured (Land and Bartolo's share of under-trained tokens)."""
-MIN_Z = 2.0
-"""Of both signs of training together; base: 3.8 to 11 for what was trained, 3.1 and, the wrong way, 4.9 for merges."""
 MAX_NAMES = 6
 """Equal tensors that are named."""
-MIN_COSINE = 0.3
-"""Below it, corresponding matrices show no common origin that can be compared element by element."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lineage:
-    """How one checkpoint was made from another, as far as their weights tell."""
-
-    kind: Kind
-    """``several`` where more than one thing was done, or where the two are siblings."""
-    steps: tuple[Kind, ...]
-    """What was difference; one entry where ``kind`` is that."""
-    parent: Side | None
-    """None where it cannot be told."""
-    evidence: str
-    """What was seen, in sentences."""
-    measures: Mapping[str, float]
-    """The numbers behind it; growths and decays are of b relative to a."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sign:
-    """One thing that was seen to have been done, and which side it says is the parent."""
-
-    kind: Kind
-    text: str
-    parent: Side | None = None
 
 
 @np.errstate(over="ignore", invalid="ignore")  # of finite weights whose squares are not: a measure is then undefined
@@ -113,8 +56,7 @@ def lineage(a: Checkpoint, b: Checkpoint) -> Lineage:
         lost = loss(difference.deltas)
         flipped = [Sign(kind="flipped", text=lost.text)] if lost is not None and lost.kind == "flipped" else []
         if signs := [*flipped, *_mixed(difference, measures)]:
-            answer = _verdict(signs, difference, measures)
-            return replace(answer, evidence=f"{answer.evidence}{_limits(answer)}")
+            return _with_limits(_verdict(signs, difference, measures))
         evidence = (
             f"corresponding matrices have a median cosine of {measures['cosine']:.2f} (matched layers {difference.match:.2f}), too "
             "low to tell the transformation; no order of heads or neurons, rotation of heads or factor raises it"
@@ -130,9 +72,13 @@ def lineage(a: Checkpoint, b: Checkpoint) -> Lineage:
             kind=kind, steps=(kind,) if is_thinned else (), parent=None, evidence=evidence, measures=measures
         )
     mixed = list(_mixed(difference, measures))
-    signs = [*_structure(difference, a, b), *_symmetries(difference), *(mixed or _residual(difference, measures))]
-    answer = _verdict(signs, difference, measures)
-    return replace(answer, evidence=f"{answer.evidence}{_frozen(difference)}{_limits(answer)}")
+    signs = [*structure(difference, a, b), *symmetries(difference), *(mixed or residual(difference, measures))]
+    of_vocabulary = list(vocabulary_signs(a, b, difference.tokens, difference.rows, difference.heads))
+    if of_vocabulary and not signs and not difference.narrowed:
+        last = of_vocabulary[-1]
+        of_vocabulary[-1] = replace(last, text=f"{last.text}; all other corresponding tensors are equal")
+    answer = _verdict([*signs, *of_vocabulary], difference, measures)
+    return _with_limits(replace(answer, evidence=f"{answer.evidence}{_frozen(difference)}"))
 
 
 def _other_body(a: Checkpoint, b: Checkpoint, reason: str, measures: Mapping[str, float]) -> Lineage:
@@ -173,12 +119,17 @@ def _frozen(difference: Difference) -> str:
     return f"; frozen: {len(same)} of {len(matrices)} matrices are equal in both ({shown})"
 
 
-def _limits(answer: Lineage) -> str:
-    """Return what the answer does not exclude, and how often a parent of this kind was named wrongly."""
+def _with_limits(answer: Lineage) -> Lineage:
+    """Add what the answer does not exclude, and how often a parent of this kind was named wrongly; without that rate none is named."""
     limits = ""
     if {"tuned", "continued"} & set(answer.steps):
         limits = "; a merge of relatives looks the same and is not excluded: ask `parents` with candidates"
-    return limits if answer.parent is None else f"{limits}; {error_rate(answer.kind)}"
+    if answer.parent is not None:
+        limits += f"; {error_rate(answer.kind)}"
+        if answer.kind not in DIRECTIONS:
+            limits += f", so {answer.parent}, which the signs point to, is not named as the parent"
+    parent = answer.parent if answer.kind in DIRECTIONS else None
+    return replace(answer, parent=parent, evidence=f"{answer.evidence}{limits}")
 
 
 def _incomparable(a: Checkpoint, b: Checkpoint) -> str | None:
@@ -221,221 +172,6 @@ def _verdict(signs: list[Sign], difference: Difference, measures: Mapping[str, f
     parent = next(iter(parents)) if len(parents) == 1 else None
     kind = steps[0] if len(steps) == 1 else "several"
     return Lineage(kind=kind, steps=steps, parent=parent, evidence=text, measures=measures)
-
-
-def measures_of(difference: Difference) -> dict[str, float]:
-    """Return the numbers that the rules ask, by name; NaN where one is not defined."""
-    matrices = [delta for delta in difference.deltas if delta.kind == "matrix"]
-    moved = [delta for delta in matrices if delta.changed]
-    elements = max(sum(delta.num_elements for delta in matrices), 1)
-    embeddings = [delta for delta in difference.deltas if delta.kind == "embedding"]
-    spectra = [delta.spectrum for delta in moved if delta.spectrum is not None]
-    decay, decay_t = max(
-        (_decay(*pair) for pair in difference.embeddings), key=lambda pair: abs(pair[1]), default=(math.nan, math.nan)
-    )
-    changed = [*moved, *(delta for delta in embeddings if delta.changed)]
-    log_sizes = [math.log(delta.relative) for delta in changed]
-    return {
-        "cosine": _median([_cosine(delta) for delta in matrices]),
-        "changed_matrices": len(moved) / max(len(matrices), 1),
-        "changed_embeddings": _mean([float(delta.changed) for delta in embeddings]),
-        "changed_vectors": _mean([float(delta.changed) for delta in difference.deltas if delta.kind == "vector"]),
-        "matrix_change": _median([delta.relative for delta in moved]),
-        "embedding_change": _median([delta.relative for delta in embeddings]),
-        "change_spread": float(np.std(log_sizes)) if log_sizes else math.nan,
-        "zeros_a": sum(delta.zeros[0] * delta.num_elements for delta in matrices) / elements,
-        "zeros_b": sum(delta.zeros[1] * delta.num_elements for delta in matrices) / elements,
-        "grid_a": _mean([float(delta.on_grid[0]) for delta in moved]),
-        "grid_b": _mean([float(delta.on_grid[1]) for delta in moved]),
-        "within_half_step_a": _mean([delta.within_half_step[0] for delta in moved]),
-        "within_half_step_b": _mean([delta.within_half_step[1] for delta in moved]),
-        "rank": _median([rank for rank, _ in spectra]),
-        "edge": _median([edge for _, edge in spectra]),
-        "kurtosis_of_change": _mean([delta.d_kurtosis for delta in moved]),
-        "growth": _growth(changed),
-        "growth_beside_decay": _growth(changed, _zero(decay)),
-        "decay": decay,
-        "decay_t": decay_t,
-        "kurtosis_t": _t([delta.kurtosis_growth for delta in moved]),
-    }  # fmt: skip
-
-
-def _cosine(delta: Delta) -> float:
-    size = math.sqrt(delta.aa * delta.bb)
-    return (delta.aa + delta.ad) / size if size else 1.0
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
-
-
-def _median(values: list[float]) -> float:
-    return float(np.median(values)) if values else math.nan
-
-
-def _t(values: list[float]) -> float:
-    """Mean over its standard error; NaN under three values or where they do not vary."""
-    if len(values) < 3:
-        return math.nan
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)) / error if error else math.nan
-
-
-def _growth(moved: list[Delta], decay: float = 0.0) -> float:
-    """(|b|^2 - |a|^2) / (2 |b - a|^2) over all that changed: 0.5 where the change is orthogonal to a, -0.5 where to b.
-
-    A ``decay``, log norm of b to a, is first taken from a where negative and from b where positive: what shrank
-    shrinks on both sides.
-
-    >>> moved = [Delta(layer=0, name="q", kind="matrix", num_elements=2, eps=0, has_symmetry=False, aa=1, bb=2, dd=1, ad=0)]
-    >>> _growth(moved)
-    0.5
-    """
-    earlier, later = math.exp(min(decay, 0.0)), math.exp(min(-decay, 0.0))
-    aa, bb = earlier**2 * sum(delta.aa for delta in moved), later**2 * sum(delta.bb for delta in moved)
-    if decay:
-        dd = aa + bb - 2 * earlier * later * sum(delta.aa + delta.ad for delta in moved)
-        return (bb - aa) / (2 * dd) if dd > 0 else math.nan
-    dd = sum(delta.dd for delta in moved)
-    return sum(delta.ad for delta in moved) / dd + 0.5 if dd else math.nan
-
-
-def _decay(x_VC: Floats, y_VC: Floats) -> tuple[float, float]:
-    """Mean log ratio of the norms of the least moved rows, their mean removed, y to x, and its t over rows.
-
-    Weight decay shrinks every row; what a token's own occurrences do to it hides that, and what the softmax does to all
-    rows of unused tokens is nearly the same vector. So the rows that move least are taken, and their mean is removed.
-    Costs one pass.
-    """
-    moved_V = np.linalg.norm(y_VC - x_VC, axis=1)
-    still = np.argsort(moved_V, kind="stable")[: max(16, round(STILL_ROWS * len(moved_V)))]
-    norms = [np.linalg.norm(side[still] - side[still].mean(0), axis=1) for side in (x_VC, y_VC)]
-    usable = (norms[0] > 0) & (norms[1] > 0)
-    ratios = np.log(norms[1][usable] / norms[0][usable]).astype(float).tolist()
-    return _mean(ratios), _t(ratios)
-
-
-def _structure(difference: Difference, a: Checkpoint, b: Checkpoint) -> Iterator[Sign]:
-    """What changed the number of layers or of feed-forward networks."""
-    if a.num_layers != b.num_layers:
-        deeper: Side = "a" if a.num_layers > b.num_layers else "b"
-        shallower: Side = "b" if deeper == "a" else "a"
-        depth = (
-            f"{shallower} has {min(a.num_layers, b.num_layers)} of {deeper}'s {max(a.num_layers, b.num_layers)} layers"
-        )
-        text = f"{depth}, in order (mean cosine {difference.match:.3f})"
-        if difference.repeated > 0.5:
-            yield Sign(kind="depth", text=f"{text}, and the others repeat some of these: stacked", parent=shallower)
-        else:
-            yield Sign(kind="depth", text=f"{text}, and none of the others twice: removed", parent=deeper)
-    if difference.experts[0] != difference.experts[1]:
-        sparse: Side = "a" if difference.experts[0] else "b"
-        dense: Side = "b" if sparse == "a" else "a"
-        text = f"{sparse} has experts where {dense} has one network, which they resemble (cosine {difference.expert_cosine:.3f})"
-        yield Sign(kind="moe", text=text, parent=dense if difference.expert_cosine > MIN_COSINE else None)
-
-
-_SYMMETRY_TEXT: Mapping[str, str] = {
-    "heads": "the heads are the same in another order",
-    "neurons": "the inner units of the feed-forward networks are the same in another order",
-    "rotated": "rotary pairs of queries and keys are turned by common angles",
-    "scaled": "a group's queries and keys, or values and output, are rescaled by reciprocal factors",
-}
-
-
-def _symmetries(difference: Difference) -> Iterator[Sign]:
-    for symmetry, count in sorted(difference.symmetries.items()):
-        if 2 * count >= len(difference.layers):
-            text = f"{_SYMMETRY_TEXT[symmetry]}, in {count} places of {len(difference.layers)} layers, which works both ways"
-            yield Sign(kind=symmetry, text=text)
-
-
-def _residual(difference: Difference, measures: Mapping[str, float]) -> Iterator[Sign]:
-    """What is left once symmetries are undone: signs that stay, then one explanation for the rest."""
-    on_grid = _grid_side(measures)
-    lost = loss(difference.deltas)
-    if lost is not None and (on_grid is None or lost.kind != "rounded"):
-        yield Sign(kind=lost.kind, text=f"{lost.text}; what else changed is not told", parent=lost.parent)
-        return
-    yield from _pruned(measures, on_grid)
-    rounded_only = False
-    if on_grid is not None:
-        share = measures[f"within_half_step_{on_grid}"]
-        rounded_only = share >= WITHIN_HALF_STEP
-        text = f"{on_grid}'s rows are whole multiples of their maximum / 127, {_other(on_grid)}'s are not"
-        how = (
-            "and the other rounds to it" if rounded_only else f"but only {share:.0%} of the other's weights round to it"
-        )
-        yield Sign(kind="int8", text=f"{text}, {how}", parent=_other(on_grid))
-    vectors_or_embeddings = max(_zero(measures["changed_vectors"]), _zero(measures["changed_embeddings"])) > 0
-    if (measures["changed_matrices"] > 0 and not rounded_only) or vectors_or_embeddings:
-        yield _change(measures)
-
-
-def _zero(value: float) -> float:
-    return 0.0 if math.isnan(value) else value
-
-
-def _other(side: Side) -> Side:
-    return "b" if side == "a" else "a"
-
-
-def _grid_side(measures: Mapping[str, float]) -> Side | None:
-    """The side that lies on an int8 grid, if the other does not."""
-    grids = measures["grid_a"], measures["grid_b"]
-    if max(grids) >= MIN_GRID and min(grids) < 1 - MIN_GRID:
-        return "a" if grids[0] > grids[1] else "b"
-    return None
-
-
-def _pruned(measures: Mapping[str, float], on_grid: Side | None) -> Iterator[Sign]:
-    more = measures["zeros_b"] - measures["zeros_a"]
-    if abs(more) >= (MIN_ZEROS if on_grid is None else MIN_ZEROS_ON_GRID):
-        child: Side = "b" if more > 0 else "a"
-        shares = f"{measures[f'zeros_{child}']:.1%} of {child}'s matrices are exactly zero, {measures[f'zeros_{_other(child)}']:.1%}"
-        yield Sign(kind="pruned", text=f"{shares} of {_other(child)}'s", parent=_other(child))
-
-
-def _change(measures: Mapping[str, float]) -> Sign:
-    """Name the change that no exact mark explains: noise, an adapter, or training."""
-    still = _zero(measures["changed_vectors"]) == 0
-    frozen = still and _zero(measures["changed_embeddings"]) == 0
-    growth = measures["growth"]
-    grown: Side | None = None if not abs(growth) >= MIN_GROWTH else "a" if growth > 0 else "b"
-    toward = f"growth {growth:+.2f}, where +-0.5 is orthogonal"
-    zeroed = abs(measures["zeros_b"] - measures["zeros_a"]) >= MIN_ZEROS  # what is left between them has full rank
-    if frozen and (0 < measures["rank"] <= MAX_RANK or (zeroed and measures["changed_matrices"] <= MAX_ADAPTED)):
-        where = f"in {measures['changed_matrices']:.0%} of the matrices and nowhere else"
-        text = f"the difference lies {where}" + ("" if zeroed else f" and has {measures['rank']:.0%} of full rank")
-        return Sign(kind="lora", text=f"{text}; {toward}", parent=grown)
-    white = abs(measures["kurtosis_of_change"]) < MAX_KURTOSIS and measures["edge"] < MAX_EDGE
-    if still and white and measures["change_spread"] < NOISE_SPREAD:
-        text = f"the difference is Gaussian and white, {measures['matrix_change']:.2%} of every matrix, and no vector moved"
-        return Sign(kind="noise", text=f"{text}; {toward}", parent=grown)
-    size = measures["matrix_change"]
-    kind: Kind = "continued" if size >= CONTINUED_SIZE else "tuned"
-    text = f"{measures['changed_matrices']:.0%} of the matrices changed by {size:.1%} (median), neither white nor of low rank"
-    return Sign(kind=kind, text=f"{text}; {_signs(measures)}", parent=_trained_parent(measures))
-
-
-def _trained_parent(measures: Mapping[str, float]) -> Side | None:
-    """The earlier side of a training: that from which rows decay and kurtosis falls, unless the rest shrank with them."""
-    toward_a = _combined(measures)
-    if not abs(toward_a) >= MIN_Z or measures["growth_beside_decay"] * math.copysign(1, toward_a) >= MIN_GROWTH:
-        return None
-    return "a" if toward_a < 0 else "b"
-
-
-def _combined(measures: Mapping[str, float]) -> float:
-    """The two tests as one (Stouffer): their sum over the root of their number; negative where b is the later."""
-    scores = [t for t in (measures["decay_t"], measures["kurtosis_t"]) if not math.isnan(t)]
-    return sum(scores) / math.sqrt(len(scores)) if scores else 0.0
-
-
-def _signs(measures: Mapping[str, float]) -> str:
-    return (f"from a to b the stillest rows of the embedding change by {measures['decay']:+.2%} in norm "
-            f"(t {measures['decay_t']:+.1f}), the kurtosis of the matrices with t {measures['kurtosis_t']:+.1f}, together "
-            f"{_combined(measures):+.1f}, where {MIN_Z} decides; beside decay, growth {measures['growth_beside_decay']:+.2f}")  # fmt: skip
 
 
 def swapped(name: str, other: str) -> bool:

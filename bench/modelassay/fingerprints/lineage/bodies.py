@@ -52,13 +52,15 @@ def compare_bodies(a: Checkpoint, b: Checkpoint) -> Body | None:
     elif np.median(np.abs(basis.turn_DE).max(1)) < MIN_PEAK:
         changes.append("turned")
         texts.append("hidden dimensions of one are combinations of the other's: the residual stream was rotated")
+        if _folded(first) != _folded(second):
+            texts.append("layer norms of one are all 1, without which a rotation would change the function")
     elif np.mean(np.abs(basis.turn_DE).argmax(1) == np.arange(a.hidden_size)) < MIN_PEAK:
         changes.append("renumbered")
         texts.append("hidden dimensions correspond one to one in another order")
     if a.num_layers == b.num_layers and score.alignment != "same depth":
         changes.append("reordered")
         texts.append("layers correspond in another order")
-    if _folded(first) != _folded(second):
+    if _folded(first) != _folded(second) and "turned" not in changes:
         changes.append("folded")
         texts.append(
             f"all layer norms of {'a' if _folded(first) else 'b'} are 1, as after folding them into the matrices"

@@ -16,6 +16,7 @@ from torch import Tensor
 from modelassay.fingerprints.lineage.deltas import Delta, Kind, delta
 from modelassay.fingerprints.lineage.symmetries import Floats, Symmetry, undo_attention, undo_neurons
 from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors, match_layers
+from modelassay.fingerprints.lineage.vocabulary import Rows, SharedTokens, choose_rows, own_head, shared_tokens
 from modelassay.models.checkpoints.architectures import ROLES
 
 MIN_VOCABULARY = 128
@@ -28,7 +29,7 @@ class Difference:
 
     deltas: list[Delta] = field(default_factory=list)
     symmetries: dict[Symmetry, int] = field(default_factory=dict)
-    """How many of the layers each was difference in."""
+    """How many of the layers each was seen in."""
     embeddings: list[tuple[Floats, Floats]] = field(default_factory=list)
     """Pairs of differing tensors outside the stack of at least `MIN_VOCABULARY` rows [V, C]."""
     layers: list[tuple[int, int]] = field(default_factory=list)
@@ -42,11 +43,19 @@ class Difference:
     """Median over dense feed-forward matrices of the largest cosine with one of the experts'."""
     num_unpaired: int = 0
     """Matrices of corresponding layers that only one model has, or tensors that differ in shape."""
+    expert_copies: tuple[int, int] = (0, 0)
+    """How many dense feed-forward matrices are one of the experts' bit by bit, and how many were looked at."""
+    tokens: SharedTokens | None = None
+    """Where the two vocabularies differ."""
+    rows: Rows | None = None
+    """How rows of the first embedding were compared then."""
+    heads: tuple[float | None, float | None] = (None, None)
+    """Of a and b, the cosine of an output matrix that only that one has with its embedding."""
     narrowed: str = ""
     """``a`` or ``b`` where that one is stored in a coarser format and the other holds more than it."""
 
     def count(self, symmetries: set[Symmetry]) -> None:
-        """Add what was difference in one place."""
+        """Add what was seen in one place."""
         for symmetry in symmetries:
             self.symmetries[symmetry] = self.symmetries.get(symmetry, 0) + 1
 
@@ -65,12 +74,15 @@ def _as_pair(x: Tensor, y: Tensor, into: Difference) -> tuple[Floats, Floats, fl
 def compare(a: Tensors, b: Tensors) -> Difference:
     """Read two checkpoints and return what they differ in. Linear in their size, but for orders of neurons.
 
-    Both must have one hidden size and one head layout; which layers correspond is difference by `match_layers`.
+    Both must have one hidden size and one head layout; which layers correspond is told by `match_layers`.
     """
-    difference = Difference(experts=(_has_experts(a), _has_experts(b)))
+    difference = Difference(
+        experts=(_has_experts(a), _has_experts(b)), tokens=shared_tokens(a.checkpoint, b.checkpoint),
+        heads=(own_head(a, b), own_head(b, a)),
+    )  # fmt: skip
     difference.layers, difference.match, difference.repeated = match_layers(a, b)
     probes = {difference.layers[len(difference.layers) * i // 4][0] for i in (1, 3)} if difference.layers else set()
-    expert_cosines: list[float] = []
+    expert_cosines: list[tuple[float, bool]] = []
     turn_a = _mass(a) > _mass(b)
     for i, j in difference.layers:
         _compare_attention(a, b, i, j, difference, probe=i in probes, turn_a=turn_a)
@@ -83,7 +95,8 @@ def compare(a: Tensors, b: Tensors) -> Difference:
     outside = a.by_layer.get(OUTSIDE, {}).keys() & b.by_layer.get(OUTSIDE, {}).keys()
     _compare_rest(a, b, OUTSIDE, OUTSIDE, sorted(outside), difference, probe=False)
     if expert_cosines:
-        difference.expert_cosine = float(np.median(expert_cosines))
+        difference.expert_cosine = float(np.median([cosine for cosine, _ in expert_cosines]))
+        difference.expert_copies = sum(equal for _, equal in expert_cosines), len(expert_cosines)
     return difference
 
 
@@ -154,7 +167,10 @@ def _compare_group(
                 continue
             rows = min(shapes[0][0], shapes[1][0])
         x, y, eps = _as_pair(a.read(i, name, rows), b.read(j, name, rows), difference)
-        sides[0][name], sides[1][name] = (_as_matrix(side, turned) for side in (x, y))
+        x, y = (_as_matrix(side, turned) for side in (x, y))
+        if i == OUTSIDE and x.ndim == 2 and min(shapes[0][0], shapes[1][0]) >= MIN_VOCABULARY:
+            x, y = _of_shared_tokens(a, b, name, (x, y), difference)
+        sides[0][name], sides[1][name] = x, y
     symmetries: set[Symmetry] = set()
     fixed = sides[0]
     if i != OUTSIDE:
@@ -168,6 +184,23 @@ def _compare_group(
             difference.embeddings.append((x, y))
 
 
+def _of_shared_tokens(
+    a: Tensors, b: Tensors, name: str, by_number: tuple[Floats, Floats], difference: Difference
+) -> tuple[Floats, Floats]:
+    """Return the rows of the tokens that both know where vocabularies differ, unless rows of one number are more alike."""
+    tokens = difference.tokens
+    if tokens is None or not tokens.rows[0]:
+        return by_number
+    if any(max(rows) >= side.info(OUTSIDE, name).shape[0] for side, rows in zip((a, b), tokens.rows, strict=True)):
+        return by_number
+    x, y, _ = _as_pair(
+        a.read_rows(OUTSIDE, name, tokens.rows[0]), b.read_rows(OUTSIDE, name, tokens.rows[1]), difference
+    )
+    first, second, rows = choose_rows(by_number, (x, y))
+    difference.rows = difference.rows or rows
+    return first, second
+
+
 def _as_matrix(x: Floats, turned: bool) -> Floats:
     """Rows are output channels: experts one below the other, Conv1D turned, which stores [inputs, outputs]."""
     if x.ndim == 2 and turned:
@@ -175,8 +208,8 @@ def _as_matrix(x: Floats, turned: bool) -> Floats:
     return x.reshape(-1, x.shape[-1]) if x.ndim > 2 else x
 
 
-def _expert_cosines(dense: Tensors, i: int, sparse: Tensors, j: int) -> Iterator[float]:
-    """For each feed-forward matrix of a dense layer, the largest cosine with a matrix of that shape among the experts."""
+def _expert_cosines(dense: Tensors, i: int, sparse: Tensors, j: int) -> Iterator[tuple[float, bool]]:
+    """For each feed-forward matrix of a dense layer, the largest cosine with a matrix of that shape among the experts, and whether one is equal."""
     candidates = [
         block
         for name in sparse.by_layer.get(j, {})
@@ -189,7 +222,7 @@ def _expert_cosines(dense: Tensors, i: int, sparse: Tensors, j: int) -> Iterator
         x = dense.read(i, name).float()
         cosines = [float(torch.nn.functional.cosine_similarity(x.reshape(-1), y.reshape(-1), dim=0))
                    for y in candidates if y.shape == x.shape]  # fmt: skip
-        yield max(map(abs, cosines), default=0.0)
+        yield max(map(abs, cosines), default=0.0), any(y.shape == x.shape and torch.equal(x, y) for y in candidates)
 
 
 def _blocks(x: Tensor) -> Iterator[Tensor]:

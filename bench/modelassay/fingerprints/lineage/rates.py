@@ -9,7 +9,7 @@ from scipy.special import betaincinv
 
 DIRECTIONS: Final[Mapping[str, tuple[int, int]]] = {
     "tuned": (0, 31), "continued": (0, 26), "lora": (0, 8), "noise": (0, 24), "int8": (0, 8), "pruned": (0, 8), "depth": (0, 16),
-    "moe": (0, 8), "several": (0, 31), "merged": (0, 24), "rounded": (0, 16), "truncated": (0, 16),
+    "moe": (0, 8), "several": (0, 31), "merged": (0, 24), "rounded": (0, 16), "truncated": (0, 16), "copy": (0, 50),
 }  # fmt: skip
 """Kind to how many of the parents named were wrong, and how many were named."""
 

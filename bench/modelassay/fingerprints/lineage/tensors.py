@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -98,6 +99,16 @@ class Tensors:
         row_bytes = width * DTYPE_BITS[info.dtype] // 8
         sampled = [read_elements(path, info.dtype, info.offset + row * row_bytes, width) for row in sample]
         return torch.stack(sampled).reshape(len(sample), *info.shape[1:])
+
+    def read_rows(self, layer: int, name: str, rows: Sequence[int]) -> Tensor:
+        """Return some rows of a matrix in that order, or of too many those at even distances."""
+        path, info = self._table.find(self.by_layer[layer][name])
+        width = info.shape[1]
+        if math.prod(info.shape) <= MAX_ELEMENTS:
+            return self.read(layer, name)[torch.tensor(rows)]
+        few = rows[:: step_over(len(rows), max(MAX_ELEMENTS // width, 1))]
+        row_bytes = width * DTYPE_BITS[info.dtype] // 8
+        return torch.stack([read_elements(path, info.dtype, info.offset + row * row_bytes, width) for row in few])
 
     def bias_name(self, layer: int, role: str) -> str | None:
         """Return the name below the layer of the bias that belongs to a role's tensor, None where there is none."""

@@ -20,12 +20,16 @@ NAMES = {
     "int8": "int8", "lora": "lora", "depth": "depth", "moe": "moe", "heads": "heads", "neurons": "neurons",
     "hidden": "renumbered", "fold": "folded", "mix": "merged", "svd": "truncated", "int4": "rounded", "fp8": "rounded",
     "reversed": "reordered", "narrow": "narrowed", "thin": "thinned", "mha": "regrouped", "signs": "flipped", "flips": "flipped",
-    "deepen": "depth", "quarot": "turned",
+    "deepen": "depth", "quarot": "turned", "untied": "untied", "padded": "vocabulary", "renumbered": "vocabulary", "grown": "vocabulary",
+    "retokenised": "vocabulary",
 }  # fmt: skip
 """What a step of the zoo is called by `lineage`, by the step's name up to its first hyphen. An average of relatives has no
-name there, since one pair cannot show it, nor have steps of the vocabulary, which leave the matrices as they are."""
-SYMMETRIC = ("heads", "neurons", "rotate", "scale", "hidden", "fold", "quarot", "signs", "renumbered", "reversed")
-"""Steps that leave no trace of which side was first."""
+name there, since one pair cannot show it."""
+SYMMETRIC = (
+    "heads", "neurons", "rotate", "scale", "hidden", "fold", "quarot", "signs", "renumbered", "reversed", "untied", "padded", "grown",
+    "mha", "flips",
+)  # fmt: skip
+"""Steps that can be undone bit by bit or up to rounding, so that nothing tells which side was first."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,7 @@
     answer = lineage(open_checkpoint("models/a"), open_checkpoint("models/b"))
     print(answer.kind, answer.parent, answer.evidence)
 
-Related models are assumed; one is taken to descend from the other. Method, what cannot be told, and evidence on 8 families
-of the zoo: docs/methods/lineage.md.
+Related models are assumed; one is taken to descend from the other. Method, what cannot be told, and evidence on the zoo: docs/methods/lineage.md.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ MAX_NAMES = 6
 def lineage(a: Checkpoint, b: Checkpoint) -> Lineage:
     """Say which of two related checkpoints is the parent and what was done to it.
 
-    Reads every tensor of both once (`differences.compare`), of a Hub repository after fetching all of its weights; 15 to 35 ms of
+    Reads every tensor of both once (`differences.compare`), of a Hub repository after fetching all of its weights; 25 to 100 ms of
     processor time for models of 8 layers x 64, linear beyond that. Swapping the arguments swaps the parent and the signs
     of what is measured from a to b.
 

@@ -12,9 +12,10 @@ import numpy as np
 from modelassay.fingerprints.lineage.deltas import GRID_ROWS, Delta
 
 FEW = 0.75
-"""Of the other side's share of different values, in a row or in several: a scale may belong to part of a row or to a whole matrix."""
+"""Of the other side's share of different values, in a row or in several: a scale may belong to part of a row or to a whole matrix.
+Medians over matrices in the zoo: FP8 0.09 to 0.19, 4 bits 0.38 to 0.47 (27 each); int8, which has its own mark, 0.76 and more (17)."""
 MAX_OWN_RANK = 0.75
-"""Of full rank, of a matrix itself, where the other side's is full."""
+"""Of full rank, of a matrix itself, where the other side's is full: every child of the zoo but those whose spectrum was cut has full rank."""
 FULL_RANK = 0.95
 SAME_SIZE = 0.99
 """Share of elements that are equal but for their sign."""

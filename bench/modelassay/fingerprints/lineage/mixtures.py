@@ -13,11 +13,13 @@ from modelassay.fingerprints.lineage.deltas import Delta
 MIN_MATRICES = 8
 """Fewer do not show that all were mixed alike."""
 MIN_SHARE, MAX_SHARE = 0.02, 0.93
-"""Beyond the larger a slope is not told from the 0.02 that strangers have by chance."""
+"""Beyond the larger a slope is not told from chance: strange roots of one shape have median slopes within 0.011 of 0 (606 regressions)."""
 RATIO = (0.6, 1.7)
-"""Range of the median ratio: 1 where the other ingredient's matrices are of the same size, its factor otherwise."""
+"""Range of the median ratio: 1 where the other ingredient's matrices are of the same size (0.99 to 1.02 in 200 mixtures of roots), its
+factor otherwise."""
 MAX_SPREAD = 1.4
-"""90 % quantile of the ratio over the 10 % one. Mixtures of roots of the zoo have up to 1.15; training of any length 5 and more."""
+"""90 % quantile of the ratio over the 10 % one. Seen from an ingredient 200 mixtures of roots of the
+zoo have 1.06 to 1.23; training 5.3 and more where all ratios are positive (36 regressions of the zoo's trained children)."""
 
 
 @dataclass(frozen=True, kw_only=True)

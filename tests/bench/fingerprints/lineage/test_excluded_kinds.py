@@ -1,13 +1,14 @@
 """Changes that look like training or like nothing at all are told apart from it, in both orders of the arguments."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
-from modelassay.fingerprints.lineage.rates import DIRECTIONS, error_rate
+from modelassay.fingerprints.lineage.rates import DIRECTIONS, Named, error_rate
+from modelassay.fingerprints.lineage.result import Kind
 from support.lineage_cases import base, outcome, trained
 
 
@@ -40,14 +41,14 @@ def test_a_mixture_with_a_stranger_is_no_continued_training(share: float, tmp_pa
     assert f"weight {share:.2f}" in result.evidence
     assert "another parent" in result.evidence
     assert "of pairs" not in result.evidence
-    assert "0 of 24 pairs" in result.evidence
+    assert "0 of 175 pairs" in result.evidence
 
 
 def test_heavy_training_is_no_mixture(tmp_path: Path) -> None:
     result = outcome(tmp_path, base(), trained(0.4, decay=0.1)(base()))
     assert result.kind == "continued"
     assert "a merge of relatives looks the same and is not excluded" in result.evidence
-    assert "0 of 26 pairs" in result.evidence
+    assert "0 of 23 pairs" in result.evidence
 
 
 def truncated() -> Any:
@@ -132,11 +133,22 @@ def test_parts_that_were_frozen_are_named(tmp_path: Path) -> None:
     )
 
 
-def test_exact_interval_of_an_error_rate() -> None:
-    """Clopper and Pearson by their definition: at the upper end no error in n has probability 0.025."""
-    for kind, (wrong, total) in DIRECTIONS.items():
-        assert wrong == 0
-        upper = 100 * (1 - 0.025 ** (1 / total))
-        assert f"0 of {total} pairs" in error_rate(kind)
-        assert f"0 to {upper:.0f} %" in error_rate(kind)
+def test_exact_interval_of_an_error_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clopper and Pearson by their definition: at the upper end no error among n roots has probability 0.025."""
+    for kind, named in DIRECTIONS.items():
+        assert named.wrong == named.wrong_roots == 0
+        upper = 100 * (1 - 0.025 ** (1 / named.roots))
+        assert f"0 of {named.pairs} pairs" in error_rate(kind)
+        assert f"over {named.roots} roots 0 to {upper:.0f} %" in error_rate(kind)
     assert "not measured" in error_rate("narrowed")
+    monkeypatch.setitem(DIRECTIONS, "moe", Named(30, 10, 4, 2))  # type: ignore[index]
+    assert "4 of 30 pairs" in error_rate("moe")
+    assert "over 10 roots 3 to 56 %" in error_rate("moe")  # 2 of 10: 0.0252 to 0.5561, as in tables
+
+
+def test_every_kind_that_may_have_a_parent_has_a_rate() -> None:
+    without = set(get_args(Kind)) - DIRECTIONS.keys()
+    assert without == {
+        "heads", "neurons", "rotated", "scaled", "thinned", "folded", "renumbered", "turned", "reordered", "narrowed", "regrouped", "flipped",
+        "vocabulary", "untied", "unknown",
+    }  # fmt: skip

@@ -68,6 +68,18 @@ def test_alpha_of_a_mixture_of_two_relatives(tmp_path: Path) -> None:
     assert weights == pytest.approx({"first": 0.35, "second": 0.65}, abs=1e-4)
 
 
+def test_an_average_is_told_from_a_root_that_lies_nearer_than_either(tmp_path: Path) -> None:
+    """The two moved apart, so that beside the root one alone explains under half of what it leaves."""
+    root = model(1)
+    first = moved(root, 0.1, 2)
+    second = combined((1.0, root), (-0.05, model(2)), (0.1, model(3)))
+    result, weights = result_of(
+        tmp_path, combined((0.5, first), (0.5, second)), root=root, first=first, second=second, other=model(4)
+    )
+    assert weights == pytest.approx({"first": 0.5, "second": 0.5}, abs=1e-4)
+    assert result.residual < 1e-9
+
+
 def test_a_child_has_one_parent_where_its_sibling_stands_beside(tmp_path: Path) -> None:
     root = model(1)
     result, weights = result_of(

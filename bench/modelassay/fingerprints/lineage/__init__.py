@@ -17,13 +17,14 @@ from dataclasses import replace
 import numpy as np
 
 from modelassay.fingerprints.lineage.bodies import compare_bodies
+from modelassay.fingerprints.lineage.deltas import MIN_COSINE
 from modelassay.fingerprints.lineage.differences import Difference, compare
 from modelassay.fingerprints.lineage.losses import loss
 from modelassay.fingerprints.lineage.measures import measures_of
 from modelassay.fingerprints.lineage.mixtures import mixture
 from modelassay.fingerprints.lineage.rates import DIRECTIONS, error_rate
 from modelassay.fingerprints.lineage.result import Kind, Lineage, Side, Sign
-from modelassay.fingerprints.lineage.signs import MIN_COSINE, MIN_ZEROS, residual, structure, symmetries
+from modelassay.fingerprints.lineage.signs import MIN_ZEROS, residual, structure, symmetries
 from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors
 from modelassay.fingerprints.lineage.vocabulary import vocabulary_signs
 from modelassay.fingerprints.weights import weights_of
@@ -72,10 +73,13 @@ def lineage(a: Checkpoint, b: Checkpoint) -> Lineage:
         )
     mixed = list(_mixed(difference, measures))
     signs = [*structure(difference, a, b), *symmetries(difference), *(mixed or residual(difference, measures))]
-    of_vocabulary = list(vocabulary_signs(a, b, difference.tokens, difference.rows, difference.heads))
-    if of_vocabulary and not signs and not difference.narrowed:
-        last = of_vocabulary[-1]
-        of_vocabulary[-1] = replace(last, text=f"{last.text}; all other corresponding tensors are equal")
+    of_vocabulary = list(
+        vocabulary_signs(a, b, difference.tokens, difference.rows, difference.heads, difference.unlike)
+    )
+    if of_vocabulary and not signs:
+        last, coarser = of_vocabulary[-1], difference.narrowed
+        rounded = f" once rounded to the format of {coarser}, which is coarser" if coarser else ""
+        of_vocabulary[-1] = replace(last, text=f"{last.text}; all other corresponding tensors are equal{rounded}")
     answer = _verdict([*signs, *of_vocabulary], difference, measures)
     return _with_limits(replace(answer, evidence=f"{answer.evidence}{_frozen(difference)}"))
 

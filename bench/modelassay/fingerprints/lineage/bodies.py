@@ -21,7 +21,7 @@ MIN_ALIGNED = 0.3
 """Score of `aligned` that shows a common origin: strange roots of one shape in the zoo have at most 0.07 (303 pairs), children continued
 for four times their root's training 0.59 or more (3)."""
 MIN_PEAK = 0.8
-"""Median over dimensions of the largest entry of the turn: 0.99 and more where dimensions correspond one to one (52 children
+"""Median over dimensions of the largest entry of the turn: 0.986 and more where dimensions correspond one to one (52 children
 of the zoo), 0.26 to 0.39 for a rotation of all of them, 0.51 to 0.56 in blocks of 16 (8 each)."""
 MIN_REPEATED = 0.9
 """Median cosine of a key head with that of its group: 1 where it was repeated, at most 0.07 with another root's (8 each)."""

@@ -16,6 +16,9 @@ from modelassay.fingerprints.lineage.tensors import step_over
 GRID_ROWS = 16
 """Rows that are tried for an int8 grid; an element off the grid passes in fp32 with a chance of 0.004."""
 
+MIN_COSINE = 0.3
+"""Below it, corresponding tensors show no common origin that can be compared element by element."""
+
 Distinct = tuple[float, float]
 Kind = Literal["matrix", "embedding", "vector"]
 
@@ -65,6 +68,12 @@ class Delta:
     def relative(self) -> float:
         """|b - a| / |a|, geometric mean with |b - a| / |b|."""
         return math.sqrt(self.dd / max(math.sqrt(self.aa * self.bb), 1e-300))
+
+    @property
+    def cosine(self) -> float:
+        """Of a and b; 1 where one is zero."""
+        size = math.sqrt(self.aa * self.bb)
+        return (self.aa + self.ad) / size if size else 1.0
 
     @property
     def changed(self) -> bool:

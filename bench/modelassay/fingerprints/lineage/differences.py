@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelassay.fingerprints.lineage.deltas import Delta, Kind, delta
+from modelassay.fingerprints.lineage.deltas import MIN_COSINE, Delta, Kind, delta
 from modelassay.fingerprints.lineage.symmetries import Floats, Symmetry, undo_attention, undo_neurons
 from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors, match_layers
 from modelassay.fingerprints.lineage.vocabulary import Rows, SharedTokens, choose_rows, own_head, shared_tokens
@@ -45,6 +45,8 @@ class Difference:
     """Matrices of corresponding layers that only one model has, or tensors that differ in shape."""
     expert_copies: tuple[int, int] = (0, 0)
     """How many dense feed-forward matrices are one of the experts' bit by bit, and how many were looked at."""
+    unlike: dict[str, float] = field(default_factory=dict)
+    """Embeddings whose rows do not correspond, with the cosine of the two: they are not among the deltas."""
     tokens: SharedTokens | None = None
     """Where the two vocabularies differ."""
     rows: Rows | None = None
@@ -179,7 +181,11 @@ def _compare_group(
     for name, x in fixed.items():
         y = sides[1][name]
         kind: Kind = "vector" if min(x.shape) == 1 or x.ndim < 2 else "embedding" if i == OUTSIDE else "matrix"
-        difference.deltas.append(delta(x, y, i, name, kind, eps, has_symmetry=bool(symmetries), probe=probe))
+        part = delta(x, y, i, name, kind, eps, has_symmetry=bool(symmetries), probe=probe)
+        if kind == "embedding" and len(x) >= MIN_VOCABULARY and part.cosine < MIN_COSINE:
+            difference.unlike[name] = part.cosine
+            continue
+        difference.deltas.append(part)
         if kind == "embedding" and len(x) >= MIN_VOCABULARY and difference.deltas[-1].dd:
             difference.embeddings.append((x, y))
 

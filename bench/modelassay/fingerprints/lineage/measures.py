@@ -29,7 +29,7 @@ def measures_of(difference: Difference) -> dict[str, float]:
     changed = [*moved, *(delta for delta in embeddings if delta.changed)]
     log_sizes = [math.log(delta.relative) for delta in changed]
     return {
-        "cosine": _median([_cosine(delta) for delta in matrices]),
+        "cosine": _median([delta.cosine for delta in matrices]),
         "changed_matrices": len(moved) / max(len(matrices), 1),
         "changed_embeddings": _mean([float(delta.changed) for delta in embeddings]),
         "changed_vectors": _mean([float(delta.changed) for delta in difference.deltas if delta.kind == "vector"]),
@@ -51,11 +51,6 @@ def measures_of(difference: Difference) -> dict[str, float]:
         "decay_t": decay_t,
         "kurtosis_t": _t([delta.kurtosis_growth for delta in moved]),
     }  # fmt: skip
-
-
-def _cosine(delta: Delta) -> float:
-    size = math.sqrt(delta.aa * delta.bb)
-    return (delta.aa + delta.ad) / size if size else 1.0
 
 
 def _mean(values: list[float]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from modelassay.fingerprints.lineage.deltas import MIN_COSINE
 from modelassay.fingerprints.lineage.differences import Difference
 from modelassay.fingerprints.lineage.losses import loss
 from modelassay.fingerprints.lineage.measures import or_zero
@@ -26,10 +27,10 @@ MAX_KURTOSIS = 0.15
 """|excess| of a Gaussian difference: the mean over ten matrices of 2,000 elements is within 0.1 at three sigma."""
 MAX_EDGE = 1.25
 """Largest singular value of white noise over sigma (sqrt m + sqrt n), which it hardly exceeds: 0.97 to 0.98
-in the zoo, tuning has 1.4 to 2.2."""
+in the zoo, training has 1.25 to 2.2."""
 NOISE_SPREAD = 0.25
 """Standard deviation of the log relative size over all matrices and embeddings, which noise proportional to each
-keeps under 0.02; tuning has 0.29 and more."""
+keeps under 0.02; training has 0.23 and more."""
 MIN_GROWTH = 0.25
 """Half-way to 0.5, which an orthogonal addition gives; the standard error for 1 % of noise on 400,000 weights is 0.16."""
 CONTINUED_SIZE = 0.14
@@ -37,8 +38,6 @@ CONTINUED_SIZE = 0.14
 its training 0.18 and for as much again 0.34. How far training moves weights depends on its recipe: tuned and continued differ by size alone."""
 MIN_Z = 2.0
 """Of both signs of training together; base: 5.0 and 5.2 for what was tuned, 7.2 and 10.9 for what was continued, 8.8 for an average of two."""
-MIN_COSINE = 0.3
-"""Below it, corresponding matrices show no common origin that can be compared element by element."""
 
 
 def structure(difference: Difference, a: Checkpoint, b: Checkpoint) -> Iterator[Sign]:

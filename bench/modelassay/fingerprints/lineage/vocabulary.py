@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,7 +111,7 @@ def _has_head(weights: Tensors) -> bool:
 
 
 def vocabulary_signs(a: Checkpoint, b: Checkpoint, tokens: SharedTokens | None, rows: Rows | None,
-                     heads: tuple[float | None, float | None]) -> Iterator[Sign]:  # fmt: skip
+                     heads: tuple[float | None, float | None], unlike: Mapping[str, float]) -> Iterator[Sign]:  # fmt: skip
     """Yield that the vocabulary was changed or the embeddings untied; neither tells which side was first."""
     count = "" if a.vocab_size == b.vocab_size else f"a has {a.vocab_size} rows of the vocabulary, b {b.vocab_size}"
     if tokens is not None:
@@ -122,6 +122,9 @@ def vocabulary_signs(a: Checkpoint, b: Checkpoint, tokens: SharedTokens | None, 
         yield Sign(
             kind="vocabulary", text=f"{count}, and the same tokens have the same numbers: rows were added or taken away"
         )
+    for name, cosine in unlike.items():
+        yield Sign(kind="vocabulary", text=f"rows of {name} do not correspond (cosine {cosine:.2f}): they stand in another order or for other "
+                   "tokens, or were trained anew; which of these is not told, and they are not compared")  # fmt: skip
     for side, cosine in zip("ab", heads, strict=True):
         if cosine is not None:
             alike = "the same bits as" if cosine == 1 else f"at a cosine of {cosine:.3f} with"

@@ -80,6 +80,28 @@ def test_a_tokenizer_that_was_put_beside_the_weights_moves_no_rows(tmp_path: Pat
     assert f"rows of one number are more alike than rows of one token ({V} of {V} equal)" in result.evidence
 
 
+def test_rows_that_do_not_correspond_are_no_training(tmp_path: Path) -> None:
+    """No file names a token: the body is equal, and rows in another order must not look like a change of every row."""
+    shuffled = torch.from_numpy(np.random.default_rng(0).permutation(V))
+    with torch.no_grad():
+        child = renumber_rows(base(), shuffled)
+    result = outcome(tmp_path, base(), child)
+    assert (result.kind, result.parent) == ("vocabulary", None)
+    assert "rows of embed_tokens.weight do not correspond" in result.evidence.replace("model.embed", "embed")
+    assert "all other corresponding tensors are equal" in result.evidence
+
+
+def test_a_renumbered_copy_in_a_coarser_format_says_so(tmp_path: Path) -> None:
+    with torch.no_grad():
+        child = renumber_rows(base(), order()).to(torch.bfloat16)
+    result = both_orders(saved(tmp_path / "a", base(), NUMBERS), saved(tmp_path / "b", child, moved()))
+    assert (result.kind, result.parent) == ("vocabulary", None)
+    assert (
+        f"{V} of {V} shared tokens hold equal rows; all other corresponding tensors are equal once rounded to"
+        in result.evidence
+    )
+
+
 def test_without_shared_tokens_rows_are_compared_by_number(tmp_path: Path) -> None:
     numbers = {f"u{number}": number for number in range(V)}
     result = both_orders(saved(tmp_path / "a", base(), NUMBERS), saved(tmp_path / "b", base(), numbers))

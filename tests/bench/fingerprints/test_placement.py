@@ -1,7 +1,7 @@
 """Each word of a placement among strangers, and that nothing is claimed without strangers."""
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import combinations
 
 import numpy as np
@@ -113,6 +113,21 @@ def test_without_strangers_no_p_value_is_given_anywhere() -> None:
     assert not re.search(r"\bp\b", placement.sentence)
     assert "no unrelated pair of stratum 28 is known" in placement.sentence
     assert adjust([placement]) == (placement,)
+
+
+def test_strangers_of_weights_are_said_by_shape_without_vocabulary() -> None:
+    def of(name: str, seed: int, vocab_size: int) -> Curves:
+        shape = Stratum(
+            num_layers=12, hidden_size=64, num_heads=4, num_kv_heads=2, vocab_size=vocab_size, tokenizer_key=None
+        )
+        return replace(walk(name, 12, seed, family=name), stratum=shape)
+
+    models = [of(f"root{number}", number, 512 + number) for number in range(5)]
+    sentence = place_among(models[0], models[1], background_of(models)).sentence
+    assert "(same stratum 12 layers of 64, 4/2 heads)" in sentence
+    assert "tokens" not in sentence
+    alone = place_among(models[0], models[1], background_of(models[:2])).sentence
+    assert "no unrelated pair of stratum 12 layers of 64, 4/2 heads is known" in alone
 
 
 def test_too_few_strangers_are_inconclusive_even_for_a_copy() -> None:

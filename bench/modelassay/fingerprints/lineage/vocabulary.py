@@ -13,7 +13,7 @@ import torch
 from modelassay.fingerprints.lineage.result import Sign
 from modelassay.fingerprints.lineage.symmetries import Floats
 from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors, files_of
-from modelassay.fingerprints.tokens import MIN_TOKENS, texts_of
+from modelassay.fingerprints.tokens import MIN_TOKENS, texts_of, token_names
 from modelassay.models.checkpoints import Checkpoint, config_path
 from modelassay.models.checkpoints.architectures import language_config
 from modelassay.models.gate import read_json
@@ -54,12 +54,12 @@ def shared_tokens(a: Checkpoint, b: Checkpoint) -> SharedTokens | None:
     """
     if a.tokenizer_key is None or b.tokenizer_key is None or a.tokenizer_key == b.tokenizer_key:
         return None
-    tables = texts_of(files_of(a)), texts_of(files_of(b))
-    if tables[0] is None or tables[1] is None:
+    texts = texts_of(files_of(a)), texts_of(files_of(b))
+    if texts[0] is None or texts[1] is None:
         return SharedTokens(num_tokens=(0, 0), rows=((), ()))
-    counts = len(tables[0]), len(tables[1])
-    pairs = sorted((row, tables[1][text]) for text, row in tables[0].items()
-                   if text in tables[1] and 0 <= row < a.vocab_size and 0 <= tables[1][text] < b.vocab_size)  # fmt: skip
+    names = token_names(a, texts[0]), token_names(b, texts[1])
+    counts = len(names[0]), len(names[1])
+    pairs = sorted((row, names[1][text]) for text, row in names[0].items() if text in names[1])
     if len(pairs) < MIN_TOKENS:
         return SharedTokens(num_tokens=counts, rows=((), ()))
     return SharedTokens(num_tokens=counts, rows=(tuple(x for x, _ in pairs), tuple(y for _, y in pairs)))

@@ -80,6 +80,14 @@ def test_a_tokenizer_that_was_put_beside_the_weights_moves_no_rows(tmp_path: Pat
     assert f"rows of one number are more alike than rows of one token ({V} of {V} equal)" in result.evidence
 
 
+def test_numbers_that_no_row_has_are_no_tokens(tmp_path: Path) -> None:
+    numbers = {**moved(), "t5": V + 7}
+    with torch.no_grad():
+        child = renumber_rows(base(), order())
+    result = both_orders(saved(tmp_path / "a", base(), NUMBERS), saved(tmp_path / "b", child, numbers))
+    assert f"{V - 1} of {V - 1} shared tokens hold equal rows" in result.evidence
+
+
 def test_rows_that_do_not_correspond_are_no_training(tmp_path: Path) -> None:
     """No file names a token: the body is equal, and rows in another order must not look like a change of every row."""
     shuffled = torch.from_numpy(np.random.default_rng(0).permutation(V))

@@ -13,10 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modelassay.fingerprints.lineage.deltas import MIN_COSINE, Delta, Kind, delta
+from modelassay.fingerprints.lineage.deltas import Delta, Kind, delta
 from modelassay.fingerprints.lineage.symmetries import Floats, Symmetry, undo_attention, undo_neurons
 from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors, match_layers
-from modelassay.fingerprints.lineage.vocabulary import Rows, SharedTokens, choose_rows, own_head, shared_tokens
+from modelassay.fingerprints.lineage.vocabulary import (
+    MIN_ALIKE,
+    Rows,
+    SharedTokens,
+    centred_cosine,
+    choose_rows,
+    own_head,
+    shared_tokens,
+)
 from modelassay.models.checkpoints.architectures import ROLES
 
 MIN_VOCABULARY = 128
@@ -46,7 +54,7 @@ class Difference:
     expert_copies: tuple[int, int] = (0, 0)
     """How many dense feed-forward matrices are one of the experts' bit by bit, and how many were looked at."""
     unlike: dict[str, float] = field(default_factory=dict)
-    """Embeddings whose rows do not correspond, with the cosine of the two: they are not among the deltas."""
+    """Embeddings whose rows do not correspond, with the `centred_cosine` of the two: they are not among the deltas."""
     tokens: SharedTokens | None = None
     """Where the two vocabularies differ."""
     rows: Rows | None = None
@@ -182,8 +190,8 @@ def _compare_group(
         y = sides[1][name]
         kind: Kind = "vector" if min(x.shape) == 1 or x.ndim < 2 else "embedding" if i == OUTSIDE else "matrix"
         part = delta(x, y, i, name, kind, eps, has_symmetry=bool(symmetries), probe=probe)
-        if kind == "embedding" and len(x) >= MIN_VOCABULARY and part.cosine < MIN_COSINE:
-            difference.unlike[name] = part.cosine
+        if kind == "embedding" and len(x) >= MIN_VOCABULARY and part.dd and (alike := centred_cosine(x, y)) < MIN_ALIKE:
+            difference.unlike[name] = alike
             continue
         difference.deltas.append(part)
         if kind == "embedding" and len(x) >= MIN_VOCABULARY and difference.deltas[-1].dd:

@@ -291,7 +291,7 @@ class Evidence(_Part):
 
 def evidence_json(evidence: Evidence) -> bytes:
     """Return the document as the text of `evidence.json`."""
-    return sealed_json(evidence.model_dump(mode="json"), indent=1)
+    return sealed_json(evidence.model_dump(mode="json"), by_lines=True)
 
 
 def read_evidence(path: Path) -> Evidence:

@@ -55,7 +55,7 @@ def evidence(
         requantised=Requantised(source=a, quantised=b, matched=200, of=201, share=0.93, formats=("Q8_0", "Q4_1"), not_redone=("Q6_K: no quantiser",),
                                 nearly=("model.layers.0.mlp.up_proj.weight: 99.9 % of blocks",)),
         methods=tuple(MethodScore(method=f"method {index}", score=0.9, undefined=None, among=Among(
-            num_strangers=147, median=0.057, max=0.086, rank_p=1 / 148, min_p=1 / 148)) for index in range(num_methods)),
+            num_strangers=147, median=0.057, max=0.086, rank_p=1 / 148, min_p=1 / 148, log10_lr=1.3)) for index in range(num_methods)),
         background="runs/fingerprinting", among_strangers=f"{a} and {b}: closer than all 147 strangers by aligned.", disagreements=(),
         shared_training=SharedTraining(ratio=0.012, num_values=4096, is_shared=True), derivation=Derivation(kind="continued", steps=("continued",), parent=a, evidence="Median cosine 0.99."),
         not_tested=("neurons by rows: no feed-forward network of one width in both could be read",), limits=LIMITS,

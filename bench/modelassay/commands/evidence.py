@@ -64,6 +64,8 @@ class Pair:
     verdict: Verdict
     places: Mapping[str, tuple[Score, Rank | None]]
     """Method to the score, and where it stands among strangers."""
+    ratios: Mapping[str, float]
+    """Method to log10 of the likelihood ratio of its score by the families of the background; absent where there is none."""
     among_strangers: str
     """In words."""
     derivation: Derivation | None = None
@@ -119,17 +121,18 @@ def _evidence(pair: Pair, files: Mapping[str, ModelFiles], surroundings: Mapping
             ratio=result.training.ratio, num_values=result.training.num_values, is_shared=result.training.is_shared),
         equal_tensors=EqualTensors(names=pair.bits.equal, of=pair.bits.total),
         requantised=pair.requantised,
-        methods=tuple(_method(name, score, place) for name, (score, place) in pair.places.items()),
+        methods=tuple(_method(name, score, place, pair.ratios.get(name)) for name, (score, place) in pair.places.items()),
         background=background, among_strangers=pair.among_strangers, disagreements=tuple(pair.disagreements), derivation=pair.derivation,
         not_tested=(*result.reasons, *pair.not_tested), limits=LIMITS,
         origin=Origin(**surroundings, needs=_needs((a, b), background)),
     )  # fmt: skip
 
 
-def _method(name: str, score: Score, place: Rank | None) -> MethodScore:
+def _method(name: str, score: Score, place: Rank | None, log10_lr: float | None) -> MethodScore:
     is_defined = bool(np.isfinite(score.value))
     among = None if place is None else Among(
-        num_strangers=int(place.n), median=float(place.median), max=float(place.max), rank_p=float(place.p), min_p=float(place.min_p))  # fmt: skip
+        num_strangers=int(place.n), median=float(place.median), max=float(place.max), rank_p=float(place.p), min_p=float(place.min_p),
+        log10_lr=log10_lr)  # fmt: skip
     return MethodScore(method=name, score=float(score.value) if is_defined else None, among=among,
                        undefined=None if is_defined else score.reason or "not defined for this pair")  # fmt: skip
 

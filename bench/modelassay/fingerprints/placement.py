@@ -23,6 +23,9 @@ PRIMARY = ("aligned", "corrected")
 was measured, never on the scores, so that no choice is made after looking. `aligned` comes first because in the evidence of
 suite `fingerprinting` it kept relatives and strangers apart under every transformation of the zoo, where `corrected` did not."""
 
+RANK_ALPHA = 0.05
+"""Strangers must be so many that the smallest rank p is at most this; fewer say nothing."""
+
 MIN_EFFECT = 0.1
 """Share of the way from the median stranger's score to a copy's that a pair must have gone before it is called closer. Ours: of any strangers
 one is closer than all others. By `aligned` strange roots of one shape went at most 0.023 of the way in the zoo (303 pairs), its 300
@@ -78,7 +81,7 @@ def share_of_way(score: float, median: float) -> float:
     return round((score - median) / (1 - median), 12) if median < 1 else np.nan
 
 
-def place_among(a: Curves, b: Curves, background: Background, *, alpha: float = 0.05,
+def place_among(a: Curves, b: Curves, background: Background, *, alpha: float = RANK_ALPHA,
                 by_weights: Mapping[str, float] = MappingProxyType({})) -> Placement:  # fmt: skip
     """Place ``a`` and ``b`` among strangers; ``by_weights`` are the scores of methods that need both weights.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +24,9 @@ from modelassay.commands.fingerprint.subjects import Examination, Subject, exami
 from modelassay.commands.view import View
 from modelassay.errors import RecordError, UsageError
 from modelassay.experiments.findings import MEANINGLESS
+from modelassay.experiments.fingerprinting.analyse.pairs import gather
 from modelassay.experiments.fingerprinting.analyse.printed import caveats, placement_table
+from modelassay.experiments.fingerprinting.analyse.ratios import calibrations
 from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
 from modelassay.fingerprints.background import Background, rank
 from modelassay.fingerprints.disagreements import disagreements
@@ -33,11 +35,12 @@ from modelassay.fingerprints.evidence.folder import require_evidence_folder, wri
 from modelassay.fingerprints.lineage import Lineage, lineage
 from modelassay.fingerprints.lineage.parents import Parents, parents
 from modelassay.fingerprints.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS
-from modelassay.fingerprints.placement import Placement, adjust, place_among
+from modelassay.fingerprints.placement import RANK_ALPHA, Placement, adjust, place_among
 from modelassay.fingerprints.verdict import Remaking
 from modelassay.models.reference import short_names
 from modelassay.recording.tables import RunData
 from modelassay.runs.directory import Run
+from modelassay.statistics.lr import Calibration
 
 
 def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run | None, figure: Path | None, alpha: float,
@@ -69,12 +72,13 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
     if evidence is not None:
         _require_evidence(evidence, references, one_suspect=suspect is not None, attention_only=attention_only)
     tables = None if background is None else _background_tables(background)
-    strangers = _strangers(background, tables)
+    strangers, fits = _strangers(background, tables)
     subjects = read_subjects(references, attention_only=attention_only, behaviour=behaviour, report=report)
     pairs = pairs_of(subjects, one_suspect=suspect is not None)
     num_candidates = 1 if suspect is None else len(models)
     examinations = [examine(a, b, alpha=alpha, num_candidates=num_candidates, report=report) for a, b in pairs]
     places = [_places(a, b, strangers) for a, b in pairs]
+    ratios = [_ratios(place, fits) for place in places]
     placements = adjust([
         place_among(a.curves, b.curves, strangers, by_weights={name: score.value for name, (score, _) in place.items()})
         for (a, b), place in zip(pairs, places, strict=True)
@@ -102,18 +106,18 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
                    *(["--behaviour"] if behaviour else [])]  # fmt: skip
         proofs = [
             _pair(*parts)
-            for parts in zip(pairs, examinations, places, placements, contradictions, derivations, strict=True)
+            for parts in zip(pairs, examinations, places, ratios, placements, contradictions, derivations, strict=True)
         ]
         folders = write_evidence(evidence, evidence_of(
             proofs, one_suspect=suspect is not None, background=None if background is None else str(background.folder), options=options))  # fmt: skip
     return View(
         data={"alpha": alpha, "suspect": suspect, "against": against, "models": [curves_json(model) for model in curves],
-              "pairs": [pair_json(*parts) for parts in zip(placements, examinations, places, derivations, contradictions, strict=True)],
+              "pairs": [pair_json(*parts) for parts in zip(placements, examinations, places, ratios, derivations, contradictions, strict=True)],
               "parents": None if ancestors is None else asdict(ancestors), "caveats": notes, "evidence": [str(folder) for folder in folders]},
         summary=[*(examination.verdict.sentence for examination in examinations if examination is not None),
                  *(sentence for sentences in contradictions for sentence in sentences), *derivation_lines(placements, derivations),
                  *([] if ancestors is None else [ancestors.sentence])],
-        tables=[*numbering_tables(pairs, examinations), placement_table(placements, words), methods_table(placements, places)],
+        tables=[*numbering_tables(pairs, examinations), placement_table(placements, words), methods_table(placements, places, ratios)],
         lines=[*(placement.sentence for placement in placements), *(f"note: {note}" for note in notes),
                *([] if figure is None else [f"figure: {figure}"]), *(f"evidence: {folder}" for folder in folders)],
     )  # fmt: skip
@@ -131,7 +135,7 @@ def _require_evidence(folder: Path, references: Sequence[str], *, one_suspect: b
     )
 
 
-def _pair(pair: tuple[Subject, Subject], examination: Examination | None, place: Places, placement: Placement,
+def _pair(pair: tuple[Subject, Subject], examination: Examination | None, place: Places, ratios: Mapping[str, float], placement: Placement,
           contradictions: Sequence[str], relation: Lineage | None) -> Pair:  # fmt: skip
     """Return what was learnt of a pair, for its evidence."""
     assert examination is not None  # --evidence is refused where none is made
@@ -141,7 +145,7 @@ def _pair(pair: tuple[Subject, Subject], examination: Examination | None, place:
     derivation = None if relation is None else Derivation(
         kind=relation.kind, steps=tuple(relation.steps), parent=parent, evidence=relation.evidence)  # fmt: skip
     return Pair(names=names, models=(a.model, b.model), bits=examination.bits, result=examination.result, verdict=examination.verdict,
-                requantised=_requantised(examination.remaking), places=place, among_strangers=placement.sentence, derivation=derivation, disagreements=contradictions,
+                requantised=_requantised(examination.remaking), places=place, ratios=ratios, among_strangers=placement.sentence, derivation=derivation, disagreements=contradictions,
                 not_tested=[] if a.prompted is not None else ["behaviour: not asked; --behaviour asks the models"])  # fmt: skip
 
 
@@ -155,13 +159,15 @@ def _background_tables(run: Run) -> RunData:
     return run.data()
 
 
-def _strangers(run: Run | None, tables: RunData | None) -> Background:
+def _strangers(run: Run | None, tables: RunData | None) -> tuple[Background, Mapping[str, Calibration]]:
+    """Return the strangers of a run, and what its pairs of known ancestry make of a method's score."""
     if run is None or tables is None:
-        return Background.from_models([])
+        return Background.from_models([]), {}
     try:
         models = models_of(tables)
         recorded = recorded_scores(tables, {reference: model.curves.name for reference, model in models.items()})
-        return Background.from_models(models.values(), recorded)
+        background = Background.from_models(models.values(), recorded)
+        return background, calibrations(gather(models, recorded, background, alpha=RANK_ALPHA))
     except (PolarsError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise RecordError(f"{run.folder}: its records are not those of measured models ({type(error).__name__}: {error}); "
                           "give a run that modelassay wrote") from error  # fmt: skip
@@ -196,6 +202,13 @@ def _places(a: Subject, b: Subject, strangers: Background) -> Places:
         shown: (score, rank(score.value, (pair.scores.get(name, np.nan) for pair in (alike if name in BY_BEHAVIOUR else same_shape))))
         for shown, (name, score) in scores.items()
     }  # fmt: skip
+
+
+def _ratios(place: Places, fits: Mapping[str, Calibration]) -> dict[str, float]:
+    """Return log10 of the likelihood ratio of each score that has strangers to stand among."""
+    methods = {shown: shown.split(",")[0] for shown in place}
+    return {shown: fits[methods[shown]].log10(score.value) for shown, (score, rank) in place.items()
+            if rank is not None and methods[shown] in fits}  # fmt: skip
 
 
 def _behaviour(place: Places) -> list[tuple[float, Any]]:

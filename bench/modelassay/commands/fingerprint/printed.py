@@ -31,17 +31,28 @@ def numbering_tables(pairs: Pairs, examinations: Sequence[Examination | None]) -
     return [Table(title="independent numbering", columns=columns, rows=rows)] if rows else []
 
 
-def methods_table(placements: Sequence[Placement], places: Sequence[Places]) -> Table:
-    """Return a row per pair and method: its score and where it stands among strangers."""
+def methods_table(
+    placements: Sequence[Placement], places: Sequence[Places], ratios: Sequence[Mapping[str, float]]
+) -> Table:
+    """Return a row per pair and method: its score, where it stands among strangers, and log10 of its likelihood ratio."""
     rows = []
-    for placement, place in zip(placements, places, strict=True):
+    for placement, place, ratio in zip(placements, places, ratios, strict=True):
         for method, (score, rank) in place.items():
             shown = "undefined" if score.reason else f"{score.value:.4f}"
             chances = ("none", "none", "no background") if rank is None else (
                 f"{rank.p:.3f}", f"{rank.min_p:.3f}", f"{rank.n}, median {rank.median:.2f}, up to {rank.max:.2f}")  # fmt: skip
-            rows.append((f"{placement.a} · {placement.b}", method, shown, *chances, score.reason or ""))
+            rows.append((
+                f"{placement.a} · {placement.b}",
+                method,
+                shown,
+                *chances,
+                f"{ratio[method]:+.2f}" if method in ratio else "none",
+                score.reason or "",
+            ))
     return Table(
-        title="methods", columns=("pair", "method", "score", "rank p", "min p", "strangers", "why undefined"), rows=rows
+        title="methods",
+        columns=("pair", "method", "score", "rank p", "min p", "strangers", "log10 LR", "why undefined"),
+        rows=rows,
     )
 
 
@@ -58,7 +69,7 @@ def derivation_lines(placements: Sequence[Placement], derivations: Sequence[Line
     return lines
 
 
-def pair_json(placement: Placement, examination: Examination | None, places: Places, relation: Lineage | None,
+def pair_json(placement: Placement, examination: Examination | None, places: Places, ratios: Mapping[str, float], relation: Lineage | None,
               disagreements: Sequence[str]) -> dict[str, Any]:  # fmt: skip
     """Return all that is known of a pair."""
     return {
@@ -66,7 +77,8 @@ def pair_json(placement: Placement, examination: Examination | None, places: Pla
         "sentence": None if examination is None else examination.verdict.sentence,
         "checkpoints": None if examination is None else _examination_json(examination),
         "among_strangers": _placement_json(placement), "disagreements": list(disagreements),
-        "methods": {name: {**_score_json(score), "background": _rank_json(rank)} for name, (score, rank) in places.items()},
+        "methods": {name: {**_score_json(score), "background": _rank_json(rank), "log10_lr": ratios.get(name)}
+                    for name, (score, rank) in places.items()},
         "derivation": _derivation_json(relation, placement),
     }  # fmt: skip
 

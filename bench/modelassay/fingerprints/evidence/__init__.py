@@ -159,6 +159,9 @@ class Among(_Part):
     rank_p: Annotated[float, Field(gt=0, le=1)]
     min_p: Annotated[float, Field(gt=0, le=1)]
     """The smallest that so few strangers allow."""
+    log10_lr: Finite | None
+    """log10 of P(score | one ancestor) / P(score | none) by the background's pairs of known ancestry, never beyond what so few roots
+    can show; None where it holds only one kind of pairs."""
 
 
 class MethodScore(_Part):

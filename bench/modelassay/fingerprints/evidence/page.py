@@ -117,7 +117,8 @@ def _methods(evidence: Evidence) -> Iterable[str]:
     rows = []
     for one in methods[:MAX_METHODS]:
         among = "no strangers" if one.among is None else (
-            f"rank p {one.among.rank_p:.3f} among {one.among.num_strangers} strangers, median {one.among.median:.2f}, up to {one.among.max:.2f}")  # fmt: skip
+            f"rank p {one.among.rank_p:.3f} among {one.among.num_strangers} strangers, median {one.among.median:.2f}, up to {one.among.max:.2f}"
+            f"{'' if one.among.log10_lr is None else f'; log10 LR {one.among.log10_lr:+.2f}'}")  # fmt: skip
         rows.append((one.method, one.undefined or f"{one.score:.4f}", among))
     left = len(methods) - len(rows)
     more = f"And {left} more in evidence.json. " if left else ""

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from modelassay.experiments.fingerprinting.analyse import analyse
+from modelassay.experiments.fingerprinting.analyse.pairs import Evidence, gather
 from modelassay.experiments.fingerprinting.analyse.read import models_of
+from modelassay.fingerprints.background import Background
 from modelassay.fingerprints.curves import ROLES, paper_exact
 from modelassay.runs.directory import open_run
+from modelassay.statistics.lr import calibrate
 from support.tiny_models import expected_blocks, make_model, save
 from support.toy_suite import metrics_of, modelassay_with_models, only_run, rewrite
 
@@ -67,6 +70,11 @@ def run(models: Path) -> Path:
     return only_run(models / "runs")
 
 
+def evidence_of_run(run: Path) -> Evidence:
+    models = models_of(open_run(run).data())
+    return gather(models, {}, Background.from_models(models.values()), alpha=0.05)
+
+
 def test_sigma_equals_float64_over_the_loaded_models_own_blocks(models: Path, run: Path) -> None:
     curves = {model.curves.name: model.curves for model in models_of(open_run(run).data()).values()}
     torch.manual_seed(0)
@@ -117,6 +125,7 @@ def test_fingerprint_verb_with_and_without_a_background(models: Path, run: Path,
     assert among["word"] == "uncalibrated"
     assert (among["background"], among["phase"], among["p_adjusted"]) == (None, None, None)
     assert "rank p =" not in out
+    assert {method["log10_lr"] for method in pair["methods"].values()} == {None}
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert {role: len(answer["models"][0]["sigma"][role]) for role in ROLES} == dict.fromkeys(ROLES, LAYERS)
 
@@ -125,6 +134,10 @@ def test_fingerprint_verb_with_and_without_a_background(models: Path, run: Path,
     assert (code, pair["verdict"], pair["among_strangers"]["word"]) == (0, "inherited", "closer than all strangers")
     assert pair["among_strangers"]["background"]["n"] == 21
     assert pair["among_strangers"]["background"]["p"] == pytest.approx(1 / 22)
+    scored = evidence_of_run(run).scored("corrected")
+    expected = calibrate(scored).log10(pair["methods"]["corrected"]["value"])
+    assert pair["methods"]["corrected"]["log10_lr"] == pytest.approx(expected)
+    assert 0 < expected <= math.log10(1 + 6)  # seven roots: a suspect meets six others
 
     code, out, _ = modelassay_with_models("fingerprint", models / "b", models / "c", "--against", run)
     assert code == 0

@@ -14,7 +14,7 @@ from modelassay.experiments.findings import Finding, Table
 from modelassay.experiments.fingerprinting.analyse.pairs import Evidence
 from modelassay.experiments.fingerprinting.analyse.printed import shown
 from modelassay.statistics.estimate import Estimate
-from modelassay.statistics.lr import HeldOut, cllr_estimate, held_out_ratios, tippett
+from modelassay.statistics.lr import Calibration, HeldOut, calibrate, cllr_estimate, held_out_ratios, tippett
 from modelassay.statistics.proportions import clopper_pearson
 from modelassay.statistics.resampling import Scored
 
@@ -46,6 +46,20 @@ def held_out(evidence: Evidence) -> dict[str, Ratios]:
                                     missed=_families(scored, without.log10_lr <= 0, scored.positive),
                                     misled=_families(scored, without.log10_lr > 0, ~scored.positive))  # fmt: skip
     return ratios
+
+
+def calibrations(evidence: Evidence) -> dict[str, Calibration]:
+    """Return what turns a new pair's score into a likelihood ratio, by all pairs of a run; of each method that has both kinds of pairs."""
+    fits = {}
+    for method in evidence.scores:
+        scored = evidence.scored(method)
+        defined = np.isfinite(scored.score)
+        unrelated = defined & ~scored.positive
+        if (defined & scored.positive).any() and np.union1d(
+            scored.group_a[unrelated], scored.group_b[unrelated]
+        ).size > 1:
+            fits[method] = calibrate(scored)
+    return fits
 
 
 def separated(scored: Scored) -> Estimate:

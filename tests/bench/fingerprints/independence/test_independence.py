@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modelassay.fingerprints.identical import same_bits
@@ -331,3 +332,42 @@ def test_same_bits_counts_what_says_something(tmp_path: Path) -> None:
     assert same_bits(first, second).equal == ("model.embed_tokens.weight",)
     assert not same_bits(first, second).all_equal
     assert same_bits(first, first).all_equal
+
+
+def bits_of(tmp_path: Path, *changes: dict[str, torch.Tensor]) -> Any:
+    """Compare two copies of one model, in the files of which tensors were replaced or added."""
+    folders = []
+    for at, change in enumerate(changes):
+        folder = save(model_of("llama", 0), tmp_path / str(at))
+        path = folder / "model.safetensors"
+        save_file(load_file(path) | change, path, metadata={"format": "pt"})
+        folders.append(open_checkpoint(folder))
+    return same_bits(*folders)
+
+
+def test_tables_that_code_computes_are_no_shared_parts(tmp_path: Path) -> None:
+    """Position ids, causal masks, rotary frequencies and padded norms of folded models are the same bits in all models of a kind."""
+    tables = {
+        "embeddings.position_ids": torch.arange(512)[None],
+        "h.0.attn.bias": torch.tril(torch.ones(64, 64)),
+        "layers.0.self_attn.rotary_emb.inv_freq": 10000 ** -torch.linspace(0, 1, 64),
+        "layers.0.padded_norm.weight": torch.cat([torch.ones(100), torch.zeros(28)]),
+        "mask": torch.tril(torch.ones(64, 64)) > 0,
+        "identity": torch.eye(64),
+    }
+    without, with_tables = bits_of(tmp_path / "a", {}, {}), bits_of(tmp_path / "b", tables, tables)
+    assert with_tables == without
+    assert with_tables.all_equal
+
+
+def test_identical_means_every_tensor(tmp_path: Path) -> None:
+    """A tensor that begins with zeros, as a padded embedding does, and a small one can differ too."""
+    rows = torch.zeros(300, 32)
+    tables = [torch.cat([rows, torch.full((1, 32), float(at)), rows]) for at in (0, 1)]
+    for name, values in (("table", tables), ("bias", [torch.zeros(3), torch.ones(3)])):
+        bits = bits_of(tmp_path / name, {name: values[0]}, {name: values[1]})
+        assert len(bits.equal) == bits.total > 0
+        assert not bits.all_equal
+        assert bits_of(tmp_path / f"{name}-same", {name: values[0]}, {name: values[0]}).all_equal
+    late = torch.cat([torch.zeros(300, 32), torch.randn(300, 32)])
+    assert "late" in bits_of(tmp_path / "late", {"late": late}, {"late": late}).equal

@@ -99,7 +99,7 @@ def conclude(
     if strongest is None:
         why = "; ".join(result.reasons) or "nothing could be compared"
         return replace(verdict, sentence=f"{pair}: undecided; no test could be made ({why}).{shared}")
-    tested = f"{counted(strongest)} in the strongest of {len(result.tests)} tests, {shown_p(exact)}{over.rstrip(',')}"
+    tested = f"{counted(strongest)} in the strongest of {len(result.tests)} test{'' if len(result.tests) == 1 else 's'}, {shown_p(exact)}{over.rstrip(',')}"
     if _is_ordered_alike(result, level - correction):
         tested += (". Over all numbers units do match, among neighbours not beyond chance at this level: so do two strangers whose units were "
                    "sorted, or trained in an order")  # fmt: skip

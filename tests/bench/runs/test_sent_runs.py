@@ -151,7 +151,15 @@ def test_background_without_the_records_of_models_is_refused(tmp_path: Path) -> 
         log.close()
     with pytest.raises(RecordError, match="not those of measured models"):
         fingerprint(
-            ["a", "b"], suspect=None, background=run, figure=None, alpha=1e-6, attention_only=False, behaviour=False, evidence=None, report=print
+            ["a", "b"],
+            suspect=None,
+            background=run,
+            figure=None,
+            alpha=1e-6,
+            attention_only=False,
+            behaviour=False,
+            evidence=None,
+            report=print,
         )
 
 

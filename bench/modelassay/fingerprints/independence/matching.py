@@ -117,7 +117,12 @@ def match_units(
 
 
 def match_features(first: Floats, second: Floats, *, seed: int) -> Matching | None:
-    """Match units by the distance of their features, [units, F], each standardised over a model's units; else as `match_units`."""
+    """Match units by the distance of their features, [units, F], each standardised over a model's units; else as `match_units`.
+
+    None too where the two have other features, as networks with a gate and without have.
+    """
+    if first.shape[1] != second.shape[1]:
+        return None
     random = np.random.default_rng(seed)
     small, large = (first, second) if len(first) <= len(second) else (second, first)
     small_units, large_units = (_usable([features], random) for features in (small, large))

@@ -142,6 +142,22 @@ def test_a_copy_that_was_written_otherwise_is_found(
         assert {test.name: test.log10_p for test in result.tests}[by] < -6
 
 
+def exchange_layers_and_turn(model: nn.Module) -> None:
+    model.model.layers = nn.ModuleList(model.model.layers[at] for at in (2, 0, 1))  # type: ignore[union-attr]
+    rotate_and_permute(model)
+
+
+def test_layers_that_changed_places_are_found_in_a_turned_copy(tmp_path: Path) -> None:
+    models = [model_of("llama", 0), model_of("llama", 0), model_of("llama", 0)]
+    torch.manual_seed(7)
+    for model in models[:2]:
+        for layer, scale in zip(model.model.layers, (1.0, 1.5, 2.0), strict=True):  # type: ignore[union-attr]
+            layer.mlp.up_proj.weight.data *= scale  # as training makes layers differ
+    exchange_layers_and_turn(models[1])
+    agreements = [result_of(tmp_path / str(at), models[0], models[at]).agreement for at in (1, 2)]
+    assert [None if one is None else one.count for one in agreements] == [144, None]
+
+
 def test_units_without_content_are_not_matched_by_the_algorithm() -> None:
     """An assignment among equals prefers the diagonal: without a shuffle every such pair would be called inherited."""
     same = np.outer(np.arange(1, 201), np.ones(16)).astype(np.float32)
@@ -298,6 +314,12 @@ def test_a_model_without_a_tokenizer_is_tested_by_its_body(tmp_path: Path) -> No
     assert [test.name for test in result.tests][0] == "hidden dimensions by body"
     assert result.reasons == ("hidden dimensions by embeddings: no file tells which tokens both know",)
     assert result.log10_p < -6
+
+
+def test_networks_with_a_gate_and_without_are_not_compared(tmp_path: Path) -> None:
+    result = result_of(tmp_path, model_of("llama", 0), model_of("gpt2", 1))
+    assert {reason.split(":")[0] for reason in result.reasons} >= {"neurons by rows", "neurons by invariants"}
+    assert result.log10_p > -2
 
 
 def test_a_verdict_says_what_was_counted_and_what_else_could_be(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def evidence(
     a: str = "Base-1.0-7B", b: str = "Suspect-1.5-7B-Instruct", *, num_shards: int = 2, num_methods: int = 9
 ) -> Evidence:
     names = ("hidden dimensions by embeddings", "hidden dimensions by body", "neurons by rows", "neurons by invariants")
-    tests = tuple(ExactTest(name=name, statistic="fixed points", count=3 + index, of=1024, expected=1.0, groups=1, log10_p=-8.0 - index)
+    tests = tuple(ExactTest(name=name, statistic="fixed points", count=3 + index, of=1024, expected=1.0, groups=1, log10_p=-8.0 - index,
+                            near_count=700, near_of=1024, near_expected=256, all_log10_p=-8.0 - index)
                   for index, name in enumerate(names))  # fmt: skip
     return Evidence(
         a=model_files(a, num_shards=num_shards), b=model_files(b, num_shards=num_shards),
@@ -46,7 +47,7 @@ def evidence(
         verdict=Conclusion(word="inherited", level=1e-6, sentence=f"{a} and {b}: inherited; 6 of 1024 neurons by invariants were matched to "
                            f"their own number (1 expected), p = 1e-09, corrected for 30 candidates, if {b} had been numbered independently of {a}. 62 of 103 tensors are the "
                            "same bits. Either weights were inherited, directly or through steps, or both trainings began from the same initial "
-                           "weights, as two runs of one seed do."),
+                           "weights, as two runs of one seed do, or one pattern that numbers units (a mask, an identity, sines) was laid into both."),
         tests=tests,
         corrected=Correction(method="Bonferroni", num_tests=4, num_candidates=30, log10_p=-11.0 + math.log10(120), shown="p = 1e-09"),
         agreement=AgreementTier(count=8192, of=8192, expected=5.33, rate=3.0, log10_p=-20000.0, calibration="Calibrated, not exact: how often "

@@ -9,7 +9,7 @@ from typing import Literal
 from modelassay.fingerprints.identical import SameBits
 from modelassay.fingerprints.independence import Independence, NumberingTest
 from modelassay.fingerprints.independence.agreement import Agreement
-from modelassay.fingerprints.independence.result import CAP
+from modelassay.fingerprints.independence.result import CAP, NUM_TESTS
 from modelassay.fingerprints.rederived import Rederivation
 
 Word = Literal["identical", "re-derived", "inherited", "not distinguishable from independent", "undecided"]
@@ -21,7 +21,7 @@ PAGE = "docs/methods/what-a-verdict-means.md"
 """Where the words of a verdict are explained, relative to the repository."""
 
 ALTERNATIVES = ("Either weights were inherited, directly or through steps, or both trainings began from the same initial weights, "
-                "as two runs of one seed do")  # fmt: skip
+                "as two runs of one seed do, or one pattern that numbers units (a mask, an identity, sines) was laid into both")  # fmt: skip
 _INHERITED = "Weights were inherited, directly or through steps, and not the initial ones alone"
 REVERSED = "Which of the two came first is not told: a model that was widened gives its origin's bits when it is quantised again."
 NO_PROOF = "This is no proof of independence: retraining and relabelling that these tests do not see remain possible."
@@ -96,12 +96,20 @@ def conclude(
     if strongest is None:
         why = "; ".join(result.reasons) or "nothing could be compared"
         return replace(verdict, sentence=f"{pair}: undecided; no test could be made ({why}).{shared}")
-    tested = f"{counted(strongest)} in the strongest of {len(result.tests)} tests, {shown_p(exact)}{over.rstrip(',')}"
+    tested = f"{counted(strongest)} in the strongest of {len(result.tests)} test{'' if len(result.tests) == 1 else 's'}, {shown_p(exact)}{over.rstrip(',')}"
+    if _is_ordered_alike(result, level - correction):
+        tested += (". Over all numbers units do match, among neighbours not beyond chance at this level: so do two strangers whose units were "
+                   "sorted, or trained in an order")  # fmt: skip
     if bits.equal:
         text = f"{pair}: undecided; {tested}, yet{shared.lower().rstrip('.')}: parts were shared, the rest does not show it."
         return replace(verdict, sentence=text)
     return replace(verdict, word="not distinguishable from independent",
                    sentence=f"{pair}: not distinguishable from independent; {tested}. {NO_PROOF}")  # fmt: skip
+
+
+def _is_ordered_alike(result: Independence, level: float) -> bool:
+    """Return whether one half of a test would have rejected alone."""
+    return any(test.all_log10_p + math.log10(NUM_TESTS) <= level < test.log10_p for test in result.tests)
 
 
 def _remade(remaking: Remaking) -> str:
@@ -124,7 +132,8 @@ def _origin(bits: SameBits, result: Independence) -> str:
 def counted(test: NumberingTest) -> str:
     """Return a test's count in words.
 
-    >>> counted(NumberingTest(name="neurons by rows", statistic="fixed points", count=9, of=64, expected=2, log10_p=-3.0, groups=2))
+    >>> counted(NumberingTest(name="neurons by rows", statistic="fixed points", count=9, of=64, expected=2, log10_p=-3.0, groups=2,
+    ...                       near_count=30, near_of=64, near_expected=16, all_log10_p=-4.0))
     '9 of 64 neurons by rows were matched to their own number (2 expected)'
     """
     if test.statistic == "fixed points":

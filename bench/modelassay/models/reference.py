@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modelassay.errors import printable
 from modelassay.models.checkpoints import Checkpoint, checkpoint_of, config_path
 from modelassay.models.checkpoints.architectures import Sizes, read_sizes
 from modelassay.models.checkpoints.tensors import fetch_weights
@@ -101,15 +102,17 @@ class Model:
 
 
 def short_names(references: Sequence[str]) -> list[str]:
-    """Return what tables and claims call the models: `short_name` of each; in full where that mixes two up.
+    r"""Return what tables and claims call the models: `short_name` of each; in full where that mixes two up.
 
     >>> short_names(["hf:Qwen/Qwen2.5-14B@97e1e763", "zoo:smoke/base", "models/mine/"])
     ['Qwen2.5-14B', 'base', 'mine']
     >>> short_names(["a/model", "b/model"])
     ['a/model', 'b/model']
+    >>> short_names(["a/one\nline", "b"])  # a name stands in sentences, and must not end one
+    ['one\\nline', 'b']
     """
-    short = [short_name(reference) for reference in references]
-    return short if len(set(short)) == len(short) else list(references)
+    short = [printable(short_name(reference)) for reference in references]
+    return short if len(set(short)) == len(short) else [printable(reference) for reference in references]
 
 
 def short_name(reference: str) -> str:

@@ -15,11 +15,13 @@ from modelassay.commands.check import check_files
 from modelassay.commands.fingerprint import fingerprint
 from modelassay.errors import RecordError, UsageError
 from modelassay.fingerprints.evidence import Evidence, evidence_json, read_evidence
+from modelassay.fingerprints.evidence import folder as folder_module
 from modelassay.fingerprints.evidence.files import file_hashes
-from modelassay.fingerprints.evidence.folder import pair_folder, write_evidence
+from modelassay.fingerprints.evidence.folder import pair_folder, require_evidence_folder, write_evidence
 from modelassay.fingerprints.evidence.page import page
 from modelassay.models.hub import LocalFiles
 from modelassay.models.reference import Model
+from modelassay.storage.durable import publish
 from modelassay.storage.sealed import sealed_json
 from support.pair_evidence import evidence
 from support.tiny_models import make_model, save
@@ -125,7 +127,9 @@ def as_document(edit: Callable[[dict[str, Any]], Any]) -> bytes:
         (as_document(lambda e: e.update(schema_version=2)), "schema_version is 2"),
         (as_document(lambda e: e.update(extra=1)), "extra: Extra inputs are not permitted"),
         (as_document(lambda e: e["tests"][0].update(count=2000)), "2000 of 1024 cannot be counted"),
-        (as_document(lambda e: e["tests"][3].update(log10_p=-30.0)), "corrected: log10 p is"),
+        (as_document(lambda e: e["tests"][3].update(log10_p=-30.0)), "is below that of its first half"),
+        (as_document(lambda e: e["tests"][3].update(log10_p=-30.0, all_log10_p=-30.0)), "corrected: log10 p is"),
+        (as_document(lambda e: e["tests"][3].update(near_count=2000)), "2000 of 1024 cannot be counted"),
         (as_document(lambda e: e["corrected"].update(shown="p = 1e-40")), "which is not its p"),
         (as_document(lambda e: e["corrected"].update(log10_p=-9.0)), "corrected: log10 p is"),
         (as_document(lambda e: e["verdict"].update(level=1e-12) or e.update(agreement=None)), "no p-value is at most its level"),
@@ -161,6 +165,30 @@ def test_a_folder_that_holds_something_else_is_refused(name: str, tmp_path: Path
         write_evidence(tmp_path, [evidence()])
     assert path.read_text() == "mine"
     assert sum(entry.is_file() for entry in tmp_path.rglob("*")) == 1
+
+
+def test_what_cannot_hold_a_folder_is_refused_before_models_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "file/below", "link", "link/below"):
+        with pytest.raises(UsageError, match=f"{name.split('/')[0]}: is a file or a broken link"):
+            require_evidence_folder(tmp_path / name, [(A, B)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_of_two_processes_one_writes_and_the_other_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def publish_late(aside: Path, final: Path) -> None:
+        monkeypatch.setattr(folder_module, "publish", publish)
+        write_evidence(tmp_path, [evidence(num_methods=1)])
+        publish(aside, final)
+
+    monkeypatch.setattr(folder_module, "publish", publish_late)
+    with pytest.raises(UsageError, match="appeared meanwhile"):
+        write_evidence(tmp_path, [evidence()])
+    assert [path.name for path in tmp_path.iterdir()] == [pair_folder(A, B)]
+    assert len(read_evidence(tmp_path / pair_folder(A, B) / "evidence.json").methods) == 1
+    (tmp_path / pair_folder(A, B) / ".DS_Store").touch()
+    require_evidence_folder(tmp_path, [("other", B)])
 
 
 def test_another_pair_joins_and_the_same_is_refused(tmp_path: Path) -> None:

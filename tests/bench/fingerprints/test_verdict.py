@@ -20,9 +20,19 @@ from support.curve_cases import background_of, child, walk
 NOTHING_EQUAL = SameBits(equal=(), total=9)
 
 
-def result(log10_p: float, ratio: float | None = None) -> Independence:
+def result(log10_p: float, ratio: float | None = None, all_log10_p: float | None = None) -> Independence:
     test = NumberingTest(
-        name="neurons by rows", statistic="fixed points", count=9, of=64, expected=2, log10_p=log10_p, groups=2
+        name="neurons by rows",
+        statistic="fixed points",
+        count=9,
+        of=64,
+        expected=2,
+        log10_p=log10_p,
+        groups=2,
+        near_count=30,
+        near_of=64,
+        near_expected=16,
+        all_log10_p=log10_p if all_log10_p is None else all_log10_p,
     )
     training = None if ratio is None else SharedTraining(ratio=ratio, num_values=128)
     return Independence(tests=(test,), reasons=(), agreement=None, training=training)
@@ -43,6 +53,13 @@ def test_p_is_corrected_for_tests_and_candidates(log10_p: float, num_candidates:
     assert verdict.word == word
     assert verdict.log10_p == pytest.approx(min(0.0, log10_p + math.log10(4 * num_candidates)))
     assert ("corrected for 10 candidates" in verdict.sentence) == (num_candidates == 10)
+
+
+def test_units_in_one_order_are_told_from_units_in_common() -> None:
+    for all_log10_p, is_told in ((-6.59, False), (-6.61, True)):
+        verdict = conclude("A", "B", NOTHING_EQUAL, result(-1.0, all_log10_p=all_log10_p))
+        assert verdict.word == "not distinguishable from independent"
+        assert ("whose units were sorted, or trained in an order. This is no proof" in verdict.sentence) == is_told
 
 
 def test_both_explanations_are_named_unless_training_itself_is_shared() -> None:

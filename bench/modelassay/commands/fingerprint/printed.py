@@ -25,9 +25,10 @@ def numbering_tables(pairs: Pairs, examinations: Sequence[Examination | None]) -
     for (a, b), examination in zip(pairs, examinations, strict=True):
         if examination is not None:
             pair = f"{a.curves.name} · {b.curves.name}"
-            rows.extend((pair, test.name, test.statistic, f"{test.count} of {test.of}", f"{test.expected:.3g}", shown_p(test.log10_p))
+            rows.extend((pair, test.name, test.statistic, f"{test.count} of {test.of}", f"{test.expected:.3g}",
+                         f"{test.near_count} of {test.near_of} ({test.near_expected:.3g})", shown_p(test.log10_p))
                         for test in examination.result.tests)  # fmt: skip
-    columns = ("pair", "matched", "statistic", "count", "expected", "p of the test")
+    columns = ("pair", "matched", "statistic", "count", "expected", "among neighbours", "p of the test")
     return [Table(title="independent numbering", columns=columns, rows=rows)] if rows else []
 
 

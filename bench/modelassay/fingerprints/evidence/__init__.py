@@ -80,11 +80,23 @@ class ExactTest(_Part):
     groups: Count
     """Matchings that were counted together."""
     log10_p: LogP
+    """Of the test: the larger of its two halves'."""
+    near_count: Count
+    """The count of the second half, in which blocks of four consecutive numbers are matched within themselves."""
+    near_of: Count
+    near_expected: Finite
+    all_log10_p: LogP
+    """Of the first half, over all numbers."""
 
     @model_validator(mode="after")
     def _counts(self) -> Self:
-        if self.count > self.of:
-            raise ValueError(f"{self.name}: {self.count} of {self.of} cannot be counted")
+        for count, of in ((self.count, self.of), (self.near_count, self.near_of)):
+            if count > of:
+                raise ValueError(f"{self.name}: {count} of {of} cannot be counted")
+        if self.log10_p < self.all_log10_p:
+            raise ValueError(
+                f"{self.name}: log10 p {self.log10_p:g} is below that of its first half, {self.all_log10_p:g}"
+            )
         return self
 
 

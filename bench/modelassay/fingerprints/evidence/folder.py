@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Final
 from modelassay.errors import HostError, UsageError, printable
 from modelassay.fingerprints.evidence import Evidence, evidence_json
 from modelassay.fingerprints.evidence.page import page
-from modelassay.storage.durable import publish, unwritable
+from modelassay.storage.durable import in_the_way, publish, unwritable
 
 DOCUMENT: Final = "evidence.json"
 PAGE: Final = "report.html"
@@ -42,13 +43,16 @@ def require_evidence_folder(folder: Path, pairs: Sequence[tuple[str, str]]) -> N
         HostError: it cannot be listed.
     """
     where = printable(str(folder))
+    if (blocker := in_the_way(folder.absolute())) is not None:
+        raise UsageError(f"{printable(str(blocker))}: is a file or a broken link; --evidence takes a folder")
+    above = next((place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir()), folder)
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise HostError(f"{printable(str(above))}: cannot be written; choose another folder")
     try:
         entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         foreign = [path.name for path in entries if not _is_pair(path)]
     except FileNotFoundError:
         return
-    except NotADirectoryError:
-        raise UsageError(f"{where}: is a file; --evidence takes a folder") from None
     except OSError as error:
         raise HostError(f"{where}: cannot be read ({error.strerror}); choose another folder") from error
     if foreign:
@@ -75,7 +79,7 @@ def write_evidence(folder: Path, pairs: Sequence[Evidence]) -> list[Path]:
 
 def _write(folder: Path, evidence: Evidence) -> Path:
     final = folder / pair_folder(evidence.a.name, evidence.b.name)
-    aside = folder / f".{final.name}.part-{os.getpid()}"
+    aside = folder / f".{final.name}.part-{secrets.token_hex(4)}"
     document = evidence_json(evidence)
     try:
         aside.mkdir(parents=True)
@@ -86,6 +90,8 @@ def _write(folder: Path, evidence: Evidence) -> Path:
             raise UsageError(f"{printable(str(final))}: appeared meanwhile; name another folder")
         publish(aside, final)
     except OSError as error:
+        if final.exists():  # another process was faster
+            raise UsageError(f"{printable(str(final))}: appeared meanwhile; name another folder") from error
         raise unwritable(error, final) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -93,4 +99,8 @@ def _write(folder: Path, evidence: Evidence) -> Path:
 
 
 def _is_pair(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and {file.name for file in path.iterdir()} == _FILES
+    return path.is_dir() and not path.is_symlink() and _names(path) == _FILES
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}  # desktops leave such files

@@ -68,11 +68,18 @@ def _tests(evidence: Evidence) -> Iterable[str]:
     if corrected is None:
         return ["<p>None could be made.</p>"]
     rows = [
-        (test.name, test.statistic, f"{test.count:,} of {test.of:,}", f"{test.expected:.3g}", shown_p(test.log10_p))
+        (
+            test.name,
+            test.statistic,
+            f"{test.count:,} of {test.of:,}",
+            f"{test.expected:.3g}",
+            f"{test.near_count:,} of {test.near_of:,} ({test.near_expected:.3g})",
+            shown_p(test.log10_p),
+        )  # fmt: skip
         for test in evidence.tests
     ]
     return [
-        _table(("matched", "statistic", "count", "expected under H2", "exact p under H2"), rows),
+        _table(("matched", "statistic", "count", "expected under H2", "among neighbours", "exact p under H2"), rows),
         f"<p>Over all tests: <b>{_text(corrected.shown)}</b> (the smallest times {corrected.num_tests} tests"
         f"{'' if corrected.num_candidates == 1 else f' and {corrected.num_candidates} candidates'}, {corrected.method}).</p>",
     ]

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 
 from modelassay.fingerprints.independence.agreement import agreement
-from modelassay.fingerprints.independence.layers import chosen_layers, layer_pairs
+from modelassay.fingerprints.independence.layers import chosen_layers, layer_pairs, pairs_alike
 from modelassay.fingerprints.independence.matching import (
     MAX_CANDIDATES,
     Matching,
@@ -43,7 +43,8 @@ def independence(a: ModelMatrices, b: ModelMatrices, *, alpha: float = 1e-6) -> 
        whatever basis the residual stream is written.
 
     Where none of these is below ``alpha`` the agreement of two matchings is asked too (`agreement`), which is calibrated, not exact.
-    Layers correspond by number at equal depth, else by the spectrum of their neurons' invariants, which no renumbering changes.
+    Layers correspond by number at equal depth, else by the spectrum of their neurons' invariants, which no renumbering changes; for the agreement by the spectrum too where it is
+    much nearer.
     Exchanging the arguments gives the same p. Costs a product and an assignment per test and layer.
     """
     pairs = chosen_layers(layer_pairs(a, b))
@@ -65,12 +66,14 @@ def independence(a: ModelMatrices, b: ModelMatrices, *, alpha: float = 1e-6) -> 
         else "too few dimensions hold weights",
         "hidden dimensions by body": "no matrix has equally many rows in both",
         "neurons by rows": "no feed-forward network of one width in both could be read",
-        "neurons by invariants": "no feed-forward network could be read",
+        "neurons by invariants": "no feed-forward network of one kind in both could be read",
     }
     reasons = tuple(f"{name}: {lacking[name]}" for name, group in made.items() if not group)
     result = Independence(tests=tests, reasons=reasons, agreement=None, training=shared_training(a, b, pairs))
     if result.log10_p <= math.log10(alpha) or isinstance(embeddings, str):
         return result
+    if a.num_layers == b.num_layers:
+        pairs = chosen_layers(pairs_alike(a, b, layer_pairs(a, b)))
     return replace(result, agreement=agreement(_networks(a, b, pairs), embeddings))
 
 

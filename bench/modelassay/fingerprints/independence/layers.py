@@ -10,6 +10,9 @@ from modelassay.fingerprints.independence.matrices import Floats, ModelMatrices,
 
 MAX_LAYERS = 8
 """Layers that are read of each model: more would cost time and change p from 1e-1000 to 1e-4000."""
+MUCH_NEARER = 0.5
+"""Of the squared distance of layers of one number. Of copies with 20 % noise whose layers were exchanged 0.02 to 0.25, of
+strangers 0.66 to 1."""
 QUANTILES = np.linspace(0.02, 0.98, 25)
 
 
@@ -26,6 +29,17 @@ def layer_pairs(a: ModelMatrices, b: ModelMatrices) -> list[tuple[int, int]]:
     distance = np.square(first[:, None] - second).sum(-1)
     rows, columns = linear_sum_assignment(distance)
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
+def pairs_alike(a: ModelMatrices, b: ModelMatrices, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return ``pairs``, or those by quantiles where they lie at most `MUCH_NEARER` as far apart: layers of one depth may have been exchanged."""
+    first, second = _spectra(a), _spectra(b)
+    if first is None or second is None or first.shape != second.shape:
+        return pairs
+    distance = np.square(first[:, None] - second).sum(-1)
+    rows, columns = linear_sum_assignment(distance)
+    is_nearer = distance[rows, columns].sum() <= MUCH_NEARER * np.trace(distance)
+    return list(zip(rows.tolist(), columns.tolist(), strict=True)) if is_nearer else pairs
 
 
 def _spectra(model: ModelMatrices) -> Floats | None:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modelassay.fingerprints.identical import same_bits
 from modelassay.fingerprints.independence import Independence, independence, matrices_of
+from modelassay.fingerprints.independence.agreement import agreement
 from modelassay.fingerprints.independence.matching import match_features, match_units, numbering_test
-from modelassay.fingerprints.independence.matrices import invariants
+from modelassay.fingerprints.independence.matrices import Neurons, invariants
 from modelassay.fingerprints.verdict import conclude
 from modelassay.models.checkpoints import open_checkpoint
 from modelassay.storage.store import Store
@@ -120,7 +122,7 @@ def rotate_and_permute(model: nn.Module) -> None:
         (permute_neurons, "hidden dimensions by embeddings"),
         (permute_stream, "neurons by invariants"),
         (rotate_stream, "neurons by invariants"),
-        (flip_signs, "neurons by rows"),
+        (flip_signs, "neurons by invariants"),
         (rotate_and_permute, "agreement"),
     ],
 )
@@ -140,18 +142,110 @@ def test_a_copy_that_was_written_otherwise_is_found(
         assert {test.name: test.log10_p for test in result.tests}[by] < -6
 
 
+def exchange_layers_and_turn(model: nn.Module) -> None:
+    model.model.layers = nn.ModuleList(model.model.layers[at] for at in (2, 0, 1))  # type: ignore[union-attr]
+    rotate_and_permute(model)
+
+
+def test_layers_that_changed_places_are_found_in_a_turned_copy(tmp_path: Path) -> None:
+    models = [model_of("llama", 0), model_of("llama", 0), model_of("llama", 0)]
+    torch.manual_seed(7)
+    for model in models[:2]:
+        for layer, scale in zip(model.model.layers, (1.0, 1.5, 2.0), strict=True):  # type: ignore[union-attr]
+            layer.mlp.up_proj.weight.data *= scale  # as training makes layers differ
+    exchange_layers_and_turn(models[1])
+    agreements = [result_of(tmp_path / str(at), models[0], models[at]).agreement for at in (1, 2)]
+    assert [None if one is None else one.count for one in agreements] == [144, None]
+
+
 def test_units_without_content_are_not_matched_by_the_algorithm() -> None:
     """An assignment among equals prefers the diagonal: without a shuffle every such pair would be called inherited."""
-    same = np.ones((200, 16), dtype=np.float32)
-    for matching in (match_units([same], [same], seed=0), match_features(same, same, seed=0)):
-        assert matching is not None
-        test = numbering_test("equals", [matching])
-        assert test is not None
-        assert test.log10_p > -3
+    same = np.outer(np.arange(1, 201), np.ones(16)).astype(np.float32)
+    matching = match_units([same], [same], seed=0)
+    assert matching is not None
+    test = numbering_test("equals", [matching])
+    assert test is not None
+    assert test.all_log10_p > -3
+    assert match_features(np.ones_like(same), np.ones_like(same), seed=0) is None
     assert match_units([np.zeros((200, 16), dtype=np.float32)], [same], seed=0) is None
     assert match_units([np.full((200, 16), np.nan, dtype=np.float32)], [same], seed=0) is None
-    huge = np.full((200, 16), 3e38, dtype=np.float32)
+    huge = np.where(rows_of(0, 200, 16) > 0, 3e38, -3e38).astype(np.float32)
     assert match_units([huge], [same], seed=0) is not None
+
+
+def rows_of(seed: int, units: int, features: int) -> Any:
+    return np.random.default_rng(seed).normal(size=(units, features)).astype(np.float32)
+
+
+def over_layers(first: Any, second: Any, match: Any, *, num_layers: int = 8) -> Any:
+    """Return the test over layers, each made by ``first(seed)`` and ``second(seed)``."""
+    test = numbering_test(
+        "units", [match(first(2 * layer), second(2 * layer + 1), seed=layer) for layer in range(num_layers)]
+    )
+    assert test is not None
+    return test
+
+
+@pytest.mark.parametrize("kept", [96, 64])
+def test_strangers_whose_units_are_sorted_are_no_copies(kept: int) -> None:
+    """As tools for pruning leave them: the largest first, so that a unit's rank tells its number."""
+
+    def features(seed: int) -> Any:
+        values = rows_of(seed, 96, 4)
+        size, rest = values[:, :1], values[:, 1:]
+        return np.concatenate([size, size + 0.6 * rest], 1)[np.argsort(-size[:, 0])]
+
+    test = over_layers(lambda seed: features(seed)[:kept], features, match_features)
+    assert test.all_log10_p < -6  # without neighbours they would be called copies
+    assert test.log10_p > -3
+    copies = over_layers(features, lambda seed: features(seed - 1), match_features)
+    assert copies.log10_p < -50
+
+
+def test_strangers_under_one_mask_and_one_scale_are_no_copies() -> None:
+    def rows(seed: int) -> Any:
+        pattern = np.random.default_rng(1000 + seed // 2)  # the same in both models
+        scale = np.exp(pattern.normal(size=(96, 200)))
+        return [np.where(pattern.random((96, 200)) < 0.5, 0, rows_of(seed, 96, 200) * scale).astype(np.float32)]
+
+    assert over_layers(rows, rows, match_units).log10_p > -3
+
+
+def test_copies_of_one_unit_are_not_matched_by_their_order() -> None:
+    """Padding repeats one unit, and widening a few: what is repeated often is left out, of the rest one is kept."""
+    base = rows_of(0, 64, 30)
+    padded = np.concatenate([base, np.full((40, 30), 1e-6, dtype=np.float32)])
+    for rows, count in ((padded, 64), (np.concatenate([base, base]), 64), (np.tile(base[:8], (8, 1)), None)):
+        matching = match_units([rows], [rows], seed=0)
+        assert (None if matching is None else len(matching.units)) == count
+
+
+def test_gates_that_resemble_ups_do_not_make_strangers_agree() -> None:
+    def network(seed: int) -> Neurons:
+        up, rest = rows_of(2 * seed, 128, 64), rows_of(2 * seed + 1, 128, 64)
+        return Neurons(up_nD=up, down_nD=rows_of(100 + seed, 128, 64), gate_nD=up + 0.1 * rest, scale_D=None)
+
+    tokens = rows_of(7, 200, 64)
+    strangers = agreement([(network(0), network(1))], (tokens, tokens))
+    assert strangers is not None
+    assert strangers.log10_p > -2
+    copies = agreement([(network(0), network(0))], (tokens, tokens))
+    assert copies is not None
+    assert copies.count == 128
+
+
+def test_neighbours_of_strangers_meet_as_often_as_chance_has_it() -> None:
+    matchings = [
+        match_units([rows_of(2 * seed, 64, 20)], [rows_of(2 * seed + 1, 64, 20)], seed=seed) for seed in range(60)
+    ]
+    test = numbering_test("rows", [matching for matching in matchings if matching is not None])
+    assert test is not None
+    assert (test.near_of, test.near_expected) == (60 * 64, 60 * 16)
+    assert abs(test.near_count - 960) < 4 * math.sqrt(960)
+    same = np.ones((200, 16), dtype=np.float32) * np.arange(1, 201, dtype=np.float32)[:, None]
+    alike = match_units([same], [same[::-1]], seed=0)
+    assert alike is not None
+    assert abs(alike.near[0] - 50) < 4 * math.sqrt(50)
 
 
 def test_p_values_of_strangers_are_uniform_or_larger() -> None:
@@ -222,6 +316,12 @@ def test_a_model_without_a_tokenizer_is_tested_by_its_body(tmp_path: Path) -> No
     assert result.log10_p < -6
 
 
+def test_networks_with_a_gate_and_without_are_not_compared(tmp_path: Path) -> None:
+    result = result_of(tmp_path, model_of("llama", 0), model_of("gpt2", 1))
+    assert {reason.split(":")[0] for reason in result.reasons} >= {"neurons by rows", "neurons by invariants"}
+    assert result.log10_p > -2
+
+
 def test_a_verdict_says_what_was_counted_and_what_else_could_be(tmp_path: Path) -> None:
     folders = [write(model_of("llama", seed), tmp_path / str(at)) for at, seed in enumerate((0, 0, 1))]
     with torch.no_grad():
@@ -241,7 +341,7 @@ def test_a_verdict_says_what_was_counted_and_what_else_could_be(tmp_path: Path) 
     assert far.word == "not distinguishable from independent"
     assert "This is no proof of independence" in far.sentence
     assert near.word == "inherited"
-    assert "144 of 144 neurons by rows were matched to their own number (3 expected), p < 1e-50" in near.sentence
+    assert "144 of 144 neurons by rows were matched to their own number (3 expected), p = 8e-50" in near.sentence
     assert "the same initial weights" in near.sentence
 
 
@@ -254,3 +354,42 @@ def test_same_bits_counts_what_says_something(tmp_path: Path) -> None:
     assert same_bits(first, second).equal == ("model.embed_tokens.weight",)
     assert not same_bits(first, second).all_equal
     assert same_bits(first, first).all_equal
+
+
+def bits_of(tmp_path: Path, *changes: dict[str, torch.Tensor]) -> Any:
+    """Compare two copies of one model, in the files of which tensors were replaced or added."""
+    folders = []
+    for at, change in enumerate(changes):
+        folder = save(model_of("llama", 0), tmp_path / str(at))
+        path = folder / "model.safetensors"
+        save_file(load_file(path) | change, path, metadata={"format": "pt"})
+        folders.append(open_checkpoint(folder))
+    return same_bits(*folders)
+
+
+def test_tables_that_code_computes_are_no_shared_parts(tmp_path: Path) -> None:
+    """Position ids, causal masks, rotary frequencies and padded norms of folded models are the same bits in all models of a kind."""
+    tables = {
+        "embeddings.position_ids": torch.arange(512)[None],
+        "h.0.attn.bias": torch.tril(torch.ones(64, 64)),
+        "layers.0.self_attn.rotary_emb.inv_freq": 10000 ** -torch.linspace(0, 1, 64),
+        "layers.0.padded_norm.weight": torch.cat([torch.ones(100), torch.zeros(28)]),
+        "mask": torch.tril(torch.ones(64, 64)) > 0,
+        "identity": torch.eye(64),
+    }
+    without, with_tables = bits_of(tmp_path / "a", {}, {}), bits_of(tmp_path / "b", tables, tables)
+    assert with_tables == without
+    assert with_tables.all_equal
+
+
+def test_identical_means_every_tensor(tmp_path: Path) -> None:
+    """A tensor that begins with zeros, as a padded embedding does, and a small one can differ too."""
+    rows = torch.zeros(300, 32)
+    tables = [torch.cat([rows, torch.full((1, 32), float(at)), rows]) for at in (0, 1)]
+    for name, values in (("table", tables), ("bias", [torch.zeros(3), torch.ones(3)])):
+        bits = bits_of(tmp_path / name, {name: values[0]}, {name: values[1]})
+        assert len(bits.equal) == bits.total > 0
+        assert not bits.all_equal
+        assert bits_of(tmp_path / f"{name}-same", {name: values[0]}, {name: values[0]}).all_equal
+    late = torch.cat([torch.zeros(300, 32), torch.randn(300, 32)])
+    assert "late" in bits_of(tmp_path / "late", {"late": late}, {"late": late}).equal

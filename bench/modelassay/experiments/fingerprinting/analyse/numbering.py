@@ -15,7 +15,7 @@ from modelassay.experiments.findings import Finding, Table
 from modelassay.experiments.fingerprinting.analyse.pairs import HARDNESS, Evidence, Pair
 from modelassay.experiments.fingerprinting.analyse.printed import shown
 from modelassay.fingerprints.independence.agreement import Agreement
-from modelassay.fingerprints.independence.matching import NumberingTest
+from modelassay.fingerprints.independence.matching import NEIGHBOURS, NumberingTest
 from modelassay.fingerprints.independence.result import Independence
 from modelassay.fingerprints.verdict import ALPHA, shown_p
 from modelassay.recording.tables import RunData
@@ -198,20 +198,25 @@ def steps_of(count_of_units: int, groups: int, expected: float) -> Floats:
 
 
 def uniformities(roots: Sequence[Numbered]) -> dict[str, Uniformity]:
-    """Return for each exact test how far its p-values are from uniform over independent pairs that it compared by fixed points.
+    """Return for each half of an exact test how far its p-values are from uniform over independent pairs compared by fixed points.
+
+    The p of the whole test is the larger of its halves', so that it is above uniform.
 
     That pairs share roots does no harm: a matching of two models is uniform whatever one of the two numberings is, so
     the p-values of A with B and of A with C are independent of each other.
     """
-    by_test: dict[str, list[NumberingTest]] = {}
+    counted: dict[str, list[tuple[int, int, int, float]]] = {}
     for one in roots:
         for test in one.result.tests:
             if test.statistic == "fixed points":
-                by_test.setdefault(test.name, []).append(test)
+                counted.setdefault(test.name, []).append((test.count, test.of, test.groups, round(test.expected, 9)))
+                if blocks := test.near_of // NEIGHBOURS:
+                    halves = counted.setdefault(f"{test.name}, among neighbours", [])
+                    halves.append((test.near_count, test.near_of, blocks, float(blocks)))
     uniform: dict[str, Uniformity] = {}
-    for name, tests in by_test.items():
-        laws = [steps_of(test.of, test.groups, round(test.expected, 9)) for test in tests]
-        p = [float(law[max(0, law.size - 1 - test.count)]) for test, law in zip(tests, laws, strict=True)]
+    for name, counts in counted.items():
+        laws = [steps_of(*law) for _, *law in counts]
+        p = [float(law[max(0, law.size - 1 - count)]) for (count, *_), law in zip(counts, laws, strict=True)]
         uniform[name] = uniformity_on_steps(p, laws)
     return uniform
 

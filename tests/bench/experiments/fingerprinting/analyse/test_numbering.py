@@ -28,10 +28,10 @@ REFERENCES = (*MINIS[:8], *OTHERS[:3], *CHILDREN)
 UNITS = 48
 
 
-def outcome(word: str, count: int, *, agreement: bool = False) -> dict[str, Any]:
+def outcome(word: str, count: int, *, near: int = 12, agreement: bool = False) -> dict[str, Any]:
     log10_p = fixed_points_log_p(count, [UNITS], [UNITS]) / math.log(10)
     test = {"name": "hidden dimensions by body", "statistic": "fixed points", "count": count, "of": UNITS, "expected": 1.0,
-            "log10_p": log10_p, "groups": 1}  # fmt: skip
+            "log10_p": log10_p, "groups": 1, "near_count": near, "near_of": UNITS, "near_expected": UNITS / 4, "all_log10_p": log10_p}  # fmt: skip
     agreed = {"count": 90, "of": 100, "expected": 1.0, "log10_p": -60.0} if agreement else None
     return {
         "word": word,
@@ -75,7 +75,8 @@ def numbered() -> list[Numbered]:
             )
         elif pair.suspect.is_root or pair.root.name == "mini-4":
             fixed = int((rng.permutation(UNITS) == np.arange(UNITS)).sum())
-            values[key] = outcome("not distinguishable from independent", fixed)
+            near = sum(int((rng.permutation(4) == np.arange(4)).sum()) for _ in range(UNITS // 4))
+            values[key] = outcome("not distinguishable from independent", fixed, near=near)
     values["zoo:mini-8", "zoo:mini-1"] = outcome("inherited", UNITS)
     return numbered_pairs(run_of(values), evidence)
 
@@ -127,6 +128,13 @@ def test_p_is_compared_with_the_law_that_made_it(numbered: list[Numbered]) -> No
     honest = [one for one in roots if not one.called]
     for one, p in zip(sorted(honest, key=lambda one: one.result.tests[0].log10_p), uniform.observed[1:], strict=True):
         assert p == pytest.approx(10 ** (one.result.tests[0].log10_p), rel=1e-9)
+    neighbours = uniformities(roots)["hidden dimensions by body, among neighbours"]
+    counts = np.array([one.result.tests[0].near_count for one in roots])
+    tail = [math.exp(fixed_points_log_p(count, [4] * 12, [4] * 12)) for count in range(UNITS + 1)]
+    assert neighbours.ks.value == pytest.approx(
+        max(abs((counts >= n).mean() - p) for n, p in enumerate(tail)), abs=1e-9
+    )
+    assert 0.0005 < neighbours.ks.p <= 1
     drawn = data_of(quantile_figure({"body": uniform}), "numbering-p: body")
     assert len(drawn) == 55
     assert [point["p"] for point in drawn] == sorted(point["p"] for point in drawn)

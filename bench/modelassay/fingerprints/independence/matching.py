@@ -159,7 +159,7 @@ def _similarity(a_MF: Floats, b_NF: Floats, *, by_cosine: bool) -> Floats:
     product_MN: Floats = np.abs(a_MF @ b_NF.T)
     if by_cosine:
         return product_MN
-    spread_MN: Floats = np.zeros((len(a_MF), len(b_NF)), dtype=np.float32)
+    spread_MN = np.zeros((len(a_MF), len(b_NF)), dtype=np.float32)
     for at in range(0, a_MF.shape[1], _CHUNK):
         a_MC, b_NC = a_MF[:, at : at + _CHUNK], b_NF[:, at : at + _CHUNK]
         squares_MN: Floats = (a_MC * a_MC) @ (b_NC * b_NC).T

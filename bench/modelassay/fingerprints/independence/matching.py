@@ -161,11 +161,10 @@ def _similarity(a_MF: Floats, b_NF: Floats, *, by_cosine: bool) -> Floats:
         return product_MN
     spread_MN = np.zeros((len(a_MF), len(b_NF)), dtype=np.float32)
     for at in range(0, a_MF.shape[1], _CHUNK):
-        a_MC, b_NC = a_MF[:, at : at + _CHUNK], b_NF[:, at : at + _CHUNK]
-        squares_MN: Floats = (a_MC * a_MC) @ (b_NC * b_NC).T
-        spread_MN += squares_MN
-    similarity: Floats = product_MN / np.sqrt(np.maximum(spread_MN, np.float32(1e-30)))
-    return similarity
+        spread_MN += np.square(a_MF[:, at : at + _CHUNK]) @ np.square(b_NF[:, at : at + _CHUNK]).T
+    spread_MN += np.float32(1e-30)  # units without an entry in common
+    product_MN /= np.sqrt(spread_MN)
+    return product_MN
 
 
 def _unit(rows: Floats) -> Floats:

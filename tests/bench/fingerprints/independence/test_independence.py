@@ -322,6 +322,23 @@ def test_networks_with_a_gate_and_without_are_not_compared(tmp_path: Path) -> No
     assert result.log10_p > -2
 
 
+def test_outlying_norms_in_common_are_no_shared_training(tmp_path: Path) -> None:
+    """Siblings of one initialisation have the same outlying dimensions; all other weights of their norms say that they were trained apart."""
+    models = [model_of("llama", 0) for _ in range(3)]
+    torch.manual_seed(5)
+    norms = [[module for name, module in model.named_modules() if name.endswith("layernorm")] for model in models]
+    for first, second, third in zip(*norms, strict=True):
+        first.weight.data = 1 + 0.1 * torch.randn(32)
+        second.weight.data = 1 + 0.1 * torch.randn(32)
+        third.weight.data = first.weight.data + 0.001 * torch.randn(32)
+        for norm in (first, second, third):
+            norm.weight.data[3] = 40.0
+    for at, is_shared in ((1, False), (2, True)):
+        training = result_of(tmp_path / str(at), models[0], models[at]).training
+        assert training is not None
+        assert training.is_shared == is_shared
+
+
 def test_a_verdict_says_what_was_counted_and_what_else_could_be(tmp_path: Path) -> None:
     folders = [write(model_of("llama", seed), tmp_path / str(at)) for at, seed in enumerate((0, 0, 1))]
     with torch.no_grad():

@@ -36,7 +36,7 @@ MAX_NAMES = 6
 """Equal tensors that are named."""
 
 
-@np.errstate(over="ignore", invalid="ignore")  # of finite weights whose squares are not: a measure is then undefined
+@np.errstate(over="ignore", invalid="ignore")  # of finite weights whose squares are not
 def lineage(a: Checkpoint, b: Checkpoint) -> Lineage:
     """Say which of two related checkpoints is the parent and what was done to it.
 
@@ -51,6 +51,10 @@ def lineage(a: Checkpoint, b: Checkpoint) -> Lineage:
     if reason is not None:
         return _other_body(a, b, reason, {})
     difference = compare(Tensors(a), Tensors(b))
+    if broken := [delta for delta in difference.deltas if not delta.is_defined]:
+        where = broken[0].name if broken[0].layer == OUTSIDE else f"{broken[0].layer}.{broken[0].name}"
+        text = f"{len(broken)} tensors hold NaN, infinite weights or such as cannot be squared ({where} first): nothing can be told of them"
+        return Lineage(kind="unknown", steps=(), parent=None, evidence=text, measures={})
     measures = measures_of(difference)
     if difference.match < MIN_COSINE or measures["cosine"] < MIN_COSINE:
         lost = loss(difference.deltas)

@@ -65,6 +65,11 @@ class Delta:
     """Share of elements that are equal but for their sign."""
 
     @property
+    def is_defined(self) -> bool:
+        """Whether both tensors are finite, and small enough to be squared."""
+        return math.isfinite(self.aa) and math.isfinite(self.bb) and math.isfinite(self.dd)
+
+    @property
     def relative(self) -> float:
         """|b - a| / |a|, geometric mean with |b - a| / |b|."""
         return math.sqrt(self.dd / max(math.sqrt(self.aa * self.bb), 1e-300))
@@ -95,6 +100,8 @@ def delta(x: Floats, y: Floats, layer: int, name: str, kind: Kind, eps: float, *
         "eps": eps,
         "has_symmetry": has_symmetry,
     }
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return Delta(**common, aa=math.nan, bb=math.nan, dd=math.nan)
     if np.array_equal(x, y):
         size = _dot(x, x)
         return Delta(**common, aa=size, bb=size)

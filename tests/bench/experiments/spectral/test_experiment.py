@@ -218,12 +218,14 @@ here.measure(Path(sys.argv[1]), here.Params.model_validate_json(sys.argv[2]), st
 
 
 @pytest.mark.slow
-def test_killed_and_taken_up_again(scene: Path, dense: tuple[Path, Params]) -> None:
-    command = [sys.executable, "-c", KILLED, str(scene / "killed"), dense[1].model_dump_json()]
-    for stop in (40, 53):
+@pytest.mark.parametrize("stops", [(53,), pytest.param((40, 53), marks=pytest.mark.nightly)], ids=str)
+def test_killed_and_taken_up_again(scene: Path, dense: tuple[Path, Params], stops: tuple[int, ...]) -> None:
+    folder = scene / f"killed {stops}"
+    command = [sys.executable, "-c", KILLED, str(folder), dense[1].model_dump_json()]
+    for stop in stops:
         assert subprocess.run([*command, str(stop)], env=environ(), check=False).returncode == -9
-    measure(scene / "killed", dense[1])
-    assert recorded(scene / "killed") == recorded(dense[0])
+    measure(folder, dense[1])
+    assert recorded(folder) == recorded(dense[0])
 
 
 def test_a_model_that_has_blown_up_is_a_finding(scene: Path, tmp_path: Path) -> None:

@@ -197,3 +197,15 @@ def test_every_layout_is_compared_as_a_whole(model_type: str, tmp_path: Path) ->
     result = outcome(tmp_path / "adapter", parent, child)
     assert (result.kind, result.parent) == ("lora", "a")
     assert result.measures["changed_vectors"] == 0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_weights_that_are_no_numbers_explain_nothing(value: float, tmp_path: Path) -> None:
+    child = base()
+    with torch.no_grad():
+        child.model.layers[1].mlp.up_proj.weight[0, 0] = value
+        child.model.embed_tokens.weight[3] = value
+    answer = outcome(tmp_path, base(), child)
+    assert (answer.kind, answer.parent) == ("unknown", None)
+    assert "nan" not in answer.evidence
+    assert "cannot be squared" in answer.evidence or value == 3e38

@@ -83,7 +83,7 @@ def _digest(files: Iterable[Path], top: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for path in files:
         digest.update(f"{path.relative_to(top)}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
-        digest.update("".join(contents_of(path)).encode())
+        digest.update("".join(contents_of(path.resolve())).encode())  # links are followed, as who reads the model does
     return digest.hexdigest()
 
 

@@ -184,3 +184,19 @@ def test_what_is_neither_file_nor_folder_is_refused_and_not_waited_for(tmp_path:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UsageError, match="neither a file nor a folder"):
         File(path=tmp_path / "pipe").digests()
+
+
+def test_a_link_to_a_file_counts_as_the_file(tmp_path: Path) -> None:
+    """As in the Hub's cache, where a snapshot holds nothing but links to blobs."""
+    plain, snapshot, blobs = (tmp_path / name for name in ("plain/m", "snapshots/m", "blobs"))
+    for folder in (plain, snapshot, blobs):
+        folder.mkdir(parents=True)
+    for number, (name, text) in enumerate({"config.json": "{}", "model.safetensors": "weights"}.items()):
+        (plain / name).write_text(text)
+        (blobs / str(number)).write_text(text)
+        (snapshot / name).symlink_to(f"../../blobs/{number}")
+    digests = [list(File(path=folder).digests().values()) for folder in (plain, snapshot)]
+    assert digests[0] == digests[1]
+    assert digests[0]
+    (blobs / "1").write_text("others!")
+    assert list(File(path=snapshot).digests().values()) != digests[0]

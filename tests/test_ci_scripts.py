@@ -213,9 +213,9 @@ def test_docker_tests_build_the_image_first_where_there_is_an_engine(checkout: C
     assert code == 0
     pytest = "python -m pytest -rs -m not nightly tests/docker"
     assert calls[1:] == ["modelassay images build cpu --base other:1", f"{pytest} -k entry"]
-    assert checkout.run("ci/test-docker")[2] == [f"{pytest} --numprocesses 2 --dist worksteal"]
+    assert checkout.run("ci/test-docker")[2] == [f"{pytest} --numprocesses 3 --dist worksteal"]
     assert checkout.run("ci/test-docker", NO_GPU="0", MODELASSAY_TEST_IMAGE="cpu:1")[2] == [
-        f"{pytest} --numprocesses 2 --dist worksteal"
+        f"{pytest} --numprocesses 3 --dist worksteal"
     ]
 
 
@@ -228,7 +228,7 @@ def test_ci_runs_every_step_and_names_those_that_failed(checkout: Checkout) -> N
     assert output.splitlines()[-1].endswith(": ci/test ci/test-docker")
     assert calls[-2:] == [
         "modelassay run fingerprinting --profile quick",
-        "python -m pytest -rs -m not nightly tests/docker --numprocesses 2 --dist worksteal",
+        "python -m pytest -rs -m not nightly tests/docker --numprocesses 3 --dist worksteal",
     ]
     code, output, _ = checkout.run(".ci/run")
     assert code == 0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from polars.exceptions import PolarsError
 
-from modelassay.commands.evidence import Pair, evidence_of, requantised
+from modelassay.commands.fingerprint.evidence import Pair, evidence_of, requantised
 from modelassay.commands.fingerprint.printed import (
     Places,
     curves_json,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +128,7 @@ def _require_evidence(folder: Path, references: Sequence[str], *, one_suspect: b
         raise UsageError(
             "--evidence needs the tests of whole models and --attention-only reads four matrices; leave one of them out"
         )
-    names = short_names(references)
-    require_evidence_folder(
-        folder, [(names[0], other) for other in names[1:]] if one_suspect else list(combinations(names, 2))
-    )
+    require_evidence_folder(folder, pairs_of(short_names(references), one_suspect=one_suspect))
 
 
 def _pair(pair: tuple[Subject, Subject], examination: Examination | None, place: Places, ratios: Mapping[str, float], placement: Placement,

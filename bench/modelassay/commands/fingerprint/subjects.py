@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import TypeVar
 
 from modelassay.errors import UsageError
 from modelassay.fingerprints.bottom_k import PromptedModel, compute_responses
@@ -21,6 +22,7 @@ from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
 
 Report = Callable[[str], None]
+_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +84,9 @@ def read_subjects(references: Sequence[str], *, attention_only: bool, behaviour:
     return subjects
 
 
-def pairs_of(subjects: Sequence[Subject], *, one_suspect: bool) -> list[tuple[Subject, Subject]]:
-    """Return the pairs to compare: all, or the first with each of the others.
-
-    Raises:
-        UsageError: there are fewer than two models.
-    """
-    if len(subjects) < 2:
-        raise UsageError(f"fingerprint compares models: name at least two, got {len(subjects)}")
-    return [(subjects[0], other) for other in subjects[1:]] if one_suspect else list(combinations(subjects, 2))
+def pairs_of(items: Sequence[_Item], *, one_suspect: bool) -> list[tuple[_Item, _Item]]:
+    """Return the pairs of models, or of their names, to compare: all, or the first with each of the others."""
+    return [(items[0], other) for other in items[1:]] if one_suspect else list(combinations(items, 2))
 
 
 def examine(a: Subject, b: Subject, *, alpha: float, num_candidates: int, report: Report) -> Examination | None:

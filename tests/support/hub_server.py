@@ -1,8 +1,8 @@
 """A local stand-in that speaks the part of the Hugging Face Hub's protocol that downloads and listings need.
 
 It serves folders as repositories over HTTP on the loopback interface, lists them by tag, page by page, and logs every request,
-so that a test can tell what was fetched and that offline nothing was. It is not the Hub: no LFS redirects, no Xet, no
-tokens.
+so that a test can tell what was fetched and that offline nothing was. Contents may come from a second host (`contents`), as those
+of large files do from the Hub's. It is not the Hub: no Xet, and tokens are only logged.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import hashlib
 import json
 import re
 import threading
+import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +27,27 @@ class Request(NamedTuple):
 
     method: str
     path: str
+    range: tuple[int, int] | None = None
+    """First byte asked for and the one after the last; None: all."""
+    token: str = ""
+    """What the request says of who asks."""
+
+
+class VirtualFile:
+    """A file of any length whose bytes are made when they are asked for."""
+
+    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
+        """``read(begin, end)`` returns bytes."""
+        self.size, self.read = size, read
+        self.etag = hashlib.sha256(f"{size}".encode() + read(0, min(size, 4096))).hexdigest()
+
+    @classmethod
+    def of(cls, path: Path) -> VirtualFile:
+        """Serve a file of this machine."""
+        data = path.read_bytes()
+        file = cls(len(data), lambda begin, end: data[begin:end])
+        file.etag = hashlib.sha256(data).hexdigest()
+        return file
 
 
 class Revision(NamedTuple):
@@ -61,6 +83,23 @@ class HubServer:
     cuts: dict[str, list[int]] = field(default_factory=dict)
     """By file name: after how many bytes the next transfers of it break off, one each."""
     ignores_ranges: bool = False
+    virtual: dict[tuple[str, str], VirtualFile] = field(default_factory=dict)
+    """By repository and file name: what is served beside the folder's files."""
+    contents: HubServer | None = None
+    """The host that safetensors files are fetched from; None: this one."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """Former to present names of repositories."""
+    pauses_s: float = 0.0
+    """Between two pieces of 64 KiB of a file."""
+    busy: list[tuple[int, str]] = field(default_factory=list)
+    """Status and Retry-After that answer the next requests for ranges, one each."""
+    broken: list[int] = field(default_factory=list)
+    """After how many bytes the next ranges break off, one each."""
+    expires: list[int] = field(default_factory=list)
+    """Statuses by which the next requests for contents are told that their address is no longer signed."""
+    num_bytes_sent: int = 0
+    """Of files, since the log was last cleared with `clear`."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
     login: str = ""
     """``user:password`` that every request must carry; empty: none."""
     requests: list[Request] = field(default_factory=list)
@@ -72,9 +111,18 @@ class HubServer:
             self.revisions[name, reference] = Revision(name, commit, folder)
         return commit
 
+    def clear(self) -> None:
+        """Forget what was asked and sent."""
+        self.requests.clear()
+        self.num_bytes_sent = 0
+
     def files_sent(self) -> set[str]:
         """Return the names of files whose contents were sent since the log was last cleared."""
-        return {path.rsplit("/", 1)[1] for method, path in self.requests if method == "GET" and "/resolve/" in path}
+        return {
+            request.path.rsplit("/", 1)[1]
+            for request in self.requests
+            if request.method == "GET" and "/resolve/" in request.path
+        }
 
 
 @contextmanager
@@ -109,7 +157,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         hub: HubServer = self.server.hub  # type: ignore[attr-defined]
         path = unquote(urlsplit(self.path).path)
-        hub.requests.append(Request(self.command, path))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        span = None if asked is None else (int(asked[1]), int(asked[2]) + 1 if asked[2] else 2**63)
+        hub.requests.append(Request(self.command, path, span, self.headers.get("Authorization", "")))
         if hub.login and self.headers["Authorization"] != f"Basic {b64encode(hub.login.encode()).decode()}":
             self._fail(401, "Unauthorized")
             return
@@ -122,9 +172,15 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/models":
             self._list(hub)
             return
+        self._answer_of_repository(hub, path)
+
+    def _answer_of_repository(self, hub: HubServer, path: str) -> None:
         info = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(?:revision|tree)/(.+))?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         match = info or file
+        if match is not None and match[1] in hub.renamed:
+            self._send(307, b"", {"Location": self.path.replace(match[1], hub.renamed[match[1]], 1)})
+            return
         if match is not None and hub.refusals.get(match[1]):
             self._fail(*hub.refusals[match[1]].pop(0))
         elif match is None or not any(name == match[1] for name, _ in hub.revisions):
@@ -171,27 +227,49 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_file(self, revision: Revision, name: str) -> None:
         commit = {"X-Repo-Commit": revision.commit}
+        hub: HubServer = self.server.hub  # type: ignore[attr-defined]
         path = revision.folder / name
-        if not path.is_file():
+        file = hub.virtual.get((revision.repository, name)) or (VirtualFile.of(path) if path.is_file() else None)
+        if file is None:
             self._fail(404, "EntryNotFound", commit)
             return
-        data = path.read_bytes()
-        headers = commit | {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "Accept-Ranges": "bytes"}
-        hub: HubServer = self.server.hub  # type: ignore[attr-defined]
-        headers |= hub.headers.get(name, {})
+        headers = commit | {"ETag": f'"{file.etag}"', "Accept-Ranges": "bytes"} | hub.headers.get(name, {})
+        if hub.contents is not None and name.endswith(".safetensors"):
+            linked = {"X-Linked-ETag": f'"{file.etag}"', "X-Linked-Size": str(file.size)}
+            self._send(
+                302, b"", commit | linked | {"Location": f"{hub.contents.url}{urlsplit(self.path).path}?signature=abc"}
+            )
+            return
+        self._send_contents(hub, name, file, headers)
+
+    def _send_contents(self, hub: HubServer, name: str, file: VirtualFile, headers: dict[str, str]) -> None:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if hub.cuts.get(name) and self.command == "GET":
-            begin = int(wanted[1]) if wanted and not hub.ignores_ranges else 0
-            if begin:
-                headers |= {"Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"}
-            self._break_off(206 if begin else 200, data[begin:], hub.cuts[name].pop(0), headers)
-            return
-        if wanted is None or hub.ignores_ranges:
-            self._send(200, data, headers)
-            return
-        first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
-        span = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
-        self._send(206, data[first : last + 1], headers | span)
+        is_range, size = wanted is not None and not hub.ignores_ranges, file.size
+        begin, end = 0, size
+        if is_range:
+            assert wanted is not None
+            begin, end = int(wanted[1]), min(int(wanted[2]) + 1 if wanted[2] else size, size)
+            headers = headers | {"Content-Range": f"bytes {begin}-{end - 1}/{size}"}
+        status = 206 if is_range else 200
+        if self.command == "GET":
+            with hub.lock:
+                expired = hub.expires.pop(0) if is_range and hub.expires else None
+                busy = hub.busy.pop(0) if is_range and hub.busy else None
+                cuts = hub.cuts.get(name) or (hub.broken if is_range else [])
+                cut = cuts.pop(0) if cuts and not expired and not busy else None
+            if expired or busy:
+                self._send(expired or busy[0], b"", {"Retry-After": busy[1]} if busy else {})  # type: ignore[index]
+                return
+            if cut is not None:
+                self._break_off(status if is_range else 206 if begin else 200, file.read(begin, end), cut, headers)
+                return
+        self._send_head(status, {"Content-Length": str(end - begin)} | headers)
+        for at in range(begin, end, 65_536) if self.command == "GET" else ():
+            piece = file.read(at, min(at + 65_536, end))
+            self.wfile.write(piece)
+            with hub.lock:
+                hub.num_bytes_sent += len(piece)
+            time.sleep(hub.pauses_s)
 
     def _break_off(self, status: int, data: bytes, num_bytes: int, headers: dict[str, str]) -> None:
         self.send_response(status)
@@ -208,9 +286,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, b"", (headers or {}) | words | hub.headers.get(f"{status}", {}))
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | headers).items():
-            self.send_header(name, value)
-        self.end_headers()
+        self._send_head(status, {"Content-Length": str(len(body))} | headers)
         if self.command == "GET":
             self.wfile.write(body)
+
+    def _send_head(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()

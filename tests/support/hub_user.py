@@ -81,7 +81,8 @@ class User(NamedTuple):
 
     def watch(self, reference: str, *, largest_file: int = -1, **environment: str) -> Opening:
         """Open a checkpoint."""
-        own = {"HF_HOME": str(self.home), "HF_ENDPOINT": self.endpoint, "NO_PROXY": "127.0.0.1"}
+        own = {"HF_HOME": str(self.home), "MODELASSAY_CACHE": str(self.home / "own"), "HF_ENDPOINT": self.endpoint,
+               "NO_PROXY": "127.0.0.1"}  # fmt: skip
         assert self.forker.stdin is not None
         assert self.forker.stdout is not None
         print(json.dumps([reference, largest_file, own | environment]), file=self.forker.stdin, flush=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from modelassay.models.checkpoints import Checkpoint
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo
+from modelassay.models.parts import ensure
 
 MIN_BYTES = 256
 """Smaller tensors are alike in strangers too."""
@@ -99,4 +100,5 @@ def _equal(path: Path, info: TensorInfo, other_path: Path, other: TensorInfo) ->
 
 
 def _read(path: Path, offset: int, count: int) -> NDArray[np.uint8]:
+    ensure(path, offset, count)
     return np.fromfile(path, dtype=np.uint8, count=count, offset=offset)

@@ -16,6 +16,7 @@ from modelassay.fingerprints.methods import ModelSummary
 from modelassay.fingerprints.products import product_curves
 from modelassay.models.checkpoints import Checkpoint, Stratum
 from modelassay.models.checkpoints.layers import layer_spans
+from modelassay.models.checkpoints.prepare import prepare_spans
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS
 from modelassay.models.reference import Model
 from modelassay_kernels import FileSpan, layer_std_file
@@ -43,6 +44,7 @@ def measure_layer(checkpoint: Checkpoint, layer: int, spans: Mapping[str, FileSp
     the attention matrices' that are 0, not finite or beyond ``LARGEST_SIGMA`` are left out: a bias that is all 0 has no curve.
     """
     every = [*spans.values(), *(span for role in BEYOND for span in extras.get(role, ()))]
+    prepare_spans(every)
     sigmas = iter(layer_std_file(every).tolist())
     values = [("sigma", role, next(sigmas)) for role in spans]
     beyond = {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import contextvars
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, MutableMapping
@@ -49,6 +50,9 @@ REMEMBERED_S: Final = 30.0
 MAX_BREAKS: Final = 3
 """How often the same transfer may break off at the same place."""
 
+OWN_RETRIES: Final = "modelassay.own_retries"
+"""The extension of a request whose sender counts himself how often the transfer breaks off."""
+
 _BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -74,10 +78,14 @@ class Transfer(NamedTuple):
     response: httpx.Response
 
 
+_RESOLVED: Final = re.compile(r"/([^/]+/[^/]+)(/resolve/.+)")
 _NETWORK: Final = "check the network, or set HF_ENDPOINT to a mirror"
 _LATER: Final = "try again later"
 
 _answered: set[tuple[str, str]] = set()
+_renamed: dict[str, str] = {}
+_pauses: dict[tuple[str, str], float] = {}
+"""Until when, by the monotonic clock, a server has asked all who ask it to wait."""
 _absent: dict[tuple[str, str], tuple[float, HubFault]] = {}
 _last: list[Transfer] = []
 """The last request for a file, if any: `huggingface_hub` asks again at once for what broke off, for as long as bytes come."""
@@ -113,6 +121,11 @@ def log_in() -> None:
     if "HF_HUB_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a line for each try; what came of them is told once
     _install(*split_login(os.environ.get(LOGIN, "")))
+
+
+def renamed(repository: str) -> str | None:
+    """Return the name to which the Hub sent those who asked it for ``repository``; None where it did not."""
+    return _renamed.get(repository)
 
 
 def endpoint() -> str:
@@ -193,10 +206,12 @@ def _send(send: Callable[..., httpx.Response], request: httpx.Request, options: 
     when, fault = _absent.get(origin, (0.0, None))
     if fault is not None and time.monotonic() - when < REMEMBERED_S:
         raise fault
+    _keep_token(request)
     _refuse_broken_transfer(request)
     _limit_waits(request)
     waits = iter(WAITS_S)
     while True:
+        _wait_as_told(origin)
         try:
             response = _ask(send, request, options, is_new=origin not in _answered)
         except HubFault as fault:
@@ -207,6 +222,7 @@ def _send(send: Callable[..., httpx.Response], request: httpx.Request, options: 
                 raise
         else:
             _answered.add(origin)
+            _remember_name(request, response)
             if response.status_code not in _BUSY or request.method not in ("GET", "HEAD"):
                 _remember_transfer(request, response, is_stream=bool(options.get("stream")))
                 return response
@@ -215,8 +231,36 @@ def _send(send: Callable[..., httpx.Response], request: httpx.Request, options: 
             pause_s = _pause_s(response)
             if wait_s is None or pause_s > LONGEST_WAIT_S:
                 raise _busy(response, pause_s)
+            if pause_s:  # of all who ask this server, not of one thread alone
+                _pauses[origin] = time.monotonic() + pause_s
             wait_s = max(wait_s, pause_s)
         time.sleep(wait_s)
+
+
+def _keep_token(request: httpx.Request) -> None:
+    """Take the token out of a request to anybody but the Hub: `huggingface_hub` follows redirects to other ports of its host with it."""
+    from huggingface_hub import constants
+
+    hosts = getattr(constants, "HF_URL_HOSTS", ())
+    if request.headers.get("Authorization", "").startswith("Bearer "):
+        address = urlsplit(str(request.url))
+        hub = urlsplit(endpoint())
+        if address[:2] != hub[:2] and not (hub.hostname in hosts and address.hostname in hosts):
+            del request.headers["Authorization"]
+
+
+def _wait_as_told(origin: tuple[str, str]) -> None:
+    time.sleep(max(0.0, min(_pauses.get(origin, 0.0) - time.monotonic(), LONGEST_WAIT_S)))
+
+
+def _remember_name(request: httpx.Request, response: httpx.Response) -> None:
+    """Keep under which name a repository is now, where the answer sends to it."""
+    target = response.headers.get("Location") if 300 <= response.status_code < 400 else None
+    if target is None or response.history:
+        return
+    before, after = _RESOLVED.match(request.url.path), _RESOLVED.match(urlsplit(target).path)
+    if before is not None and after is not None and before[2] == after[2] and before[1] != after[1]:
+        _renamed[before[1]] = after[1]
 
 
 def _limit_waits(request: httpx.Request) -> None:
@@ -372,13 +416,13 @@ def _num_breaks(request: httpx.Request) -> int:
 
 
 def _remember_transfer(request: httpx.Request, response: httpx.Response, *, is_stream: bool) -> None:
-    if request.method == "GET" and is_stream:
+    if request.method == "GET" and is_stream and OWN_RETRIES not in request.extensions:
         url, begin = str(request.url), request.headers.get("Range", "")
         most = max(_last[0].most_bytes, _last[0].response.num_bytes_downloaded) if _last and _last[0].url == url else 0
         _last[:] = [Transfer(url, begin, _num_breaks(request), most, response)]
 
 
 def _refuse_broken_transfer(request: httpx.Request) -> None:
-    if request.method == "GET" and _num_breaks(request) >= MAX_BREAKS:
+    if request.method == "GET" and OWN_RETRIES not in request.extensions and _num_breaks(request) >= MAX_BREAKS:
         raise HubFault(f"{request.url.host} breaks the transfer off at the same place each time",
                        f"{_LATER}; a proxy or a mirror in between may cut it", is_temporary=True)  # fmt: skip

@@ -8,14 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 from modelassay.errors import CheckpointError
 from modelassay.models.commits import COMMIT, keep_commit, kept_commit
-from modelassay.models.connection import HubFault, endpoint, log_in
+from modelassay.models.connection import HubFault, endpoint, log_in, renamed
 from modelassay.models.hub_errors import hub_errors, is_unexplained
+from modelassay.models.parts import (
+    NUM_CONNECTIONS,
+    PartialFile,
+    create,
+    ensure_header,
+    files_in_parts,
+    header_end,
+    partial_file,
+    parts_folder,
+)
 from modelassay.models.presence import refuse_repository, serves
+from modelassay.models.transfer import NoRanges, look_up
+from modelassay.storage.store import say
 from modelassay.storage.stray import is_stray
 
 _REFERENCE = re.compile(r"hf:(?P<repo>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))?")
@@ -37,6 +50,12 @@ class Files(Protocol):
         """Return a file on this machine, fetching it if need be; None where the checkpoint has no such file.
 
         A file that may or may not be there is also None where that cannot be known, offline; a ``required`` one is an error.
+        """
+
+    def open_weights(self, name: str, *, required: bool = False) -> Path | None:
+        """Return a safetensors file whose header can be read; whoever reads more of it asks `parts.ensure` before.
+
+        Of a repository only the header is fetched; None and ``required`` as of `get`.
         """
 
     def weight_files(self) -> list[str]:
@@ -100,6 +119,10 @@ class LocalFiles:
         path = self.folder / name
         return path if path.is_file() else None
 
+    def open_weights(self, name: str, *, required: bool = False) -> Path | None:
+        """Return the file's path, None where there is no such file."""
+        return self.get(name, required=required)
+
     def weight_files(self) -> list[str]:
         """Return the names of the folder's safetensors files, sorted."""
         return sorted(path.name for path in self.folder.glob("*.safetensors") if not is_stray(path.name))
@@ -114,12 +137,15 @@ class HubFiles:
         """Resolve the revision to a commit by fetching config.json; a full commit that is cached needs no request."""
         self.reference, self.repository = reference, repo
         self._is_served = False
+        self._opened: dict[str, Path] = {}
         log_in()
         config = self._fetch("config.json", revision, required=True)
         if config is None:
             raise CheckpointError(
                 f"{reference}: the repository has no config.json; name one that holds a transformers model"
             )
+        if (name := renamed(repo)) is not None:
+            say(f"{reference}: the Hub has renamed the repository to {name}")
         self.folder = config.parent
         self.revision: str | None = config.parent.name
 
@@ -132,12 +158,72 @@ class HubFiles:
             return None
         return Path(cached) if isinstance(cached, str) else self._fetch(name, self.revision, required=required)
 
+    def open_weights(self, name: str, *, required: bool = False) -> Path | None:
+        """Return a file in parts whose header is there, or the whole one where it is in the cache or the server sends no parts."""
+        if name not in self._opened:
+            path = self._open(name, required=required)
+            if path is None:
+                return None
+            self._opened[name] = path
+        return self._opened[name]
+
+    def open_all(self, names: Iterable[str]) -> None:
+        """Do what `open_weights` does for several files at once."""
+        lacking = [name for name in dict.fromkeys(names) if name not in self._opened]
+        if len(lacking) > 1:
+            with ThreadPoolExecutor(NUM_CONNECTIONS, thread_name_prefix="header") as pool:
+                list(pool.map(lambda name: self.open_weights(name, required=True), lacking))
+
+    def parts(self) -> list[PartialFile]:
+        """Return the files that were opened and lie here in parts."""
+        parts = (partial_file(path) for path in self._opened.values())
+        return [part for part in parts if part is not None]
+
+    def release(self) -> None:
+        """Take the weights that were fetched in parts from the disk, all but the headers, unless another process reads them."""
+        for part in self.parts():
+            part.release((0, header_end(part.path)))
+
+    def _open(self, name: str, *, required: bool) -> Path | None:
+        from huggingface_hub import _CACHED_NO_EXIST, is_offline_mode, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError
+
+        cached = try_to_load_from_cache(self.repository, name, revision=self.revision)
+        if cached is _CACHED_NO_EXIST:
+            return None
+        if isinstance(cached, str):
+            return Path(cached)
+        assert self.revision is not None
+        part = partial_file(parts_folder(self.repository, self.revision) / name)
+        if part is None:
+            if is_offline_mode():
+                return self._fetch(name, self.revision, required=required)
+            with hub_errors(self.reference, name):
+                try:
+                    place = look_up(self.reference, self.repository, self.revision, name)
+                except HfHubHTTPError as error:
+                    if error.response.status_code in (404, 410):
+                        return self._fetch(name, self.revision, required=required)  # which notes that it is not there
+                    raise
+            if place is None:
+                return self._fetch(name, self.revision, required=required)
+            part = create(*place)
+        try:
+            ensure_header(part)
+        except NoRanges:
+            return self._fetch(name, self.revision, required=required)
+        return part.path
+
     def weight_files(self) -> list[str]:
         """Return the repository's safetensors files by asking the Hub; offline, those in the cache."""
         from huggingface_hub import HfApi, is_offline_mode
 
         if is_offline_mode():
-            return LocalFiles(str(self.folder)).weight_files()
+            assert self.revision is not None
+            return sorted({
+                *LocalFiles(str(self.folder)).weight_files(),
+                *files_in_parts(self.repository, self.revision),
+            })
         with hub_errors(self.reference, "its list of files", parses=True):
             names = HfApi().list_repo_files(self.repository, revision=self.revision)
         return sorted(

@@ -20,7 +20,7 @@ from modelassay.fingerprints.lineage.symmetries import Floats, Heads
 from modelassay.models.checkpoints import Checkpoint
 from modelassay.models.checkpoints.architectures import Role, find_architecture
 from modelassay.models.checkpoints.factors import is_plain
-from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo, read_elements
+from modelassay.models.checkpoints.safetensors import TensorInfo, read_elements, read_rows
 from modelassay.models.checkpoints.tensors import Matrix, TensorTable
 from modelassay.models.hub import Files, open_files
 
@@ -96,9 +96,7 @@ class Tensors:
             flat = read_elements(path, info.dtype, info.offset, count * width)
             return flat.reshape(count, *info.shape[1:]) if info.shape else flat
         sample = torch.linspace(0, count - 1, max(MAX_ELEMENTS // width, 1), dtype=torch.float64).long().tolist()
-        row_bytes = width * DTYPE_BITS[info.dtype] // 8
-        sampled = [read_elements(path, info.dtype, info.offset + row * row_bytes, width) for row in sample]
-        return torch.stack(sampled).reshape(len(sample), *info.shape[1:])
+        return read_rows(path, info, sample).reshape(len(sample), *info.shape[1:])
 
     def read_rows(self, layer: int, name: str, rows: Sequence[int]) -> Tensor:
         """Return some rows of a matrix in that order, or of too many those at even distances."""
@@ -107,8 +105,7 @@ class Tensors:
         if math.prod(info.shape) <= MAX_ELEMENTS:
             return self.read(layer, name)[torch.tensor(rows)]
         few = rows[:: step_over(len(rows), max(MAX_ELEMENTS // width, 1))]
-        row_bytes = width * DTYPE_BITS[info.dtype] // 8
-        return torch.stack([read_elements(path, info.dtype, info.offset + row * row_bytes, width) for row in few])
+        return read_rows(path, info, few)
 
     def bias_name(self, layer: int, role: str) -> str | None:
         """Return the name below the layer of the bias that belongs to a role's tensor, None where there is none."""

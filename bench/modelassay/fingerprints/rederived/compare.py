@@ -16,6 +16,7 @@ from modelassay.fingerprints.rederived.result import Remade
 from modelassay.models.checkpoints.factors import is_plain
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS, read_elements
 from modelassay.models.checkpoints.tensors import TensorTable
+from modelassay.models.parts import ensure
 
 FLOATS: Final = frozenset({"F64", "F32", "BF16", "F16"})
 """Formats that a tensor is cast to, without scales."""
@@ -77,4 +78,5 @@ def read_source(a: TensorTable, name: str) -> Tensor | None:
 
 def read_bytes(path: Path, offset: int, count: int) -> NDArray[np.uint8]:
     """Return bytes of a file."""
+    ensure(path, offset, count)
     return np.fromfile(path, dtype=np.uint8, count=count, offset=offset)

@@ -122,8 +122,8 @@ def open_checkpoint(reference: str | Path) -> Checkpoint:
 
     ``reference`` is a folder (config.json with model.safetensors, or with shards and model.safetensors.index.json, or with
     one safetensors file of another name), or ``hf:ORG/NAME``, optionally with ``@`` and a commit, tag or branch. Of a
-    repository only config.json, the index, the vocabulary and the files that hold attention are fetched, and what the
-    cache holds of a commit is not asked for again.
+    repository only config.json, the index, the vocabulary and the headers of the files that hold attention are fetched, and what the
+    cache holds of a commit is not asked for again; weights come when they are read, and of them the ranges that are read.
 
     Raises:
         CheckpointError: not there, not readable, damaged, of an architecture the table does not hold, packed by a
@@ -145,6 +145,7 @@ def checkpoint_of(files: Files) -> Checkpoint:
     quantization = quantization_of(config, own, str(path))
     tensors = TensorTable(files)
     names = locate(files.reference, architecture, sizes, tensors.names())
+    tensors.open_files(names.values())
     prefix = names[0, "q"].split(architecture.layer.format(layer=0))[0]
     return Checkpoint(
         reference=files.reference,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelassay.models.checkpoints import Checkpoint, config_path
 from modelassay.models.checkpoints.architectures import language_config
 from modelassay.models.checkpoints.factors import is_plain
-from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo, read_elements
+from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo, read_elements, read_rows
 from modelassay.models.checkpoints.tensors import Matrix, TensorTable
 from modelassay.models.gate import read_json
 from modelassay.models.hub import Files
@@ -147,16 +147,11 @@ def read_embedding(checkpoint: Checkpoint, num_rows: int) -> Tensor | None:
 
 def read_embedding_rows(checkpoint: Checkpoint, rows: Sequence[int]) -> Tensor | None:
     """Return some rows of the input embedding as float32 [rows, hidden size]; None where none is known, or it has fewer rows."""
-    import torch
-
     place = _embedding(checkpoint)
     if place is None or max(rows, default=0) >= place[1].shape[0]:
         return None
     path, info = place
-    row_bytes = info.shape[1] * DTYPE_BITS[info.dtype] // 8
-    return torch.stack([
-        read_elements(path, info.dtype, info.offset + row * row_bytes, info.shape[1]) for row in rows
-    ]).float()
+    return read_rows(path, info, rows).float()
 
 
 def read_head(files: Files) -> Tensor | None:

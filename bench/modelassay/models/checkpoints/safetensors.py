@@ -7,11 +7,13 @@ Everything a header claims is checked here, once; whoever holds a `TensorInfo` m
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelassay.errors import CheckpointError
 from modelassay.models.gate import DAMAGED, HEADER, INDEX, load_json, one_line, read_json, shown
+from modelassay.models.parts import ensure, prepare
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -157,10 +159,11 @@ def _is_inside(file: str) -> bool:
 
 
 def read_elements(path: Path, dtype: str, offset: int, count: int) -> Tensor:
-    """Return ``count`` elements of a file from byte ``offset`` on, as a copy in the stored dtype: [count]."""
+    """Return ``count`` elements of a file from byte ``offset`` on, as a copy in the stored dtype: [count]; of the Hub they are fetched."""
     import torch
 
     size_bytes = count * DTYPE_BITS[dtype] // 8
+    ensure(path, offset, size_bytes)
     with path.open("rb") as file:
         file.seek(offset)
         data = bytearray(file.read(size_bytes))
@@ -171,3 +174,13 @@ def read_elements(path: Path, dtype: str, offset: int, count: int) -> Tensor:
     if count == 0:
         return torch.empty(0, dtype=getattr(torch, TORCH_DTYPES[dtype]))
     return torch.frombuffer(data, dtype=getattr(torch, TORCH_DTYPES[dtype]))
+
+
+def read_rows(path: Path, info: TensorInfo, rows: Sequence[int]) -> Tensor:
+    """Return some rows of a tensor, the first extent's, as a copy in the stored dtype: [rows, elements of a row]."""
+    import torch
+
+    width = math.prod(info.shape[1:])
+    row_bytes = width * DTYPE_BITS[info.dtype] // 8
+    prepare({str(path): [(info.offset + row * row_bytes, info.offset + (row + 1) * row_bytes) for row in rows]})
+    return torch.stack([read_elements(path, info.dtype, info.offset + row * row_bytes, width) for row in rows])

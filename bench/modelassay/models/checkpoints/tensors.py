@@ -24,7 +24,7 @@ from modelassay.models.checkpoints.safetensors import (
     read_shard_index,
 )
 from modelassay.models.gate import one_line, shown
-from modelassay.models.hub import Files
+from modelassay.models.hub import Files, HubFiles
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,12 +62,18 @@ class TensorTable:
         """Find out which file holds what: the single file if there is one, as transformers prefers it, else the index."""
         self._files = files
         self._headers: dict[str, dict[str, TensorInfo]] = {}
+        self._paths: dict[str, Path] = {}
         holder = _weights_at(files)
         self._file_of = holder if isinstance(holder, dict) else dict.fromkeys(self._header(holder), holder)
 
     def names(self) -> Collection[str]:
         """Return the names of all tensors."""
         return self._file_of.keys()
+
+    def open_files(self, names: Iterable[str]) -> None:
+        """Open the files that hold some tensors, of a repository several at once: each costs an answer's time."""
+        if isinstance(self._files, HubFiles):
+            self._files.open_all(self._file_of[name] for name in names)
 
     def files_read(self) -> list[str]:
         """Return the names of the files whose headers were read so far, sorted."""
@@ -76,8 +82,8 @@ class TensorTable:
     def find(self, name: str) -> tuple[Path, TensorInfo]:
         """Return the file that holds a tensor, and where in it."""
         file = self._file_of[name]
-        path = self._files.folder / file
         header = self._header(file)
+        path = self._paths[file]
         if name not in header:
             raise CheckpointError(
                 f"{one_line(path)}: no tensor {printable(name)}, though {_SHARD_INDEX} says so; fetch or save the checkpoint again"
@@ -100,13 +106,16 @@ class TensorTable:
 
     def _header(self, file: str) -> dict[str, TensorInfo]:
         if file not in self._headers:
-            self._headers[file] = read_header(_require(self._files, file))
+            path = self._files.open_weights(file, required=True)
+            if path is None:
+                raise CheckpointError(f"{one_line(self._files.reference)}: {_why_absent(self._files, file)}")
+            self._headers[file], self._paths[file] = read_header(path), path
         return self._headers[file]
 
 
 def _weights_at(files: Files) -> str | dict[str, str]:
     """Return the one file of all tensors, or which file holds each."""
-    if files.get(_SINGLE_FILE) is not None:
+    if files.open_weights(_SINGLE_FILE) is not None:
         return _SINGLE_FILE
     if (index := files.get(_SHARD_INDEX)) is not None:
         return read_shard_index(index)

@@ -1,0 +1,368 @@
+"""Files of the Hub fetched in parts: what is asked for, what survives, and what is never read."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import save_file
+
+from modelassay.errors import AssayError, CheckpointError, HostError
+from modelassay.models import connection, parts, transfer
+from modelassay.models.checkpoints.safetensors import read_elements, read_header
+from modelassay.models.hub import HubFiles
+from modelassay.models.parts import PartialFile, ensure, partial_file, prepare
+from modelassay.models.ranges import Ranges, plan
+from support.hub_server import HubServer, VirtualFile, serve_hub
+
+SIZE = 3_000_000
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A stand-in Hub that this process takes for the Hub, whose large files come from a second host."""
+    with serve_hub() as hub, serve_hub() as contents:
+        contents.url = contents.url.replace("127.0.0.1", "localhost")
+        hub.contents = contents
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecretsecretsecretse")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        monkeypatch.delenv("HF_ENDPOINT", raising=False)
+        monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(transfer, "WAIT_S", 0.01)
+        monkeypatch.setattr(connection, "WAITS_S", (0.01, 0.02))
+        for memory in (connection._absent, connection._pauses, connection._renamed, parts._opened):
+            memory.clear()
+        yield hub
+        parts._opened.clear()
+
+
+@pytest.fixture
+def repository(hub: HubServer, tmp_path: Path) -> str:
+    """A repository of one file of weights: 200 tensors of random bytes; its commit."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        f"t{at:03d}": torch.randint(0, 256, (SIZE // 200,), dtype=torch.uint8, generator=generator) for at in range(200)
+    }
+    save_file(tensors, folder / "model.safetensors")
+    commit = hub.add("lab/bytes", folder)
+    assert hub.contents is not None
+    hub.contents.add("lab/bytes", folder)
+    return commit
+
+
+def opened(commit: str) -> PartialFile:
+    path = HubFiles(f"hf:lab/bytes@{commit}", "lab/bytes", commit).open_weights("model.safetensors", required=True)
+    part = partial_file(path or "")
+    assert part is not None
+    return part
+
+
+def served(tmp_path: Path) -> bytes:
+    return (tmp_path / "served" / "model.safetensors").read_bytes()
+
+
+def held(part: PartialFile) -> bytes:
+    return part.path.read_bytes()
+
+
+def test_requests_are_the_fewest_that_ask_for_no_byte_twice() -> None:
+    random_ = random.Random(0)
+    for _ in range(300):
+        ranges = [sorted(random_.sample(range(5000), 2)) for _ in range(random_.randint(0, 8))]
+        present = Ranges(tuple(sorted(random_.sample(range(5000), 2))) for _ in range(random_.randint(0, 8)))  # type: ignore[misc]
+        pieces = plan([(a, b) for a, b in ranges], present, longest=700)
+        wanted = {at for a, b in ranges for at in range(a, b)} - {at for a, b in present for at in range(a, b)}
+        asked = [at for a, b in pieces for at in range(a, b)]
+        assert len(asked) == len(set(asked))
+        assert wanted <= set(asked)
+        assert len(asked) <= 1.01 * len(wanted)
+        assert not set(asked) & {at for a, b in present for at in range(a, b)}
+        assert all(0 < b - a <= 700 for a, b in pieces)
+        assert present.num_bytes == len({at for a, b in present for at in range(a, b)})
+
+
+def test_what_is_read_is_fetched_and_little_else(hub: HubServer, repository: str, tmp_path: Path) -> None:
+    part, contents = opened(repository), hub.contents
+    assert contents is not None
+    header = read_header(part.path)
+    end = min(info.offset for info in header.values())
+    assert contents.num_bytes_sent in range(end, end + parts.FIRST_BYTES)
+    contents.clear()
+    whole = served(tmp_path)
+    names = random.Random(1).sample(sorted(header), 60)
+    prepare({str(part.path): [(header[n].offset, header[n].offset + header[n].size_bytes) for n in names]})
+    wanted = sum(header[name].size_bytes for name in names)
+    assert 0.98 * wanted <= contents.num_bytes_sent <= 1.02 * wanted
+    contents.clear()
+    for name in names:
+        info = header[name]
+        assert whole[info.offset : info.offset + info.size_bytes] == held(part)[info.offset :][: info.size_bytes]
+    assert contents.requests == []
+    unprepared = next(name for name in sorted(header) if name not in names)
+    info = header[unprepared]
+    ensure(part.path, info.offset, info.size_bytes)
+    assert held(part)[info.offset :][: info.size_bytes] == whole[info.offset :][: info.size_bytes]
+    assert [request.range for request in contents.requests] == [(info.offset, info.offset + info.size_bytes)]
+
+
+def test_nothing_reads_a_hole(hub: HubServer, tmp_path: Path) -> None:
+    """`read_elements` fetches what it reads, so that no number is ever a hole's zero."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    save_file({"a": torch.arange(1, 60_001, dtype=torch.float32)}, folder / "model.safetensors")
+    commit = hub.add("lab/bytes", folder)
+    assert hub.contents is not None
+    hub.contents.add("lab/bytes", folder)
+    part = opened(commit)
+    info = read_header(part.path)["a"]
+    assert part.missing([(info.offset, info.offset + info.size_bytes)])
+    assert torch.equal(
+        read_elements(part.path, "F32", info.offset + 4 * 40_000, 1000),
+        torch.arange(40_001, 41_001, dtype=torch.float32),
+    )
+
+
+def cut_five(hub: HubServer) -> None:
+    hub.broken[:] = [0, 1, 1000, 0, 300_000]
+
+
+def be_busy(hub: HubServer) -> None:
+    hub.busy[:] = [(429, "0"), (503, ""), (429, "1"), (500, "")]
+
+
+def be_slow(hub: HubServer) -> None:
+    hub.pauses_s = 0.02
+
+
+def expire(hub: HubServer) -> None:
+    hub.expires[:] = [403, 404]
+
+
+@pytest.mark.parametrize("fault", [cut_five, be_busy, be_slow, expire])
+def test_what_goes_wrong_in_between_is_survived(
+    hub: HubServer, repository: str, tmp_path: Path, fault: Callable[[HubServer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "REQUEST_BYTES", 500_000)
+    part = opened(repository)
+    assert hub.contents is not None
+    fault(hub.contents)
+    began = time.monotonic()
+    ensure(part.path, 0, SIZE * 2)
+    assert held(part) == served(tmp_path)
+    assert time.monotonic() - began >= (1 if fault is be_busy else 0)  # as the server asked
+    assert list(part.present) == [(0, len(served(tmp_path)))]
+
+
+def test_a_transfer_that_never_gets_on_is_told_in_one_line(hub: HubServer, repository: str) -> None:
+    part = opened(repository)
+    assert hub.contents is not None
+    hub.contents.broken[:] = [0] * 500
+    with pytest.raises(HostError, match=r"model.safetensors.*(breaks|not fetched)") as caught:
+        ensure(part.path, 0, SIZE)
+    assert "\n" not in str(caught.value)
+    hub.contents.broken.clear()
+    ensure(part.path, 0, SIZE)
+
+
+def test_a_file_that_is_replaced_meanwhile_is_refused(hub: HubServer, repository: str, tmp_path: Path) -> None:
+    part = opened(repository)
+    path = tmp_path / "served" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(HostError, match="was replaced while it came"):
+        ensure(part.path, 1_000_000, 1000)
+    path.write_bytes(bytes(data) + b"x")
+    with pytest.raises(HostError, match=r"bytes now, [\d,]+ before"):
+        ensure(part.path, 1_000_000, 1000)
+    assert not part.missing([(0, 8)])
+    assert part.missing([(1_000_000, 1_001_000)]) == [(1_000_000, 1_001_000)]
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_the_token_goes_to_the_hub_alone(
+    hub: HubServer, repository: str, host: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert hub.contents is not None
+    hub.contents.url = hub.contents.url.replace("localhost", host)
+    part = opened(repository)
+    ensure(part.path, 0, SIZE)
+    assert {request.token for request in hub.requests if "/resolve/" in request.path} == {
+        "Bearer hf_secretsecretsecretsecretsecretse"
+    }
+    assert {request.token for request in hub.contents.requests} == {""}
+    assert len([request for request in hub.requests if request.path.endswith(".safetensors")]) == 1
+    assert "hf_secret" not in "".join(capfd.readouterr())
+    cached = [path for path in parts.cache_root().rglob("*") if path.is_file()]
+    assert not any(b"hf_secret" in path.read_bytes() for path in cached)
+
+
+def test_nothing_is_asked_for_offline(hub: HubServer, repository: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = opened(repository)
+    ensure(part.path, 500_000, 1000)
+    hub.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    ensure(part.path, 500_100, 100)
+    with pytest.raises(CheckpointError, match=r"hf:lab/bytes@\w+: 100 bytes of model.safetensors are not in the cache"):
+        ensure(part.path, 900_000, 100)
+    assert hub.requests == []
+
+
+def test_a_journal_claims_what_is_there_and_no_more(hub: HubServer, repository: str, tmp_path: Path) -> None:
+    part = opened(repository)
+    ensure(part.path, 1_000_000, 1000)
+    ensure(part.path, 2_000_000, 1000)
+    journal = part.path.with_name(part.path.name + ".parts")
+    text = journal.read_bytes()
+    for damaged in (text[:-3], text.replace(b"2001000", b"2901000"), text + b"5 99 00000000\n\xff\x00", text + b"7 "):
+        journal.write_bytes(damaged)
+        parts._opened.clear()
+        again = opened(repository)
+        whole = served(tmp_path)
+        assert all(held(again)[begin:end] == whole[begin:end] for begin, end in again.present)
+        ensure(again.path, 2_000_000, 1000)
+        parts._opened.clear()
+        assert not opened(repository).missing([(1_000_000, 1_001_000), (2_000_000, 2_001_000)])
+    os.truncate(part.path, 2_000_500)  # as a full disk or a copy may leave it
+    parts._opened.clear()
+    again = opened(repository)
+    ensure(again.path, 1_000_000, 1000)
+    assert held(again)[1_000_000:1_001_000] == served(tmp_path)[1_000_000:1_001_000]
+
+
+def test_what_was_taken_away_is_fetched_again(hub: HubServer, repository: str, tmp_path: Path) -> None:
+    files = HubFiles(f"hf:lab/bytes@{repository}", "lab/bytes", repository)
+    path = files.open_weights("model.safetensors")
+    assert path is not None
+    ensure(path, 0, SIZE)
+    blocks = path.stat().st_blocks
+    files.release()
+    assert path.stat().st_size == len(served(tmp_path))
+    assert path.stat().st_blocks < blocks / 10
+    header = read_header(path)
+    part = partial_file(path)
+    assert part is not None
+    assert part.present.num_bytes == min(info.offset for info in header.values())
+    ensure(path, 5000, 100_000)
+    assert held(part)[5000:105_000] == served(tmp_path)[5000:105_000]
+
+
+def test_nobody_takes_away_what_another_process_reads(hub: HubServer, repository: str) -> None:
+    part = opened(repository)
+    ensure(part.path, 0, SIZE)
+    code = f"""
+import sys
+from modelassay.models.parts import ensure, partial_file
+ensure({str(part.path)!r}, 0, 100)
+print("reads", flush=True)
+sys.stdin.readline()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reader:
+        assert reader.stdout is not None
+        assert reader.stdout.readline() == "reads\n"
+        assert not part.release((0, 8))
+        assert not part.missing([(0, SIZE)])
+        reader.communicate("\n")
+    assert part.release((0, 8))
+    assert part.present.num_bytes == 8
+
+
+_FETCH = """
+import sys
+from huggingface_hub import constants
+from modelassay.models import parts
+parts.PIECE_BYTES = 100_000
+print("begins", flush=True)
+parts.ensure(sys.argv[1], 0, 2**40)
+"""
+
+
+def test_nothing_is_fetched_twice_after_a_kill(hub: HubServer, repository: str, tmp_path: Path) -> None:
+    part, contents = opened(repository), hub.contents
+    assert contents is not None
+    contents.pauses_s = 0.05
+    journal = part.path.with_name(part.path.name + ".parts")
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+    with subprocess.Popen([sys.executable, "-c", _FETCH, str(part.path)], env=env, stdout=subprocess.PIPE) as process:
+        while journal.read_bytes().count(b"\n") < 8:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    parts._opened.clear()
+    again = opened(repository)
+    kept = Ranges(again.present)
+    whole = served(tmp_path)
+    assert 700_000 <= kept.num_bytes < len(whole)
+    assert all(held(again)[begin:end] == whole[begin:end] for begin, end in kept)
+    time.sleep(0.3)
+    contents.clear()
+    contents.pauses_s = 0
+    ensure(again.path, 0, SIZE * 2)
+    assert held(again) == whole
+    asked = [request.range for request in contents.requests if request.range is not None]
+    assert sum(end - begin for begin, end in asked) == len(whole) - kept.num_bytes
+    assert all(kept.missing(*span) == [span] for span in asked)
+
+
+def test_two_processes_share_what_comes(hub: HubServer, repository: str, tmp_path: Path) -> None:
+    part, contents = opened(repository), hub.contents
+    assert contents is not None
+    contents.clear()
+    contents.pauses_s = 0.01
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+    with subprocess.Popen([sys.executable, "-c", _FETCH, str(part.path)], env=env, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        ensure(part.path, 0, SIZE * 2)
+        assert process.wait() == 0
+    assert held(part) == served(tmp_path)
+    assert contents.num_bytes_sent <= len(served(tmp_path))
+
+
+def test_a_renamed_repository_is_said(hub: HubServer, repository: str, capfd: pytest.CaptureFixture[str]) -> None:
+    hub.renamed["old/bytes"] = "lab/bytes"
+    assert hub.contents is not None
+    files = HubFiles("hf:old/bytes", "old/bytes", None)
+    assert files.open_weights("model.safetensors") is not None
+    assert capfd.readouterr().err == "note: hf:old/bytes: the Hub has renamed the repository to lab/bytes\n"
+
+
+def test_a_hostile_header_length_is_no_request_for_it(hub: HubServer, tmp_path: Path) -> None:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    hub.contents = None
+    commit = hub.add("lab/bytes", folder)
+    for length in (2**62, 2**33, 51_000_000):
+        hub.virtual["lab/bytes", "model.safetensors"] = VirtualFile(
+            2**34, lambda a, b, n=length: (n.to_bytes(8, "little") + bytes(b))[a:b] if b < 10**6 else bytes(b - a)
+        )  # type: ignore[misc]
+        hub.clear()
+        with pytest.raises(AssayError, match="the header claims"):
+            read_header(opened(commit).path)
+        assert hub.num_bytes_sent < 20_000
+        parts._opened.clear()
+        for path in (parts.cache_root() / "hub").rglob("model*"):
+            path.unlink()

@@ -149,7 +149,8 @@ class Source:
     def _chunks(self, begin: int, end: int) -> Any:
         """Ask for one range and go through its bytes as they come."""
         from huggingface_hub import constants, get_session
-        from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+        from huggingface_hub.utils._headers import build_hf_headers
+        from huggingface_hub.utils._http import hf_raise_for_status
 
         for attempt in (0, 1, 2):
             address = self._located()

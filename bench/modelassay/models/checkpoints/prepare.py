@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelassay.models.checkpoints.safetensors import DTYPE_BITS
 from modelassay.models.parts import partial_file, prepare
 from modelassay.models.ranges import Range, Ranges
 
@@ -51,6 +50,5 @@ def need(spans: Iterable[FileSpan]) -> Need:
 def _ranges(spans: Iterable[FileSpan]) -> dict[str, list[Range]]:
     ranges: dict[str, list[Range]] = {}
     for span in spans:
-        count = (span.num_rows - 1) * span.row_stride + span.num_cols
-        ranges.setdefault(span.path, []).append((span.offset, span.offset + count * DTYPE_BITS[span.dtype] // 8))
+        ranges.setdefault(span.path, []).append((span.offset, span.end))
     return ranges

@@ -206,7 +206,17 @@ def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
 @click.option(
     "--attention-only",
     is_flag=True,
-    help="Read, and of hf: models fetch, nothing but the attention matrices; other methods are left out.",
+    help="Read, and of hf: models fetch, nothing but the attention matrices (and headers, configuration, vocabulary); other methods are left out.",
+)
+@click.option(
+    "--sampled",
+    is_flag=True,
+    help="Test the numbering by rows of a few matrices, more only while it is open: of hf: models some thousandths are fetched.",
+)
+@click.option(
+    "--keep-weights",
+    is_flag=True,
+    help="Keep what was fetched of hf: models' weights in the cache; else it is removed when the answer is there.",
 )
 @click.option(
     "--behaviour",
@@ -228,6 +238,8 @@ def fingerprint(
     figure: Path | None,
     alpha: float,
     attention_only: bool,
+    sampled: bool,
+    keep_weights: bool,
     behaviour: bool,
     evidence: Path | None,
     runs: Path,
@@ -244,8 +256,20 @@ def fingerprint(
         *([] if suspect is None else [suspect]),
     ))  # in a second; what follows imports for several
 
-    from modelassay.commands import fingerprint as verb
     from modelassay.commands.view import emit
+
+    if sampled:
+        others = {"--attention-only": attention_only, "--behaviour": behaviour, "--evidence": evidence, "--figure": figure,
+                  "--against": against}  # fmt: skip
+        if unfit := [option for option, value in others.items() if value]:
+            raise click.UsageError(
+                f"--sampled reads a few rows, and {unfit[0]} needs whole matrices; leave one of them out"
+            )
+        from modelassay.commands.fingerprint.sampled import sampled as sampled_verb
+
+        emit(sampled_verb(models, suspect=suspect, alpha=alpha, report=_progress), as_json=as_json)
+        return
+    from modelassay.commands import fingerprint as verb
     from modelassay.runs.directory import require_run
 
     background = None if against is None else require_run(against, runs)
@@ -258,6 +282,7 @@ def fingerprint(
         attention_only=attention_only,
         behaviour=behaviour,
         evidence=evidence,
+        keep_weights=keep_weights,
         report=_progress,
     )
     emit(view, as_json=as_json)

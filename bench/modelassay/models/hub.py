@@ -15,6 +15,7 @@ from typing import Protocol
 from modelassay.errors import CheckpointError
 from modelassay.models.commits import COMMIT, keep_commit, kept_commit
 from modelassay.models.connection import HubFault, endpoint, log_in, renamed
+from modelassay.models.gate import INDEX, read_json
 from modelassay.models.hub_errors import hub_errors, is_unexplained
 from modelassay.models.parts import (
     NUM_CONNECTIONS,
@@ -31,6 +32,7 @@ from modelassay.models.transfer import NoRanges, look_up
 from modelassay.storage.store import say
 from modelassay.storage.stray import is_stray
 
+SHARD_INDEX = "model.safetensors.index.json"
 _REFERENCE = re.compile(r"hf:(?P<repo>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))?")
 
 
@@ -58,8 +60,20 @@ class Files(Protocol):
         Of a repository only the header is fetched; None and ``required`` as of `get`.
         """
 
+    def open_all(self, names: Iterable[str]) -> None:
+        """Do what `open_weights` does for several files, of a repository at once: each costs an answer's time."""
+
     def weight_files(self) -> list[str]:
         """Return the names of the safetensors files beside config.json, sorted."""
+
+    def weights_bytes(self) -> int:
+        """Return the size of all files of weights that an index names, or of those that were opened."""
+
+    def fetched_bytes(self) -> int:
+        """Return how many bytes of weights and their headers this process fetched; 0 of a folder."""
+
+    def release(self) -> None:
+        """Take away what was fetched of weights in parts, all but headers, unless another process reads it."""
 
 
 def open_files(reference: str | Path) -> Files:
@@ -123,9 +137,23 @@ class LocalFiles:
         """Return the file's path, None where there is no such file."""
         return self.get(name, required=required)
 
+    def open_all(self, names: Iterable[str]) -> None:
+        """Do nothing: opening a file is free."""
+
     def weight_files(self) -> list[str]:
         """Return the names of the folder's safetensors files, sorted."""
         return sorted(path.name for path in self.folder.glob("*.safetensors") if not is_stray(path.name))
+
+    def weights_bytes(self) -> int:
+        """Return the size of the folder's safetensors files."""
+        return sum((self.folder / name).stat().st_size for name in self.weight_files())
+
+    def fetched_bytes(self) -> int:
+        """Return 0: nothing is fetched."""
+        return 0
+
+    def release(self) -> None:
+        """Do nothing: a folder is the user's."""
 
 
 class HubFiles:
@@ -178,6 +206,19 @@ class HubFiles:
         """Return the files that were opened and lie here in parts."""
         parts = (partial_file(path) for path in self._opened.values())
         return [part for part in parts if part is not None]
+
+    def weights_bytes(self) -> int:
+        """Return what the index says of the size of all weights, at least that of the files that were opened."""
+        total = 0
+        if (index := self.get(SHARD_INDEX)) is not None:
+            metadata = read_json(index, INDEX).get("metadata")
+            stated = metadata.get("total_size") if isinstance(metadata, dict) else None
+            total = stated if type(stated) is int else 0
+        return max(total, sum(path.stat().st_size for path in self._opened.values()))
+
+    def fetched_bytes(self) -> int:
+        """Return how many bytes of weights and their headers this process fetched in parts."""
+        return sum(part.num_fetched for part in self.parts())
 
     def release(self) -> None:
         """Take the weights that were fetched in parts from the disk, all but the headers, unless another process reads them."""

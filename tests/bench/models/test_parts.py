@@ -17,12 +17,13 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from modelassay.errors import AssayError, CheckpointError, HostError
-from modelassay.models import connection, parts, transfer
+from modelassay.models import parts
 from modelassay.models.checkpoints.safetensors import read_elements, read_header
 from modelassay.models.hub import HubFiles
 from modelassay.models.parts import PartialFile, ensure, partial_file, prepare
 from modelassay.models.ranges import Ranges, plan
-from support.hub_server import HubServer, VirtualFile, serve_hub
+from support.hub_server import HubServer, VirtualFile
+from support.near_hub import TOKEN, near_hub
 
 SIZE = 3_000_000
 
@@ -30,26 +31,8 @@ SIZE = 3_000_000
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A stand-in Hub that this process takes for the Hub, whose large files come from a second host."""
-    with serve_hub() as hub, serve_hub() as contents:
-        contents.url = contents.url.replace("127.0.0.1", "localhost")
-        hub.contents = contents
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecretsecretsecretse")
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        monkeypatch.delenv("HF_ENDPOINT", raising=False)
-        monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(transfer, "WAIT_S", 0.01)
-        monkeypatch.setattr(connection, "WAITS_S", (0.01, 0.02))
-        for memory in (connection._absent, connection._pauses, connection._renamed, parts._opened):
-            memory.clear()
+    with near_hub(tmp_path, monkeypatch) as hub:
         yield hub
-        parts._opened.clear()
 
 
 @pytest.fixture
@@ -207,9 +190,7 @@ def test_the_token_goes_to_the_hub_alone(
     hub.contents.url = hub.contents.url.replace("localhost", host)
     part = opened(repository)
     ensure(part.path, 0, SIZE)
-    assert {request.token for request in hub.requests if "/resolve/" in request.path} == {
-        "Bearer hf_secretsecretsecretsecretsecretse"
-    }
+    assert {request.token for request in hub.requests if "/resolve/" in request.path} == {f"Bearer {TOKEN}"}
     assert {request.token for request in hub.contents.requests} == {""}
     assert len([request for request in hub.requests if request.path.endswith(".safetensors")]) == 1
     assert "hf_secret" not in "".join(capfd.readouterr())

@@ -19,7 +19,14 @@ from modelassay.commands.fingerprint.printed import (
     numbering_tables,
     pair_json,
 )
-from modelassay.commands.fingerprint.subjects import Examination, Subject, examine, pairs_of, read_subjects
+from modelassay.commands.fingerprint.subjects import (
+    Examination,
+    Subject,
+    examine,
+    fetched_line,
+    pairs_of,
+    read_subjects,
+)
 from modelassay.commands.view import View
 from modelassay.errors import RecordError, UsageError
 from modelassay.experiments.findings import MEANINGLESS
@@ -43,13 +50,15 @@ from modelassay.statistics.lr import Calibration
 
 
 def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run | None, figure: Path | None, alpha: float,
-                attention_only: bool, behaviour: bool, evidence: Path | None, report: Callable[[str], None]) -> View:  # fmt: skip
+                attention_only: bool, behaviour: bool, evidence: Path | None, report: Callable[[str], None],
+                keep_weights: bool = False) -> View:  # fmt: skip
     """Examine every pair of ``models``, or ``suspect`` with each of them, and place them among the strangers of ``background``.
 
     ``alpha`` is the level at which weights are called inherited; with a suspect, p is corrected for the number of candidates.
     ``attention_only`` reads nothing but the four attention matrices, and of the Hub fetches nothing else; what needs more, the verdict too,
     is then left out. ``behaviour`` loads the models whole, one at a time, and asks both of a pair with the prompts that each of them
-    generates. The curves are drawn into ``figure``; of each pair `evidence.json` and a page are written into a folder of ``evidence``.
+    generates. What was fetched of weights on the Hub is removed at the end, all but headers, unless ``keep_weights``: of a call that
+    fails it stays, and the next one goes on with it. The curves are drawn into ``figure``; of each pair `evidence.json` and a page are written into a folder of ``evidence``.
 
     Raises:
         UsageError: fewer than two models, one twice, a background of another suite, an alpha that is no level, an
@@ -72,7 +81,9 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
         _require_evidence(evidence, references, one_suspect=suspect is not None, attention_only=attention_only)
     tables = None if background is None else _background_tables(background)
     strangers, fits = _strangers(background, tables)
-    subjects = read_subjects(references, attention_only=attention_only, behaviour=behaviour, report=report)
+    subjects = read_subjects(
+        references, attention_only=attention_only, behaviour=behaviour, whole=evidence is not None, report=report
+    )
     pairs = pairs_of(subjects, one_suspect=suspect is not None)
     num_candidates = 1 if suspect is None else len(models)
     examinations = [examine(a, b, alpha=alpha, num_candidates=num_candidates, report=report) for a, b in pairs]
@@ -109,6 +120,9 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
         ]
         folders = write_evidence(evidence, evidence_of(
             proofs, one_suspect=suspect is not None, background=None if background is None else str(background.folder), options=options))  # fmt: skip
+    fetched = [line for subject in subjects if (line := fetched_line(subject)) is not None]
+    for subject in subjects if not keep_weights else ():
+        subject.model.files.release()
     return View(
         data={"alpha": alpha, "suspect": suspect, "against": against, "models": [curves_json(model) for model in curves],
               "pairs": [pair_json(*parts) for parts in zip(placements, examinations, places, ratios, derivations, contradictions, strict=True)],
@@ -117,7 +131,7 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
                  *(sentence for sentences in contradictions for sentence in sentences), *derivation_lines(placements, derivations),
                  *([] if ancestors is None else [ancestors.sentence])],
         tables=[*numbering_tables(pairs, examinations), placement_table(placements, words), methods_table(placements, places, ratios)],
-        lines=[*(placement.sentence for placement in placements), *(f"note: {note}" for note in notes),
+        lines=[*(placement.sentence for placement in placements), *fetched, *(f"note: {note}" for note in notes),
                *([] if figure is None else [f"figure: {figure}"]), *(f"evidence: {folder}" for folder in folders)],
     )  # fmt: skip
 

@@ -17,6 +17,9 @@ from modelassay.fingerprints.methods import ModelSummary
 from modelassay.fingerprints.rederived import rederived
 from modelassay.fingerprints.verdict import Remaking, Verdict, conclude
 from modelassay.fingerprints.weights import Weights, load_weights
+from modelassay.models.checkpoints.layers import layer_spans
+from modelassay.models.checkpoints.prepare import need, prepare_spans
+from modelassay.models.checkpoints.tensors import fetch_weights
 from modelassay.models.reference import Model, short_names
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
@@ -58,8 +61,13 @@ class Examination:
 Pairs = Sequence[tuple[Subject, Subject]]
 
 
-def read_subjects(references: Sequence[str], *, attention_only: bool, behaviour: bool, report: Report) -> list[Subject]:
+def read_subjects(
+    references: Sequence[str], *, attention_only: bool, behaviour: bool, report: Report, whole: bool = False
+) -> list[Subject]:
     """Read the models; with ``behaviour`` each answers the prompts of all.
+
+    All are opened before weights of any are fetched, so that what cannot be read is told first. Of the Hub's the ranges of the
+    matrices come together; ``whole`` fetches whole files, whose hashes somebody asks for.
 
     Raises:
         UsageError: one is named twice.
@@ -68,9 +76,17 @@ def read_subjects(references: Sequence[str], *, attention_only: bool, behaviour:
     if repeated := [model for model in dict.fromkeys(references) if references.count(model) > 1]:
         raise UsageError(f"{repeated[0]}: named twice; name each model once")
     store, subjects = Store(), []
-    for reference, name in zip(references, short_names(references), strict=True):
+    names = short_names(references)
+    models = [resolve(reference, store=store) for reference in references]
+    for name, model in zip(names, models, strict=True):
+        if (whole or behaviour) and not model.files.local:
+            report(f"{name}: fetching whole files")
+            fetch_weights(model.files)
+        model.checkpoint()
+    for name, model in zip(names, models, strict=True):
         report(f"{name}: reading")
-        model = resolve(reference, store=store)
+        if not model.files.local:
+            _fetch(name, model, attention_only=attention_only, report=report)
         subjects.append(Subject(
             model=model, summary=summarise_model(model, name=name, whole=not attention_only),
             weights=None if attention_only else load_weights(model, store=store),
@@ -82,6 +98,29 @@ def read_subjects(references: Sequence[str], *, attention_only: bool, behaviour:
         report(f"{model_asked.reference}: answering")
         compute_responses(model_asked, prompted)
     return subjects
+
+
+def _fetch(name: str, model: Model, *, attention_only: bool, report: Report) -> None:
+    """Fetch what is read of every matrix, at once."""
+    checkpoint = model.checkpoint()
+    spans = [matrix.span for matrix in checkpoint.matrices]
+    if not attention_only:
+        checkpoint.tensors.open_files(checkpoint.tensors.names())
+        spans.extend(span for layer in layer_spans(checkpoint) for group in layer.values() for span in group)
+    state = need(spans)
+    if state.missing_bytes:
+        hint = "" if attention_only else "; --sampled tests the numbering by some thousandths of it"
+        report(f"{name}: fetching {state.missing_bytes:,} of {model.files.weights_bytes():,} bytes of weights{hint}")
+    prepare_spans(spans)
+
+
+def fetched_line(subject: Subject) -> str | None:
+    """Say how much of a model's weights was fetched in parts; None where nothing was."""
+    files = subject.model.files
+    if not (fetched := files.fetched_bytes()):
+        return None
+    total = files.weights_bytes()
+    return f"{subject.curves.name}: {fetched:,} of {total:,} bytes of weights fetched ({fetched / total:.1%})"
 
 
 def pairs_of(items: Sequence[_Item], *, one_suspect: bool) -> list[tuple[_Item, _Item]]:

@@ -105,17 +105,19 @@ class SampledModel:
         for layer in dict.fromkeys(layer for layer, _ in places):
             yield from self._others[layer].get("norm-2", [])[:1]
 
-    def read(self, places: Mapping[tuple[int, Role], tuple[int, int]]) -> dict[tuple[int, Role], Block]:
-        """Read the rows ``(begin, count)`` of some matrices, as float32; inputs of gate and up after the norm before them.
+    def read(
+        self, places: Mapping[tuple[int, Role], tuple[int, int]], *, after_norm: bool = True
+    ) -> dict[tuple[int, Role], Block]:
+        """Read the rows ``(begin, count)`` of some matrices, as float32; ``after_norm`` gate and up as their inputs meet them.
 
         Raises:
             CheckpointError: they cannot be read.
             HostError: the Hub cannot be reached, or the cache cannot be written.
         """
         prepare_spans(self.spans(places))
-        return {place: self._read(*place, *rows) for place, rows in places.items()}
+        return {place: self._read(*place, *rows, after_norm=after_norm) for place, rows in places.items()}
 
-    def _read(self, layer: int, role: Role, begin: int, count: int) -> Block:
+    def _read(self, layer: int, role: Role, begin: int, count: int, *, after_norm: bool) -> Block:
         stored = self._matrices(layer)[role]
         rows = read_span(stored.block(begin, count)).float().numpy()
         if stored.span.scale is not None:
@@ -124,7 +126,7 @@ class SampledModel:
             scale = scale_rc[np.arange(begin, begin + count) // per_row]
             rows = rows * np.repeat(scale, per_column, axis=1)
         norm = self._others[layer].get("norm-2", [])
-        if role in ("gate", "up") and norm and norm[0].num_cols == self.width:
+        if after_norm and role in ("gate", "up") and norm and norm[0].num_cols == self.width:
             norm_D = read_span(norm[0]).reshape(-1).float().numpy()
             norm_D = norm_D + 1 if self.checkpoint.architecture in NORM_PLUS_ONE else norm_D
             rows = rows * (norm_D if stored.row_axis == "neurons" else norm_D[begin : begin + count, None])

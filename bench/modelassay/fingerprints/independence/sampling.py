@@ -184,7 +184,7 @@ def sampled_sigmas(model: SampledModel, num_rows: int, *, seed: int = SEED) -> l
     stored = {place: rows for place, rows in places.items() if place[1] != "q"}
     return [
         SampledSigma(layer=layer, role=role, sigma=sigma_of_rows(block.rows_nC, block.of))
-        for (layer, role), block in model.read(stored).items()
+        for (layer, role), block in model.read(stored, after_norm=False).items()
         if block.row_axis != "heads"
     ]
 

@@ -24,7 +24,7 @@ from modelassay.models.checkpoints.safetensors import (
     read_shard_index,
 )
 from modelassay.models.gate import one_line, shown
-from modelassay.models.hub import Files, HubFiles
+from modelassay.models.hub import Files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,8 +72,7 @@ class TensorTable:
 
     def open_files(self, names: Iterable[str]) -> None:
         """Open the files that hold some tensors, of a repository several at once: each costs an answer's time."""
-        if isinstance(self._files, HubFiles):
-            self._files.open_all(self._file_of[name] for name in names)
+        self._files.open_all(self._file_of[name] for name in names)
 
     def files_read(self) -> list[str]:
         """Return the names of the files whose headers were read so far, sorted."""

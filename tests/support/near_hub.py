@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from modelassay.models import connection, parts, transfer
+from modelassay.models import connection, parts, redirects, transfer
 from support.hub_server import HubServer, VirtualFile, serve_hub
 
 TOKEN = "hf_secretsecretsecretsecretsecretse"
@@ -38,7 +38,7 @@ def near_hub(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]
         monkeypatch.setenv("MODELASSAY_CACHE", str(home / "cache"))
         monkeypatch.setattr(transfer, "WAIT_S", 0.01)
         monkeypatch.setattr(connection, "WAITS_S", (0.01, 0.02))
-        for memory in (connection._absent, connection._pauses, connection._renamed, parts._opened):
+        for memory in (connection._absent, connection._pauses, redirects._renamed, parts._opened):
             memory.clear()
         yield hub
         parts._opened.clear()

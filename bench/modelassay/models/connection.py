@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import contextvars
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, MutableMapping
@@ -24,6 +23,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from modelassay.errors import UsageError, printable
 from modelassay.machine.scrub import scrub_text, split_login
+from modelassay.models.redirects import keep_token, remember_name
 from modelassay.models.token import require_plain_token, token_source
 
 if TYPE_CHECKING:
@@ -78,12 +78,10 @@ class Transfer(NamedTuple):
     response: httpx.Response
 
 
-_RESOLVED: Final = re.compile(r"/([^/]+/[^/]+)(/resolve/.+)")
 _NETWORK: Final = "check the network, or set HF_ENDPOINT to a mirror"
 _LATER: Final = "try again later"
 
 _answered: set[tuple[str, str]] = set()
-_renamed: dict[str, str] = {}
 _pauses: dict[tuple[str, str], float] = {}
 """Until when, by the monotonic clock, a server has asked all who ask it to wait."""
 _absent: dict[tuple[str, str], tuple[float, HubFault]] = {}
@@ -121,11 +119,6 @@ def log_in() -> None:
     if "HF_HUB_VERBOSITY" not in os.environ:
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a line for each try; what came of them is told once
     _install(*split_login(os.environ.get(LOGIN, "")))
-
-
-def renamed(repository: str) -> str | None:
-    """Return the name to which the Hub sent those who asked it for ``repository``; None where it did not."""
-    return _renamed.get(repository)
 
 
 def endpoint() -> str:
@@ -206,7 +199,7 @@ def _send(send: Callable[..., httpx.Response], request: httpx.Request, options: 
     when, fault = _absent.get(origin, (0.0, None))
     if fault is not None and time.monotonic() - when < REMEMBERED_S:
         raise fault
-    _keep_token(request)
+    keep_token(request, endpoint())
     _refuse_broken_transfer(request)
     _limit_waits(request)
     waits = iter(WAITS_S)
@@ -222,7 +215,7 @@ def _send(send: Callable[..., httpx.Response], request: httpx.Request, options: 
                 raise
         else:
             _answered.add(origin)
-            _remember_name(request, response)
+            remember_name(request, response)
             if response.status_code not in _BUSY or request.method not in ("GET", "HEAD"):
                 _remember_transfer(request, response, is_stream=bool(options.get("stream")))
                 return response
@@ -237,30 +230,8 @@ def _send(send: Callable[..., httpx.Response], request: httpx.Request, options: 
         time.sleep(wait_s)
 
 
-def _keep_token(request: httpx.Request) -> None:
-    """Take the token out of a request to anybody but the Hub: `huggingface_hub` follows redirects to other ports of its host with it."""
-    from huggingface_hub import constants
-
-    hosts = getattr(constants, "HF_URL_HOSTS", ())
-    if request.headers.get("Authorization", "").startswith("Bearer "):
-        address = urlsplit(str(request.url))
-        hub = urlsplit(endpoint())
-        if address[:2] != hub[:2] and not (hub.hostname in hosts and address.hostname in hosts):
-            del request.headers["Authorization"]
-
-
 def _wait_as_told(origin: tuple[str, str]) -> None:
     time.sleep(max(0.0, min(_pauses.get(origin, 0.0) - time.monotonic(), LONGEST_WAIT_S)))
-
-
-def _remember_name(request: httpx.Request, response: httpx.Response) -> None:
-    """Keep under which name a repository is now, where the answer sends to it."""
-    target = response.headers.get("Location") if 300 <= response.status_code < 400 else None
-    if target is None or response.history:
-        return
-    before, after = _RESOLVED.match(request.url.path), _RESOLVED.match(urlsplit(target).path)
-    if before is not None and after is not None and before[2] == after[2] and before[1] != after[1]:
-        _renamed[before[1]] = after[1]
 
 
 def _limit_waits(request: httpx.Request) -> None:

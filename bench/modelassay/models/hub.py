@@ -14,7 +14,7 @@ from typing import Protocol
 
 from modelassay.errors import CheckpointError
 from modelassay.models.commits import COMMIT, keep_commit, kept_commit
-from modelassay.models.connection import HubFault, endpoint, log_in, renamed
+from modelassay.models.connection import HubFault, endpoint, log_in
 from modelassay.models.gate import INDEX, read_json
 from modelassay.models.hub_errors import hub_errors, is_unexplained
 from modelassay.models.parts import (
@@ -28,6 +28,7 @@ from modelassay.models.parts import (
     parts_folder,
 )
 from modelassay.models.presence import refuse_repository, serves
+from modelassay.models.redirects import renamed
 from modelassay.models.transfer import NoRanges, look_up
 from modelassay.storage.store import say
 from modelassay.storage.stray import is_stray

@@ -139,7 +139,8 @@ class Source:
                 raise
             return at, fault
         return at, HubUnavailable(
-            f"{self._where}: breaks off at byte {at:,} each time ({reason}); try again later, what came is kept"
+            f"{self._where}: the server breaks the transfer off at the same place each time (byte {at:,}: {reason}); try again later,"
+            " what came is kept"
         )
 
     @property

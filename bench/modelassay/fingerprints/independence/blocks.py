@@ -90,7 +90,7 @@ class SampledModel:
                 rows, columns = (self.width, neurons) if self._inputs_first else (neurons, self.width)
                 span = spans[0]._replace(num_rows=rows, num_cols=columns, row_stride=columns)
                 axes: tuple[Axis, Axis] = ("dimensions", "neurons") if self._inputs_first else ("neurons", "dimensions")
-                matrices[role] = _Stored(span=span, row_axis=axes[0], column_axis=axes[1])  # type: ignore[index]
+                matrices[role] = _Stored(span=span, row_axis=axes[0], column_axis=axes[1])
         for matrix in self.checkpoint.matrices_in(layer):
             if matrix.role in ("q", "o") and not matrix.grouped:
                 is_dimensions_first = (matrix.role == "o") != matrix.inputs_first

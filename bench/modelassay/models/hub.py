@@ -185,7 +185,10 @@ class HubFiles:
         cached = try_to_load_from_cache(self.repository, name, revision=self.revision)
         if cached is _CACHED_NO_EXIST:
             return None
-        return Path(cached) if isinstance(cached, str) else self._fetch(name, self.revision, required=required)
+        path = Path(cached) if isinstance(cached, str) else self._fetch(name, self.revision, required=required)
+        if path is not None:
+            self._opened.pop(name, None)  # where it was opened in parts, it is whole now
+        return path
 
     def open_weights(self, name: str, *, required: bool = False) -> Path | None:
         """Return a file in parts whose header is there, or the whole one where it is in the cache or the server sends no parts."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from modelassay.cli import cli
 from modelassay.commands.fingerprint.sampled import sampled
 from modelassay.commands.fingerprint.subjects import fetched_line, read_subjects
-from modelassay.errors import CheckpointError
+from modelassay.errors import CheckpointError, UsageError
 from modelassay.models import parts
 from modelassay.models.checkpoints import open_checkpoint
 from support.hub_server import HubServer
@@ -108,3 +111,35 @@ def test_weights_read_over_the_hub_are_those_of_the_file(hub: HubServer, tmp_pat
     near, far = open_checkpoint(tmp_path / "one"), open_checkpoint("hf:lab/one")
     for one, other in zip(near.matrices, far.matrices, strict=True):
         assert near.read(one).equal(far.read(other))
+
+
+def test_whole_files_are_fetched_for_whoever_asks_for_their_hashes(hub: HubServer, tmp_path: Path) -> None:
+    file = llama_file(5, config=SMALL)
+    put_llama(hub, "lab/one", tmp_path / "one", file, config=SMALL)
+    (tmp_path / "one" / "tokenizer.json").unlink()
+    (subject,) = read_subjects(
+        ["hf:lab/one"], attention_only=True, behaviour=False, whole=True, report=lambda text: None
+    )
+    assert fetched_line(subject) is None
+    assert (subject.model.files.folder / "model.safetensors").read_bytes() == file.read(0, file.size)
+    assert file.size <= bytes_sent(hub) < file.size + parts.FIRST_BYTES + 3000
+
+
+def test_a_suspect_is_sampled_against_its_candidates(hub: HubServer, tmp_path: Path) -> None:
+    for seed, name in ((1, "parent"), (2, "stranger")):
+        put_llama(hub, f"lab/{name}", tmp_path / name, llama_file(seed, config=SMALL), config=SMALL)
+    put_llama(hub, "lab/child", tmp_path / "child", llama_file(1, noise=0.5, config=SMALL), config=SMALL)
+    view = sampled(["hf:lab/parent", "hf:lab/stranger"], suspect="hf:lab/child", alpha=1e-6, report=lambda text: None)
+    assert [(pair["a"], pair["b"], pair["verdict"]) for pair in view.data["pairs"]] == [
+        ("child", "parent", "inherited"), ("child", "stranger", "not distinguishable from independent")]  # fmt: skip
+    assert "corrected for 2 candidates" in view.summary[0]
+    json.dumps(view.data, allow_nan=False)
+    with pytest.raises(UsageError, match="name at least two, got 1"):
+        sampled(["hf:lab/parent"], suspect=None, alpha=1e-6, report=lambda text: None)
+
+
+@pytest.mark.parametrize("option", [["--attention-only"], ["--behaviour"], ["--evidence", "e"], ["--figure", "f.png"]])
+def test_sampled_refuses_what_needs_whole_matrices(option: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["fingerprint", str(tmp_path), str(tmp_path), "--sampled", *option])
+    assert result.exit_code == 2
+    assert f"--sampled reads a few rows, and {option[0]} needs whole matrices; leave one of them out" in result.output

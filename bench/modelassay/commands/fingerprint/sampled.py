@@ -115,7 +115,8 @@ def _sentence(a: Sample, b: Sample, result: SampledIndependence, *, alpha: float
 
 def _model_json(sample: Sample, sigmas: Sequence[SampledSigma]) -> dict[str, Any]:
     return {"model": sample.name, "weights_bytes": sample.size_bytes, "fetched_bytes": sample.files.fetched_bytes(),
-            "sigmas": [{"layer": one.layer, "role": one.role, **asdict(one.sigma)} for one in sigmas]}  # fmt: skip
+            "sigmas": [{"layer": one.layer, "role": one.role, **{key: encode_value(value) if isinstance(value, float) else value
+                                                                 for key, value in asdict(one.sigma).items()}} for one in sigmas]}  # fmt: skip
 
 
 def _looks_table(pairs: Sequence[tuple[Sample, Sample]], results: Sequence[SampledIndependence]) -> Table:

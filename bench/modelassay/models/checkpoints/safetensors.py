@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from modelassay.errors import CheckpointError
 from modelassay.models.gate import DAMAGED, HEADER, INDEX, load_json, one_line, read_json, shown
 from modelassay.models.parts import ensure, prepare
+from modelassay.models.ranges import GAP_BYTES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -177,10 +178,15 @@ def read_elements(path: Path, dtype: str, offset: int, count: int) -> Tensor:
 
 
 def read_rows(path: Path, info: TensorInfo, rows: Sequence[int]) -> Tensor:
-    """Return some rows of a tensor, the first extent's, as a copy in the stored dtype: [rows, elements of a row]."""
+    """Return some rows of a tensor, the first extent's, as a copy in the stored dtype: [rows, elements of a row].
+
+    Of the Hub the whole tensor is fetched where a request for each row would take longer.
+    """
     import torch
 
     width = math.prod(info.shape[1:])
     row_bytes = width * DTYPE_BITS[info.dtype] // 8
-    prepare({str(path): [(info.offset + row * row_bytes, info.offset + (row + 1) * row_bytes) for row in rows]})
-    return torch.stack([read_elements(path, info.dtype, info.offset + row * row_bytes, width) for row in rows])
+    ranges = [(info.offset + row * row_bytes, info.offset + (row + 1) * row_bytes) for row in rows]
+    is_dense = info.size_bytes <= len(rows) * GAP_BYTES
+    prepare({str(path): [(info.offset, info.offset + info.size_bytes)] if is_dense else ranges})
+    return torch.stack([read_elements(path, info.dtype, begin, width) for begin, _ in ranges])

@@ -17,6 +17,7 @@ from modelassay.models.checkpoints.architectures import find_architecture
 from modelassay.models.checkpoints.layers import layer_spans, read_span
 from modelassay.models.checkpoints.prepare import prepare_spans
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS
+from modelassay.models.checkpoints.tensors import Matrix
 
 if TYPE_CHECKING:
     from modelassay_kernels import FileSpan
@@ -58,6 +59,32 @@ class _Stored:
         return self.span._replace(offset=offset, num_rows=count, scale=None, block=None)
 
 
+_AXES: Mapping[str, tuple[Axis, Axis]] = {
+    "gate": ("neurons", "dimensions"), "up": ("neurons", "dimensions"), "q": ("heads", "dimensions"), "o": ("dimensions", "heads"),
+}  # fmt: skip
+"""What the outputs and the inputs of a matrix are."""
+
+
+def network_matrices(checkpoint: Checkpoint) -> list[dict[str, list[Matrix]]]:
+    """Return for each layer the matrices ``gate`` and ``up``, those it has and that hold plain numbers; of experts one each."""
+    architecture, width = find_architecture(checkpoint.architecture), checkpoint.hidden_size
+    is_turned = architecture is not None and architecture.parts["o"].inputs_first
+    layers: list[dict[str, list[Matrix]]] = []
+    for layer, spans in enumerate(layer_spans(checkpoint)):
+        layers.append({})
+        for role in ("gate", "up"):
+            for span in spans.get(role, []):
+                if span.num_cols % width == 0:
+                    shape = (span.num_cols // width, width)
+                    rows, columns = shape[::-1] if is_turned else shape
+                    block = span._replace(num_rows=rows, num_cols=columns, row_stride=columns)
+                    matrix = Matrix(
+                        role=role, layer=layer, tensor_name="", span=block, shape=shape, inputs_first=is_turned
+                    )  # type: ignore[arg-type]
+                    layers[-1].setdefault(role, []).append(matrix)
+    return layers
+
+
 class SampledModel:
     """What can be read in blocks of one checkpoint; nothing is read before it is asked for."""
 
@@ -65,13 +92,15 @@ class SampledModel:
         """Read nothing."""
         self.checkpoint = checkpoint
         self.width, self.num_layers = checkpoint.hidden_size, checkpoint.num_layers
-        architecture = find_architecture(checkpoint.architecture)
-        self._inputs_first = architecture is not None and architecture.parts["o"].inputs_first
 
     @property
     def layers(self) -> list[int]:
         """The layers that are sampled, in order; as many in every model, where it has so many."""
         return [round(at) for at in np.linspace(0, self.num_layers - 1, NUM_LAYERS)]
+
+    @cached_property
+    def _networks(self) -> list[dict[str, list[Matrix]]]:
+        return network_matrices(self.checkpoint)
 
     @cached_property
     def _others(self) -> list[dict[str, list[FileSpan]]]:
@@ -83,19 +112,13 @@ class SampledModel:
 
     def _matrices(self, layer: int) -> dict[Role, _Stored]:
         matrices: dict[Role, _Stored] = {}
-        for role in ("gate", "up"):
-            spans = self._others[layer].get(role, [])
-            if spans and spans[0].num_cols % self.width == 0:  # of a layer's experts the first
-                neurons = spans[0].num_cols // self.width
-                rows, columns = (self.width, neurons) if self._inputs_first else (neurons, self.width)
-                span = spans[0]._replace(num_rows=rows, num_cols=columns, row_stride=columns)
-                axes: tuple[Axis, Axis] = ("dimensions", "neurons") if self._inputs_first else ("neurons", "dimensions")
-                matrices[role] = _Stored(span=span, row_axis=axes[0], column_axis=axes[1])
-        for matrix in self.checkpoint.matrices_in(layer):
-            if matrix.role in ("q", "o") and not matrix.grouped:
-                is_dimensions_first = (matrix.role == "o") != matrix.inputs_first
-                axes = ("dimensions", "heads") if is_dimensions_first else ("heads", "dimensions")
-                matrices[matrix.role] = _Stored(span=matrix.span, row_axis=axes[0], column_axis=axes[1])
+        firsts = [group[0] for group in self._networks[layer].values() if group]  # of a layer's experts the first
+        for matrix in (*firsts, *self.checkpoint.matrices_in(layer)):
+            extents = matrix.shape[::-1] if matrix.inputs_first else matrix.shape
+            role = next((name for name in ROLES if name == matrix.role), None)
+            if role is not None and (matrix.span.num_rows, matrix.span.num_cols) == extents:  # no roles that take turns
+                rows, columns = _AXES[role][::-1] if matrix.inputs_first else _AXES[role]
+                matrices[role] = _Stored(span=matrix.span, row_axis=rows, column_axis=columns)
         return matrices
 
     def spans(self, places: Mapping[tuple[int, Role], tuple[int, int]]) -> Iterator[FileSpan]:

@@ -34,7 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def model_of(model_type: str, seed: int, **changes: Any) -> nn.Module:
+def model_of(model_type: str, seed: int, **changes: Any) -> Any:
     model = make_model(model_type, **{**SIZES[model_type], **changes})
     torch.manual_seed(1000 + seed)
     for parameter in model.parameters():
@@ -42,11 +42,11 @@ def model_of(model_type: str, seed: int, **changes: Any) -> nn.Module:
     return model
 
 
-def sampled_model(model: nn.Module, folder: Path) -> SampledModel:
+def sampled_model(model: Any, folder: Path) -> SampledModel:
     return SampledModel(open_checkpoint(save(model, folder)))
 
 
-def noisy(model: nn.Module, noise: float) -> nn.Module:
+def noisy(model: Any, noise: float) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(noise * parameter.std() * torch.randn_like(parameter))
@@ -77,7 +77,7 @@ def test_blocks_are_the_rows_of_the_matrices(tmp_path: Path) -> None:
     sample = sampled_model(model, tmp_path)
     places = places_of(sample, sample, 32, most=128, seed=7)[0]
     blocks = sample.read(places)
-    layers = model.model.layers  # type: ignore[union-attr]
+    layers = model.model.layers
     assert {layer for layer, _ in blocks} == {0, 1, 2}
     for (layer, role), block in blocks.items():
         attention, mlp = layers[layer].self_attn, layers[layer].mlp
@@ -109,7 +109,7 @@ def test_models_of_other_shapes_say_why_they_are_not_tested(tmp_path: Path) -> N
     assert "(64 and 32 hidden dimensions)" in result.reasons[0]
     cut = model_of("llama", 0, intermediate_size=96)
     cut.model.load_state_dict({name: value[: 96] if "gate" in name or "up_proj" in name else value[:, :96] if "down" in name else value
-                               for name, value in model_of("llama", 0).model.state_dict().items()})  # type: ignore[union-attr]  # fmt: skip
+                               for name, value in model_of("llama", 0).model.state_dict().items()})  # fmt: skip
     cut_result = sampled_independence(base, sampled_model(cut, tmp_path / "cut"), alpha=1e-6)
     assert cut_result.log10_p < -6  # by q and o
     assert cut_result.reasons == ("neurons by rows: no feed-forward network of one shape in both could be read",)
@@ -118,10 +118,10 @@ def test_models_of_other_shapes_say_why_they_are_not_tested(tmp_path: Path) -> N
 @pytest.mark.parametrize("kept", [[0, 2], [0, 1, 2, 2, 2, 2]])
 def test_a_copy_of_another_depth_is_found_by_its_first_and_last_layer(tmp_path: Path, kept: list[int]) -> None:
     base, copy = model_of("llama", 0), model_of("llama", 0, num_hidden_layers=len(kept))
-    state = {name: value for name, value in base.model.state_dict().items() if ".layers." not in f".{name}"}  # type: ignore[union-attr]
+    state = {name: value for name, value in base.model.state_dict().items() if ".layers." not in f".{name}"}
     for at, layer in enumerate(kept):
-        state |= {f"layers.{at}.{name}": value for name, value in base.model.layers[layer].state_dict().items()}  # type: ignore[union-attr]
-    copy.model.load_state_dict(state)  # type: ignore[union-attr]
+        state |= {f"layers.{at}.{name}": value for name, value in base.model.layers[layer].state_dict().items()}
+    copy.model.load_state_dict(state)
     a, b = sampled_model(base, tmp_path / "base"), sampled_model(copy, tmp_path / "copy")
     assert sampled_independence(a, b, alpha=1e-6).log10_p < -6
     assert sampled_independence(b, a, alpha=1e-6).log10_p < -6
@@ -157,9 +157,9 @@ def test_a_deviation_of_all_rows_is_exact(tmp_path: Path) -> None:
     assert all(one.sigma.value == pytest.approx(0.02, rel=0.05) for one in sigmas)
 
 
-def sort_neurons(model: nn.Module) -> nn.Module:
+def sort_neurons(model: Any) -> Any:
     """The largest neurons first, as tools for pruning leave them."""
-    for layer in model.model.layers:  # type: ignore[union-attr]
+    for layer in model.model.layers:
         order = layer.mlp.up_proj.weight.norm(dim=1).argsort(descending=True)
         for module in (layer.mlp.gate_proj, layer.mlp.up_proj):
             module.weight.data = module.weight.data[order]
@@ -167,12 +167,12 @@ def sort_neurons(model: nn.Module) -> nn.Module:
     return model
 
 
-def alike_but_strange(seed: int) -> nn.Module:
+def alike_but_strange(seed: int) -> Any:
     """A stranger with what strangers have in common: sizes of columns, sizes of neurons that differ, and these sorted."""
     model = model_of("llama", seed)
     column_D = torch.exp(0.7 * torch.randn(64, generator=torch.Generator().manual_seed(0)))
     with torch.no_grad():
-        for layer in model.model.layers:  # type: ignore[union-attr]
+        for layer in model.model.layers:
             for linear in (layer.self_attn.q_proj, layer.mlp.gate_proj, layer.mlp.up_proj):
                 linear.weight.mul_(column_D)
             size_n = torch.exp(0.5 * torch.randn(192, 1))

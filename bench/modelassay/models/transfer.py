@@ -135,7 +135,7 @@ class Source:
         except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
         except HubFault as fault:
-            if not fault.is_temporary:
+            if not fault.is_temporary or fault.is_answer:  # a busy server has been asked again already
                 raise
             return at, fault
         return at, HubUnavailable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -130,7 +131,7 @@ def cut_five(hub: HubServer) -> None:
 
 
 def be_busy(hub: HubServer) -> None:
-    hub.busy[:] = [(429, "0"), (503, ""), (429, "1"), (500, "")]
+    hub.busy[:] = [(429, "1"), (503, "")]
 
 
 def be_slow(hub: HubServer) -> None:
@@ -165,6 +166,46 @@ def test_a_transfer_that_never_gets_on_is_told_in_one_line(hub: HubServer, repos
     assert "\n" not in str(caught.value)
     hub.contents.broken.clear()
     ensure(part.path, 0, SIZE)
+
+
+@pytest.mark.parametrize(("pause", "message"), [("0", "try again later"), ("77", "try again in 77 s")])
+def test_a_server_that_stays_busy_is_told_in_one_line(
+    hub: HubServer, repository: str, pause: str, message: str
+) -> None:
+    part = opened(repository)
+    assert hub.contents is not None
+    hub.contents.busy[:] = [(429, pause)] * 50
+    with pytest.raises(HostError, match=rf"^hf:lab/bytes@\w+: the Hub answered 429 for model.safetensors; {message}$"):
+        ensure(part.path, 0, SIZE)
+    assert len(hub.contents.busy) >= (47 if pause == "0" else 49)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_goes_wrong_the_bytes_are_those_of_the_file(
+    hub: HubServer, repository: str, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Faults, ranges and sizes of pieces at random, several times over, with processes that forget in between."""
+    draw, contents, whole = random.Random(seed), hub.contents, served(tmp_path)
+    assert contents is not None
+    monkeypatch.setattr(parts, "REQUEST_BYTES", draw.choice([50_000, 400_000, 10**8]))
+    monkeypatch.setattr(parts, "PIECE_BYTES", draw.choice([1, 30_000, 10**8]))
+    for _ in range(6):
+        parts._opened.clear()
+        part = opened(repository)
+        ranges = [tuple(sorted(draw.choices(range(len(whole) + 1), k=2))) for _ in range(draw.randint(1, 30))]
+        contents.broken[:] = [draw.choice([0, 1, 5000, 70_000, 10**7]) for _ in range(draw.randint(0, 12))]
+        contents.busy[:] = [(draw.choice([429, 503]), "0")] * draw.randint(0, 2)
+        contents.expires[:] = [draw.choice([403, 404, 410])] * draw.randint(0, 1)
+        before = Ranges(part.present)
+        with contextlib.suppress(HostError):
+            prepare({str(part.path): ranges})  # type: ignore[dict-item]
+            assert all(not part.missing([piece]) for piece in ranges)  # type: ignore[list-item]
+        parts._opened.clear()
+        again = opened(repository)
+        assert all(not again.missing([piece]) for piece in before)
+        data = held(again)
+        assert all(data[begin:end] == whole[begin:end] for begin, end in again.present)
 
 
 def test_a_file_that_is_replaced_meanwhile_is_refused(hub: HubServer, repository: str, tmp_path: Path) -> None:

@@ -78,10 +78,9 @@ def network_matrices(checkpoint: Checkpoint) -> list[dict[str, list[Matrix]]]:
                     shape = (span.num_cols // width, width)
                     rows, columns = shape[::-1] if is_turned else shape
                     block = span._replace(num_rows=rows, num_cols=columns, row_stride=columns)
-                    matrix = Matrix(
-                        role=role, layer=layer, tensor_name="", span=block, shape=shape, inputs_first=is_turned
-                    )  # type: ignore[arg-type]
-                    layers[-1].setdefault(role, []).append(matrix)
+                    layers[-1].setdefault(role, []).append(
+                        Matrix(role=role, layer=layer, tensor_name="", span=block, shape=shape, inputs_first=is_turned)  # type: ignore[arg-type]
+                    )
     return layers
 
 

@@ -363,6 +363,33 @@ def test_two_processes_share_what_comes(hub: HubServer, repository: str, tmp_pat
     assert contents.num_bytes_sent <= len(served(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        ((403, "GatedRepo"), "the repository is gated; accept its terms on its page, then `hf auth login` or set HF_TOKEN"),
+        ((401, "RepoNotFound"), "no such repository, or a private one; check the spelling, or `hf auth login` if it is yours"),
+        ((404, "RevisionNotFound"), "the repository has no such commit, tag or branch; check what follows the @"),
+        ((403, ""), "the Hub refused model.safetensors (403); the token of HF_TOKEN was sent and may be expired; `hf auth login` with"
+                    " an account that may read it"),
+        ((501, ""), "the Hub answered 501 for model.safetensors; try again later"),
+    ],
+)  # fmt: skip
+def test_weights_that_are_refused_are_told_in_one_line(
+    hub: HubServer, repository: str, failure: tuple[int, str], message: str
+) -> None:
+    if failure[0] != 404:
+        hub.failures["model.safetensors"] = failure
+        with pytest.raises(AssayError) as caught:
+            opened(repository)
+        assert str(caught.value).removeprefix(f"hf:lab/bytes@{repository}: ") == message
+        return
+    files = HubFiles(f"hf:lab/bytes@{repository}", "lab/bytes", repository)
+    hub.revisions.clear()
+    hub.add("lab/bytes", Path("/nowhere"))
+    with pytest.raises(CheckpointError, match="has no such commit"):
+        files.open_weights("model.safetensors", required=True)
+
+
 def test_a_renamed_repository_is_said(hub: HubServer, repository: str, capfd: pytest.CaptureFixture[str]) -> None:
     hub.renamed["old/bytes"] = "lab/bytes"
     assert hub.contents is not None

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +63,7 @@ class TensorTable:
         self._files = files
         self._headers: dict[str, dict[str, TensorInfo]] = {}
         self._paths: dict[str, Path] = {}
-        holder = _weights_at(files)
+        holder = _weights_at(files, files.open_weights)
         self._file_of = holder if isinstance(holder, dict) else dict.fromkeys(self._header(holder), holder)
 
     def names(self) -> Collection[str]:
@@ -112,9 +112,9 @@ class TensorTable:
         return self._headers[file]
 
 
-def _weights_at(files: Files) -> str | dict[str, str]:
-    """Return the one file of all tensors, or which file holds each."""
-    if files.open_weights(_SINGLE_FILE) is not None:
+def _weights_at(files: Files, open_file: Callable[[str], Path | None]) -> str | dict[str, str]:
+    """Return the one file of all tensors, or which file holds each; ``open_file`` tells whether there is a file."""
+    if open_file(_SINGLE_FILE) is not None:
         return _SINGLE_FILE
     if (index := files.get(_SHARD_INDEX)) is not None:
         return read_shard_index(index)
@@ -137,7 +137,7 @@ def fetch_weights(files: Files) -> None:
         CheckpointError: there is none, or one that the index names is not there.
         HostError: the Hub cannot be reached, or its cache cannot be written.
     """
-    holder = _weights_at(files)
+    holder = _weights_at(files, files.get)
     for name in sorted(set(holder.values())) if isinstance(holder, dict) else [holder]:
         _require(files, name)
 

@@ -145,7 +145,7 @@ def test_a_password_of_the_hub_serves_and_is_nowhere(tmp_path: Path, password: s
         hub.add("lab/model", tmp_path / "model")
         hub.login = f"reader:{plain}"
         hub.refusals["lab/model"] = [(503, "")] * 2
-        env = environ(HF_ENDPOINT=hub.url.replace("://", f"://reader:{password}@"), HF_HOME=str(tmp_path / "home"),
+        env = environ(HF_ENDPOINT=hub.url.replace("://", f"://reader:{password}@"), HF_HOME=str(tmp_path / "home"), MODELASSAY_CACHE=str(tmp_path / "cache"),
                       HF_HUB_OFFLINE="0", NO_PROXY="127.0.0.1")  # fmt: skip
         code, out, err = modelassay(
             "run", write(tmp_path, "ask_the_hub"), "--runs", tmp_path / "runs", "--json", env=env

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -124,6 +125,23 @@ def test_nothing_reads_a_hole(hub: HubServer, tmp_path: Path) -> None:
         read_elements(part.path, "F32", info.offset + 4 * 40_000, 1000),
         torch.arange(40_001, 41_001, dtype=torch.float32),
     )
+
+
+_RAW = re.compile(r"\bfromfile\(|\blayer_std_file\(|\bmemmap\(|\bmmap\.|\bsafe_open\(|\bpread\(")
+_SAYS_SO = re.compile(r"from modelassay\.models\.(parts|checkpoints\.prepare) import")
+
+
+def test_whoever_reads_weights_in_place_says_so_before() -> None:
+    """A module that opens weights by itself and neither ensures nor prepares what it reads would read holes as zeros."""
+    house = Path(parts.__file__).parents[1]
+    readers = {
+        path.relative_to(house).as_posix(): bool(_SAYS_SO.search(text))
+        for room in ("models", "fingerprints")
+        for path in (house / room).rglob("*.py")
+        if _RAW.search(text := path.read_text()) and path.name != "parts.py"
+    }
+    assert {"fingerprints/identical.py", "fingerprints/measure.py", "fingerprints/rederived/compare.py"} <= set(readers)
+    assert [path for path, says_so in readers.items() if not says_so] == []
 
 
 def cut_five(hub: HubServer) -> None:

@@ -59,7 +59,8 @@ def folder(store: Store) -> Path:
 
 def measure(reference: str, root: Path, home: Path, hub: HubServer) -> dict[str, Any]:
     """Everything that may be kept of a model, in a process of its own, since huggingface_hub reads its settings once."""
-    env = environ(HF_HOME=str(home), HF_ENDPOINT=hub.url, NO_PROXY="127.0.0.1")
+    cache = str(home / "own")  # of parts of weights; where what is computed goes, the program says
+    env = environ(HF_HOME=str(home), MODELASSAY_CACHE=cache, HF_ENDPOINT=hub.url, NO_PROXY="127.0.0.1")
     env.pop("HF_HUB_OFFLINE", None)
     program = f"import sys\narguments = sys.argv[1:]{MEASURE}print(measured)"
     command = [sys.executable, "-c", program, reference, str(root)]

@@ -54,7 +54,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         _move(families)
         code, _, err = modelassay_with_models("run", only_run(folder / "runs"), env=env)
         assert code == 0, err
-        fetched = {path.partition("/resolve/")[0] for _, path in hub.requests if path.endswith("/model.safetensors")}
+        fetched = {
+            path.partition("/resolve/")[0]
+            for path in (request.path for request in hub.requests)
+            if path.endswith("/model.safetensors")
+        }
         yield World(families, folder, env, open_run(only_run(folder / "runs")), frozenset(fetched))
 
 

@@ -238,6 +238,8 @@ class HubFiles:
             return None
         if isinstance(cached, str):
             return Path(cached)
+        if not name.endswith(".safetensors"):  # an index may name anything, also our notes beside another file
+            return self._fetch(name, self.revision, required=required)
         assert self.revision is not None
         part = partial_file(parts_folder(self.repository, self.revision) / name)
         if part is None:

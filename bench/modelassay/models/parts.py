@@ -53,7 +53,7 @@ _PARTS: Final = ".parts"
 
 def parts_folder(repository: str, commit: str) -> Path:
     """Return where the files of one commit lie that are fetched in parts."""
-    return cache_root() / "hub" / repository.replace("/", "--") / commit
+    return cache_root().absolute() / "hub" / repository.replace("/", "--") / commit
 
 
 def files_in_parts(repository: str, commit: str) -> list[str]:
@@ -257,10 +257,20 @@ def create(origin: Origin, address: str) -> PartialFile:
 _opened: dict[str, PartialFile] = {}
 
 
+def _root() -> str:
+    """Return what the paths of such files begin with; where there is no cache, what no path does."""
+    try:
+        return f"{cache_root().absolute() / 'hub'}{os.sep}"
+    except HostError:
+        return "\0"
+
+
 def partial_file(path: Path | str) -> PartialFile | None:
-    """Return the file of the Hub that lies at ``path`` in parts; None for any other file."""
+    """Return the file of the Hub that lies at ``path`` in parts; None for any other file, and whatever lies outside of our cache."""
     key = str(path)
     if key not in _opened:
+        if not key.startswith(_root()):
+            return None
         try:
             origin = Origin(**json.loads(Path(key + _ORIGIN).read_bytes()))
         except (OSError, ValueError, TypeError):

@@ -144,6 +144,31 @@ def test_whoever_reads_weights_in_place_says_so_before() -> None:
     assert [path for path, says_so in readers.items() if not says_so] == []
 
 
+def test_a_folder_of_the_user_is_never_fetched_into(hub: HubServer, repository: str, tmp_path: Path) -> None:
+    """Whoever sends somebody a folder could put the notes of a file in parts beside its weights."""
+    part = opened(repository)
+    folder = tmp_path / "planted"
+    folder.mkdir()
+    for path in part.path.parent.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    hub.clear()
+    ensure(folder / part.path.name, 0, SIZE)
+    assert partial_file(folder / part.path.name) is None
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("ending", [".origin.json", ".parts", ".use", ".lock"])
+def test_a_repository_cannot_write_the_notes_of_its_files(
+    hub: HubServer, repository: str, tmp_path: Path, ending: str
+) -> None:
+    name = f"model.safetensors{ending}"
+    (tmp_path / "served" / name).write_bytes(b"0 3000000 00000000")
+    files = HubFiles(f"hf:lab/bytes@{repository}", "lab/bytes", repository)
+    path = files.open_weights(name, required=True)
+    assert path is not None
+    assert not path.is_relative_to(parts.cache_root() / "hub")
+
+
 def cut_five(hub: HubServer) -> None:
     hub.broken[:] = [0, 1, 1000, 0, 300_000]
 

@@ -91,6 +91,8 @@ class HubServer:
     """Former to present names of repositories."""
     pauses_s: float = 0.0
     """Between two pieces of 64 KiB of a file."""
+    silent_s: float = 0.0
+    """Before the answer to each request for contents."""
     busy: list[tuple[int, str]] = field(default_factory=list)
     """Status and Retry-After that answer the next requests for ranges, one each."""
     broken: list[int] = field(default_factory=list)
@@ -251,6 +253,7 @@ class _Handler(BaseHTTPRequestHandler):
             begin, end = int(wanted[1]), min(int(wanted[2]) + 1 if wanted[2] else size, size)
             headers = headers | {"Content-Range": f"bytes {begin}-{end - 1}/{size}"}
         status = 206 if is_range else 200
+        time.sleep(hub.silent_s)
         if self.command == "GET":
             with hub.lock:
                 expired = hub.expires.pop(0) if is_range and hub.expires else None

@@ -208,7 +208,8 @@ def _send(send: Callable[..., httpx.Response], request: httpx.Request, options: 
         try:
             response = _ask(send, request, options, is_new=origin not in _answered)
         except HubFault as fault:
-            wait_s = next(waits, None) if origin in _answered else None
+            is_senders = fault.is_temporary and OWN_RETRIES in request.extensions
+            wait_s = next(waits, None) if origin in _answered and not is_senders else None
             if wait_s is None:
                 if not fault.is_temporary:
                     _absent[origin] = (time.monotonic(), fault)

@@ -223,6 +223,22 @@ def test_a_server_that_stays_busy_is_told_in_one_line(
     assert len(hub.contents.busy) >= (47 if pause == "0" else 49)
 
 
+def test_a_server_that_falls_silent_is_given_up_in_time(
+    hub: HubServer, repository: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = opened(repository)
+    assert hub.contents is not None
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    hub.contents.pauses_s = 0.6  # the first piece comes, the next one does not
+    ensure(part.path, 10_000, 50_000)
+    began = time.monotonic()
+    hub.contents.silent_s = 0.6
+    with pytest.raises(HostError, match=r"model.safetensors.*localhost does not answer within 0.1 s") as caught:
+        ensure(part.path, 500_000, 1000)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 3
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(40))
 def test_whatever_goes_wrong_the_bytes_are_those_of_the_file(

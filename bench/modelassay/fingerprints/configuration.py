@@ -16,7 +16,7 @@ class Sizes:
     num_heads: int
     num_kv_heads: int
     intermediate_size: int | None
-    vocab_size: int
+    vocab_size: int | None
     tokenizer_key: str | None
 
 

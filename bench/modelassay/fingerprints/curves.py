@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -29,13 +29,12 @@ class Curves:
     """The standard deviations of a model's attention projections, one curve over depth per role.
 
     Raises:
-        ValueError: where a role is missing, lengths differ, or a value is not finite and positive; the text names
-            the model, the role and the layer.
+        ValueError: where lengths differ, or a value is not finite and positive; the text names the model, the role and the layer.
     """
 
     name: str
     sigma: Mapping[str, Array]
-    """``q``, ``k``, ``v``, ``o`` to float64[L]; copied and made read-only."""
+    """Roles of attention to float64[L], ``q``, ``k``, ``v``, ``o`` or factors of these; copied and made read-only."""
     stratum: Hashable
     """What a stranger must share to be a fair comparison: depth, shape, tokenizer."""
     family: str | None = None
@@ -44,35 +43,57 @@ class Curves:
     """Further curves that some methods use: ``BEYOND`` and ``PRODUCTS``; those a model lacks are not there."""
     weights_key: str | None = None
     """Hash of the attention weights: equal keys, equal weights; None where it was not taken."""
-    num_layers: int = field(init=False)
+    faults: Mapping[str, str] = field(default_factory=dict)
+    """Roles that have no curve because some layer's matrix has no standard deviation, and why."""
+    num_layers: int = 0
+    """As many as each curve has values."""
 
     def __post_init__(self) -> None:
         """Copy and check the curves: the one gate, behind it nothing is checked again."""
-        if set(self.sigma) != set(ROLES):
-            message = f"{self.name}: needs the roles {', '.join(ROLES)}, got {', '.join(sorted(self.sigma)) or 'none'}"
-            raise ValueError(message)
-        curves = {role: _checked(self.name, role, self.sigma[role]) for role in ROLES}
+        curves = {role: _checked(self.name, role, self.sigma[role]) for role in _in_order(self.sigma)}
         lengths = {role: curve.size for role, curve in curves.items()}
-        if len(set(lengths.values())) != 1 or not lengths["q"]:
-            counts = ", ".join(f"{role} {count}" for role, count in lengths.items())
-            message = f"{self.name}: the four roles must have one value per layer each, got {counts} values"
+        if len(set(lengths.values())) > 1 or (not lengths and not self.num_layers) or not all(lengths.values()):
+            counts = ", ".join(f"{role} {count}" for role, count in lengths.items()) or "no"
+            message = f"{self.name}: the roles must have one value per layer each, got {counts} values"
             raise ValueError(message)
+        num_layers = next(iter(lengths.values()), self.num_layers)
         extra = {role: _checked(self.name, role, values) for role, values in self.extra.items()}
-        if uneven := [role for role, curve in extra.items() if curve.size != lengths["q"]]:
-            message = f"{self.name}: role {uneven[0]}: {extra[uneven[0]].size} values for {lengths['q']} layers"
+        if uneven := [role for role, curve in extra.items() if curve.size != num_layers]:
+            message = f"{self.name}: role {uneven[0]}: {extra[uneven[0]].size} values for {num_layers} layers"
             raise ValueError(message)
         object.__setattr__(self, "sigma", curves)
         object.__setattr__(self, "extra", extra)
-        object.__setattr__(self, "num_layers", lengths["q"])
+        object.__setattr__(self, "num_layers", num_layers)
 
     @property
     def sigma_RL(self) -> Array:
-        """The four curves as float64[4, L] in the order of ``ROLES``."""
-        return self.rows(ROLES)
+        """The curves of attention as float64[R, L] in the order of ``sigma``."""
+        return self.rows(tuple(self.sigma))
 
     def rows(self, roles: Sequence[str]) -> Array:
         """Return the curves of ``roles`` as float64[R, L]."""
         return np.stack([self.sigma[role] if role in self.sigma else self.extra[role] for role in roles])
+
+
+def _in_order(roles: Iterable[str]) -> list[str]:
+    """Put ``ROLES`` first, in their order.
+
+    >>> _in_order(["o", "kv-a", "q"])
+    ['q', 'o', 'kv-a']
+    """
+    given = list(roles)
+    return [role for role in ROLES if role in given] + [role for role in given if role not in ROLES]
+
+
+def shared_roles(a: Curves, b: Curves) -> tuple[str, ...] | str:
+    """Return the roles of attention of both models, or why not all of them can be compared."""
+    for model in (a, b):
+        if model.faults:
+            return f"{model.name}: {next(iter(model.faults.values()))}, so that role has no curve"
+    if set(a.sigma) == set(b.sigma) and a.sigma:
+        return tuple(a.sigma)
+    texts = [f"{model.name} has {', '.join(model.sigma) or 'none'}" for model in (a, b)]
+    return f"the projections of attention differ: {' and '.join(texts)}"
 
 
 def _checked(name: str, role: str, values: ArrayLike) -> Array:
@@ -137,15 +158,18 @@ def paper_exact(a: Curves, b: Curves) -> Score:
     >>> round(paper_exact(up, up).value, 12), abs(paper_exact(up, bent).value) < 1e-12
     (1.0, True)
     """
+    roles = shared_roles(a, b)
+    if isinstance(roles, str):
+        return undefined(roles)
     num_layers = max(a.num_layers, b.num_layers)
     alignment = "same depth" if a.num_layers == b.num_layers else f"interpolated to {num_layers} layers"
     z_a, z_b = (_z_scores(model, num_layers) for model in (a, b))
-    return _mean_of_roles(ROLES, (z_a * z_b).sum(-1), alignment, [(a, z_a), (b, z_b)], "constant over depth")
+    return _mean_of_roles(roles, (z_a * z_b).sum(-1), alignment, [(a, z_a), (b, z_b)], "constant over depth")
 
 
 @lru_cache(maxsize=KEPT)
 def _z_scores(model: Curves, num_layers: int) -> Array:
-    x_RL = resample(model.sigma_RL, num_layers)
+    x_RL = resample(model.rows(tuple(model.sigma)), num_layers)
     return unit(x_RL - x_RL.mean(-1, keepdims=True), np.sqrt((x_RL * x_RL).sum(-1, keepdims=True)))
 
 
@@ -191,14 +215,17 @@ class Comparison:
     """Alignment to unit residuals [R, L] of the deeper model at that depth."""
 
 
-def comparable(a: Curves, b: Curves, roles: Sequence[str] = ROLES) -> Comparison | None:
-    """Detrend both models at the depth of the shallower one; None where that leaves under ``MIN_LAYERS`` layers.
+def comparable(a: Curves, b: Curves, roles: Sequence[str] | None = None) -> Comparison | None:
+    """Detrend both models at the depth of the shallower one; None where that leaves under ``MIN_LAYERS`` layers, or roles differ.
 
     The allowed readings of a deeper model are fixed beforehand: ``proportional`` (interpolated linearly to the
     shallower depth), ``head`` (its first layers) and ``tail`` (its last). Blocks removed evenly, from the end and from
     the start are these; a search over all matchings would let strangers match as well. Models of one depth have one
     reading. Ties in depth are ordered by name, so that the order of the arguments does not matter.
     """
+    roles = shared_roles(a, b) if roles is None else roles
+    if isinstance(roles, str):
+        return None
     shallow, deep = sorted((a, b), key=lambda model: (model.num_layers, model.name))
     num_layers = shallow.num_layers
     if num_layers < MIN_LAYERS:
@@ -233,19 +260,21 @@ def corrected(a: Curves, b: Curves) -> Score:
     >>> round(corrected(x, x).value, 9), abs(corrected(x, y).value) < 0.3
     (1.0, True)
     """
-    return _without_trend(a, b, ROLES)
+    roles = shared_roles(a, b)
+    return undefined(roles) if isinstance(roles, str) else _without_trend(a, b, roles)
 
 
 def extended(a: Curves, b: Curves) -> Score:
-    """Return the statistic of `corrected` over the four roles and those of ``BEYOND`` that both models have.
+    """Return the statistic of `corrected` over the roles of attention and those of ``BEYOND`` that both models have.
 
     The published update looks at biases, norms and the feed-forward network as well (arXiv 2507.03014, project page).
     Their curves pass the same logarithm and the same straight line, so that the two scores can be compared.
     """
     shared = tuple(role for role in BEYOND if role in a.extra and role in b.extra)
     if not shared:
-        return undefined("beyond the four attention matrices nothing was measured of both models")
-    return _without_trend(a, b, (*ROLES, *shared))
+        return undefined("beyond the attention matrices nothing was measured of both models")
+    roles = shared_roles(a, b)
+    return undefined(roles) if isinstance(roles, str) else _without_trend(a, b, (*roles, *shared))
 
 
 def invariant(a: Curves, b: Curves) -> Score:
@@ -255,6 +284,12 @@ def invariant(a: Curves, b: Curves) -> Score:
     """
     for model in (a, b):
         if not set(PRODUCTS) <= set(model.extra):
+            if model.sigma and "kv-a" in model.sigma:
+                return undefined(
+                    f"{model.name}: its attention is stored in factors, whose products no method here forms"
+                )
+            if model.faults:
+                return undefined(f"{model.name}: {next(iter(model.faults.values()))}, so its products are not defined")
             return undefined(f"{model.name}: the products of its matrices were not measured")
     return _without_trend(a, b, PRODUCTS)
 

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from modelassay.errors import CheckpointError
+from modelassay.errors import printable
 from modelassay.fingerprints.configuration import Sizes
-from modelassay.fingerprints.curves import BEYOND, ROLES, Curves
+from modelassay.fingerprints.curves import BEYOND, Curves
 from modelassay.fingerprints.methods import ModelSummary
 from modelassay.fingerprints.products import product_curves
 from modelassay.models.checkpoints import Checkpoint, Stratum
+from modelassay.models.checkpoints.architectures import EVERY_ROLE
 from modelassay.models.checkpoints.layers import layer_spans
 from modelassay.models.checkpoints.prepare import prepare_spans
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS
@@ -26,7 +27,7 @@ LARGEST_SIGMA = 1e18
 
 
 def spans_of(checkpoint: Checkpoint, layer: int) -> dict[str, FileSpan]:
-    """Return the four matrices of one layer by role."""
+    """Return the projections of one layer by role."""
     return {matrix.role: matrix.span for matrix in checkpoint.matrices_in(layer)}
 
 
@@ -82,37 +83,40 @@ def fault_of(role: str, layer: int, sigma: float) -> str | None:
 
 
 def curves_from(values: Iterable[tuple[str, str, int, float]], *, name: str, stratum: Stratum, family: str | None,
-                weights_key: str | None = None) -> Curves:  # fmt: skip
-    """Build curves of (metric, role, layer, value) in any order; roles that some layers lack are left out."""
+                weights_key: str | None = None, faults: Mapping[str, str] | None = None) -> Curves:  # fmt: skip
+    """Build curves of (metric, role, layer, value) in any order; roles that some layers lack or that have ``faults`` are left out."""
     by_role: dict[str, dict[int, float]] = {}
     for _, role, layer, value in values:
         by_role.setdefault(role, {})[layer] = value
     curves = {
         role: np.array([by_layer[layer] for layer in range(stratum.num_layers)])
-        for role, by_layer in by_role.items() if len(by_layer) == stratum.num_layers
+        for role, by_layer in by_role.items() if len(by_layer) == stratum.num_layers and role not in (faults or {})
     }  # fmt: skip
-    sigma = {role: curves.pop(role) for role in ROLES if role in curves}
-    return Curves(name=name, sigma=sigma, stratum=stratum, family=family, extra=curves, weights_key=weights_key)
+    sigma = {role: curves.pop(role) for role in EVERY_ROLE if role in curves}
+    return Curves(name=name, sigma=sigma, stratum=stratum, family=family, extra=curves, weights_key=weights_key, faults=faults or {},
+                  num_layers=stratum.num_layers)  # fmt: skip
 
 
 def summarise_model(model: Model, *, name: str, whole: bool = True) -> ModelSummary:
     """Return what a run would record of a model, all of it at once; ``whole`` as in `Params`.
 
+    A role of which some layer's matrix is constant or not finite has no curve; methods that need it say so.
+
     Raises:
-        CheckpointError: it cannot be read, or an attention matrix is not finite or is constant.
+        CheckpointError: it cannot be read.
     """
     checkpoint = model.checkpoint()
     extras = layer_spans(checkpoint) if whole else [{} for _ in range(checkpoint.num_layers)]
-    values = []
+    values, faults = [], dict[str, str]()
     for layer in range(checkpoint.num_layers):
         spans = spans_of(checkpoint, layer)
         for metric, role, value in measure_layer(checkpoint, layer, spans, extras[layer]):
             if metric == "sigma" and role in spans and (fault := fault_of(role, layer, value)):
-                tensor = next(m.tensor_name for m in checkpoint.matrices if (m.layer, m.role) == (layer, role))
-                raise CheckpointError(f"{model.reference}: {fault}, so it has no sigma-curve; look at {tensor}")
+                tensor = next(matrix.tensor_name for matrix in checkpoint.matrices_in(layer) if matrix.role == role)
+                faults.setdefault(role, f"{fault} ({printable(tensor)})")
             values.append((metric, role, layer, value))
     curves = curves_from(values, name=name, stratum=checkpoint.stratum(), family=model.family,
-                         weights_key=attention_key(checkpoint))  # fmt: skip
+                         weights_key=attention_key(checkpoint), faults=faults)  # fmt: skip
     return ModelSummary(curves=curves, sizes=sizes_of(checkpoint.stratum(), checkpoint.intermediate_size))
 
 

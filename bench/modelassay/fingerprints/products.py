@@ -22,15 +22,16 @@ _LARGE = 1e140
 
 
 def product_curves(checkpoint: Checkpoint, layer: int) -> dict[str, float]:
-    """Return the values of ``PRODUCTS`` for one layer.
+    """Return the values of ``PRODUCTS`` for one layer; none where its attention is stored in factors.
 
     Raises:
         CheckpointError: a matrix cannot be read.
     """
-    matrices: dict[str, Array] = {
-        matrix.role: checkpoint.read(matrix).double().numpy() for matrix in checkpoint.matrices_in(layer)
-    }
-    return summarise(matrices, head_dim=checkpoint.head_dim)
+    stored = checkpoint.matrices_in(layer)
+    if not {"q", "k", "v", "o"} <= {matrix.role for matrix in stored}:
+        return {}
+    matrices: dict[str, Array] = {matrix.role: checkpoint.read(matrix).double().numpy() for matrix in stored}
+    return summarise(matrices, head_dim=checkpoint.layers[layer].head_dim)
 
 
 def summarise(matrices: Mapping[str, Array], *, head_dim: int) -> dict[str, float]:

@@ -27,7 +27,7 @@ def token_names(checkpoint: Checkpoint, texts: Mapping[str, int] | None) -> Mapp
 
     So a vocabulary may have grown, been padded or renumbered. Empty where nothing tells.
     """
-    rows = range(checkpoint.vocab_size)
+    rows = range(checkpoint.vocab_size or 0)
     if texts is not None:
         return {text: row for text, row in texts.items() if type(row) is int and row in rows}
     return {} if checkpoint.tokenizer_key is None else {f"{checkpoint.tokenizer_key} {row}": row for row in rows}

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from modelassay.fingerprints.curves import ROLES, Array
-from modelassay.fingerprints.independence.matrices import NORM_PLUS_ONE, ModelMatrices
+from modelassay.fingerprints.independence.matrices import ModelMatrices
 from modelassay.fingerprints.tokens import sketch, texts_of, token_names
 from modelassay.models.checkpoints import Checkpoint
-from modelassay.models.checkpoints.layers import layer_spans, read_embedding_rows, read_span
+from modelassay.models.checkpoints.layers import layer_spans, norm_weights, read_embedding_rows
 from modelassay.models.reference import Model
 from modelassay.storage.store import Store
 
@@ -116,8 +116,7 @@ def _norms(checkpoint: Checkpoint) -> Array | None:
     spans = [[layer[role][0] for role in ("norm-1", "norm-2")] for layer in layers]
     if any(span.num_cols != checkpoint.hidden_size for pair in spans for span in pair):
         return None
-    norms = np.array([[read_span(span).reshape(-1).numpy() for span in pair] for pair in spans])
-    return norms + 1 if checkpoint.architecture in NORM_PLUS_ONE else norms
+    return np.array([[norm_weights(checkpoint, span).reshape(-1).numpy() for span in pair] for pair in spans])
 
 
 def _embedding(checkpoint: Checkpoint, rows: list[int]) -> Array | None:

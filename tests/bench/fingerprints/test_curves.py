@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, zscore
 
-from modelassay.fingerprints.curves import BEYOND, PRODUCTS, ROLES, Curves, corrected, extended, invariant, paper_exact
+from modelassay.fingerprints.curves import (
+    BEYOND,
+    PRODUCTS,
+    ROLES,
+    Curves,
+    comparable,
+    corrected,
+    extended,
+    invariant,
+    paper_exact,
+)
 from support.curve_cases import child, make, process, walk
 
 
@@ -134,12 +144,42 @@ def test_a_value_that_is_no_deviation_is_named(bad: float) -> None:
 
 def test_missing_roles_unequal_lengths_and_matrices_are_named() -> None:
     curve = np.ones(5)
-    with pytest.raises(ValueError, match=re.escape("base: needs the roles q, k, v, o, got k, q")):
-        Curves(name="base", sigma={"q": curve, "k": curve}, stratum=5)
+    with pytest.raises(ValueError, match="base: the roles must have one value per layer each, got no values"):
+        Curves(name="base", sigma={}, stratum=5)
     with pytest.raises(ValueError, match="q 5, k 5, v 4, o 5"):
         Curves(name="base", sigma={**dict.fromkeys(ROLES, curve), "v": np.ones(4)}, stratum=5)
     with pytest.raises(ValueError, match=re.escape("shape (5, 1)")):
         Curves(name="base", sigma={**dict.fromkeys(ROLES, curve), "o": curve[:, None]}, stratum=5)
+
+
+def test_models_of_other_projections_have_no_score_and_the_reason_names_them() -> None:
+    rng = np.random.default_rng(0)
+    factors = {role: np.exp(rng.normal(size=6)) for role in ("q-a", "q-b", "kv-a", "kv-b", "o")}
+    whole = Curves(name="whole", sigma={role: np.exp(rng.normal(size=6)) for role in ROLES}, stratum=6)
+    latent = Curves(name="latent", sigma=factors, stratum=6)
+    for method in (paper_exact, corrected):
+        score = method(whole, latent)
+        assert np.isnan(score.value)
+        assert (
+            score.reason
+            == "the projections of attention differ: whole has q, k, v, o and latent has o, q-a, q-b, kv-a, kv-b"
+        )
+        assert method(latent, latent).value == pytest.approx(1)
+    other = Curves(name="other", sigma={role: np.exp(rng.normal(size=6)) for role in factors}, stratum=6)
+    expected = np.mean([np.corrcoef(latent.sigma[role], other.sigma[role])[0, 1] for role in factors])
+    assert paper_exact(latent, other).value == pytest.approx(expected)
+    assert comparable(whole, latent) is None
+
+
+def test_role_without_a_curve_costs_the_methods_that_need_it() -> None:
+    rng = np.random.default_rng(0)
+    extra = {name: np.exp(rng.normal(size=6)) for name in PRODUCTS}
+    sigma = {role: np.exp(rng.normal(size=6)) for role in ROLES if role != "v"}
+    broken = Curves(name="a", sigma=sigma, extra=extra, stratum=6, faults={"v": "layer 1: v is constant (h.1.attn.v)"})
+    for score in (paper_exact(broken, broken), corrected(broken, broken), extended(broken, broken)):
+        assert np.isnan(score.value)
+    assert paper_exact(broken, broken).reason == "a: layer 1: v is constant (h.1.attn.v), so that role has no curve"
+    assert invariant(broken, broken).value == pytest.approx(1)
 
 
 def test_curves_are_a_copy_that_cannot_be_written() -> None:
@@ -178,7 +218,7 @@ def test_extended_of_the_four_matrices_alone_is_not_a_score_of_its_own() -> None
     for one, two in ((a, b), (with_extra(a, ("up",), 1), with_extra(b, ("down", "qk-top"), 2))):
         score = extended(one, two)
         assert np.isnan(score.value)
-        assert score.reason == "beyond the four attention matrices nothing was measured of both models"
+        assert score.reason == "beyond the attention matrices nothing was measured of both models"
 
 
 @pytest.mark.parametrize(("depth_a", "depth_b"), [(8, 8), (8, 11)])

@@ -48,7 +48,7 @@ def test_of_a_checkpoint(model_type: str, tmp_path: Path) -> None:
 
 
 def test_norms_that_a_layer_lacks_are_none(tmp_path: Path) -> None:
-    assert weights_of(open_checkpoint(save(make_model("phi"), tmp_path))).norms is None
+    assert weights_of(open_checkpoint(save(make_model("olmo"), tmp_path))).norms is None
 
 
 def test_no_more_tokens_are_read_than_the_limit_and_two_vocabularies_choose_the_same(

@@ -9,7 +9,7 @@ from typing import Any
 from modelassay.commands.fingerprint.subjects import Examination, Pairs
 from modelassay.experiments.findings import Table
 from modelassay.fingerprints.background import Rank
-from modelassay.fingerprints.curves import ROLES, Curves, Score
+from modelassay.fingerprints.curves import Curves, Score
 from modelassay.fingerprints.lineage import Lineage
 from modelassay.fingerprints.placement import Placement
 from modelassay.fingerprints.verdict import Remaking, shown_p
@@ -86,8 +86,9 @@ def pair_json(placement: Placement, examination: Examination | None, places: Pla
 
 def curves_json(model: Curves) -> dict[str, Any]:
     """Return the curves of a model."""
-    sigma = {role: model.sigma[role].tolist() for role in ROLES}
-    return {"model": model.name, "num_layers": model.num_layers, "sigma": sigma, "weights": model.weights_key}
+    sigma = {role: curve.tolist() for role, curve in model.sigma.items()}
+    return {"model": model.name, "num_layers": model.num_layers, "sigma": sigma, "weights": model.weights_key,
+            **({"faults": dict(model.faults)} if model.faults else {})}  # fmt: skip
 
 
 def _examination_json(examination: Examination) -> dict[str, Any]:

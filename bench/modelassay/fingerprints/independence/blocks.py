@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from modelassay.fingerprints.independence.matrices import NORM_PLUS_ONE, Floats
+from modelassay.fingerprints.independence.matrices import Floats
 from modelassay.models.checkpoints import Checkpoint
-from modelassay.models.checkpoints.architectures import find_architecture
-from modelassay.models.checkpoints.layers import layer_spans, read_span
+from modelassay.models.checkpoints.layers import layer_spans, network_matrices, norm_weights, read_span
 from modelassay.models.checkpoints.prepare import prepare_spans
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS
 from modelassay.models.checkpoints.tensors import Matrix
@@ -63,25 +62,6 @@ _AXES: Mapping[str, tuple[Axis, Axis]] = {
     "gate": ("neurons", "dimensions"), "up": ("neurons", "dimensions"), "q": ("heads", "dimensions"), "o": ("dimensions", "heads"),
 }  # fmt: skip
 """What the outputs and the inputs of a matrix are."""
-
-
-def network_matrices(checkpoint: Checkpoint) -> list[dict[str, list[Matrix]]]:
-    """Return for each layer the matrices ``gate`` and ``up``, those it has and that hold plain numbers; of experts one each."""
-    architecture, width = find_architecture(checkpoint.architecture), checkpoint.hidden_size
-    is_turned = architecture is not None and architecture.parts["o"].inputs_first
-    layers: list[dict[str, list[Matrix]]] = []
-    for layer, spans in enumerate(layer_spans(checkpoint)):
-        layers.append({})
-        for role in ("gate", "up"):
-            for span in spans.get(role, []):
-                if span.num_cols % width == 0:
-                    shape = (span.num_cols // width, width)
-                    rows, columns = shape[::-1] if is_turned else shape
-                    block = span._replace(num_rows=rows, num_cols=columns, row_stride=columns)
-                    layers[-1].setdefault(role, []).append(
-                        Matrix(role=role, layer=layer, tensor_name="", span=block, shape=shape, inputs_first=is_turned)  # type: ignore[arg-type]
-                    )
-    return layers
 
 
 class SampledModel:
@@ -149,8 +129,7 @@ class SampledModel:
             rows = rows * np.repeat(scale, per_column, axis=1)
         norm = self._others[layer].get("norm-2", [])
         if after_norm and role in ("gate", "up") and norm and norm[0].num_cols == self.width:
-            norm_D = read_span(norm[0]).reshape(-1).float().numpy()
-            norm_D = norm_D + 1 if self.checkpoint.architecture in NORM_PLUS_ONE else norm_D
+            norm_D = norm_weights(self.checkpoint, norm[0]).reshape(-1).float().numpy()
             rows = rows * (norm_D if stored.row_axis == "neurons" else norm_D[begin : begin + count, None])
         return Block(rows_nC=np.ascontiguousarray(rows, dtype=np.float32), begin=begin, of=stored.span.num_rows,
                      row_axis=stored.row_axis, column_axis=stored.column_axis)  # fmt: skip

@@ -8,16 +8,21 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelassay.fingerprints.tokens import texts_of
 from modelassay.models.checkpoints import Checkpoint
-from modelassay.models.checkpoints.architectures import find_architecture
-from modelassay.models.checkpoints.layers import layer_spans, read_embedding_rows
-from modelassay.models.checkpoints.safetensors import read_elements
+from modelassay.models.checkpoints.architectures import INNER_ROLES
+from modelassay.models.checkpoints.layers import (
+    layer_spans,
+    network_matrices,
+    norm_weights,
+    read_embedding_rows,
+    read_neurons,
+)
+from modelassay.models.checkpoints.tensors import Matrix
 from modelassay.models.reference import Model
 from modelassay_kernels import FileSpan
 
@@ -25,9 +30,6 @@ Floats = NDArray[np.float32]
 
 BODY_ROWS = 512
 """Rows of a projection along which hidden dimensions are compared; eight layers of 4,096 dimensions then take 0.4 GB a model."""
-
-NORM_PLUS_ONE = frozenset({"gemma", "gemma2", "gemma3_text"})
-"""Architectures whose norms multiply by one plus the stored weight."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,12 +80,14 @@ class ModelMatrices:
         self.tokens = tokens
         self.num_layers = checkpoint.num_layers
         self.width = checkpoint.hidden_size
-        architecture = find_architecture(checkpoint.architecture)
-        self._inputs_first = architecture is not None and architecture.parts["o"].inputs_first
 
     @cached_property
     def _spans(self) -> list[dict[str, list[FileSpan]]]:
         return layer_spans(self.checkpoint)
+
+    @cached_property
+    def _networks(self) -> list[dict[str, list[Matrix]]]:
+        return network_matrices(self.checkpoint)
 
     def embedding(self, rows: list[int]) -> Floats | None:
         """Return rows of the input embedding, [rows, D]; None where it is not known or not plain."""
@@ -91,17 +95,17 @@ class ModelMatrices:
         return None if read is None else read.numpy()
 
     def along_hidden(self, layer: int) -> list[Floats]:
-        """Return q, k, v, o and the matrices of the first feed-forward network of a layer, hidden dimensions last: [R, D] each.
+        """Return the projections and the matrices of the first feed-forward network of a layer, hidden dimensions last: [R, D] each.
 
-        Of each matrix at most `BODY_ROWS` rows at even distances.
+        Of each matrix at most `BODY_ROWS` rows at even distances. A factor of latent attention that touches no hidden dimension is left out.
         """
-        matrices = {}
-        for matrix in self.checkpoint.matrices:
-            if matrix.layer == layer:
+        along = []
+        for matrix in self.checkpoint.matrices_in(layer):
+            if matrix.shape[0 if matrix.role == "o" else 1] == self.width and matrix.role not in INNER_ROLES:
                 values = self.checkpoint.read(matrix).float().numpy()
-                matrices[matrix.role] = values.T if matrix.role == "o" else values
+                along.append(values.T if matrix.role == "o" else values)
         networks = self.networks(layer)
-        along = [matrices["q"], matrices["k"], matrices["v"], matrices["o"], *(networks[0].parts() if networks else [])]
+        along += networks[0].parts() if networks else []
         return [rows[:: max(1, -(-len(rows) // BODY_ROWS))] for rows in along]
 
     def networks(self, layer: int, limit: int | None = None) -> list[Neurons]:
@@ -109,19 +113,15 @@ class ModelMatrices:
 
         ``limit`` is the number of neurons that are read of each, the first ones; None: all.
         """
-        spans = self._spans[layer]
-        norm = self._norm(spans.get("norm-2", []))
-        ups, downs, gates = (spans.get(role, []) for role in ("up", "down", "gate"))
+        norm = self._norm(self._spans[layer].get("norm-2", []))
+        ups, downs, gates = (self._networks[layer].get(role, []) for role in ("up", "down", "gate"))
         if not ups or len(ups) != len(downs) or (gates and len(gates) != len(ups)):
             return []
         networks = []
         for at, (up, down) in enumerate(zip(ups, downs, strict=True)):
-            gate = self._rows(gates[at], limit, hidden_first=self._inputs_first) if gates else None
-            up_nD = self._rows(up, limit, hidden_first=self._inputs_first)
-            down_nD = self._rows(down, limit, hidden_first=not self._inputs_first)
-            if up_nD is None or down_nD is None or up_nD.shape != down_nD.shape:
-                return []
-            if gates and (gate is None or gate.shape != up_nD.shape):
+            gate = read_neurons(gates[at], limit).float().numpy() if gates else None
+            up_nD, down_nD = (read_neurons(matrix, limit).float().numpy() for matrix in (up, down))
+            if up_nD.shape != down_nD.shape or (gate is not None and gate.shape != up_nD.shape):
                 return []
             networks.append(Neurons(up_nD=up_nD, down_nD=down_nD, gate_nD=gate, scale_D=norm))
         return networks
@@ -133,28 +133,13 @@ class ModelMatrices:
 
     def num_neurons(self, layer: int) -> list[int]:
         """Return the width of each feed-forward network of a layer."""
-        return [span.num_cols // self.width for span in self._spans[layer].get("up", [])]
-
-    def _rows(self, span: FileSpan, limit: int | None, *, hidden_first: bool) -> Floats | None:
-        """Return a tensor of the feed-forward network as [n, D]; None where its size is no multiple of the hidden size."""
-        if span.num_cols % self.width:
-            return None
-        num_neurons = span.num_cols // self.width
-        count = num_neurons if limit is None else min(limit, num_neurons)
-        if not hidden_first:  # a row a neuron: the first ones are one piece of the file
-            flat = read_elements(Path(span.path), span.dtype, span.offset, count * self.width)
-            rows: Floats = flat.float().numpy().reshape(count, self.width)
-            return rows
-        stored = read_elements(Path(span.path), span.dtype, span.offset, span.num_cols).reshape(self.width, num_neurons)
-        return np.ascontiguousarray(stored[:, :count].float().numpy().T)
+        return [matrix.shape[0] for matrix in self._networks[layer].get("up", [])]
 
     def _norm(self, spans: list[FileSpan]) -> Floats | None:
         if not spans or spans[0].num_cols != self.width:
             return None
-        weights: Floats = (
-            read_elements(Path(spans[0].path), spans[0].dtype, spans[0].offset, self.width).float().numpy()
-        )
-        return weights + 1 if self.checkpoint.architecture in NORM_PLUS_ONE else weights
+        weights: Floats = norm_weights(self.checkpoint, spans[0]).reshape(-1).float().numpy()
+        return weights
 
 
 def matrices_of(model: Model) -> ModelMatrices:

@@ -145,6 +145,7 @@ def _incomparable(a: Checkpoint, b: Checkpoint) -> str | None:
         ("query heads", a.num_heads, b.num_heads),
         ("key-value heads", a.num_kv_heads, b.num_kv_heads),
         ("head dimension", a.head_dim, b.head_dim),
+        ("projections of attention", ", ".join(a.roles), ", ".join(b.roles)),
     ):
         if x != y:
             return f"{what} {x} and {y}: their tensors do not correspond, so what was done cannot be read off them"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modelassay.fingerprints.lineage.deltas import Delta, Kind, delta
 from modelassay.fingerprints.lineage.symmetries import Floats, Symmetry, undo_attention, undo_neurons
-from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors, match_layers
+from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors, match_layers, signing_roles
 from modelassay.fingerprints.lineage.vocabulary import (
     MIN_ALIKE,
     Rows,
@@ -118,7 +118,8 @@ def _num_alone(weights: Tensors, layer: int, names: set[str]) -> int:
 def _mass(weights: Tensors) -> float:
     """What decides which of two models has its symmetries undone: a number of the model's own, not of the arguments' order."""
     return sum(
-        float(weights.checkpoint.read(weights.matrices[0, role]).abs().sum(dtype=torch.float64)) for role in ("q", "v")
+        float(weights.checkpoint.read(weights.matrices[0, role]).abs().sum(dtype=torch.float64))
+        for role in signing_roles(weights.checkpoint)[::2]
     )
 
 
@@ -128,8 +129,8 @@ def _has_experts(weights: Tensors) -> bool:
 
 def _compare_attention(a: Tensors, b: Tensors, i: int, j: int, difference: Difference, *, probe: bool, turn_a: bool) -> None:  # fmt: skip
     sides: tuple[dict[str, Floats], dict[str, Floats]] = ({}, {})
-    eps, biased = 0.0, set()
-    for role in ROLES:
+    eps, biased, roles = 0.0, set(), a.checkpoint.roles
+    for role in roles:
         x, y, eps = _as_pair(a.checkpoint.read(a.matrices[i, role]), b.checkpoint.read(b.matrices[j, role]), difference)
         biases = (a.bias(i, role), b.bias(j, role)) if role != "o" else (None, None)
         if biases[0] is not None and biases[1] is not None:
@@ -138,10 +139,13 @@ def _compare_attention(a: Tensors, b: Tensors, i: int, j: int, difference: Diffe
             biased.add(role)
         sides[0][role], sides[1][role] = x, y
     first, second = sides if turn_a else sides[::-1]
-    fixed, symmetries = undo_attention(first, second, a.heads)
+    symmetries: set[Symmetry] = set()
+    fixed: dict[str, Floats] = first
+    if set(ROLES) <= set(roles) and a.has_heads(i) and b.has_heads(j):
+        fixed, symmetries = undo_attention(first, second, a.heads)
     difference.count(symmetries)
     sides = (fixed, sides[1]) if turn_a else (sides[0], fixed)
-    for role in ROLES:
+    for role in roles:
         x, y = sides[0][role], sides[1][role]
         if role in biased:
             difference.deltas.append(
@@ -154,7 +158,7 @@ def _compare_attention(a: Tensors, b: Tensors, i: int, j: int, difference: Diffe
 def _compare_rest(
     a: Tensors, b: Tensors, i: int, j: int, names: list[str], difference: Difference, *, probe: bool
 ) -> None:
-    biases = {a.bias_name(i, role) for role in ("q", "k", "v")} if i != OUTSIDE else set()
+    biases = {a.bias_name(i, role) for role in a.checkpoint.roles if role != "o"} if i != OUTSIDE else set()
     groups: dict[str, list[str]] = {}
     for name in names:
         if name not in biases and a.readable(i, name) and b.readable(j, name):

@@ -23,6 +23,7 @@ from modelassay.fingerprints.aligned import best_basis
 from modelassay.fingerprints.lineage.tensors import step_over
 from modelassay.fingerprints.weights import weights_of
 from modelassay.models.checkpoints import Checkpoint
+from modelassay.models.checkpoints.architectures import INNER_ROLES
 
 MAX_ROWS, MAX_LAYERS = 128, 8
 """Rows of each matrix, and layers at even distances, that are fitted: 4 million elements at 1,024 dimensions."""
@@ -125,6 +126,7 @@ def _incomparable(a: Checkpoint, b: Checkpoint) -> str | None:
     for what, x, y in (
         ("layers", a.num_layers, b.num_layers), ("hidden size", a.hidden_size, b.hidden_size), ("query heads", a.num_heads, b.num_heads),
         ("key-value heads", a.num_kv_heads, b.num_kv_heads), ("head dimension", a.head_dim, b.head_dim),
+        ("projections of attention", ", ".join(a.roles), ", ".join(b.roles)),
     ):  # fmt: skip
         if x != y:
             return f"{what} {x} and {y}: their matrices do not correspond element by element"
@@ -153,7 +155,8 @@ def _elements(
     layers = {round(at) for at in np.linspace(0, checkpoint.num_layers - 1, min(checkpoint.num_layers, MAX_LAYERS))}
     parts = []
     for matrix in checkpoint.matrices:
-        if matrix.layer in layers:
+        width = matrix.shape[0 if matrix.role == "o" else 1]
+        if matrix.layer in layers and matrix.role not in INNER_ROLES and width == checkpoint.hidden_size:
             stored = checkpoint.read(matrix).float().numpy()
             rows = stored.T if matrix.role == "o" else stored
             turn = turn_outputs if matrix.role == "o" else turn_inputs

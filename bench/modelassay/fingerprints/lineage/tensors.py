@@ -18,8 +18,9 @@ from torch import Tensor
 
 from modelassay.fingerprints.lineage.symmetries import Floats, Heads
 from modelassay.models.checkpoints import Checkpoint
-from modelassay.models.checkpoints.architectures import Role, find_architecture
+from modelassay.models.checkpoints.architectures import ROLES, Role
 from modelassay.models.checkpoints.factors import is_plain
+from modelassay.models.checkpoints.layers import bias_name
 from modelassay.models.checkpoints.safetensors import TensorInfo, read_elements, read_rows
 from modelassay.models.checkpoints.tensors import Matrix, TensorTable
 from modelassay.models.hub import Files, open_files
@@ -30,6 +31,8 @@ BLOCK = 256
 """Rows and columns that stand for a matrix where all would cost too much: of layers to match, of a difference's spectrum."""
 OUTSIDE = -1
 """Layer of what stands outside the stack."""
+WITHOUT = -2
+"""Layer of what stands in layers without attention, which nothing compares."""
 
 
 def step_over(count: int, limit: int = BLOCK) -> int:
@@ -64,19 +67,22 @@ class Tensors:
         self.matrices: dict[tuple[int, str], Matrix] = {(m.layer, m.role): m for m in checkpoint.matrices}
         self.by_layer: dict[int, dict[str, str]] = {}
         names = {m.tensor_name for m in checkpoint.matrices}
-        architecture = find_architecture(checkpoint.architecture)
-        assert architecture is not None
-        self._parts = architecture.parts
-        stack = re.compile(re.escape(architecture.layer.partition("{layer}")[0]) + r"(\d+)\.")
-        first = stack.search(checkpoint.matrices[0].tensor_name)
-        prefix = "" if first is None else first.string[: first.start()]
+        stacks = re.compile(rf"({'|'.join(map(re.escape, checkpoint.prefixes))})\d+\.")
+        places = {layer.path: at for at, layer in reversed(list(enumerate(checkpoint.layers)))}
+        outer = _outer(checkpoint.prefixes[0])
         for name in self._table.names():
             if name in names:
                 continue
-            below = name.removeprefix(prefix)
-            match = stack.match(below) if name.startswith(prefix) else None
-            layer, rest = (int(match[1]), below[match.end() :]) if match else (OUTSIDE, below)
-            self.by_layer.setdefault(layer, {})[rest] = name
+            match = stacks.match(name)
+            if match is None:
+                self.by_layer.setdefault(OUTSIDE, {})[name.removeprefix(outer)] = name
+            else:
+                self.by_layer.setdefault(places.get(match[0], WITHOUT), {})[name[match.end() :]] = name
+
+    def has_heads(self, layer: int) -> bool:
+        """Return whether the projections of a layer fall into the heads that config.json counts; of some models a few layers do not."""
+        rows = {"q": self.heads.count, "k": self.heads.groups, "v": self.heads.groups}
+        return all(self.matrices[layer, role].shape[0] == count * self.heads.size for role, count in rows.items())
 
     def info(self, layer: int, name: str) -> TensorInfo:
         """Return dtype and shape of a tensor."""
@@ -109,7 +115,7 @@ class Tensors:
 
     def bias_name(self, layer: int, role: str) -> str | None:
         """Return the name below the layer of the bias that belongs to a role's tensor, None where there is none."""
-        full = self.matrices[layer, role].tensor_name.removesuffix(".weight") + ".bias"
+        full = bias_name(self.matrices[layer, role])
         return next((below for below, stored in self.by_layer.get(layer, {}).items() if stored == full), None)
 
     def bias(self, layer: int, role: Role) -> Tensor | None:
@@ -117,13 +123,21 @@ class Tensors:
         name = self.bias_name(layer, role)
         if name is None or not self.readable(layer, name):
             return None
-        part, stored = self._parts[role], self.read(layer, name)
-        if not part.shares:
-            return stored
-        groups = self.heads.groups if part.grouped else 1
-        sizes = [self.matrices[layer, sharer].shape[0] // groups for sharer in part.shares]
-        start, own = sum(sizes[: part.shares.index(role)]), sizes[part.shares.index(role)]
-        return stored.reshape(groups, -1)[:, start : start + own].reshape(-1)
+        matrix, stored = self.matrices[layer, role], self.read(layer, name)
+        start, own = matrix.block()[0], matrix.shape[0] // matrix.turns
+        return stored.reshape(matrix.turns, -1)[:, start : start + own].reshape(-1)
+
+
+def _outer(prefix: str) -> str:
+    """Return what stands before a stack's container, so that a model saved without its head has the same names below it.
+
+    >>> _outer("model.layers."), _outer("bert.encoder.layer."), _outer("transformer.h."), _outer("layers.")
+    ('model.', 'bert.', 'transformer.', '')
+    """
+    parts = prefix.split(".")[:-2]
+    if parts and parts[-1] in {"encoder", "decoder"} or (parts and prefix.endswith("transformer.layer.")):
+        parts.pop()
+    return "".join(f"{part}." for part in parts)
 
 
 def match_layers(a: Tensors, b: Tensors) -> tuple[list[tuple[int, int]], float, float]:
@@ -137,7 +151,7 @@ def match_layers(a: Tensors, b: Tensors) -> tuple[list[tuple[int, int]], float, 
     depths = a.checkpoint.num_layers, b.checkpoint.num_layers
     if depths[0] == depths[1]:
         return [(i, i) for i in range(depths[0])], 1.0, 0.0
-    cosine_RLL = np.stack([_signatures(a, role) @ _signatures(b, role).T for role in ("v", "o", "q")])
+    cosine_RLL = np.stack([_signatures(a, role) @ _signatures(b, role).T for role in signing_roles(a.checkpoint)])
     flip = depths[0] > depths[1]
     cosine_RSD = cosine_RLL.transpose(0, 2, 1) if flip else cosine_RLL
     pairs = _increasing(cosine_RSD.max(0))
@@ -166,6 +180,11 @@ def _increasing(cosine_SD: Floats) -> list[tuple[int, int]]:
         pairs.append((i - 1, j - 1))
         j -= 1
     return pairs[::-1]
+
+
+def signing_roles(checkpoint: Checkpoint) -> tuple[Role, ...]:
+    """Return the roles by which layers are told: of whole projections v, o and q, else the last ones of attention's factors."""
+    return ("v", "o", "q") if set(ROLES) <= set(checkpoint.roles) else ("kv-a", "o", checkpoint.roles[0])
 
 
 def _signatures(weights: Tensors, role: Role) -> Floats:

@@ -1,5 +1,7 @@
 """A checkpoint as a table of attention matrices, each a span of a file: opened from headers alone, read on demand.
 
+Where they lie is told by names and shapes (`recognise`), not by a list of architectures.
+
 ::
 
     checkpoint = open_checkpoint("hf:Qwen/Qwen2.5-0.5B")
@@ -8,32 +10,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import CheckpointError
 from modelassay.models.checkpoints.architectures import (
+    EVERY_ROLE,
+    INNER_KEYS,
     MAX_SIZE,
-    ROLES,
+    Overrides,
     Role,
-    closest_architecture,
-    find_architecture,
     language_config,
     read_sizes,
 )
 from modelassay.models.checkpoints.factors import quantization_of
-from modelassay.models.checkpoints.tensors import (
-    Matrix,
-    TensorTable,
-    attention_like,
-    cut,
-    known_names,
-    locate,
-    read_matrix,
-)
-from modelassay.models.gate import one_line, read_json, shown
+from modelassay.models.checkpoints.recognise import Layer, recognise
+from modelassay.models.checkpoints.tensors import Matrix, PlainShapes, TensorTable, cut, read_matrix
+from modelassay.models.gate import one_line, read_json
 from modelassay.models.hub import Files, open_files
 from modelassay.models.tokenizer import tokenizer_key
 
@@ -49,7 +45,8 @@ class Stratum:
     hidden_size: int
     num_heads: int
     num_kv_heads: int
-    vocab_size: int
+    vocab_size: int | None
+    """None where config.json counts none."""
     tokenizer_key: str | None
     """Key of the vocabulary; None where the checkpoint brings no tokenizer."""
 
@@ -61,7 +58,7 @@ class Stratum:
         """
         tokenizer = self.tokenizer_key[:6] if self.tokenizer_key else "no tokenizer"
         return (f"{self.num_layers} layers of {self.hidden_size}, {self.num_heads}/{self.num_kv_heads} heads, "
-                f"{self.vocab_size} tokens ({tokenizer})")  # fmt: skip
+                f"{self.vocab_size or 'no'} tokens ({tokenizer})")  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -75,31 +72,51 @@ class Checkpoint:
     architecture: str
     """config.json's `model_type`, of the language model where a wrapper nests one."""
     num_layers: int
+    """Layers that have attention, the encoder's and the decoder's where it has both."""
     hidden_size: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    vocab_size: int
+    vocab_size: int | None
     tokenizer_key: str | None
     """What `tokenizer_key` tells of its files."""
     revision: str | None
     """Commit of the Hub; None for a folder."""
     matrices: tuple[Matrix, ...]
-    """By layer, then in the order q, k, v, o."""
+    """By layer, then in the order of `EVERY_ROLE`."""
     intermediate_size: int | None
     """Width of the feed-forward network (of one expert); None where config.json does not say."""
     tensors: TensorTable
     """Every tensor by name."""
-    layer_path: str
-    """What the names of a layer's tensors begin with, ``{layer}`` counting from 0."""
+    layers: tuple[Layer, ...]
+    """Where the layers stand that have attention."""
+    prefixes: tuple[str, ...]
+    """What stands before a layer's number in the names, by stack in order of depth."""
+    notes: tuple[str, ...]
+    """What was left out or read otherwise than expected, a sentence each."""
+    row: Overrides | None = None
+    """What the user said of this model type, if anything."""
+
+    @cached_property
+    def _by_layer(self) -> list[tuple[Matrix, ...]]:
+        layers: list[list[Matrix]] = [[] for _ in range(self.num_layers)]
+        for matrix in self.matrices:
+            layers[matrix.layer].append(matrix)
+        return [tuple(layer) for layer in layers]
+
+    @cached_property
+    def roles(self) -> tuple[Role, ...]:
+        """Roles of attention that every layer has."""
+        held = [{matrix.role for matrix in layer} for layer in self._by_layer]
+        return tuple(role for role in EVERY_ROLE if all(role in roles for roles in held))
 
     def matrices_of(self, role: Role) -> tuple[Matrix, ...]:
         """Return one role's matrices in layer order."""
         return tuple(matrix for matrix in self.matrices if matrix.role == role)
 
     def matrices_in(self, layer: int) -> tuple[Matrix, ...]:
-        """Return the matrices of one layer, in the order q, k, v, o."""
-        return self.matrices[len(ROLES) * layer : len(ROLES) * (layer + 1)]
+        """Return the matrices of one layer, in the order of `EVERY_ROLE`."""
+        return self._by_layer[layer]
 
     def stratum(self) -> Stratum:
         """Return the stratum this checkpoint is judged in."""
@@ -117,7 +134,7 @@ class Checkpoint:
         return read_matrix(matrix)
 
 
-def open_checkpoint(reference: str | Path) -> Checkpoint:
+def open_checkpoint(reference: str | Path, *, rows: Sequence[Overrides] = ()) -> Checkpoint:
     """Open a checkpoint by its files' headers; no weight is read, only the fp8 scales where there are any.
 
     ``reference`` is a folder (config.json with model.safetensors, or with shards and model.safetensors.index.json, or with
@@ -126,51 +143,50 @@ def open_checkpoint(reference: str | Path) -> Checkpoint:
     cache holds of a commit is not asked for again; weights come when they are read, and of them the ranges that are read.
 
     Raises:
-        CheckpointError: not there, not readable, damaged, of an architecture the table does not hold, packed by a
-            quantiser, or with matrices that are missing or not of the shape config.json implies.
+        CheckpointError: not there, not readable, damaged, packed by a quantiser, or with what `recognise` refuses.
         HostError: the Hub cannot be reached, or its cache cannot be written.
     """
-    return checkpoint_of(open_files(reference))
+    return checkpoint_of(open_files(reference), rows=rows)
 
 
-def checkpoint_of(files: Files) -> Checkpoint:
-    """Open the checkpoint of some files as `open_checkpoint` does, raising what it raises."""
+def checkpoint_of(files: Files, *, rows: Sequence[Overrides] = ()) -> Checkpoint:
+    """Open the checkpoint of some files as `open_checkpoint` does, raising what it raises; ``rows`` say where their model types lie."""
     path = config_path(files)
     config = read_json(path)
     model_type, own, _ = language_config(config)
-    architecture = find_architecture(model_type)
-    if architecture is None:
-        raise _unknown_architecture(files, model_type)
     sizes = read_sizes(config, str(path))
     quantization = quantization_of(config, own, str(path))
     tensors = TensorTable(files)
-    names = locate(files.reference, architecture, sizes, tensors.names())
-    tensors.open_files(names.values())
-    prefix = names[0, "q"].split(architecture.layer.format(layer=0))[0]
+    layout = recognise(PlainShapes(tensors, quantization), config, files.reference, rows=rows)
+    tensors.open_files(part.tensor for layer in layout.layers for part in layer.parts.values())
+    removed = [f"names are read without {', '.join(tensors.removed)}"] if tensors.removed else []
     return Checkpoint(
         reference=files.reference,
         folder=files.folder,
         architecture=model_type,
-        num_layers=sizes.num_layers,
+        num_layers=len(layout.layers),
         hidden_size=sizes.hidden_size,
         num_heads=sizes.num_heads,
         num_kv_heads=sizes.num_kv_heads,
-        head_dim=sizes.head_dim,
+        head_dim=layout.layers[0].head_dim,
         vocab_size=sizes.vocab_size,
         tokenizer_key=tokenizer_key(files),
         revision=files.revision,
         matrices=tuple(
-            cut(tensors, name, role, layer, architecture.parts[role], sizes, quantization)
-            for (layer, role), name in names.items()
+            cut(tensors, part, role, at, quantization)
+            for at, layer in enumerate(layout.layers) for role, part in layer.parts.items()
         ),
         intermediate_size=_intermediate_size(own),
         tensors=tensors,
-        layer_path=prefix + architecture.layer.split("{layer}")[0] + "{layer}.",
-    )
+        layers=layout.layers,
+        prefixes=layout.prefixes,
+        notes=(*removed, *layout.notes),
+        row=next((row for row in rows if row.model_type == model_type), None),
+    )  # fmt: skip
 
 
 def _intermediate_size(own: Mapping[str, Any]) -> int | None:
-    values = (own.get(key) for key in ("intermediate_size", "n_inner", "ffn_dim"))
+    values = (own.get(key) for key in INNER_KEYS)
     return next((value for value in values if type(value) is int and 0 < value < MAX_SIZE), None)
 
 
@@ -189,13 +205,4 @@ def config_path(files: Files) -> Path:
         )
     raise CheckpointError(
         f"{one_line(files.reference)}: no config.json; name the folder that `save_pretrained` of transformers wrote"
-    )
-
-
-def _unknown_architecture(files: Files, model_type: str) -> CheckpointError:
-    attention = attention_like(known_names(files))
-    return CheckpointError(
-        f"{one_line(files.reference)}: config.json: model_type {shown(model_type)} is not in the table of architectures"
-        f"{closest_architecture(model_type)}; its attention seems to be: {attention}; "
-        f"add a row that names these to modelassay/models/checkpoints/architectures.py"
     )

@@ -1,20 +1,19 @@
-"""Finding a checkpoint's attention matrices by name, and cutting each out of its file as a span."""
+"""A checkpoint's tensors by name, and each matrix cut out of its file as a span."""
 
 # R = rows and C = columns as stored
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import CheckpointError, printable
-from modelassay.models.checkpoints.architectures import ROLES, Architecture, Part, Role, Sizes
-from modelassay.models.checkpoints.factors import PACKED, read_scale, refuse_packed, refuse_stored
+from modelassay.models.checkpoints.factors import read_scale, refuse_stored
+from modelassay.models.checkpoints.recognise import Part
 from modelassay.models.checkpoints.safetensors import (
     DTYPE_BITS,
     TORCH_DTYPES,
@@ -23,7 +22,8 @@ from modelassay.models.checkpoints.safetensors import (
     read_header,
     read_shard_index,
 )
-from modelassay.models.gate import one_line, shown
+from modelassay.models.checkpoints.stacks import plain_names
+from modelassay.models.gate import one_line
 from modelassay.models.hub import Files
 
 if TYPE_CHECKING:
@@ -33,26 +33,36 @@ if TYPE_CHECKING:
 
 _SHARD_INDEX = "model.safetensors.index.json"
 _SINGLE_FILE = "model.safetensors"
-_ATTENTION_LIKE = re.compile(r"att(en|n)|query|qkv|[._][qkvo]_?proj", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Matrix:
-    """One attention projection of one layer, and where it lies."""
+    """One projection of one layer, and where it lies."""
 
-    role: Role
+    role: str
+    """Of attention a `Role`; else ``gate``, ``up`` or ``down``."""
     layer: int
-    """Counts from 0."""
+    """Counts from 0 over the layers that have attention."""
     tensor_name: str
     """Tensor the block is cut from; roles that were fused name the same one."""
     span: FileSpan
     """The block as stored. An fp8 scale is float32 whose extents divide the block's rows and columns evenly."""
     shape: tuple[int, int]
-    """(outputs, inputs), as `torch.nn.Linear` holds it; a grouped span's rows are whole key-value groups instead."""
+    """(outputs, inputs), as `torch.nn.Linear` holds it; a span of roles that take turns has a row for each turn instead."""
     inputs_first: bool = False
     """The span holds the transpose."""
-    grouped: bool = False
-    """Fused with other roles, which take turns once per key-value head."""
+    shares: tuple[tuple[str, int], ...] = ()
+    """Roles fused in the tensor and their outputs, in storing order; empty where the role has it alone."""
+    turns: int = 1
+    """How often these take turns."""
+
+    def block(self) -> tuple[int, int]:
+        """Return where the role begins among the outputs of one turn, and the outputs of a turn that all sharers have."""
+        names = [role for role, _ in self.shares]
+        if self.role not in names:
+            return 0, self.shape[0]
+        outputs = [rows // self.turns for _, rows in self.shares]
+        return sum(outputs[: names.index(self.role)]), sum(outputs)
 
 
 class TensorTable:
@@ -64,10 +74,12 @@ class TensorTable:
         self._headers: dict[str, dict[str, TensorInfo]] = {}
         self._paths: dict[str, Path] = {}
         holder = _weights_at(files, files.open_weights)
-        self._file_of = holder if isinstance(holder, dict) else dict.fromkeys(self._header(holder), holder)
+        file_of = holder if isinstance(holder, dict) else dict.fromkeys(self._header(holder), holder)
+        self._stored, self.removed = plain_names(file_of.keys())
+        self._file_of = {name: file_of[stored] for name, stored in self._stored.items()}
 
     def names(self) -> Collection[str]:
-        """Return the names of all tensors."""
+        """Return the names of all tensors, without what `plain_names` removes (`removed`)."""
         return self._file_of.keys()
 
     def open_files(self, names: Iterable[str]) -> None:
@@ -81,13 +93,13 @@ class TensorTable:
     def find(self, name: str) -> tuple[Path, TensorInfo]:
         """Return the file that holds a tensor, and where in it."""
         file = self._file_of[name]
-        header = self._header(file)
+        header, stored = self._header(file), self._stored[name]
         path = self._paths[file]
-        if name not in header:
+        if stored not in header:
             raise CheckpointError(
-                f"{one_line(path)}: no tensor {printable(name)}, though {_SHARD_INDEX} says so; fetch or save the checkpoint again"
+                f"{one_line(path)}: no tensor {printable(stored)}, though {_SHARD_INDEX} says so; fetch or save the checkpoint again"
             )
-        return path, header[name]
+        return path, header[stored]
 
     @cached_property
     def _sorted(self) -> list[str]:
@@ -163,114 +175,69 @@ def _why_absent(files: Files, name: str) -> str:
     return f"{name} is not there; fetch or save the checkpoint again"
 
 
-def known_names(files: Files) -> Collection[str]:
-    """Return the tensor names that can be had without fetching weights; none where that takes the weights."""
-    if files.local:
-        return TensorTable(files).names()
-    index = files.get(_SHARD_INDEX)
-    return () if index is None else read_shard_index(index).keys()
+class PlainShapes(Mapping[str, tuple[int, ...]]):
+    """The shapes of a checkpoint's tensors, each looked up in its file's header when asked for."""
 
+    def __init__(self, tensors: TensorTable, quantization: Mapping[str, Any]) -> None:
+        """``quantization`` is config.json's section on it, or empty."""
+        self._tensors, self._quantization = tensors, quantization
 
-def attention_like(names: Iterable[str], limit: int = 4) -> str:
-    """Return the first few names that look like attention, for an error message.
+    def __getitem__(self, name: str) -> tuple[int, ...]:
+        """Return a shape.
 
-    >>> attention_like(["wte.weight", "h.0.attn.c_attn.weight", "h.0.mlp.c_fc.weight"])
-    'h.0.attn.c_attn.weight'
-    """
-    similar = [name for name in names if _ATTENTION_LIKE.search(name) and "norm" not in name]
-    return (
-        ", ".join(shown(name)[1:-1] for name in similar[:limit])
-        + (f" and {len(similar) - limit} more" if len(similar) > limit else "")
-        or "none"
-    )
+        Raises:
+            CheckpointError: the tensor's dtype is not a plain number, so that its shape is not the weights'.
+        """
+        path, info = self._tensors.find(name)
+        if info.dtype not in TORCH_DTYPES:
+            raise refuse_stored(f"{one_line(path)}: {printable(name)}", info, self._quantization)
+        return info.shape
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors.names()
 
-def locate(where: str, architecture: Architecture, sizes: Sizes, names: Collection[str]) -> dict[tuple[int, Role], str]:
-    """Return the tensor that holds each layer's roles.
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors.names())
 
-    Raises:
-        CheckpointError: no prefix of the architecture fits, a quantiser packed a matrix, layers or roles are missing, or
-            there are more layers than config.json counts.
-    """
-
-    def stem(layer: int, role: Role, prefix: str) -> str:
-        return prefix + architecture.layer.format(layer=layer) + architecture.parts[role].module
-
-    suffixes = (".weight", *PACKED)
-    prefix = next(
-        (p for p in architecture.prefixes if any(stem(0, "q", p) + suffix in names for suffix in suffixes)), None
-    )
-    if prefix is None:
-        expected = " or ".join(stem(0, "q", p) + ".weight" for p in architecture.prefixes[:3])
-        raise CheckpointError(
-            f"{one_line(where)}: expected {expected}, got {attention_like(names)}; is config.json that of these weights?"
-        )
-    if sizes.num_layers > len(names):
-        raise CheckpointError(
-            f"{one_line(where)}: config.json counts {sizes.num_layers:,} layers, the weights are {len(names):,} tensors; "
-            f"correct config.json, or fetch the checkpoint again"
-        )
-    stems = {(layer, role): stem(layer, role, prefix) for layer in range(sizes.num_layers) for role in ROLES}
-    for name in dict.fromkeys(stems.values()):
-        refuse_packed(where, name, names)
-    missing = list(dict.fromkeys(name + ".weight" for name in stems.values() if name + ".weight" not in names))
-    if missing:
-        more = f" and {len(missing) - 6} more" if len(missing) > 6 else ""
-        raise CheckpointError(
-            f"{one_line(where)}: {len(missing)} attention tensors of {sizes.num_layers} layers are missing: {', '.join(missing[:6])}{more}; "
-            f"fetch the checkpoint again, or correct config.json"
-        )
-    beyond = stem(sizes.num_layers + sizes.num_extra_layers, "q", prefix) + ".weight"
-    if beyond in names:
-        raise CheckpointError(
-            f"{one_line(where)}: config.json counts {sizes.num_layers} layers, but there is {beyond}; correct config.json"
-        )
-    return {key: name + ".weight" for key, name in stems.items()}
+    def __len__(self) -> int:
+        return len(self._tensors.names())
 
 
 def cut(
-    tensors: TensorTable, name: str, role: Role, layer: int, part: Part, sizes: Sizes, quantization: Mapping[str, Any]
+    tensors: TensorTable, part: Part, role: str, layer: int, quantization: Mapping[str, Any], *, at: int = 0
 ) -> Matrix:
-    """Return the block of tensor ``name`` that is ``role``; ``quantization`` is config.json's section on it, or empty.
+    """Return the block of a tensor that is ``role``; ``quantization`` is config.json's section on it, or empty.
+
+    ``at`` is the element at which the matrix begins in a tensor that holds several, one behind the other.
 
     Raises:
-        CheckpointError: a dtype that is not a plain number, a shape other than config.json implies, or what `read_scale`
-            raises of its scales.
+        CheckpointError: a dtype that is not a plain number, or what `read_scale` raises of its scales.
     """
     from modelassay_kernels import FileSpan
 
-    path, info = tensors.find(name)
-    where = f"{one_line(path)}: {printable(name)}"
-    rows, columns = sizes.shape(role)
-    sharers = part.shares or (role,)
-    total = sum(sizes.shape(sharer)[0] for sharer in sharers)
-    start = sum(sizes.shape(sharer)[0] for sharer in sharers[: sharers.index(role)])
-    expected = (columns, total) if part.inputs_first else (total, columns)
+    path, info = tensors.find(part.tensor)
+    where = f"{one_line(path)}: {printable(part.tensor)}"
     if info.dtype not in TORCH_DTYPES:
         raise refuse_stored(where, info, quantization)
-    if info.shape != expected:
-        raise CheckpointError(
-            f"{where}: config.json implies a shape of {list(expected)}, got {shown(list(info.shape))}; "
-            f"is config.json that of these weights?"
-        )
-    scale = read_scale(tensors, name, info, quantization, cut=part.grouped or part.inputs_first)
+    matrix = Matrix(role=role, layer=layer, tensor_name=part.tensor, span=FileSpan(str(path), 0, info.dtype, 1, 1, 1), shape=part.shape,
+                    inputs_first=part.inputs_first, shares=part.shares, turns=part.turns)  # fmt: skip
+    (rows, columns), turns, (start, total) = part.shape, part.turns, matrix.block()
+    is_part = turns > 1 or part.inputs_first
+    scale = read_scale(tensors, part.tensor, info, quantization, cut=is_part)
     if scale is not None and part.shares and scale.shape[0] > 1:
         scale = scale.repeat_interleave(info.shape[0] // scale.shape[0], 0)[start : start + rows]
     if part.inputs_first:
         first, block = start, (columns, rows, total)
-    elif part.grouped:
-        groups = sizes.num_kv_heads
-        first, block = start // groups * columns, (groups, rows // groups * columns, total // groups * columns)
+        if turns > 1:  # a neuron's gate and up side by side
+            first, block = start, (columns * turns, rows // turns, total)
+    elif turns > 1:
+        first, block = start * columns, (turns, rows // turns * columns, total * columns)
     else:
         first, block = start * columns, (rows, columns, columns)
-    offset = info.offset + first * DTYPE_BITS[info.dtype] // 8
+    offset = info.offset + (at + first) * DTYPE_BITS[info.dtype] // 8
     one_factor = scale is None or scale.numel() == 1
     scaled = None if scale is None or one_factor else (rows // scale.shape[0], columns // scale.shape[1])
-    span = FileSpan(str(path), offset, info.dtype, *block, scale, scaled)
-    return Matrix(
-        role=role, layer=layer, tensor_name=name, span=span, shape=(rows, columns), inputs_first=part.inputs_first,
-        grouped=part.grouped,
-    )  # fmt: skip
+    return replace(matrix, span=FileSpan(str(path), offset, info.dtype, *block, scale, scaled))
 
 
 def read_matrix(matrix: Matrix) -> Tensor:
@@ -286,4 +253,6 @@ def read_matrix(matrix: Matrix) -> Tensor:
     if span.scale is not None:
         rows, columns = span.num_rows // span.scale.shape[0], span.num_cols // span.scale.shape[1]
         block_RC = block_RC.float() * span.scale.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
-    return block_RC.T.contiguous() if matrix.inputs_first else block_RC.contiguous().view(matrix.shape)
+    if matrix.inputs_first:
+        return block_RC.reshape(matrix.shape[::-1]).T.contiguous()
+    return block_RC.contiguous().view(matrix.shape)

@@ -12,17 +12,15 @@ from torch import Tensor
 from modelassay.fingerprints.lineage import tensors as module
 from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors, match_layers
 from modelassay.models.checkpoints import open_checkpoint
-from modelassay.models.checkpoints.architectures import ARCHITECTURES, REMOTE_CODE, ROLES
-from support.tiny_models import NUM_LAYERS, make_model, save
-
-MODEL_TYPES = [name for row in ARCHITECTURES for name in row.model_types if name not in REMOTE_CODE]
+from modelassay.models.checkpoints.architectures import ROLES
+from support.tiny_models import NUM_LAYERS, SETTINGS, make_model, save
 
 
 def open_weights(folder: Path) -> Tensors:
     return Tensors(open_checkpoint(folder))
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", SETTINGS)
 def test_every_tensor_has_one_place(model_type: str, tmp_path: Path) -> None:
     folder = save(make_model(model_type), tmp_path)
     stored = safetensors.torch.load_file(folder / "model.safetensors")

@@ -25,18 +25,40 @@ NORMS = {role: _LLAMA[role] for role in ("norm-1", "norm-2")}
 
 MODULES: dict[str, dict[str, list[str]]] = {
     **dict.fromkeys(["llama", "qwen2"], _LLAMA),
-    "gemma2": {**_LLAMA, "norm-2": ["pre_feedforward_layernorm"]},
-    "gemma3_text": {**_LLAMA, "norm-2": ["pre_feedforward_layernorm"]},
+    **dict.fromkeys(
+        ["gemma2", "gemma3_text"],
+        {
+            **_LLAMA,
+            "norm-2": ["pre_feedforward_layernorm"],
+            "post-norm-1": ["post_attention_layernorm"],
+            "post-norm-2": ["post_feedforward_layernorm"],
+        },
+    ),
     **dict.fromkeys(["gpt_neox", "bloom"], _NEOX),
     "gpt2": _GPT2,
     "starcoder2": {**NORMS, "up": ["mlp.c_fc"], "down": ["mlp.c_proj"]},
-    "phi3": {**NORMS, "down": ["mlp.down_proj"]},  # gate and up are one tensor, and so not told apart
-    "phi": {"norm-1": ["input_layernorm"], "up": ["mlp.fc1"], "down": ["mlp.fc2"]},
-    "opt": {"up": ["fc1"], "down": ["fc2"]},
+    "phi3": {**NORMS, "gate": ["mlp.gate_up_proj[0]"], "up": ["mlp.gate_up_proj[1]"], "down": ["mlp.down_proj"]},
+    "phi": {"norm-1": ["input_layernorm"], "norm-2": ["input_layernorm"], "up": ["mlp.fc1"], "down": ["mlp.fc2"]},
+    "opt": {"norm-1": ["self_attn_layer_norm"], "norm-2": ["final_layer_norm"], "up": ["fc1"], "down": ["fc2"]},
     "mixtral": {**NORMS, **_MIXTRAL},
     "qwen2_moe": {**NORMS, **{role: [*names, f"mlp.shared_expert.{role}_proj"] for role, names in _EXPERTS.items()}},
     "qwen3_moe": {**NORMS, **_EXPERTS},
-    "bert": {"up": ["intermediate.dense"], "down": ["output.dense"]},
+    "bert": {
+        "norm-1": ["output.LayerNorm of the layer before"],
+        "norm-2": ["attention.output.LayerNorm"],
+        "post-norm-1": ["attention.output.LayerNorm"],
+        "post-norm-2": ["output.LayerNorm"],
+        "up": ["intermediate.dense"],
+        "down": ["output.dense"],
+    },
+    "olmo2": {
+        "post-norm-1": ["post_attention_layernorm"],
+        "post-norm-2": ["post_feedforward_layernorm"],
+        "gate": ["mlp.gate_proj"],
+        "up": ["mlp.up_proj"],
+        "down": ["mlp.down_proj"],
+    },
+    "cohere": {**_LLAMA, "norm-2": ["input_layernorm"]},
 }
 """Modules below a layer by role, as each model's own code names them."""
 
@@ -63,6 +85,14 @@ def test_roles_are_the_models_own_parameters(model_type: str, tmp_path: Path) ->
     for layer, roles in enumerate(layers):
         inside = {name.split(f".{layer}.", 1)[1]: tensor for name, tensor in stored.items()
                   if f"s.{layer}." in name or f"h.{layer}." in name or f"layer.{layer}." in name}  # fmt: skip
+        before = {
+            name: tensor for name, tensor in stored.items() if f"layer.{layer - 1}.output.LayerNorm.weight" in name
+        }
+        inside["output.LayerNorm of the layer before.weight"] = (
+            next(iter(before.values())) if before else stored.get("bert.embeddings.LayerNorm.weight", torch.empty(0))
+        )
+        inside |= {f"{name.removesuffix('.weight')}[{at}].weight": half for name in list(inside) if name.endswith("gate_up_proj.weight")
+                   for at, half in enumerate(inside[name].chunk(2))}  # fmt: skip
         expected = {role: [inside[f"{name}.weight"].double().reshape(1, -1) for name in names]
                     for role, names in MODULES[model_type].items()}  # fmt: skip
         biased = {name.removesuffix(".bias") for name in inside if name.endswith(".bias") and "att" in name.lower()}
@@ -113,7 +143,7 @@ def test_the_same_name_means_another_matrix_in_the_first_qwen(tmp_path: Path) ->
     at = "transformer.h.1"
     for role, name in (("gate", "mlp.w2"), ("up", "mlp.w1"), ("down", "mlp.c_proj"), ("norm-2", "ln_2")):
         (span,) = roles[role]
-        assert torch.equal(read_span(span)[0], tensors[f"{at}.{name}.weight"].double().reshape(-1)), role
+        assert torch.equal(read_span(span).reshape(-1), tensors[f"{at}.{name}.weight"].double().reshape(-1)), role
     for place, role in enumerate(("q-bias", "k-bias", "v-bias")):
         expected = tensors[f"{at}.attn.c_attn.bias"][12 * place : 12 * place + 12].double()
         assert torch.equal(read_span(roles[role][0])[0], expected)
@@ -179,7 +209,7 @@ def test_layer_path_and_inner_width_of_the_checkpoint(tmp_path: Path) -> None:
     }  # fmt: skip
     for model_type, (path, inner) in expected.items():
         checkpoint = open_checkpoint(save(make_model(model_type), tmp_path / model_type))
-        assert (checkpoint.layer_path, checkpoint.intermediate_size) == (path, inner)
+        assert (checkpoint.layers[2].path, checkpoint.intermediate_size) == (path.format(layer=2), inner)
         assert any(name.startswith(path.format(layer=0)) for name in checkpoint.tensors.names())
 
 
@@ -189,7 +219,7 @@ def test_layer_ten_is_not_layer_one(tmp_path: Path) -> None:
     for index, layer in enumerate(layers):
         own = model.model.layers[index].mlp.up_proj.weight.detach().double()
         (span,) = layer["up"]
-        assert torch.equal(read_span(span)[0], own.reshape(-1))
+        assert torch.equal(read_span(span), own)
     assert NUM_HEADS * HEAD_DIM != HIDDEN  # sizes that would let a wrong cut pass
 
 

@@ -209,6 +209,11 @@ def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
     help="Read, and of hf: models fetch, nothing but the attention matrices; other methods are left out.",
 )
 @click.option(
+    "--layout",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file that says where the parts of a model type lie, where nothing else tells (docs/methods/architectures.md).",
+)
+@click.option(
     "--behaviour",
     is_flag=True,
     help="Also run the models, and compare which tokens each finds least likely; fetches and loads them whole.",
@@ -228,6 +233,7 @@ def fingerprint(
     figure: Path | None,
     alpha: float,
     attention_only: bool,
+    layout: Path | None,
     behaviour: bool,
     evidence: Path | None,
     runs: Path,
@@ -258,6 +264,7 @@ def fingerprint(
         attention_only=attention_only,
         behaviour=behaviour,
         evidence=evidence,
+        layout=layout,
         report=_progress,
     )
     emit(view, as_json=as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from modelassay.fingerprints.methods import ModelSummary
 from modelassay.fingerprints.rederived import rederived
 from modelassay.fingerprints.verdict import Remaking, Verdict, conclude
 from modelassay.fingerprints.weights import Weights, load_weights
+from modelassay.models.checkpoints.architectures import Overrides
 from modelassay.models.reference import Model, short_names
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
@@ -58,8 +59,9 @@ class Examination:
 Pairs = Sequence[tuple[Subject, Subject]]
 
 
-def read_subjects(references: Sequence[str], *, attention_only: bool, behaviour: bool, report: Report) -> list[Subject]:
-    """Read the models; with ``behaviour`` each answers the prompts of all.
+def read_subjects(references: Sequence[str], *, attention_only: bool, behaviour: bool, report: Report,
+                  rows: tuple[Overrides, ...] = ()) -> list[Subject]:  # fmt: skip
+    """Read the models; with ``behaviour`` each answers the prompts of all. ``rows`` say where the parts of some model types lie.
 
     Raises:
         UsageError: one is named twice.
@@ -71,6 +73,10 @@ def read_subjects(references: Sequence[str], *, attention_only: bool, behaviour:
     for reference, name in zip(references, short_names(references), strict=True):
         report(f"{name}: reading")
         model = resolve(reference, store=store)
+        if rows:  # what was kept of a model was read without them
+            model = replace(model, rows=rows, identity=None)
+        for note in model.checkpoint().notes:
+            report(f"{name}: {note}")
         subjects.append(Subject(
             model=model, summary=summarise_model(model, name=name, whole=not attention_only),
             weights=None if attention_only else load_weights(model, store=store),

@@ -219,6 +219,11 @@ def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
     help="Keep what was fetched of hf: models' weights in the cache; else it is removed when the answer is there.",
 )
 @click.option(
+    "--layout",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file that says where the parts of a model type lie, where nothing else tells (docs/methods/architectures.md).",
+)
+@click.option(
     "--behaviour",
     is_flag=True,
     help="Also run the models, and compare which tokens each finds least likely; fetches and loads them whole.",
@@ -240,6 +245,7 @@ def fingerprint(
     attention_only: bool,
     sampled: bool,
     keep_weights: bool,
+    layout: Path | None,
     behaviour: bool,
     evidence: Path | None,
     runs: Path,
@@ -283,6 +289,7 @@ def fingerprint(
         behaviour=behaviour,
         evidence=evidence,
         keep_weights=keep_weights,
+        layout=layout,
         report=_progress,
     )
     emit(view, as_json=as_json)

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from modelassay.fingerprints.curves import ROLES, Array, Score, undefined
+from modelassay.fingerprints.curves import Array, Score, undefined
 from modelassay.fingerprints.independence.layers import chosen_layers
 from modelassay.fingerprints.procrustes import Rows, common_directions
 from modelassay.fingerprints.tokens import MIN_TOKENS
@@ -53,6 +53,10 @@ def aligned(a: Weights, b: Weights) -> Score:
     Exchanging the arguments changes rounding alone. Undefined where nothing gives common directions, or a matrix is constant or not
     finite. Costs O(D^3) for the directions, and two products of [D, D] by [D, r] for each matrix compared.
     """
+    if a.roles != b.roles:
+        return undefined(
+            f"the projections of attention differ: {a.name} has {', '.join(a.roles)} and {b.name} has {', '.join(b.roles)}"
+        )
     basis = best_basis(a, b)
     if basis is None:
         return undefined(f"{_why_no_turn(a, b)}, neurons do not correspond and widths differ or are below {MIN_WIDTH}, "
@@ -74,7 +78,7 @@ def aligned(a: Weights, b: Weights) -> Score:
     rows, columns = linear_sum_assignment(-cosine_LLR.mean(-1))
     same = a.num_layers == b.num_layers and np.array_equal(rows, columns)
     cosine_R = cosine_LLR[rows, columns].mean(0)
-    return Score(value=float(cosine_R.mean()), per_role=dict(zip(ROLES, cosine_R.tolist(), strict=True)),
+    return Score(value=float(cosine_R.mean()), per_role=dict(zip(a.roles, cosine_R.tolist(), strict=True)),
                  alignment="same depth" if same else "layers by assignment")  # fmt: skip
 
 
@@ -185,9 +189,9 @@ def _grams(model: Weights, layers: list[int], directions_Dr: Array) -> Array:
     """Return the Gram matrices of layers in some directions, traceless and of norm 1: [L, R, r * r]."""
     rows = []
     for layer in layers:
-        scales_RD = np.ones((len(ROLES), len(directions_Dr)))
+        scales_RD = np.ones((len(model.roles), len(directions_Dr)))
         if model.norms is not None:
-            scales_RD[: ROLES.index("o")] = model.norms[layer, 0]
+            scales_RD[:-1] = model.norms[layer, 0]
         with np.errstate(over="ignore", invalid="ignore"):
             grams = model.grams(range(layer, layer + 1))[0]
             scaled = scales_RD[:, :, None] * directions_Dr

@@ -17,6 +17,7 @@ from modelassay.fingerprints.curves import ROLES, Array
 from modelassay.fingerprints.independence.matrices import ModelMatrices
 from modelassay.fingerprints.tokens import sketch, texts_of, token_names
 from modelassay.models.checkpoints import Checkpoint
+from modelassay.models.checkpoints.architectures import INNER_ROLES
 from modelassay.models.checkpoints.layers import layer_spans, norm_weights, read_embedding_rows
 from modelassay.models.reference import Model
 from modelassay.storage.store import Store
@@ -38,6 +39,8 @@ class Weights:
     num_layers: int
     tokens: tuple[str, ...]
     """What names the rows of ``embedding``; empty where nothing tells."""
+    roles: tuple[str, ...] = ROLES
+    """Projections that ``grams`` are of: those that read or write the hidden dimensions, the last one back."""
     read_norms: Callable[[], Array | None]
     read_embedding: Callable[[], Array | None]
     read_neurons: Callable[[], NDArray[Any] | None]
@@ -62,7 +65,7 @@ class Weights:
         return self.read_neurons()
 
     def grams(self, layers: range) -> Array:
-        """Inner products of the hidden dimensions in q, k, v and o of some layers: [layers, 4, D, D].
+        """Inner products of the hidden dimensions in each of ``roles`` of some layers: [layers, R, D, D].
 
         Whatever is done to a projection's other side (heads exchanged, rotated, reflected) leaves them as they are.
         """
@@ -74,7 +77,7 @@ def weights_of(checkpoint: Checkpoint, texts: Mapping[str, int] | None = None) -
     names = token_names(checkpoint, texts)
     tokens = sketch(names, MAX_TOKENS)
     return Weights(
-        name=checkpoint.reference, num_layers=checkpoint.num_layers, tokens=tuple(tokens),
+        name=checkpoint.reference, num_layers=checkpoint.num_layers, tokens=tuple(tokens), roles=_roles(checkpoint),
         read_norms=lambda: _norms(checkpoint), read_embedding=lambda: _embedding(checkpoint, [names[token] for token in tokens]),
         read_neurons=lambda: _neurons(checkpoint), read_grams=lambda layers: _grams(checkpoint, layers),
     )  # fmt: skip
@@ -104,6 +107,7 @@ def load_weights(model: Model, *, store: Store) -> Weights:
     arrays = load_file(folder / "weights.safetensors")
     return Weights(
         name=model.reference, num_layers=len(arrays["grams"]), tokens=tuple(json.loads((folder / "tokens.json").read_text())),
+        roles=ROLES if arrays["grams"].shape[1] == len(ROLES) else _roles(model.checkpoint()),
         read_norms=lambda: arrays.get("norms"), read_embedding=lambda: arrays.get("embedding"),
         read_neurons=lambda: arrays.get("neurons"), read_grams=lambda layers: arrays["grams"][layers.start : layers.stop],
     )  # fmt: skip
@@ -133,12 +137,19 @@ def _neurons(checkpoint: Checkpoint) -> NDArray[np.float32] | None:
     return np.stack([np.stack(network[0].parts()) for network in networks])
 
 
+def _roles(checkpoint: Checkpoint) -> tuple[str, ...]:
+    return tuple(role for role in checkpoint.roles if role not in INNER_ROLES)
+
+
 def _grams(checkpoint: Checkpoint, layers: range) -> Array:
-    width = checkpoint.hidden_size
-    grams = np.empty((len(layers), len(ROLES), width, width))
+    width, roles = checkpoint.hidden_size, _roles(checkpoint)
+    grams = np.full(
+        (len(layers), len(roles), width, width), np.nan
+    )  # of a projection of another width, as in a bottleneck
     for matrix in checkpoint.matrices:
-        if matrix.layer in layers:
+        side = matrix.shape[0 if matrix.role == "o" else 1]
+        if matrix.layer in layers and matrix.role in roles and side == width:
             rows = checkpoint.read(matrix).double()
             rows = rows.T if matrix.role == "o" else rows
-            grams[matrix.layer - layers.start, ROLES.index(matrix.role)] = (rows.T @ rows).numpy()
+            grams[matrix.layer - layers.start, roles.index(matrix.role)] = (rows.T @ rows).numpy()
     return grams

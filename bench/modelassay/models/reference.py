@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import printable
 from modelassay.models.checkpoints import Checkpoint, checkpoint_of, config_path
-from modelassay.models.checkpoints.architectures import Sizes, read_sizes
+from modelassay.models.checkpoints.architectures import Overrides, Sizes, read_sizes
 from modelassay.models.checkpoints.tensors import fetch_weights
 from modelassay.models.gate import read_json
 from modelassay.models.hub import Files
@@ -34,6 +34,9 @@ class Model:
     """JSON that determines the weights: what was computed of them may be kept under it. None for a local folder, which may change."""
     family: str | None
     """The root it is said to descend from; None where nobody says."""
+
+    rows: tuple[Overrides, ...] = ()
+    """What the user says of model types whose layout nothing else tells."""
 
     @cached_property
     def files(self) -> Files:
@@ -77,7 +80,7 @@ class Model:
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
-        return checkpoint_of(self.files)
+        return checkpoint_of(self.files, rows=self.rows)
 
     def sizes(self) -> Sizes:
         """Return what config.json says of its shape; no weight is fetched or opened.

@@ -43,6 +43,7 @@ from modelassay.fingerprints.lineage.parents import Parents, parents
 from modelassay.fingerprints.methods import BY_BEHAVIOUR, BY_NUMBERS, BY_WEIGHTS
 from modelassay.fingerprints.placement import RANK_ALPHA, Placement, adjust, place_among
 from modelassay.fingerprints.verdict import Remaking
+from modelassay.models.checkpoints.overrides import read_overrides
 from modelassay.models.reference import short_names
 from modelassay.recording.tables import RunData
 from modelassay.runs.directory import Run
@@ -51,14 +52,16 @@ from modelassay.statistics.lr import Calibration
 
 def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run | None, figure: Path | None, alpha: float,
                 attention_only: bool, behaviour: bool, evidence: Path | None, report: Callable[[str], None],
-                keep_weights: bool = False) -> View:  # fmt: skip
+                keep_weights: bool = False, layout: Path | None = None) -> View:  # fmt: skip
     """Examine every pair of ``models``, or ``suspect`` with each of them, and place them among the strangers of ``background``.
 
     ``alpha`` is the level at which weights are called inherited; with a suspect, p is corrected for the number of candidates.
     ``attention_only`` reads nothing but the four attention matrices, and of the Hub fetches nothing else; what needs more, the verdict too,
     is then left out. ``behaviour`` loads the models whole, one at a time, and asks both of a pair with the prompts that each of them
     generates. What was fetched of weights on the Hub is removed at the end, all but headers, unless ``keep_weights``: of a call that
-    fails it stays, and the next one goes on with it. The curves are drawn into ``figure``; of each pair `evidence.json` and a page are written into a folder of ``evidence``.
+    fails it stays, and the next one goes on with it. ``layout`` is a file that says where the parts of some model types lie
+    (`read_overrides`). The curves are drawn into ``figure``; of each pair `evidence.json` and a page are written into a folder of
+    ``evidence``.
 
     Raises:
         UsageError: fewer than two models, one twice, a background of another suite, an alpha that is no level, an
@@ -81,9 +84,9 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
         _require_evidence(evidence, references, one_suspect=suspect is not None, attention_only=attention_only)
     tables = None if background is None else _background_tables(background)
     strangers, fits = _strangers(background, tables)
-    subjects = read_subjects(
-        references, attention_only=attention_only, behaviour=behaviour, whole=evidence is not None, report=report
-    )
+    rows = () if layout is None else read_overrides(layout)
+    subjects = read_subjects(references, attention_only=attention_only, behaviour=behaviour, whole=evidence is not None,
+                             report=report, rows=rows)  # fmt: skip
     pairs = pairs_of(subjects, one_suspect=suspect is not None)
     num_candidates = 1 if suspect is None else len(models)
     examinations = [examine(a, b, alpha=alpha, num_candidates=num_candidates, report=report) for a, b in pairs]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from modelassay.fingerprints.methods import ModelSummary
 from modelassay.fingerprints.rederived import rederived
 from modelassay.fingerprints.verdict import Remaking, Verdict, conclude
 from modelassay.fingerprints.weights import Weights, load_weights
+from modelassay.models.checkpoints.architectures import Overrides
 from modelassay.models.checkpoints.layers import layer_spans
 from modelassay.models.checkpoints.prepare import need, prepare_spans
 from modelassay.models.checkpoints.tensors import fetch_weights
@@ -61,10 +62,9 @@ class Examination:
 Pairs = Sequence[tuple[Subject, Subject]]
 
 
-def read_subjects(
-    references: Sequence[str], *, attention_only: bool, behaviour: bool, report: Report, whole: bool = False
-) -> list[Subject]:
-    """Read the models; with ``behaviour`` each answers the prompts of all.
+def read_subjects(references: Sequence[str], *, attention_only: bool, behaviour: bool, report: Report, whole: bool = False,
+                  rows: tuple[Overrides, ...] = ()) -> list[Subject]:  # fmt: skip
+    """Read the models; with ``behaviour`` each answers the prompts of all. ``rows`` say where the parts of some model types lie.
 
     All are opened before weights of any are fetched, so that what cannot be read is told first. Of the Hub's the ranges of the
     matrices come together; ``whole`` fetches whole files, whose hashes somebody asks for.
@@ -78,6 +78,8 @@ def read_subjects(
     store, subjects = Store(), []
     names = short_names(references)
     models = [resolve(reference, store=store) for reference in references]
+    if rows:  # what was kept of a model was read without them
+        models = [replace(model, rows=rows, identity=None) for model in models]
     for name, model in zip(names, models, strict=True):
         if (whole or behaviour) and not model.files.local:
             report(f"{name}: fetching whole files")
@@ -85,6 +87,8 @@ def read_subjects(
         model.checkpoint()
     for name, model in zip(names, models, strict=True):
         report(f"{name}: reading")
+        for note in model.checkpoint().notes:
+            report(f"{name}: {note}")
         if not model.files.local:
             _fetch(name, model, attention_only=attention_only, report=report)
         subjects.append(Subject(

@@ -154,11 +154,11 @@ def checkpoint_of(files: Files, *, rows: Sequence[Overrides] = ()) -> Checkpoint
     path = config_path(files)
     config = read_json(path)
     model_type, own, _ = language_config(config)
-    sizes = read_sizes(config, str(path))
     quantization = quantization_of(config, own, str(path))
     tensors = TensorTable(files)
     layout = recognise(PlainShapes(tensors, quantization), config, files.reference, rows=rows)
     tensors.open_files(part.tensor for layer in layout.layers for part in layer.parts.values())
+    sizes = read_sizes(config, str(path))
     removed = [f"names are read without {', '.join(tensors.removed)}"] if tensors.removed else []
     return Checkpoint(
         reference=files.reference,

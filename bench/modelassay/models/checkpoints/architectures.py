@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 from modelassay.errors import CheckpointError, printable
 from modelassay.models.gate import one_line, shown
 
-Role = Literal["q", "k", "v", "o", "q-a", "q-b", "kv-a", "kv-b"]
+Role = str
 """Projections of attention; those with a hyphen are the factors of multi-head latent attention, down (a) and up again (b)."""
 ROLES: tuple[Role, ...] = ("q", "k", "v", "o")
 EVERY_ROLE: tuple[Role, ...] = ("q", "q-a", "q-b", "k", "v", "kv-a", "kv-b", "o")
@@ -226,7 +226,8 @@ def _class_sizes(model_type: str, own: Mapping[str, Any]) -> dict[str, int]:
     level = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
-        configuration = CONFIG_MAPPING[model_type](**numbers)
+        kind: Any = CONFIG_MAPPING[model_type]
+        configuration = kind(**numbers)
     except Exception as error:  # whatever a class of transformers checks
         raise CheckpointError(
             f"config.json: transformers refuses its sizes for {shown(model_type)}: {printable(str(error))[:200]}; take config.json from "

@@ -305,9 +305,9 @@ class _Context:
         """Return the tensor of each role, whether it is there or not; roles that share one name the same."""
         leaves = place.leaves
         if self.row is not None and self.row.layer is not None:
-            return dict(place.leaves)  # type: ignore[arg-type]
+            return dict(place.leaves)
         if fused := next((leaves[name] for name in FUSED_NAMES if name in leaves), None):
-            names: dict[Role, str] = dict.fromkeys(("q", "k", "v"), fused)  # type: ignore[arg-type]
+            names: dict[Role, str] = dict.fromkeys(("q", "k", "v"), fused)
         elif "kv_a_proj_with_mqa" in leaves:
             held = {role: leaves[name] for role, (name,) in LATENT.items() if name in leaves}
             names = {role: held[role] for role in EVERY_ROLE if role in held}
@@ -316,11 +316,11 @@ class _Context:
             names = {
                 role: leaves.get(leaf, f"{place.module}.{leaf}.weight")
                 for role, leaf in zip(("q", "k", "v"), scheme, strict=True)
-            }  # type: ignore[misc]
+            }
         names["o"] = self._output(place)
         if self.row is not None and self.row.modules:
             stated_names = {r: place.path + m for r, m in self.row.modules.items() if r in EVERY_ROLE}
-            names |= {r: n if n in self.shapes else f"{n}.weight" for r, n in stated_names.items()}  # type: ignore[misc]
+            names |= {r: n if n in self.shapes else f"{n}.weight" for r, n in stated_names.items()}
         return names
 
     def _output(self, place: Place) -> str:
@@ -387,7 +387,7 @@ class _Context:
     def _separate(self, names: Mapping[Role, str], layer: int) -> tuple[dict[Role, Part], int]:
         stored = {role: self._matrix(name) for role, name in names.items()}
         if self.model_type in HEADS_FIRST:
-            stored |= {role: stored[role][::-1] for role in ("q", "k", "v")}  # type: ignore[misc]
+            stored |= {role: stored[role][::-1] for role in ("q", "k", "v")}
         heads, widths, gates = self.sizes.num_heads, self._widths(), (1, 2) if self.model_type in QUERY_GATES else (1,)
         for head_dim in self._head_dims(layer, stored["q"][0]):
             for kv_heads in self._kv_heads(layer):
@@ -427,8 +427,12 @@ class _Context:
         if shape[0 if inputs_first else 1] != width or total != expected:
             implied = (expected, width)
             raise self._other_shape(name, implied[::-1] if inputs_first else implied, shape)
-        outputs = {role: sizes.shape(role)[0] for role in ("q", "k", "v")}  # type: ignore[arg-type]
-        turns = {"once": 1, "kv-heads": sizes.num_kv_heads, "heads": heads}.get(sharing.turns, sharing.turns)  # type: ignore[call-overload]
+        outputs = {role: sizes.shape(role)[0] for role in ("q", "k", "v")}
+        turns = (
+            sharing.turns
+            if isinstance(sharing.turns, int)
+            else {"once": 1, "kv-heads": sizes.num_kv_heads, "heads": heads}[sharing.turns]
+        )
         if any(rows % turns for rows in outputs.values()):
             raise CheckpointError(
                 f"{one_line(self.where)}: {printable(name)}: q, k and v cannot take {turns} turns; correct --layout"

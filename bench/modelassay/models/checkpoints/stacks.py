@@ -135,7 +135,7 @@ def is_tower(prefix: str) -> bool:
 
 def find_stacks(names: Collection[str]) -> dict[str, Stack]:
     """Return every stack of layers with attention by its prefix."""
-    modules, children = _attention_modules(names)
+    modules, sharers, children = _attention_modules(names)
     by_prefix: dict[str, list[Place]] = {}
     cross: dict[str, list[Place]] = {}
     linear: dict[str, dict[int, str]] = {}
@@ -153,12 +153,17 @@ def find_stacks(names: Collection[str]) -> dict[str, Stack]:
             cross.setdefault(prefix, []).append(place)
         else:
             by_prefix.setdefault(prefix, []).append(place)
+    for module in sharers:
+        if number := _INDEX.search(module + "."):
+            linear.setdefault(module[: number.start()], {}).setdefault(
+                int(number[1]), "queries alone, for keys of another layer"
+            )
     return {prefix: _stack(prefix, places, cross.get(prefix, []), linear.get(prefix, {}), names)
             for prefix, places in by_prefix.items()}  # fmt: skip
 
 
-def _attention_modules(names: Collection[str]) -> tuple[dict[str, dict[str, str]], dict[str, set[str]]]:
-    """Return modules that hold query, key and value, with the projections' names, and what else stands below each."""
+def _attention_modules(names: Collection[str]) -> tuple[dict[str, dict[str, str]], list[str], dict[str, set[str]]]:
+    """Return modules that hold query, key and value, with the projections' names, those of a query alone, and what stands below each."""
     held: dict[str, dict[str, str]] = {}
     children: dict[str, set[str]] = {}
     for name in sorted(names):
@@ -175,7 +180,13 @@ def _attention_modules(names: Collection[str]) -> tuple[dict[str, dict[str, str]
         for at in range(1, len(parts)):
             if (module := ".".join(parts[:at])) in held:
                 children.setdefault(module, set()).add(parts[at])
-    return {module: leaves for module, leaves in held.items() if _is_attention(module, leaves)}, children
+    modules = {module: leaves for module, leaves in held.items() if _is_attention(module, leaves)}
+    sharers = [
+        module
+        for module, leaves in held.items()
+        if module not in modules and any(scheme[0] in leaves for scheme in SEPARATE)
+    ]
+    return modules, sharers, children
 
 
 def _is_attention(module: str, leaves: Mapping[str, str]) -> bool:

@@ -88,7 +88,11 @@ def execute(
         IncompleteRun: cells failed; the others were run all the same.
     """
     place_sockets()
-    with run_lock(run.folder, exclusive=False) as lock, sigterm_interrupts():
+    with (
+        run_lock(run.folder, exclusive=False) as lock,
+        Worker(run.folder, silence_s=silence_s) as worker,
+        sigterm_interrupts(),
+    ):
         own = [cell for cell in run.suite.cells if cells is None or cell.id in cells]
         waiting = _waiting(run, own)
         if not waiting:
@@ -102,7 +106,7 @@ def execute(
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         board.line(f"{run.suite.name}: {len(waiting)} of {len(own)} cells to run")
         cores = num_cores()
-        with Worker(run.folder, silence_s=silence_s) as worker, lock.in_place():
+        with lock.in_place():
             if others := worker.others():
                 board.line(f"{run.folder}: joining {len(others)} at work on it: {'; '.join(map(str, others[:4]))}")
             _build_needs(run, [each.cell for each in waiting], board, processes=jobs or cores)

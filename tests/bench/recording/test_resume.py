@@ -142,7 +142,9 @@ def test_checkpoint_of_another_cell_is_not_gone_on_with(tmp_path: Path) -> None:
         new_recorder(tmp_path / name).checkpoint({"step": 1})
     shutil.rmtree(tmp_path / "one/checkpoint")
     (tmp_path / "other/checkpoint").rename(tmp_path / "one/checkpoint")
-    with pytest.raises(RecordError, match=r"one/checkpoint/1-1: a damaged checkpoint \(it is one of other\); delete it"):
+    with pytest.raises(
+        RecordError, match=r"one/checkpoint/1-1: a damaged checkpoint \(it is one of other\); delete it"
+    ):
         latest(tmp_path / "one")
 
 
@@ -167,7 +169,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkey
     store = Store(tmp_path / "store")
     store.get(recipe, lambda folder: (folder / "weights").write_bytes(b"w") and None)
     new_recorder(tmp_path).checkpoint({"step": 1}, write=lambda folder: (folder / "w").write_bytes(b"w") and None)
-    assert renamed == [store.path(recipe).name, "1"]
+    assert renamed == [store.path(recipe).name, "1-1"]
 
 
 def test_random_states_round_trip_through_json() -> None:

@@ -244,15 +244,15 @@ def fingerprint(
     as_json: bool,
 ) -> None:
     """Test for each pair of MODELs whether one derives from the other: folders, hf:ORG/NAME@COMMIT or zoo:NAME."""
-    from modelassay.models.hub import require_repositories
+    from modelassay.models.hub import require_models
+    from modelassay.zoo.ancestry import is_zoo
 
     if (suspect is None) != (not candidates):
         raise click.UsageError("--suspect A and --candidates B C ... go together; without them name models: A B C")
     models = (*candidates, *models)
-    require_repositories((
-        *models,
-        *([] if suspect is None else [suspect]),
-    ))  # in a second; what follows imports for several
+    named = (*models, *([] if suspect is None else [suspect]))
+    if len(named) > 1:  # one is refused as too few
+        require_models(name for name in named if not is_zoo(name))  # in a second; what follows imports for several
 
     from modelassay.commands import fingerprint as verb
     from modelassay.commands.view import emit

@@ -190,6 +190,8 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("arguments", "says"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
 def test_users_mistake_is_one_clear_message(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    for name in ("a", "b", "same"):  # a folder that is missing would be told first
+        (tmp_path / name).mkdir()
     call = modelassay_with_models if arguments[0] == "fingerprint" else modelassay
     code, out, err = call(*arguments, cwd=tmp_path)
     assert (code, out) == (2, "")

@@ -1,5 +1,8 @@
 """What the tests' command line takes."""
 
+import os
+import tempfile
+
 import pytest
 
 LONGEST = (
@@ -12,6 +15,11 @@ LONGEST = (
     "tests/test_wheel.py",
 )
 """Files that take a process half a minute or so; begun last, one would be waited for."""
+
+
+def pytest_configure() -> None:
+    """Let the tests of each process take turns among themselves alone: timed cells run one at a time on a machine."""
+    os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="modelassay-tests-")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -86,6 +86,10 @@ def cli() -> None:
 @click.option("--into", type=click.Path(path_type=Path), help="Make this new or empty folder the run directory.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N",
               help="Cells side by side; default: as many as fit the cores. Timed cells always run alone.")  # fmt: skip
+@click.option("--worker", is_flag=True, help="Only work on RUN beside others, on any machines: no results are shown.")
+@click.option("--cells", multiple=True, metavar="ID", help="With --worker: the only cells to run; may be given again.")
+@click.option("--silence", type=_Number(min=2, max=MAX_SECONDS), default=60.0, show_default=True, metavar="SECONDS",
+              help="After so long without a sign of life others take over what this process was at.")  # fmt: skip
 @click.option(
     "--verify",
     is_flag=True,
@@ -104,13 +108,16 @@ def run(
     only_plan: bool,
     into: Path | None,
     jobs: int | None,
+    worker: bool,
+    cells: tuple[str, ...],
+    silence: float,
     verify: bool,
     place: str | None,
     runs: Path,
     as_json: bool,
     **container: Any,
 ) -> None:
-    """Execute SUITE (a shipped name or a file) in a new run directory, or go on with RUN."""
+    """Execute SUITE (a shipped name or a file) in a new run directory, or go on with RUN, beside whoever is at it already."""
     from modelassay.commands import run as verb
     from modelassay.commands.view import emit
     from modelassay.storage.store import VERIFY
@@ -123,7 +130,10 @@ def run(
     if only_plan:
         emit(verb.show_plan(request), as_json=as_json)
     elif place is None:
-        emit(verb.run_here(request, jobs=jobs, report=_progress), as_json=as_json)
+        work = verb.Work(jobs=jobs, cells=cells, silence_s=silence, shown=not worker)
+        view = verb.run_here(request, work, report=_progress)
+        if view is not None:
+            emit(view, as_json=as_json)
     else:
         code = verb.run_in_container(
             request, container, jobs=jobs, verify=verify, as_json=as_json, report=_progress, write=_pass_on
@@ -252,15 +262,15 @@ def fingerprint(
     as_json: bool,
 ) -> None:
     """Test for each pair of MODELs whether one derives from the other: folders, hf:ORG/NAME@COMMIT or zoo:NAME."""
-    from modelassay.models.hub import require_repositories
+    from modelassay.models.hub import require_models
+    from modelassay.zoo.ancestry import is_zoo
 
     if (suspect is None) != (not candidates):
         raise click.UsageError("--suspect A and --candidates B C ... go together; without them name models: A B C")
     models = (*candidates, *models)
-    require_repositories((
-        *models,
-        *([] if suspect is None else [suspect]),
-    ))  # in a second; what follows imports for several
+    named = (*models, *([] if suspect is None else [suspect]))
+    if len(named) > 1:  # one is refused as too few
+        require_models(name for name in named if not is_zoo(name))  # in a second; what follows imports for several
 
     from modelassay.commands.view import emit
 

@@ -41,6 +41,21 @@ def test_help_imports_nothing_heavy() -> None:
         assert f"  {verb} " in done.stdout
 
 
+def test_a_mistyped_path_imports_nothing_heavy(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom modelassay.cli import cli\nfrom modelassay.errors import CheckpointError\n"
+        "try:\n    cli(sys.argv[1:], standalone_mode=False)\nexcept CheckpointError as error:\n    print(error)\n"
+        "heavy = {'torch', 'transformers', 'polars', 'numpy', 'pydantic', 'scipy', 'huggingface_hub'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    for named in ([tmp_path, tmp_path / "no-model"], ["--suspect", tmp_path / "no-model", "--candidates", tmp_path]):
+        done = subprocess.run([sys.executable, "-c", script, "fingerprint", *map(str, named)], env=environ(), capture_output=True, text=True, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert (
+            done.stdout
+            == f"{tmp_path / 'no-model'}: expected a folder with config.json, got nothing there; check the path\n"
+        )
+
+
 def test_run_prints_data_on_stdout_and_progress_on_stderr(tmp_path: Path) -> None:
     suite = write_suite(tmp_path, SUITE.replace(", pause_ms: 3.0", ""))
     code, out, err = modelassay("run", suite, "--runs", tmp_path / "runs", "--json")
@@ -175,6 +190,8 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("arguments", "says"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
 def test_users_mistake_is_one_clear_message(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    for name in ("a", "b", "same"):  # a folder that is missing would be told first
+        (tmp_path / name).mkdir()
     call = modelassay_with_models if arguments[0] == "fingerprint" else modelassay
     code, out, err = call(*arguments, cwd=tmp_path)
     assert (code, out) == (2, "")

@@ -213,8 +213,8 @@ CASES = [
     *(Case(f"{kind}: {name}", special(name, kind), says=f"{word} where")
       for kind, word, names in (
           ("pipe", "a named pipe", ("run.json", "run.lock", "cells", "CELL/attempt-1.jsonl", "CELL/attempt-1.out",
-                                    "CELL/attempt-2.jsonl", "CELL/lock", "CHECKPOINT/state.json", "CELL/artifacts/x")),
-          ("socket", "a socket", ("run.json", "run.lock", "CELL/attempt-1.jsonl", "CELL/lock")),
+                                    "CELL/attempt-2.jsonl", "CELL/attempt-1.lease", "CHECKPOINT/state.json", "CELL/artifacts/x")),
+          ("socket", "a socket", ("run.json", "run.lock", "CELL/attempt-1.jsonl", "CELL/attempt-1.lease")),
           ("device", "a device", ("run.json", "run.lock", "CELL/attempt-1.jsonl", "CHECKPOINT/state.json")),
           ("folder", "a folder", ("run.json", "CELL/attempt-1.jsonl")),
           ("file", "a regular file", ("cells", "CELL", "CELL/checkpoint", "CELL/artifacts", "figures")),

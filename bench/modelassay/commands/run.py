@@ -12,13 +12,14 @@ from typing import Any
 from modelassay.commands.show import plan_view, run_view
 from modelassay.commands.view import View
 from modelassay.containers.mounts import loss_warning
-from modelassay.errors import UsageError
+from modelassay.errors import UsageError, did_you_mean, printable
 from modelassay.machine.sockets import place_sockets
 from modelassay.runs.directory import Run, create_run, find_run, new_folder, open_run
 from modelassay.runs.execute import execute
 from modelassay.runs.folder import discard, is_run
 from modelassay.runs.plan import plan, prepare
 from modelassay.runs.progress import board
+from modelassay.runs.workers import SILENCE_S
 from modelassay.storage.locks import LockUnavailable
 from modelassay.storage.temporary import require_temporary_folder
 from modelassay.suite import Suite, load_suite
@@ -65,14 +66,40 @@ def show_plan(request: Request) -> View:
     return plan_view(planned, preparation)
 
 
-def run_here(request: Request, *, jobs: int | None, report: Callable[[str], None]) -> View:
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """How this process works on a run."""
+
+    jobs: int | None = None
+    """Cells side by side; None: as many as fit the cores."""
+    cells: Sequence[str] = ()
+    """Ids of the only cells to run; none: all."""
+    silence_s: float = SILENCE_S
+    """After how many seconds without a sign of life others take over what this process was at."""
+    shown: bool = True
+    """Whether the run is analysed and shown at the end."""
+
+
+def run_here(request: Request, work: Work, *, report: Callable[[str], None]) -> View | None:
     """Execute the cells that are not complete, and show the run with its figures.
 
     Raises:
         IncompleteRun: a cell failed; the others are there.
+        UsageError: a worker without a run, or cells that it does not have.
     """
     suite, run = request.open()
     is_new = run is None
+    if run is None and not work.shown:
+        raise UsageError(
+            f"{request.target}: --worker takes a run that exists; `modelassay run {suite.name} --plan` tells what a new one would be"
+        )
+    unknown = [cell for cell in work.cells if cell not in {each.id for each in suite.cells}]
+    if unknown:
+        raise UsageError(
+            f"--cells {printable(unknown[0])}: no cell of {request.target}{did_you_mean(unknown[0], [each.id for each in suite.cells])}"
+        )
+    if work.cells and work.shown:
+        raise UsageError("--cells applies only with --worker; choose cells of a new run by -o")
     require_temporary_folder()
     if run is None:
         place_sockets()  # before there is a run that cannot begin
@@ -83,7 +110,7 @@ def run_here(request: Request, *, jobs: int | None, report: Callable[[str], None
             report(warning)
     try:
         with board(report) as shown:
-            execute(run, board=shown, jobs=jobs)
+            execute(run, board=shown, jobs=work.jobs, cells=set(work.cells) or None, silence_s=work.silence_s)
     except LockUnavailable:
         if is_new:
             discard(run.folder)
@@ -91,7 +118,7 @@ def run_here(request: Request, *, jobs: int | None, report: Callable[[str], None
     finally:
         if is_run(run.folder):
             report(f"run directory: {run.folder}")
-    return run_view(run, figures=run.folder / "figures")
+    return run_view(run, figures=run.folder / "figures") if work.shown else None
 
 
 def run_in_container(

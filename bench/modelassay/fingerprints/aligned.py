@@ -16,6 +16,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from modelassay.fingerprints.curves import Array, Score, undefined
+from modelassay.fingerprints.directions import products_along
 from modelassay.fingerprints.independence.layers import chosen_layers
 from modelassay.fingerprints.procrustes import Rows, common_directions
 from modelassay.fingerprints.tokens import MIN_TOKENS
@@ -51,7 +52,7 @@ def aligned(a: Weights, b: Weights) -> Score:
     Weights that two models do share count: one redrawn around its parent's norms has 0.15 (SmolLM2-135M).
 
     Exchanging the arguments changes rounding alone. Undefined where nothing gives common directions, or a matrix is constant or not
-    finite. Costs O(D^3) for the directions, and two products of [D, D] by [D, r] for each matrix compared.
+    finite. Costs O(D^3) for the directions, and a product with [D, r] for each matrix compared.
     """
     if a.roles != b.roles:
         return undefined(
@@ -173,8 +174,7 @@ def _fit(a: Weights, b: Weights, basis: Basis) -> float:
     sides = []
     for neurons, directions in ((a.neurons, basis.a_Dr), (b.neurons, basis.b_Dr)):
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-            turned = neurons.astype(np.float64) @ directions
-            grams = np.swapaxes(turned, -1, -2) @ turned
+            grams = np.array([[products_along(part, directions) for part in layer] for layer in neurons])
             traces = np.trace(grams, axis1=-2, axis2=-1)[..., None, None]
             sides.append(_unit_traceless((grams / traces).mean(0)))  # over layers, so that their order does not matter
     cosines = (sides[0] * sides[1]).sum(-1)
@@ -193,9 +193,7 @@ def _grams(model: Weights, layers: list[int], directions_Dr: Array) -> Array:
         if model.norms is not None:
             scales_RD[:-1] = model.norms[layer, 0]
         with np.errstate(over="ignore", invalid="ignore"):
-            grams = model.grams(range(layer, layer + 1))[0]
-            scaled = scales_RD[:, :, None] * directions_Dr
-            rows.append(_unit_traceless(np.swapaxes(scaled, -1, -2) @ (grams @ scaled)))
+            rows.append(_unit_traceless(model.products(layer, scales_RD[:, :, None] * directions_Dr)))
     return np.stack(rows)
 
 

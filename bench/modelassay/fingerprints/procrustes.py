@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 Rows = NDArray[Any]
 
+CHUNK_ROWS = 1024
+"""Rows that are held in float64 at once."""
+
 
 def common_directions(a_TD: Rows, b_TE: Rows) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return the singular vectors of centred a^T b, [D, r] and [E, r], and its singular values [r], the largest first; r = min(D, E).
@@ -20,8 +23,12 @@ def common_directions(a_TD: Rows, b_TE: Rows) -> tuple[NDArray[np.float64], NDAr
     Raises:
         numpy.linalg.LinAlgError: an element is not finite.
     """
-    a, b = (rows.astype(np.float64) - rows.mean(0, dtype=np.float64) for rows in (a_TD, b_TE))
-    left, values, right = np.linalg.svd(a.T @ b, full_matrices=False)
+    means = [rows.mean(0, dtype=np.float64) for rows in (a_TD, b_TE)]
+    cross_DE = np.zeros((a_TD.shape[1], b_TE.shape[1]))
+    for start in range(0, len(a_TD), CHUNK_ROWS):
+        a, b = (rows[start : start + CHUNK_ROWS] - mean for rows, mean in zip((a_TD, b_TE), means, strict=True))
+        cross_DE += a.T @ b
+    left, values, right = np.linalg.svd(cross_DE, full_matrices=False)
     return left, right.T, values
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from modelassay.fingerprints.curves import ROLES, Array
+from modelassay.fingerprints.directions import products_along
 from modelassay.fingerprints.independence.matrices import ModelMatrices
 from modelassay.fingerprints.tokens import sketch, texts_of, token_names
 from modelassay.models.checkpoints import Checkpoint
@@ -45,6 +46,8 @@ class Weights:
     read_embedding: Callable[[], Array | None]
     read_neurons: Callable[[], NDArray[Any] | None]
     read_grams: Callable[[range], Array]
+    read_products: Callable[[int, Array], Array] | None = None
+    """`products` without the inner products of all hidden dimensions; None: from those."""
 
     @cached_property
     def norms(self) -> Array | None:
@@ -71,6 +74,18 @@ class Weights:
         """
         return self.read_grams(layers)
 
+    def products(self, layer: int, directions_RDr: Array) -> Array:
+        """Inner products of q, k, v and o of one layer in some directions of the hidden dimensions, of each its own: [4, r, r].
+
+        What `grams` gives between the directions; from a checkpoint at once, up to the error that `products_along` states.
+        """
+        if self.read_products is not None:
+            return self.read_products(layer, directions_RDr)
+        products: Array = np.swapaxes(directions_RDr, -1, -2) @ (
+            self.grams(range(layer, layer + 1))[0] @ directions_RDr
+        )
+        return products
+
 
 def weights_of(checkpoint: Checkpoint, texts: Mapping[str, int] | None = None) -> Weights:
     """Return the weights of a checkpoint, read from its files on demand; ``texts`` are the ids of its tokens, as of `texts_of`."""
@@ -80,6 +95,7 @@ def weights_of(checkpoint: Checkpoint, texts: Mapping[str, int] | None = None) -
         name=checkpoint.reference, num_layers=checkpoint.num_layers, tokens=tuple(tokens), roles=_roles(checkpoint),
         read_norms=lambda: _norms(checkpoint), read_embedding=lambda: _embedding(checkpoint, [names[token] for token in tokens]),
         read_neurons=lambda: _neurons(checkpoint), read_grams=lambda layers: _grams(checkpoint, layers),
+        read_products=lambda layer, directions_RDr: _products(checkpoint, layer, directions_RDr),
     )  # fmt: skip
 
 
@@ -153,3 +169,15 @@ def _grams(checkpoint: Checkpoint, layers: range) -> Array:
             rows = rows.T if matrix.role == "o" else rows
             grams[matrix.layer - layers.start, roles.index(matrix.role)] = (rows.T @ rows).numpy()
     return grams
+
+
+def _products(checkpoint: Checkpoint, layer: int, directions_RDr: Array) -> Array:
+    roles = _roles(checkpoint)
+    products = np.full((len(roles), *(directions_RDr.shape[-1],) * 2), np.nan)  # of a projection of another width
+    for matrix in checkpoint.matrices_in(layer):
+        side = matrix.shape[0 if matrix.role == "o" else 1]
+        if matrix.role in roles and side == checkpoint.hidden_size:
+            rows = checkpoint.read(matrix).float()
+            place = roles.index(matrix.role)
+            products[place] = products_along((rows.T if matrix.role == "o" else rows).numpy(), directions_RDr[place])
+    return products

@@ -102,16 +102,15 @@ def open_files(reference: str | Path) -> Files:
     return files if commit == files.revision else HubFiles(text, repository, commit)
 
 
-def require_repositories(references: Iterable[str]) -> None:
-    """Fetch the config.json of each of ``references`` that names a repository: what cannot be had is told before anything heavy.
+def require_models(references: Iterable[str]) -> None:
+    """Find each of ``references``, of a repository by its config.json: what cannot be had is told before anything heavy is imported.
 
     Raises:
         CheckpointError: one is not there, or may not be read.
         HostError: the Hub cannot be reached, or its cache cannot be written.
     """
     for reference in references:
-        if reference.startswith("hf:"):
-            open_files(reference)
+        open_files(reference)
 
 
 class LocalFiles:

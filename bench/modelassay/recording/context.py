@@ -42,17 +42,20 @@ class Recorder:
     """What a cell and a stage have in common: one attempt at a piece of work that can be gone on with."""
 
     def __init__(self, folder: Path, *, name: str, seed: int, clocks: Clocks | None = None,
-                 where: Mapping[str, Any] | None = None) -> None:  # fmt: skip
-        """Open the next attempt in ``folder``, going on from its newest checkpoint; its log opens with ``where`` it runs."""
+                 where: Mapping[str, Any] | None = None, attempt: int | None = None) -> None:  # fmt: skip
+        """Open the next attempt in ``folder``, going on from its newest checkpoint; its log opens with ``where`` it runs.
+
+        ``attempt`` is its number, where somebody has given it one: of a cell, the number of its lease.
+        """
         self.folder, self._seed, self._where = folder, seed, where
-        attempt = 1 + max(segments(folder), default=0)
+        attempt = attempt or 1 + max(segments(folder), default=0)
         before = read_cell(folder, cell=name)
         saved = latest_checkpoint(folder, before.position)
         begin = saved.position if saved else 0
         log = Log(folder / f"attempt-{attempt}.jsonl", cell=name, attempt=attempt, resumed_at=begin, place=where)
         recorded = [line for line in before.metrics if line["seq"] < begin]
         self.meter = Meter(log, counters=saved.counters if saved else None, recorded=recorded, clocks=clocks)
-        self._checkpoints = Checkpoints(folder, meter=self.meter, saved=saved)
+        self._checkpoints = Checkpoints(folder, meter=self.meter, saved=saved, attempt=attempt)
 
     def microbatch(self, stage: str, **about: Any) -> AbstractContextManager[object]:
         """Time one unit; see `Meter.microbatch`."""
@@ -106,10 +109,10 @@ class CellContext(Recorder):
 
     def __init__(
         self, cell_dir: Path, *, cell: str, seed: int, store: Store, sources: SourceGraph, clocks: Clocks | None = None,
-        where: Mapping[str, Any] | None = None,
+        where: Mapping[str, Any] | None = None, attempt: int | None = None,
     ) -> None:  # fmt: skip
         """Open the next attempt at ``cell`` in ``cell_dir``."""
-        super().__init__(cell_dir, name=cell, seed=seed, clocks=clocks, where=where)
+        super().__init__(cell_dir, name=cell, seed=seed, clocks=clocks, where=where, attempt=attempt)
         self.store, self._sources, self._clocks = store, sources, clocks
         self.notes: list[str] = []
         """What is to be said to whoever runs the cell."""

@@ -2,12 +2,15 @@
 
 ::
 
-    checkpoint/3/state.json    sealed: position, counters, payload, random states, and the digests of the files beside it
+    checkpoint/2-3/state.json    the third of attempt 2; sealed: position, counters, payload, random states, and the digests
+                                 of the files beside it
+
+An attempt removes its own older ones and those of the attempts before it, never one of a later attempt: of a worker that was
+asleep while another took its cell over, nothing that it still saves is in that one's way.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +28,7 @@ from modelassay.storage.stray import remove_folder
 
 _STATE = {"position": int, "counters": dict, "payload": dict, "random": dict}
 """What ``state.json`` holds beside the digests of the files that lie with it, and whose it is."""
-_SERIAL = re.compile(r"[1-9][0-9]{0,17}")
+_SERIAL = re.compile(r"([1-9][0-9]{0,8})-([1-9][0-9]{0,17})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +79,10 @@ def latest_checkpoint(cell_dir: Path, position: int) -> Checkpoint | None:
     return saved if saved.position <= position else None
 
 
-def _by_serial(folder: Path) -> dict[int, Path]:
-    return {int(path.name): path for path in folder.glob("[0-9]*") if _SERIAL.fullmatch(path.name) and path.is_dir()}
+def _by_serial(folder: Path) -> dict[tuple[int, int], Path]:
+    """Return the checkpoints in a folder by attempt and serial number."""
+    named = ((path, _SERIAL.fullmatch(path.name)) for path in folder.glob("[0-9]*-*"))
+    return {(int(match[1]), int(match[2])): path for path, match in named if match and path.is_dir()}
 
 
 class Checkpoints:
@@ -88,9 +93,9 @@ class Checkpoints:
     FIRST_S = 2.0
     """Seconds before the first of an attempt, when its cost is not known yet, and the least between two."""
 
-    def __init__(self, folder: Path, *, meter: Meter, saved: Checkpoint | None) -> None:
-        """Belong to the cell or stage in ``folder``, which goes on from ``saved``."""
-        self._folder, self._meter, self._saved = folder / "checkpoint", meter, saved
+    def __init__(self, folder: Path, *, meter: Meter, saved: Checkpoint | None, attempt: int) -> None:
+        """Belong to an attempt at the cell or stage in ``folder``, which goes on from ``saved``."""
+        self._folder, self._meter, self._saved, self._attempt = folder / "checkpoint", meter, saved, attempt
         self._last, self._cost_s = time.monotonic(), 0.0
 
     def restore(self) -> Checkpoint | None:
@@ -113,8 +118,10 @@ class Checkpoints:
         self._meter.settle()
         self._meter.log.sync()
         position = self._meter.log.seq
-        serial = 1 + max(_by_serial(self._folder), default=0)
-        part, final = self._folder / f"new-{os.getpid()}", self._folder / str(serial)
+        serial = 1 + max(
+            (serial for attempt, serial in _by_serial(self._folder) if attempt == self._attempt), default=0
+        )
+        part, final = self._folder / f"new-{self._attempt}", self._folder / f"{self._attempt}-{serial}"
         try:
             remove_folder(part)
             # Not what is above it, too: a run directory that was renamed does not come back.
@@ -129,10 +136,17 @@ class Checkpoints:
         except OSError as error:
             raise no_space(error, self._folder) from error
         for old in self._folder.iterdir():
-            if old != final and old.is_dir():  # a file that some file manager left is in nobody's way
+            if (
+                old != final and old.is_dir() and not self._is_later(old)
+            ):  # a file that some file manager left is in nobody's way
                 remove_folder(old)
         self._last = time.monotonic()
         self._cost_s = self._last - began
+
+    def _is_later(self, folder: Path) -> bool:
+        """Tell whether a checkpoint, or one that is being written, belongs to a later attempt."""
+        attempt = folder.name.removeprefix("new-").partition("-")[0]
+        return attempt.isdecimal() and int(attempt) > self._attempt
 
     def due(self) -> bool:
         """Return whether a checkpoint now costs at most ``COST_SHARE`` of the time since the last."""

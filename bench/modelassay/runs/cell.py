@@ -22,18 +22,19 @@ from modelassay.machine.place import place
 from modelassay.machine.redact import masked, print_into
 from modelassay.models.commits import keep_commits_in
 from modelassay.recording.context import CellContext
-from modelassay.recording.log import segments
 from modelassay.recording.meter import Clocks
 from modelassay.recording.random_state import seed_everything
 from modelassay.runs.folder import HUB_COMMITS
 from modelassay.storage.durable import disk_fault
-from modelassay.storage.files import locked
 from modelassay.storage.store import Store
 
 if TYPE_CHECKING:  # a cell gets finished parameters: how a suite is read decides no result
     from pydantic import BaseModel
 
     from modelassay.experiments import Experiment
+
+LEASE_SECONDS = 2.0
+"""Between two looks at whether the cell was taken over."""
 
 MAX_REASON = 500
 """Characters of an error's text that a status keeps."""
@@ -44,11 +45,15 @@ def cell_main(
     params: BaseModel,
     sources: SourceGraph,
     cell_dir: Path,
+    attempt: int,
+    is_held: Callable[[], bool],
     answer: Connection,
     lifeline: Connection,
     printed: tuple[Connection, Connection],
 ) -> None:
     """Run one cell to its outcome and send it: ``(outcome, reason, *notes)``, or ``("host", message)`` for the machine's fault.
+
+    It ends itself when ``is_held`` says that another worker has taken the cell over.
 
     What it gets is loaded in the server it is forked from: the package that reads suites takes longer than a small cell.
     ``sources`` tells which code a stage depends on; ``lifeline`` is the reading end of a pipe that the runner holds open.
@@ -56,11 +61,10 @@ def cell_main(
     dies, which would look like a fault of the cell.
     """
     os.setpgrp()  # whatever it forks can be ended with it; Ctrl-C reaches the runner alone, which decides
-    _die_with_runner(lifeline)
+    _die_with_runner(lifeline, is_held)
     keep_commits_in(cell_dir.parents[1] / HUB_COMMITS)
     try:
-        with locked(cell_dir / "lock"):  # a killed attempt's process may still be on its way out
-            answer.send(_attempt(experiment, params, sources, cell_dir, printed[1]))
+        answer.send(_attempt(experiment, params, sources, cell_dir, attempt, printed[1]))
     except HostError as error:
         answer.send(("host", masked(str(error))))
     except AssayError as error:  # a damaged checkpoint
@@ -73,9 +77,9 @@ def cell_main(
 
 
 def _attempt(
-    experiment: Experiment, params: BaseModel, sources: SourceGraph, cell_dir: Path, printed: Connection
+    experiment: Experiment, params: BaseModel, sources: SourceGraph, cell_dir: Path, attempt: int, printed: Connection
 ) -> tuple[str, ...]:
-    print_into(printed, f"attempt-{1 + max(segments(cell_dir), default=0)}.out")  # the runner's stdout is data
+    print_into(printed, f"attempt-{attempt}.out")  # the runner's stdout is data
     faulthandler.enable(file=2)
     began = time.monotonic()
     spent: dict[str, Any] = {}
@@ -84,7 +88,14 @@ def _attempt(
         seed = int(getattr(params, "seed", 0))
         where = place(sources.libraries("modelassay.runs.cell", f"{experiment.package}.run"))
         context = CellContext(
-            cell_dir, cell=cell_dir.name, seed=seed, store=Store(), sources=sources, clocks=clocks, where=where
+            cell_dir,
+            cell=cell_dir.name,
+            seed=seed,
+            store=Store(),
+            sources=sources,
+            clocks=clocks,
+            where=where,
+            attempt=attempt,
         )
         try:
             if trouble is not None:
@@ -154,14 +165,15 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}{place}"
 
 
-def _die_with_runner(lifeline: Connection) -> None:
+def _die_with_runner(lifeline: Connection, is_held: Callable[[], bool]) -> None:
     """Kill this process and its children when ``lifeline`` closes, which the kernel does if the runner dies: no orphan writes on.
 
-    (The parent is the fork server, and that lives as long as its children do.)
+    The same when the lease is no longer held, also where the runner itself is stopped. (The parent is the fork server, and that lives as long as its children do.)
     """
 
     def watch() -> None:
-        lifeline.poll(None)
+        while not lifeline.poll(LEASE_SECONDS) and is_held():
+            pass
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,7 +1,8 @@
 """Runs what a run directory lacks, cells side by side where their times mean nothing; survives anything.
 
-A run directory holds ``run.json`` (the resolved suite, command line, environment, code), ``cells/<id>/`` and a lock.
-Each cell runs in a process of its own, forked from a warm server that has already imported the experiment.
+A run directory holds ``run.json`` (the resolved suite, command line, environment, code), ``cells/<id>/`` and a file for each worker
+that is at it. Workers, on any machines, take cells by lease (`runs.leases`); each cell runs in a process of its own, forked from a
+warm server that has already imported the experiment.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import signal
 import sys
 import time
 import types
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -30,13 +31,16 @@ from modelassay.machine.place import moved, place
 from modelassay.machine.redact import Printed
 from modelassay.machine.signals import sigterm_interrupts
 from modelassay.machine.sockets import place_sockets
+from modelassay.machine.turns import Turn
 from modelassay.recording.log import read_cell
 from modelassay.recording.status import read_status
 from modelassay.runs.cell import cell_main
 from modelassay.runs.directory import Run
+from modelassay.runs.leases import Lease, claim, holder_of, is_held
 from modelassay.runs.needs import build_needs, missing_artifacts
 from modelassay.runs.plan import refuse_changes
 from modelassay.runs.progress import Board, Position, in_words, position_of
+from modelassay.runs.workers import SILENCE_S, Worker
 from modelassay.storage.durable import disk_fault
 from modelassay.storage.files import RunLock, run_lock
 from modelassay.storage.store import Store
@@ -48,32 +52,51 @@ EXIT_SECONDS = 5.0
 POLL_SECONDS = 0.5
 """Between two looks at how far the cells are."""
 
+HELD_SECONDS = 1.0
+"""Between two looks at a cell that another worker has."""
+
+TELL_SECONDS = 30.0
+"""Between two lines that say why nothing runs."""
+
 
 _ALWAYS_LOADED = ("modelassay.runs.cell", "modelassay.experiments")
 """Modules of the server, whatever the experiment: all that a cell's process would else import, each one anew."""
 
 
-def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
-    """Run every cell that is not complete, after what they need.
+def execute(
+    run: Run,
+    *,
+    board: Board,
+    jobs: int | None = None,
+    cells: Collection[str] | None = None,
+    silence_s: float = SILENCE_S,
+) -> None:
+    """Run every cell that is not complete and that no other worker has, after what they need; join those who are at it.
+
+    Comes to an end when every cell has: a cell whose worker ends before it is taken over.
 
     Args:
         run: the run directory.
         board: shows how far it is.
         jobs: how many cells whose times mean nothing run side by side; None: as many as fit the cores. Timed cells run alone.
+        cells: ids of the only cells to run; None: all.
+        silence_s: after how many seconds without a sign of life others take over what this worker has.
 
     Raises:
-        HostError: the run is locked, its folder is removed or renamed meanwhile, the disk fills up or fails.
+        HostError: the folder is removed or renamed meanwhile, the disk fills up or fails.
         UsageError: the code or an input changed since the run began.
         IncompleteRun: cells failed; the others were run all the same.
     """
     place_sockets()
-    with run_lock(run.folder) as lock, sigterm_interrupts():
-        if lock.remark:
-            board.line(lock.remark)
-        cells = run.suite.cells
-        waiting = [cell for cell in cells if _is_waiting(run.cell_dir(cell))]
+    with (
+        run_lock(run.folder, exclusive=False) as lock,
+        Worker(run.folder, silence_s=silence_s) as worker,
+        sigterm_interrupts(),
+    ):
+        own = [cell for cell in run.suite.cells if cells is None or cell.id in cells]
+        waiting = _waiting(run, own)
         if not waiting:
-            board.line(f"{run.folder}: all {len(cells)} cells are complete, nothing to run")
+            board.line(f"{run.folder}: all {len(own)} cells are complete, nothing to run")
             return
         sources = SourceGraph()
         refuse_changes(run, sources)
@@ -81,23 +104,43 @@ def execute(run: Run, *, board: Board, jobs: int | None = None) -> None:
             board.line(note)
         # NumPy's products in cells are small, and two threads for each take seven times as long; torch keeps its own number.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        board.line(f"{run.suite.name}: {len(waiting)} of {len(cells)} cells to run")
+        board.line(f"{run.suite.name}: {len(waiting)} of {len(own)} cells to run")
         cores = num_cores()
         with lock.in_place():
-            _build_needs(run, waiting, board, processes=jobs or cores)
-            failures = _Pool(run, sources, board, lock, cores=cores, jobs=jobs).run(waiting)
+            if others := worker.others():
+                board.line(f"{run.folder}: joining {len(others)} at work on it: {'; '.join(map(str, others[:4]))}")
+            _build_needs(run, [each.cell for each in waiting], board, processes=jobs or cores)
+            failures = _Pool(run, sources, board, lock, worker, cores=cores, jobs=jobs).run(waiting)
         if failures:
             shown = "; ".join(failures[:3]) + (f"; and {len(failures) - 3} more" if len(failures) > 3 else "")
-            raise IncompleteRun(f"{run.folder}: {len(failures)} of {len(cells)} cells failed: {shown}; "
+            raise IncompleteRun(f"{run.folder}: {len(failures)} of {len(own)} cells failed: {shown}; "
                                 f"`modelassay run {run.folder}` tries them again")  # fmt: skip
 
 
-def _is_waiting(cell_dir: Path) -> bool:
-    """Tell whether a cell is not complete; the log of one that will be resumed is read whole, so that damage ends in an error now."""
-    standing = read_status(cell_dir)
-    if not standing.is_complete and standing.num_attempts:
-        read_cell(cell_dir)
-    return not standing.is_complete
+@dataclass(eq=False)
+class _Waiting:
+    """A cell that is not complete."""
+
+    cell: Cell
+    num_attempts: int
+    """When this worker began: what fails after that, in whoever's hands, is not tried again by it."""
+    again_at: float = -math.inf
+    """When it is looked at again, if another worker has it."""
+    holder: str = ""
+    """Who has it."""
+
+
+def _waiting(run: Run, cells: Iterable[Cell]) -> list[_Waiting]:
+    """Return the cells that are not complete; the log of one that will be resumed is read whole, so that damage ends in an error now."""
+    waiting = []
+    for cell in cells:
+        cell_dir = run.cell_dir(cell)
+        standing = read_status(cell_dir)
+        if not standing.is_complete:
+            if standing.num_attempts and holder_of(cell_dir) is None:
+                read_cell(cell_dir)
+            waiting.append(_Waiting(cell=cell, num_attempts=standing.num_attempts))
+    return waiting
 
 
 def num_cores() -> int:
@@ -137,7 +180,7 @@ class _Running:
     """A cell's process and the pipes to it."""
 
     cell: Cell
-    cell_dir: Path
+    lease: Lease
     process: BaseProcess
     receiver: Connection
     held: Connection
@@ -146,6 +189,11 @@ class _Running:
     printed: Printed
     """What the cell prints, on its way into its folder."""
     began: float = field(default_factory=time.monotonic)
+
+    @property
+    def cell_dir(self) -> Path:
+        """Its folder."""
+        return self.lease.cell_dir
 
     def finish(self) -> tuple[str, ...]:
         """Return the outcome, its reason and what else is to be said, once the process has answered or ended; leave nothing of it behind."""
@@ -186,49 +234,119 @@ class _Running:
 
 
 class _Pool:
-    """Cells in processes of their own, as many at a time as fit."""
+    """Cells in processes of their own, as many at a time as fit, each taken by lease."""
 
     def __init__(
-        self, run: Run, sources: SourceGraph, board: Board, lock: RunLock, *, cores: int, jobs: int | None
+        self,
+        run: Run,
+        sources: SourceGraph,
+        board: Board,
+        lock: RunLock,
+        worker: Worker,
+        *,
+        cores: int,
+        jobs: int | None,
     ) -> None:
-        self._run, self._sources, self._board, self._lock = run, sources, board, lock
+        self._run, self._sources, self._board, self._lock, self._worker = run, sources, board, lock, worker
         self._cores, self._jobs = cores, jobs
         self._context = multiprocessing.get_context("forkserver")
         package = run.suite.experiment.package
         self._context.set_forkserver_preload([*_ALWAYS_LOADED, f"{package}.params", f"{package}.run"])
         self._running: list[_Running] = []
-        self._shown = -math.inf
+        self._waiting: list[_Waiting] = []
+        self._failures: list[str] = []
+        self._num_own = 0
+        self._turn = Turn()
+        self._shown = self._told = -math.inf
 
-    def run(self, cells: Sequence[Cell]) -> list[str]:
-        """Run ``cells`` and say which failed, and why."""
-        failures, queue, num_done = [], deque(cells), 0
-        total = f"{self._run.suite.name}"
-        began = time.monotonic()
+    def run(self, waiting: Sequence[_Waiting]) -> list[str]:
+        """Run the cells and say which failed, whoever ran them, and why."""
+        total, began = self._run.suite.name, time.monotonic()
+        self._waiting = list(waiting)
         try:
-            while queue or self._running:
+            while self._waiting or self._running:
                 self._lock.require_in_place()
-                while queue and self._fits(queue[0]):
-                    self._running.append(_start(self._context, self._run, queue.popleft(), self._sources))
+                self._start_what_fits()
                 for ended in self._wait():
-                    self._running.remove(ended)
-                    outcome, reason, *notes = ended.finish()
-                    for note in notes:
-                        self._board.line(note)
-                    num_done += 1
-                    self._board.drop(ended.cell.label)
-                    if outcome != "done":
-                        self._board.line(
-                            f"{ended.cell.label}: {outcome} ({reason})" if reason else f"{ended.cell.label}: {outcome}"
-                        )
-                    if outcome == "failed":
-                        failures.append(f"{ended.cell.label}: {reason}")
-                self._show(total, num_done, len(cells))
+                    self._finish(ended)
+                self._show(total, len(waiting))
         finally:
             for left in self._running:
                 left.end()
+                left.lease.release()
+            self._turn.release()
             self._board.drop(total)
-        self._board.line(f"{num_done} cells run in {in_words(time.monotonic() - began)}")
-        return failures
+        self._board.line(f"{self._num_own} cells run in {in_words(time.monotonic() - began)}")
+        return self._failures
+
+    def _start_what_fits(self) -> None:
+        """Take and start cells in their order, passing over those that others have; cells that others have ended are done with."""
+        now = time.monotonic()
+        for each in list(self._waiting):
+            if each.again_at > now:
+                continue
+            if not self._fits(each.cell):
+                return
+            if self._take(each):
+                self._waiting.remove(each)
+        if not self._running and not self._waiting:
+            self._turn.release()
+
+    def _take(self, each: _Waiting) -> bool:
+        """Start a cell, or find out that it needs no more work; return False where it has to wait."""
+        cell_dir = self._run.cell_dir(each.cell)
+        if self._is_settled(each, cell_dir):
+            return True
+        if self._is_timed(each.cell) and not self._turn.take():
+            each.again_at = time.monotonic() + POLL_SECONDS
+            self._tell(f"{each.cell.label}: waits, since another timed cell runs on this machine")
+            return False
+        lease = claim(cell_dir, self._worker)
+        if not isinstance(lease, Lease):
+            each.again_at = time.monotonic() + HELD_SECONDS
+            each.holder = "another worker" if lease is None else str(lease)
+            return False
+        if self._is_settled(each, cell_dir):  # between the first look and the lease
+            lease.release()
+            return True
+        if lease.previous is not None:
+            self._board.line(f"{each.cell.label}: taken over from {lease.previous}, which ended before it was done")
+        self._running.append(_start(self._context, self._run, each.cell, self._sources, lease))
+        return True
+
+    def _is_settled(self, each: _Waiting, cell_dir: Path) -> bool:
+        """Tell whether another worker has ended a cell since this one began; note that it failed."""
+        status = read_status(cell_dir)
+        if status.outcome == "failed" and status.status is not None and status.num_attempts > each.num_attempts:
+            self._failures.append(f"{each.cell.label}: {status.status['reason']}")
+            return True
+        return status.is_complete
+
+    def _finish(self, ended: _Running) -> None:
+        self._running.remove(ended)
+        try:
+            outcome, reason, *notes = ended.finish()
+        finally:
+            was_held = ended.lease.is_held()
+            ended.lease.release()
+            if not self._running:
+                self._turn.release()
+        for note in notes:
+            self._board.line(note)
+        label = ended.cell.label
+        self._board.drop(label)
+        if not was_held:  # this worker was asleep; whoever has the cell now tells its outcome
+            self._board.line(f"{label}: taken over by another worker; what was done here does not count")
+            self._waiting.append(_Waiting(cell=ended.cell, num_attempts=ended.lease.attempt))
+            return
+        self._num_own += 1
+        if outcome != "done":
+            self._board.line(f"{label}: {outcome} ({reason})" if reason else f"{label}: {outcome}")
+        if outcome == "failed":
+            self._failures.append(f"{label}: {reason}")
+
+    def _is_timed(self, cell: Cell) -> bool:
+        return self._run.suite.experiment.cores(cell.params) is None
 
     def _fits(self, cell: Cell) -> bool:
         cores_of: Callable[[Any], int | None] = self._run.suite.experiment.cores
@@ -244,34 +362,57 @@ class _Pool:
 
     def _wait(self) -> list[_Running]:
         """Return the cells that have answered or ended; wait a while for the first."""
+        if not self._running:
+            if self._waiting:
+                time.sleep(min(POLL_SECONDS, max(0.0, min(each.again_at for each in self._waiting) - time.monotonic())))
+            return []
         signs: dict[Any, _Running] = {}
         for running in self._running:  # not the pipe alone: a child may hold its other end
             signs[running.receiver] = signs[running.process.sentinel] = running
         ready = wait(list(signs), POLL_SECONDS)
         return list(dict.fromkeys(signs[sign] for sign in ready))
 
-    def _show(self, total: str, num_done: int, num_cells: int) -> None:
+    def _show(self, total: str, num_cells: int) -> None:
         """Say how far the cells are, at most every ``POLL_SECONDS``: small ones end a hundred times as often."""
         if time.monotonic() - self._shown < POLL_SECONDS:
             return
         self._shown = time.monotonic()
-        self._board.show(total, Position(num_done, num_cells, "cells"))
+        self._board.show(total, Position(num_cells - len(self._waiting) - len(self._running), num_cells, "cells"))
         for running in self._running:
             if (position := position_of(running.cell_dir)) is not None:
                 self._board.show(running.cell.label, position)
+        if self._waiting and not self._running and all(each.holder for each in self._waiting):
+            holders = ", ".join(dict.fromkeys(each.holder for each in self._waiting))
+            self._tell(f"waiting for {len(self._waiting)} cells that others have: {holders}")
+
+    def _tell(self, text: str) -> None:
+        """Say why nothing runs, at most every ``TELL_SECONDS``."""
+        if time.monotonic() - self._told > TELL_SECONDS:
+            self._told = time.monotonic()
+            self._board.line(text)
 
 
-def _start(context: ForkServerContext, run: Run, cell: Cell, sources: SourceGraph) -> _Running:
-    cell_dir = run.cell_dir(cell)
-    cell_dir.mkdir(parents=True, exist_ok=True)
+def _start(context: ForkServerContext, run: Run, cell: Cell, sources: SourceGraph, lease: Lease) -> _Running:
+    cell_dir = lease.cell_dir
     receiver, sender = context.Pipe(duplex=False)
     lifeline, held = context.Pipe(duplex=False)
     reader, writer = context.Pipe(duplex=False)
-    arguments = (run.suite.experiment, cell.params, sources, cell_dir, sender, lifeline, (reader, writer))
+    is_lease_held = partial(is_held, cell_dir, lease.attempt)
+    arguments = (
+        run.suite.experiment,
+        cell.params,
+        sources,
+        cell_dir,
+        lease.attempt,
+        is_lease_held,
+        sender,
+        lifeline,
+        (reader, writer),
+    )
     process = context.Process(target=cell_main, args=arguments, name=f"cell {cell.id}")
     printed = Printed(reader, cell_dir)
     running = _Running(
-        cell=cell, cell_dir=cell_dir, process=process, receiver=receiver, held=held, reader=reader, printed=printed
+        cell=cell, lease=lease, process=process, receiver=receiver, held=held, reader=reader, printed=printed
     )
     try:
         try:
@@ -284,6 +425,7 @@ def _start(context: ForkServerContext, run: Run, cell: Cell, sources: SourceGrap
     except BaseException:
         writer.close()
         running.end()
+        lease.release()
         raise
     sender.close()
     lifeline.close()

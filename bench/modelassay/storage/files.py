@@ -14,7 +14,7 @@ import re
 import socket
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -267,8 +267,10 @@ class RunLock:
 
 
 @contextmanager
-def run_lock(folder: Path, name: str = "run.lock") -> Iterator[RunLock]:
+def run_lock(folder: Path, name: str = "run.lock", *, exclusive: bool = True) -> Iterator[RunLock]:
     """Hold the run directory for this process by the file ``name`` in it.
+
+    Not ``exclusive``: other processes may be at it too, and the file only tells that the folder stays what it is.
 
     Raises:
         HostError: another process holds it, or the file system fails.
@@ -281,7 +283,7 @@ def run_lock(folder: Path, name: str = "run.lock") -> Iterator[RunLock]:
     with lock as handle:
         content = handle.read(MAX_HOLDER + 1)
         try:
-            with hold(handle, folder / name, wait=False) as remark:
+            with hold(handle, folder / name, wait=False) if exclusive else nullcontext("") as remark:
                 if len(content) > MAX_HOLDER or not _HOLDER.fullmatch(content):
                     raise UsageError(
                         f"{folder / name}: not a lock, it holds something else than a process's number; remove it"

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from modelassay.errors import HostError, printable
+from modelassay.storage.processes import has_ended, is_seen, this_process
 
 UNSUPPORTED: Final = frozenset({
     errno.ENOSYS,
@@ -46,7 +46,7 @@ MAX_INTERRUPTIONS: Final = 1000
 WRITING_S: Final = 2.0
 """Between the making of an owner file and what it says, where both cannot be done at once."""
 
-_NO_LINKS: Final = frozenset({
+NO_LINKS: Final = frozenset({
     errno.EPERM,
     errno.ENOSYS,
     errno.EOPNOTSUPP,
@@ -97,7 +97,7 @@ def hold(handle: BinaryIO, path: Path, *, wait: bool) -> Iterator[str]:
             _give_up(owner, token)
         return
     while (holder := _holder(owner)) is not None:  # one to whom the same folder is mounted without locks
-        if _has_ended(holder):
+        if has_ended(holder):
             break
         _await(holder, owner, wait=wait)
     yield ""
@@ -115,7 +115,7 @@ def is_held(handle: BinaryIO, path: Path) -> bool:
         except Busy:
             return True
     holder = _holder(owner_path(path))
-    return holder is not None and not _has_ended(holder)
+    return holder is not None and not has_ended(holder)
 
 
 def owner_path(path: Path) -> Path:
@@ -154,7 +154,7 @@ def _flock(handle: BinaryIO, path: Path, operation: int) -> None:
 
 def _claim(owner: Path, *, wait: bool) -> str:
     """Make the owner file, once it is free; return what it says."""
-    token = json.dumps(_this_process())
+    token = json.dumps(this_process())
     while True:
         holder = _holder(owner)
         if holder is None:
@@ -163,7 +163,7 @@ def _claim(owner: Path, *, wait: bool) -> str:
                     return token
             except OSError as error:
                 raise _unwritable(error, owner) from error
-        elif not _has_ended(holder):
+        elif not has_ended(holder):
             _await(holder, owner, wait=wait)
         elif not _take_over(owner, holder):
             time.sleep(POLL_S)
@@ -179,7 +179,7 @@ def _make(owner: Path, token: str) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
     finally:
         draft.unlink(missing_ok=True)
@@ -236,7 +236,7 @@ def _await(holder: dict[str, Any], owner: Path, *, wait: bool) -> None:
         Busy: without ``wait``, or where nobody here would see it end.
     """
     name = f"{holder.get('pid', 'unknown')} on {holder.get('host', 'an unknown machine')}"
-    if not _is_seen(holder):
+    if not is_seen(holder):
         raise Busy(printable(f"{name} (if that has ended, remove {owner})"))
     if not wait:
         raise Busy(str(holder["pid"]))
@@ -264,44 +264,3 @@ def _read(owner: Path) -> dict[str, Any] | None:
         except (OSError, ValueError, RecursionError):
             return {}
     return holder if isinstance(holder, dict) and isinstance(holder.get("pid"), int) else {}
-
-
-def _this_process() -> dict[str, Any]:
-    pid = os.getpid()
-    return {"pid": pid, "started": _start_time(pid), **_surroundings()}
-
-
-def _surroundings() -> dict[str, str]:
-    """Return what a number of a process means something within."""
-    boot = namespace = ""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        namespace = str(Path("/proc/self/ns/pid").readlink())
-    return {"host": socket.gethostname(), "boot": boot, "namespace": namespace}
-
-
-def _is_seen(holder: dict[str, Any]) -> bool:
-    """Tell whether this process would see ``holder`` run."""
-    return {key: holder.get(key) for key in ("host", "boot", "namespace")} == _surroundings()
-
-
-def _has_ended(holder: dict[str, Any]) -> bool:
-    return _is_seen(holder) and _start_time(holder["pid"]) != holder.get("started")
-
-
-def _start_time(pid: int) -> str | None:
-    """Return when the process ``pid`` began, in a form that only comparing makes sense of; None where none runs."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        if Path("/proc/self/stat").exists():
-            return None
-    else:
-        return None if state in "ZX" else rest[18]
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass
-    return "unknown"

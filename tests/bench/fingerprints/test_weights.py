@@ -34,6 +34,9 @@ def test_of_a_checkpoint(model_type: str, tmp_path: Path) -> None:
     expected = expected_grams(model)
     np.testing.assert_allclose(weights.grams(range(NUM_LAYERS)), expected, rtol=1e-12)
     np.testing.assert_allclose(weights.grams(range(1, 3)), expected[1:3], rtol=1e-12)
+    turns = np.random.default_rng(0).normal(size=(len(ROLES), expected.shape[-1], 5))
+    along = np.swapaxes(turns, -1, -2) @ expected[1] @ turns
+    np.testing.assert_allclose(weights.products(1, turns), along, rtol=1e-4, atol=1e-5 * np.abs(along).max())
     assert weights.embedding is not None
     assert sorted(weights.tokens) == sorted(f"t{row}" for row in range(0, len(table), 2))
     np.testing.assert_array_equal(weights.embedding, table[[texts[token] for token in weights.tokens]])

@@ -50,7 +50,7 @@ def test_stray_files_are_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.Monk
     recorder.checkpoint({"step": 0})
     for name in STRAY:
         (tmp_path / "checkpoint" / name).write_text("stray")
-        (tmp_path / "checkpoint/1" / name).write_text("stray")
+        (tmp_path / "checkpoint/1-1" / name).write_text("stray")
     for step in (1, 2):
         recorder.checkpoint({"step": step})
     saved = new_recorder(tmp_path).restore()
@@ -92,15 +92,15 @@ def test_half_deleted_and_foreign_folders_are_passed_over(tmp_path: Path) -> Non
     """A kill between the rename and the end of the tidying leaves older checkpoints, whole or not."""
     recorder = new_recorder(tmp_path)
     recorder.checkpoint({"step": 1})
-    (tmp_path / "checkpoint/1").rename(tmp_path / "checkpoint/7")
-    (tmp_path / "checkpoint/6").mkdir()
-    (tmp_path / "checkpoint/new-123").mkdir()
-    (tmp_path / "checkpoint/7 copy").mkdir()
+    (tmp_path / "checkpoint/1-1").rename(tmp_path / "checkpoint/1-7")
+    (tmp_path / "checkpoint/1-6").mkdir()
+    (tmp_path / "checkpoint/new-1").mkdir()
+    (tmp_path / "checkpoint/1-7 copy").mkdir()
     saved = latest(tmp_path)
     assert saved is not None
     assert saved.payload == {"step": 1}
     recorder.checkpoint({"step": 2})
-    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["8"]
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["1-8"]
 
 
 def test_checkpoint_that_the_log_does_not_reach_is_not_used(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_checkpoint_that_the_log_does_not_reach_is_not_used(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", ["", "{}", "[]", "{half"])
 def test_damaged_checkpoint_is_named(tmp_path: Path, content: str) -> None:
     new_recorder(tmp_path).checkpoint({"step": 1})
-    (tmp_path / "checkpoint/1/state.json").write_text(content)
-    with pytest.raises(RecordError, match=r"checkpoint/1: a damaged checkpoint .* delete it"):
+    (tmp_path / "checkpoint/1-1/state.json").write_text(content)
+    with pytest.raises(RecordError, match=r"checkpoint/1-1: a damaged checkpoint .* delete it"):
         latest(tmp_path)
 
 
@@ -124,13 +124,13 @@ def test_no_flipped_bit_of_a_checkpoint_is_gone_on_with(tmp_path: Path, name: st
     new_recorder(tmp_path).checkpoint(
         {"step": 1}, write=lambda folder: (folder / "w.bin").write_bytes(b"weights") and None
     )
-    path = tmp_path / "checkpoint/1" / name
+    path = tmp_path / "checkpoint/1-1" / name
     data = path.read_bytes()
     for at in range(0, len(data), 1 + len(data) // 200):
         path.write_bytes(data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :])
-        with pytest.raises(RecordError, match=r"checkpoint/1: a damaged checkpoint .* delete it to begin") as raised:
+        with pytest.raises(RecordError, match=r"checkpoint/1-1: a damaged checkpoint .* delete it to begin") as raised:
             latest(tmp_path)
-        assert raised.value.damaged == tmp_path / "checkpoint/1"
+        assert raised.value.damaged == tmp_path / "checkpoint/1-1"
     path.unlink()
     with pytest.raises(RecordError, match="a damaged checkpoint"):
         latest(tmp_path)
@@ -142,7 +142,9 @@ def test_checkpoint_of_another_cell_is_not_gone_on_with(tmp_path: Path) -> None:
         new_recorder(tmp_path / name).checkpoint({"step": 1})
     shutil.rmtree(tmp_path / "one/checkpoint")
     (tmp_path / "other/checkpoint").rename(tmp_path / "one/checkpoint")
-    with pytest.raises(RecordError, match=r"one/checkpoint/1: a damaged checkpoint \(it is one of other\); delete it"):
+    with pytest.raises(
+        RecordError, match=r"one/checkpoint/1-1: a damaged checkpoint \(it is one of other\); delete it"
+    ):
         latest(tmp_path / "one")
 
 
@@ -167,7 +169,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkey
     store = Store(tmp_path / "store")
     store.get(recipe, lambda folder: (folder / "weights").write_bytes(b"w") and None)
     new_recorder(tmp_path).checkpoint({"step": 1}, write=lambda folder: (folder / "w").write_bytes(b"w") and None)
-    assert renamed == [store.path(recipe).name, "1"]
+    assert renamed == [store.path(recipe).name, "1-1"]
 
 
 def test_random_states_round_trip_through_json() -> None:

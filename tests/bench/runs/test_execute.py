@@ -114,18 +114,6 @@ def test_interruption_keeps_results_and_leaves_no_process(
     assert metrics_of(run) == reference[0]
 
 
-def test_second_process_on_one_run_is_refused(tmp_path: Path) -> None:
-    suite = write_suite(tmp_path, SUITE.replace("pause_ms: 3.0", "pause_ms: 1000"))  # longer than Python takes to start
-    first = start("run", suite, "--runs", tmp_path / "runs")
-    _first_cell_process(tmp_path / "runs")
-    code, _, err = modelassay("run", only_run(tmp_path / "runs"))
-    assert code == 6
-    assert f"process {first.pid} is running it" in err
-    first.send_signal(signal.SIGINT)
-    first.communicate(timeout=60)
-    assert first.returncode == 130  # it was still running, and undisturbed
-
-
 def test_failed_cell_is_told_and_the_others_run(tmp_path: Path) -> None:
     text = SUITE.replace(
         "seed: [0, 1]", "seed: [0, 1]\n  include:\n    - {model: zoo:base, fail_at: 9, only_first: true}"

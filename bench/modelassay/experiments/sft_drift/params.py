@@ -120,8 +120,8 @@ class Setting(BaseModel):
     flat_slope: float | None = Field(default=None, gt=0)
     """End once the overlap's slope over the last half is shown to be below this, per 100 steps either way (two one-sided tests at 5 %)."""
 
-    flat_after: int = Field(default=40, ge=8)
-    """Measurements before which no training ends so."""
+    flat_after: int = Field(default=40, ge=16)
+    """Measurements before which no training ends so; a slope is taken of half of them."""
 
     def training(self) -> Training:
         """Return the same as the training loop takes it."""

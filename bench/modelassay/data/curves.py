@@ -91,9 +91,9 @@ class OverlapCurve(Reader):
         steps = sorted(curve)
         match self.statistic:
             case "at" | "gap_at":
-                if self.at not in curve:
+                if self.at is None or self.at not in curve:
                     raise UsageError(
-                        f"{self.file}: has no step {self.at:g}; its steps go from {steps[0]:g} to {steps[-1]:g}"
+                        f"{self.file}: has no step {self.at}; its steps go from {steps[0]:g} to {steps[-1]:g}"
                     )
                 return curve[self.at]
             case "min":

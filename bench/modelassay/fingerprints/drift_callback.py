@@ -163,6 +163,9 @@ class DriftCallback(TrainerCallback):
     def _resume(self, step: int) -> None:
         self._reference = Reference.load(self.folder / "reference")
         self._snapshot = Snapshot(self.folder / _SNAPSHOT)
+        path = self.folder / LOG
+        if path.exists() and not path.read_bytes().endswith(b"\n"):
+            self._append(b"\n")  # a kill left a torn line: what follows is a line of its own
         self._write({"kind": "resumed", "step": step})
 
     def _precision_gap(self, model: Any) -> dict[str, float] | None:
@@ -195,10 +198,12 @@ class DriftCallback(TrainerCallback):
 
     def _write(self, line: dict[str, Any]) -> None:
         """Append one line by one call, so that a kill leaves at most a torn last line."""
-        text = (json.dumps(line) + "\n").encode()
+        self._append((json.dumps(line) + "\n").encode())
+
+    def _append(self, content: bytes) -> None:
         descriptor = os.open(self.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(descriptor, text)
+            os.write(descriptor, content)
         finally:
             os.close(descriptor)
 

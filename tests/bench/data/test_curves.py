@@ -29,7 +29,7 @@ def test_statistics_are_those_of_the_table(tmp_path: Path) -> None:
     assert statistic(tmp_path, "gap_max", other="ja.csv") == pytest.approx(0.3)
     assert statistic(tmp_path, "gap_mean", other="ja.csv") == pytest.approx(0.35 / 3)
     assert statistic(tmp_path, "gap_at", other="ja.csv", at=4) == pytest.approx(0.05)
-    with pytest.raises(UsageError, match="has no step 5; its steps go from 1 to 6"):
+    with pytest.raises(UsageError, match="has no step 5.0; its steps go from 1 to 6"):
         statistic(tmp_path, "at", at=5)
 
 

@@ -117,6 +117,11 @@ def _endings(drifts: Drifts) -> list[Finding]:
         note = "share of the arm's trainings whose loss became NaN or infinite"
         estimate = Estimate(value=count / len(curves), n=len(curves), exact=True, note=note)
         findings.append(Finding(name="diverged", labels={"arm": arm}, estimate=estimate))
+        padded = [curve.once["padded"] for curve in curves if "padded" in curve.once]
+        if padded and arm == MAIN:
+            findings.append(Finding(name="padded", estimate=Range(
+                value=float(np.mean(padded)), low=min(padded), high=max(padded), n=len(padded),
+                note="share of the reference's published sets that is padding, which bounds that overlap from below while no step moves it")))  # fmt: skip
         gaps = [curve.once["precision_gap"] for curve in curves if "precision_gap" in curve.once]
         if gaps:
             findings.append(Finding(name="precision_gap", labels={"arm": arm}, estimate=Range(
@@ -149,7 +154,7 @@ def _overheads(tables: RunData) -> list[Finding]:
 
 
 _SHOWN = ("language_gap", "equivalence_power", "gap_mean", "gap_max", "gap", "contrast", "factor", "half_life", "spread", "overlap_at_equal_loss",
-          "mobility_rank", "drift_by", "slope", "precision_gap", "diverged", "callback_overhead", "weights_overhead", "one_forward_speedup",
+          "mobility_rank", "drift_by", "slope", "padded", "precision_gap", "diverged", "callback_overhead", "weights_overhead", "one_forward_speedup",
           "zero_rate_overlap", "zero_rate_moved", "overlap_min", "overlap_drop")  # fmt: skip
 
 

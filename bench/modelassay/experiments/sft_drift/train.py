@@ -42,7 +42,7 @@ def train(stage: Recorder, *, params: Params, reference: Model, start: Model) ->
     Metrics with ``prompt``: ``overlap_exact``, ``overlap``, ``kl_forward``, and means over prompts of ``rank_biased``, ``kl_backward``,
     ``hidden_cosine``; ``loss`` (raw, of the step before), ``grad_norm`` (before clipping), ``num_nonfinite``; ``held_out_loss``; ``moved``, ``moved_norms``,
     ``curve_correlation``, ``distance[layer]``. Without a step: ``mobility`` (predicted at the highest learning rate), ``mobility_norms``,
-    ``decaying``, ``chance``, ``chance_exact``, ``num_weights``, ``precision_gap``. Facts: ``text`` (its digest), ``ended`` (why).
+    ``decaying``, ``chance``, ``chance_exact``, ``padded``, ``num_weights``, ``precision_gap``. Facts: ``text`` (its digest), ``ended`` (why).
     Units: ``step``, ``answers``, ``weights``, ``held-out``; ``one-forward`` and ``prompt-by-prompt`` time the two ways to ask.
     """
     setting = params.setting
@@ -202,6 +202,7 @@ class _Training:
             stage.metric(name, value)
         stage.metric("chance", self.reference.chance)
         stage.metric("chance_exact", self.reference.chance_exact)
+        stage.metric("padded", self.reference.padded)
         if self.gap is not None:
             stage.metric("precision_gap", 1 - self.gap)
         diverged_at = next((each["diverged_at"] for each in result.kept if "diverged_at" in each), None)

@@ -55,7 +55,7 @@ def mobility(weights_W: Tensor, step: float, *, decay: float = 0.0) -> Mobility:
     flat = weights_W.detach().reshape(-1)
     wider = _WIDER.get(flat.dtype, torch.float32)
     num_movable = num_decaying = 0
-    for chunk in flat.split(_CHUNK):
+    for chunk in torch.split(flat, _CHUNK):
         values = chunk.to(wider)
         if step:
             changed = ((values + step).to(flat.dtype) != chunk) | ((values - step).to(flat.dtype) != chunk)

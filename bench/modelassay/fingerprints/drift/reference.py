@@ -74,6 +74,11 @@ class Reference:
         """The same of the published kind."""
         return self.exact_PK.shape[1] / len(self.valid_V)
 
+    @property
+    def padded(self) -> float:
+        """Share of the published sets that is padding, which no text contains and little training moves."""
+        return 1 - float(self.valid_V[self.exact_PK].double().mean())
+
     def save(self, folder: Path) -> None:
         """Write it to a folder, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)

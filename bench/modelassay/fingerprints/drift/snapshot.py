@@ -125,7 +125,7 @@ def adapters(model: nn.Module) -> Iterator[tuple[Any, str, Tensor]]:
         active = [adapter for adapter in each.active_adapters if adapter in getattr(each, "lora_A", {})]
         if active:
             with torch.no_grad():
-                yield each, f"{name}.weight", sum(each.get_delta_weight(adapter).float() for adapter in active)  # type: ignore[misc]
+                yield each, f"{name}.weight", sum(each.get_delta_weight(adapter).float() for adapter in active)
 
 
 def layer_of(name: str) -> str:

@@ -91,7 +91,7 @@ class Stop(BaseException):
     """The process is gone."""
 
 
-@pytest.mark.parametrize("implementation", ["fused", "foreach"])
+@pytest.mark.parametrize("implementation", ["fused", pytest.param("foreach", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_killed_training_goes_on_to_the_same_curve(
     precision: str, implementation: str, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

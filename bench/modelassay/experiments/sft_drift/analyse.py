@@ -22,7 +22,7 @@ from modelassay.statistics.trends import is_flat, slope
 
 CAVEATS = (
     "a language's effect is judged over texts; seeds and prompts repeat what one text shows",
-    "mobility bounds what can move from above: most steps are smaller than the learning rate, and a weight near the middle may drift in several",
+    "mobility bounds what moves where steps are rounded to the nearest; with a float32 copy or stochastic rounding small steps add up",
     "the overlap means nothing below its chance level, and of a model whose logits are not finite it is not defined",
 )
 

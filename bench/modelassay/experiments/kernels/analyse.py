@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from modelassay.experiments.findings import MEANINGLESS, Figures, Finding, Findings, Table
+from modelassay.experiments.findings import Figures, Finding, Findings, Table
 from modelassay.experiments.kernels.figures import Dot, roofline_figure
 from modelassay.machine.peaks import ceiling, datasheet
 from modelassay.recording.tables import RunData
@@ -98,8 +98,7 @@ def analyse(tables: RunData) -> Findings:
     if without := _without_number(groups):
         shown.append(without)
     figures = Figures({op: partial(roofline_figure, op, _dots(part)) for op, part in by_op.items()})
-    caveats = [*([MEANINGLESS] if tables.profile == "smoke" else []), *CAVEATS]
-    return Findings(findings=findings, tables=shown, figures=figures, caveats=caveats)
+    return Findings(findings=findings, tables=shown, figures=figures, caveats=list(CAVEATS))
 
 
 def read_groups(tables: RunData) -> list[Group]:
@@ -140,23 +139,24 @@ def _exponential(logs: Sequence[Sequence[float]], *, unit: str) -> Estimate:
 
 
 def _findings(group: Group) -> list[Finding]:
-    labels, found = {"op": group.op, **group.labels}, []
+    labels = {"op": group.op, **group.labels}
+    findings: list[Finding] = []
     best, sheet = group.best(), datasheet(group.device_name)[1 if group.by_products else 0]
     for provider in group.done():
         rate, named = group.rate(provider), {**labels, "provider": provider}
-        found.append(Finding(name="rate", labels=named, estimate=rate))
+        findings.append(Finding(name="rate", labels=named, estimate=rate))
         if best is not None:
             share = _scaled(rate, best[1].value, f"of the median of the probe {best[0]}")
-            found.append(Finding(name="share_of_measured", labels=named, estimate=share))
+            findings.append(Finding(name="share_of_measured", labels=named, estimate=share))
         if sheet is not None:
-            found.append(
+            findings.append(
                 Finding(name="share_of_datasheet", labels=named, estimate=_scaled(rate, sheet, "of the datasheet"))
             )
-    found += [
+    findings += [
         Finding(name="speed_over", labels={**labels, "peer": peer}, estimate=group.speed(peer))
         for peer in _peers(group)
     ]
-    return found
+    return findings
 
 
 def _peers(group: Group) -> list[str]:

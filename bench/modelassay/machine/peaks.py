@@ -50,7 +50,7 @@ def memory_probes(buffer: Tensor) -> dict[str, Probe]:
 
 
 def _reader(data: Tensor, threads: int, pattern: int) -> Callable[[], object]:
-    return lambda: native._native.read_bytes(data, threads, "", pattern)
+    return lambda: native.read_all(data, threads, pattern)
 
 
 def product_probes(dtype: torch.dtype, device: str, *, size: int | None = None) -> dict[str, Probe]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -76,8 +77,8 @@ def workload(sizes: Sizes, rows: int, dtype: torch.dtype, device: str) -> Worklo
         return tuple(normal(seed + i, device, dtype, *shape(count)) for i, count in enumerate(heads))
 
     def check(inputs: Tensors, result: Tensors, seed: int, loose: float) -> None:
-        leaves = [x.double().requires_grad_() for x in inputs]
-        output = attention_reference(*leaves, make_spans(rows, rows, causal=True, device=torch.device(device)))
+        q, k, v = leaves = [x.double().requires_grad_() for x in inputs]
+        output = attention_reference(q, k, v, make_spans(rows, rows, causal=True, device=torch.device(device)))
         for part, right in zip(result, torch.autograd.grad(output.square().sum(), leaves), strict=True):
             assert_near(part, right, loose * TOLERANCE[dtype])
 
@@ -89,7 +90,7 @@ def workload(sizes: Sizes, rows: int, dtype: torch.dtype, device: str) -> Worklo
     providers = {
         "modelassay": Provider(load=lambda: gradient_of(attention)),
         "sdpa": Provider(load=lambda: gradient_of(sdpa)),
-        **{name: Provider(load=lambda backend=backend: _backend(backend)) for name, backend in BACKENDS.items()},
+        **{name: Provider(load=partial(_backend, backend)) for name, backend in BACKENDS.items()},
         "flash-attention": Provider(load=on_gpu_alone(device, _flash_attention)),
     }
     return Workload(operation="attention", fill=fill, check=check, products=True, providers=providers, work=work,

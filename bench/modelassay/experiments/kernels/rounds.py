@@ -94,7 +94,7 @@ class Call:
             result = run(*inputs)
             took_s = time.perf_counter() - start_s
             return result, took_s, took_s
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start_s = time.perf_counter()
         start.record()
         result = run(*inputs)

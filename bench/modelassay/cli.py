@@ -274,6 +274,67 @@ def fingerprint(
 
 
 @cli.command()
+@click.argument("results", nargs=-1, required=True, metavar="BASE RESULT...")
+@click.option(
+    "--rerun",
+    is_flag=True,
+    help="Measure two environments in turns: a Python, a folder of packages, a wheel or image:REF.",
+)
+@click.option(
+    "--workload", type=click.Path(path_type=Path), metavar="FILE", help="With --rerun: the cases; default: our kernels."
+)
+@click.option(
+    "--case", "cases", multiple=True, metavar="NAME", help="With --rerun: only this case; may be given again."
+)
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "cpu"]),
+    default="wall",
+    show_default=True,
+    help="With --rerun: cpu leaves out what other processes took, on a machine that is shared.",
+)
+@click.option(
+    "--effect",
+    metavar="SHARE",
+    type=_Number(min=0, max=1, min_open=True),
+    help="Smaller changes are called same; default: 0.01 with --rerun, else 0.05.",
+)
+@click.option("--figure", type=click.Path(path_type=Path), help="Draw the ratios into this file (png, svg, pdf).")
+@_runs
+@_json
+def compare(
+    results: tuple[str, ...],
+    rerun: bool,
+    workload: Path | None,
+    cases: tuple[str, ...],
+    clock: Any,
+    effect: float | None,
+    figure: Path | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Compare RESULTs (runs or JSON files of benchmarks) with BASE; with --rerun measure both anew: exit 4 slower or wrong, 5 undecided."""
+    from modelassay.commands import compare as verb
+    from modelassay.commands.view import emit
+
+    if rerun:
+        view = verb.gate(
+            results,
+            workload=workload,
+            cases=cases,
+            relative=effect or 0.01,
+            clock=clock,
+            figure=figure,
+            report=_progress,
+        )
+    else:
+        if workload is not None or cases:
+            raise click.UsageError("--workload and --case apply only with --rerun")
+        view = verb.compare_stored(results, runs, relative=effect or 0.05, figure=figure)
+    emit(view, as_json=as_json)
+
+
+@cli.command()
 @click.option("--container", is_flag=True, help="Require also what --in container needs.")
 @_json
 @click.pass_context

@@ -274,14 +274,17 @@ def fingerprint(
 
 
 @cli.command()
-@click.argument("results", nargs=-1, required=True, metavar="BASE RESULT...")
+@click.argument("results", nargs=-1, metavar="BASE RESULT...")
 @click.option(
     "--rerun",
     is_flag=True,
     help="Measure two environments in turns: a Python, a folder of packages, a wheel or image:REF.",
 )
 @click.option(
-    "--workload", type=click.Path(path_type=Path), metavar="FILE", help="With --rerun: the cases; default: our kernels."
+    "--workload",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --rerun: a Python file with the cases; default: our kernels.",
 )
 @click.option(
     "--case", "cases", multiple=True, metavar="NAME", help="With --rerun: only this case; may be given again."
@@ -291,7 +294,7 @@ def fingerprint(
     type=click.Choice(["wall", "cpu"]),
     default="wall",
     show_default=True,
-    help="With --rerun: cpu leaves out what other processes took, on a machine that is shared.",
+    help="With --rerun: cpu leaves out the time that other processes took, on a machine that is shared.",
 )
 @click.option(
     "--effect",
@@ -300,6 +303,12 @@ def fingerprint(
     help="Smaller changes are called same; default: 0.01 with --rerun, else 0.05.",
 )
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw the ratios into this file (png, svg, pdf).")
+@click.option(
+    "--history",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Append the gate, or each RESULT, to the nights in this folder, and show their trend.",
+)
 @_runs
 @_json
 def compare(
@@ -310,13 +319,19 @@ def compare(
     clock: Any,
     effect: float | None,
     figure: Path | None,
+    history: Path | None,
     runs: Path,
     as_json: bool,
 ) -> None:
-    """Compare RESULTs (runs or JSON files of benchmarks) with BASE; with --rerun measure both anew: exit 4 slower or wrong, 5 undecided."""
+    """Compare each RESULT, a run or a JSON file of benchmarks, with BASE; --rerun measures two environments anew.
+
+    With --rerun the exit code is 0 where no case is slower, 4 where one is slower or its result is wrong, 5 where one is undecided.
+    """
     from modelassay.commands import compare as verb
     from modelassay.commands.view import emit
 
+    if not rerun and (workload is not None or cases or clock != "wall"):
+        raise click.UsageError("--workload, --case and --clock apply only with --rerun")
     if rerun:
         view = verb.gate(
             results,
@@ -327,9 +342,11 @@ def compare(
             figure=figure,
             report=_progress,
         )
+        if history is not None:
+            view = verb.joined(view, verb.remember(view.data, (), runs, history))
+    elif history is not None:
+        view = verb.remember(None, results, runs, history)
     else:
-        if workload is not None or cases:
-            raise click.UsageError("--workload and --case apply only with --rerun")
         view = verb.compare_stored(results, runs, relative=effect or 0.05, figure=figure)
     emit(view, as_json=as_json)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modelassay.commands.view import View
+from modelassay.compare import history as nights
 from modelassay.compare.document import cell_of, gate_document, stored_document
 from modelassay.compare.gate.environments import KERNELS, environment
 from modelassay.compare.gate.rerun import Report, rerun
@@ -55,6 +58,58 @@ def gate(references: Sequence[str], *, workload: Path | None, cases: Sequence[st
                        report=report)  # fmt: skip
     document = gate_document(result, (base.name, candidate.name), relative=relative)
     return _view(document, references, figure)
+
+
+def remember(document: Mapping[str, Any] | None, references: Sequence[str], root: Path, folder: Path) -> View:
+    """Append a gate, or the results meant by ``references``, to the history in ``folder``, and show how all its nights went.
+
+    Draws ``trend-<suite>.png`` into ``folder`` where there are two nights or more. Change points are advice: no exit code.
+
+    Raises:
+        HostError: the folder cannot be written.
+    """
+    utc = datetime.datetime.now(datetime.UTC)
+    if document is not None:
+        device = document["sources"][0]["device"] if document["sources"] else None
+        nights.append(folder, nights.rows_of_gate(document), suite="gate", device=device, utc=utc)
+    for source in [] if document is not None else [load(reference, root) for reference in references]:
+        nights.append(
+            folder, nights.rows_of_source(source), suite=source.suite or source.name, device=source.device, utc=utc
+        )
+    frame = nights.read(folder)
+    points = nights.change_points(frame)
+    drawn = []
+    for suite in sorted(frame["suite"].unique().to_list()):
+        own = frame.filter(frame["suite"] == suite)
+        if own["night"].n_unique() > 1:
+            from modelassay.charts import write_figure
+
+            drawn.append(folder / f"trend-{suite}.png")
+            write_figure(nights.trend_figure(own, suite=suite), drawn[-1])
+    rows = [
+        (suite, device, case, measure, str(len(values)), f"{values[-1][1]:.4g}", f"{values[-1][1] / values[0][1]:.3f}")
+        for (suite, device, case, measure), values in nights.series(frame).items()
+    ]
+    return View(
+        data={"nights": frame["night"].n_unique(), "series": len(rows), "figures": [str(path) for path in drawn],
+              "change_points": [vars(point) for point in points]},
+        tables=[Table(title=f"history of {frame['night'].n_unique()} nights in {folder}",
+                      columns=("suite", "device", "case", "measure", "nights", "last", "over the first"), rows=rows)],
+        lines=[
+            *(f"advice: {p.case} ({p.suite}, {p.device}): {p.measure} changed to {p.ratio:.3f} times on {p.night}" for p in points),
+            *(f"trend: {path}" for path in drawn),
+        ],
+    )  # fmt: skip
+
+
+def joined(view: View, more: View) -> View:
+    """Return one view of a comparison and the history it was appended to."""
+    return replace(
+        view,
+        data={**view.data, "history": more.data},
+        tables=[*view.tables, *more.tables],
+        lines=[*view.lines, *more.lines],
+    )
 
 
 def failure_of(document: Mapping[str, Any]) -> AssayError | None:

@@ -171,6 +171,10 @@ def _log_medians(values: Sequence[float] | Floats, *, seed: int) -> Floats:
     return np.log(np.append(np.median(array), np.median(array[block_indices(array.size, seed=seed)], axis=1)))
 
 
+def _pooled(timing: Timing) -> Floats:
+    return np.concatenate([np.asarray(rounds, dtype=np.float64) for rounds in timing.processes_ns])
+
+
 def _ratio(base: Floats, candidate: Floats) -> Estimate:
     difference = candidate - base
     value = float(difference[0])
@@ -183,8 +187,7 @@ def times_ratio(base: Timing, candidate: Timing) -> Estimate:
     """Return candidate time over base time: of the processes' medians where each side has three, else of rounds."""
     sides = base.processes_ns, candidate.processes_ns
     if min(map(len, sides)) < FEWEST_PROCESSES:
-        pooled = [np.concatenate([np.asarray(rounds) for rounds in side]) for side in sides]
-        return _ratio(_log_medians(pooled[0], seed=0), _log_medians(pooled[1], seed=1))
+        return _ratio(_log_medians(_pooled(base), seed=0), _log_medians(_pooled(candidate), seed=1))
     from scipy.stats import ttest_ind
 
     logs = [np.log([np.median(rounds) for rounds in side]) for side in sides]
@@ -198,7 +201,7 @@ def share_draws(timing: Timing) -> Floats | None:
     """Return the log of the share of the measured peak, then of its resamples over rounds; None without a peak."""
     if not timing.ceilings:
         return None
-    gbps = timing.work["size_bytes"] / np.asarray(timing.processes_ns[0])
+    gbps = timing.work["size_bytes"] / _pooled(timing)
     return _log_medians(gbps / np.asarray(timing.ceilings), seed=0)
 
 
@@ -220,7 +223,7 @@ def reference_draws(source: Source, timing: Timing) -> Floats | None:
     reference = reference_of(source, timing)
     if reference is None:
         return None
-    return _log_medians(reference.processes_ns[0], seed=1) - _log_medians(timing.processes_ns[0], seed=2)
+    return _log_medians(_pooled(reference), seed=1) - _log_medians(_pooled(timing), seed=2)
 
 
 def levels(source: Source, number: int) -> list[Level]:

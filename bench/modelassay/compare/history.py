@@ -142,13 +142,13 @@ def change_points(frame: pl.DataFrame) -> list[ChangePoint]:
 
     The noise is the median absolute difference of neighbours, so that a change of level does not hide itself.
     """
-    import ruptures
-
     points = []
     for (suite, device, case, measure), nights in series(frame).items():
         logs = np.log([value for _, value in nights])
         if logs.size < FEWEST_NIGHTS:
             continue
+        import ruptures  # here: the first nights need none of it
+
         noise = max(float(np.median(np.abs(np.diff(logs)))) / 0.9539, 1e-4)  # of a normal law's differences
         model = ruptures.Pelt(model="l2", min_size=FEWEST_NIGHTS // 2, jump=1).fit((logs / noise)[:, None])
         edges = [0, *model.predict(pen=PENALTY * np.log(logs.size))]

@@ -126,7 +126,7 @@ def rerun(
         _alerts(result, decisions, open_cases, look + 1)
         open_cases = undecided
     _finish(result, decisions, Effect(relative=relative, absolute_ns=result.absolute_ns))
-    result.untold = watch.untold()
+    result.untold = watch.untold() if watch.told else []
     return result
 
 

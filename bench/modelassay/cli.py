@@ -177,6 +177,23 @@ def show(
 
 
 @cli.command()
+@click.argument("target", metavar="RUN|COMPARISON")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Markdown instead of HTML; on stdout without --into.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write this file; default: report.html in the run, or the comparison's name with .html.",
+)
+@_runs
+def report(target: str, as_markdown: bool, into: Path | None, runs: Path) -> None:
+    """Write RUN, or a COMPARISON that `compare --json` printed, as one HTML file that needs no network."""
+    from modelassay.commands import report as verb
+
+    click.echo(displayed(verb.write_report(target, runs=runs, as_markdown=as_markdown, into=into)))
+
+
+@cli.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
     "--families",

@@ -28,7 +28,6 @@ _FIGURES_BYTES: Final = 3_000_000
 """Of all figures; the drawing library takes 0.9 MB of the rest."""
 
 _HOVER: Final[dict[str, Any]] = {
-    "aria": False,  # each figure has one description and its numbers below, instead of a thousand unnamed marks
     "background": None,
     "mark": {"tooltip": {"content": "data"}},
     "line": {"point": {"opacity": 0, "size": 90, "tooltip": {"content": "data"}}},
@@ -170,7 +169,7 @@ def _table(table: Table, *, narrow: bool = False) -> str:
     )
     left = len(table.rows) - MAX_ROWS
     more = f"<p>... and {left:,} more rows, in the run</p>" if left > 0 else ""
-    return f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">{drawn}</div>{more}'
+    return f'<div class="scroll" tabindex="0" role="group" aria-label="{name}">{drawn}</div>{more}'
 
 
 def _cell(cell: str, column: str) -> str:
@@ -184,7 +183,7 @@ def _figure(figure: Figure, name: str, element: str) -> str:
     return (
         f"<figure><figcaption>{_text(title)}</figcaption>"
         f'<div class="scroll drawn" tabindex="0" role="group" aria-label="{_text(title)}: figure; its numbers stand below">'
-        f'<div class="chart" data-figure="{element}"></div></div>'
+        f'<div class="chart" aria-hidden="true" data-figure="{element}"></div></div>'
         f'<script type="application/json" id="{element}">{_json(figure)}</script>'
         f"<details><summary>Numbers of {_text(title)}</summary>{_numbers(figure)}</details></figure>"
     )

@@ -11,10 +11,10 @@
     const many = (text.match(/\},\{/g) || []).length > MANY;
     const options = {
       actions: false, ast: true, defaultStyle: false, loader, mode: "vega-lite",
-      renderer: many ? "canvas" : "svg", tooltip: { theme: dark.matches ? "dark" : "light" },
+      logLevel: 1, renderer: many ? "canvas" : "svg", tooltip: { theme: dark.matches ? "dark" : "light" },
     };
     pending.push(vegaEmbed(place, JSON.parse(text), options).then(
-      (drawn) => { drawn.view.logLevel(vega.Error); },
+      () => {},
       (error) => {
         place.textContent = "This figure cannot be drawn: " + error.message + ". Its numbers stand below.";
         place.dataset.failed = "";

@@ -185,11 +185,18 @@ def show(
     metavar="FILE",
     help="Write this file; default: report.html in the run, or the comparison's name with .html.",
 )
+@click.option("--to", type=click.Choice(["trackio", "wandb"]), help="Send the run's metrics there instead.")
 @_runs
-def report(target: str, as_markdown: bool, into: Path | None, runs: Path) -> None:
+def report(target: str, as_markdown: bool, into: Path | None, to: str | None, runs: Path) -> None:
     """Write RUN, or a COMPARISON that `compare --json` printed, as one HTML file that needs no network."""
+    if to is not None and (as_markdown or into is not None):
+        raise click.UsageError("--to sends metrics and writes no file; leave out --markdown and --into")
+
     from modelassay.commands import report as verb
 
+    if to is not None:
+        click.echo(verb.send(target, runs=runs, to=to, report=_progress))
+        return
     click.echo(displayed(verb.write_report(target, runs=runs, as_markdown=as_markdown, into=into)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from modelassay.commands.show import judge
@@ -11,6 +12,7 @@ from modelassay.report.html import html
 from modelassay.report.markdown import markdown
 from modelassay.report.page import Page
 from modelassay.report.run import run_page
+from modelassay.report.upload import tracker_named, upload
 from modelassay.runs.directory import require_run
 
 
@@ -63,6 +65,24 @@ def write_report(target: str, *, runs: Path, as_markdown: bool, into: Path | Non
             f"{path}: the report cannot be written: {error.strerror}; name another file: --into FILE"
         ) from error
     return str(path)
+
+
+def send(target: str, *, runs: Path, to: str, report: Callable[[str], None]) -> str:
+    """Send a run to the tracker ``to`` and return what was sent in a sentence.
+
+    Raises:
+        UsageError: there is no such run.
+        HostError: the tracker is not installed.
+        AssayError: it refused a cell.
+    """
+    if is_comparison(target):
+        raise UsageError(f"--to {to}: only a run is sent, {target} is a comparison")
+    run, tracker = require_run(target, runs), tracker_named(to)
+    data = run.data()
+    sent, before = upload(data, run.folder, project=run.suite.name, name=to, tracker=tracker, report=report)
+    missing = len(run.suite.cells) - sent - before
+    left = f"; {missing} have not ended and are sent by the same command once they have" if missing else ""
+    return f"{to}, project {run.suite.name}: {sent} cells sent, {before} were there{left}"
 
 
 def _beside(target: str, runs: Path) -> Path:

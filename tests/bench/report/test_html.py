@@ -52,7 +52,9 @@ def test_no_text_of_a_run_becomes_an_element() -> None:
     content = html(page())
     assert content.count("<script") == 3  # the figure's data, the library, what draws
     before = content.partition("<script>")[0]  # of the library, which writes elements itself
-    assert "<img" not in before and HOSTILE not in content and before.count("window.taken") >= 6
+    assert "<img" not in before
+    assert HOSTILE not in content
+    assert before.count("window.taken") >= 6
     assert len(content) < form.MAX_BYTES
 
 
@@ -60,7 +62,8 @@ def test_the_policy_forbids_every_request() -> None:
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html(page()))
     assert policy is not None
     assert policy[1].startswith("default-src 'none'; script-src 'sha256-")
-    assert "unsafe-eval" not in policy[1] and "http" not in policy[1]
+    assert "unsafe-eval" not in policy[1]
+    assert "http" not in policy[1]
 
 
 @pytest.mark.parametrize("spec", [
@@ -84,7 +87,8 @@ def test_figures_beyond_the_size_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(form, "_FIGURES_BYTES", 100)
     content = html(page())
     assert "Figure overlap takes 0.0 MB and is left out" in content
-    assert "script-src 'none'" in content and len(content) < 20_000
+    assert "script-src 'none'" in content
+    assert len(content) < 20_000
 
 
 @with_chromium
@@ -103,7 +107,8 @@ def test_in_chromium(tmp_path: Path) -> None:
         chromium.point_at(*box)
         chromium.wait_for("document.querySelector('#vg-tooltip-element.visible') !== null")
         hovered = chromium.value("document.querySelector('#vg-tooltip-element').innerText")
-        assert "0.875" in hovered and "overlap" in hovered
+        assert "0.875" in hovered
+        assert "overlap" in hovered
         chromium.press("Tab")
         assert chromium.value("document.activeElement.className") == "skip"
         for width, dark in ((1280, False), (390, False), (390, True)):
@@ -113,7 +118,7 @@ def test_in_chromium(tmp_path: Path) -> None:
             )  # nothing but tables and figures is scrolled
             if AXE.is_file():
                 chromium.value(AXE.read_text(encoding="utf-8") + "; 0")
-                found = chromium.value(
+                faults = chromium.value(
                     "axe.run().then(r => JSON.stringify(r.violations.map(v => [v.impact, v.id, v.nodes[0].html])))"
                 )
                 assert [fault for fault in json.loads(faults) if fault[0] in ("serious", "critical")] == []

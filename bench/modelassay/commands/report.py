@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from modelassay.commands.show import judge
@@ -79,7 +81,8 @@ def send(target: str, *, runs: Path, to: str, report: Callable[[str], None]) -> 
         raise UsageError(f"--to {to}: only a run is sent, {target} is a comparison")
     run, tracker = require_run(target, runs), tracker_named(to)
     data = run.data()
-    sent, before = upload(data, run.folder, project=run.suite.name, name=to, tracker=tracker, report=report)
+    with redirect_stdout(sys.stderr):  # trackers talk, and stdout is data
+        sent, before = upload(data, run.folder, project=run.suite.name, name=to, tracker=tracker, report=report)
     missing = len(run.suite.cells) - sent - before
     left = f"; {missing} have not ended and are sent by the same command once they have" if missing else ""
     return f"{to}, project {run.suite.name}: {sent} cells sent, {before} were there{left}"

@@ -132,8 +132,13 @@ def _forget(tracker: Any, project: str, run: str) -> None:
     """Remove what a call that was cut off left of ``run``; trackio would keep both."""
     if not hasattr(tracker, "Api"):
         return
-    for earlier in [each for each in tracker.Api().runs(project) if each.name == run]:
-        earlier.delete()
+    try:
+        runs = list(tracker.Api().runs(project))
+    except ValueError:  # it has no such project yet
+        return
+    for earlier in runs:
+        if earlier.name == run:
+            earlier.delete()
 
 
 def _sent(ledger: Path) -> dict[str, str]:

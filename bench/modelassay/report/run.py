@@ -39,7 +39,7 @@ def run_page(
     """
     suite = run.suite
     here = [entry for entry in entries if entry.claim.profile == suite.profile]
-    verdicts = Counter(entry.verdict.verdict for entry in entries)
+    verdicts = Counter[str](entry.verdict.verdict for entry in entries)
     answers = [
         f"{entry.claim.statement or entry.claim.id}: {entry.verdict.verdict} ({entry.verdict.reason})" for entry in here
     ]

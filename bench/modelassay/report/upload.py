@@ -39,7 +39,7 @@ def tracker_named(name: str) -> Tracker:
         HostError: it is not installed.
     """
     try:
-        tracker: Tracker = importlib.import_module(name)  # type: ignore[assignment]
+        tracker: Tracker = importlib.import_module(name)
     except ImportError as error:
         raise HostError(f"--to {name}: {name} is not installed ({error}); pip install 'modelassay[{name}]'") from error
     return tracker

@@ -177,6 +177,30 @@ def show(
 
 
 @cli.command()
+@click.argument("target", metavar="RUN|COMPARISON")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Markdown instead of HTML; on stdout without --into.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write this file; default: report.html in the run, or the comparison's name with .html.",
+)
+@click.option("--to", type=click.Choice(["trackio", "wandb"]), help="Send the run's metrics there instead.")
+@_runs
+def report(target: str, as_markdown: bool, into: Path | None, to: str | None, runs: Path) -> None:
+    """Write RUN, or a COMPARISON that `compare --json` printed, as one HTML file that needs no network."""
+    if to is not None and (as_markdown or into is not None):
+        raise click.UsageError("--to sends metrics and writes no file; leave out --markdown and --into")
+
+    from modelassay.commands import report as verb
+
+    if to is not None:
+        click.echo(verb.send(target, runs=runs, to=to, report=_progress))
+        return
+    click.echo(displayed(verb.write_report(target, runs=runs, as_markdown=as_markdown, into=into)))
+
+
+@cli.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
     "--families",

@@ -45,7 +45,7 @@ def workload(sizes: Sizes, max_bytes: int, dtype: torch.dtype, device: str) -> W
 
     def fill(seed: int) -> Tensors:
         all_E = normal(seed, device, dtype, sum(counts), scale=0.02)
-        return tuple(part.view(shape) for part, shape in zip(all_E.split(counts), shapes, strict=True))
+        return tuple(part.view(shape) for part, shape in zip(torch.split(all_E, counts), shapes, strict=True))
 
     def check(inputs: Tensors, std_T: Tensor, seed: int, loose: float) -> None:
         if std_T.shape != (len(shapes),):

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["ci/benchmark-kernels", "ci/check", "ci/demo", "ci/image", "ci/lock", "ci/nightly", "ci/peers", "ci/test",
@@ -31,6 +32,7 @@ class Checkout:
             "kernels/csrc/op.cpp",
             "suites/one.yaml",
             "suites/two.yaml",
+            "kernels/modelassay_kernels/__init__.py",
             "runs/fingerprinting-20260101T000000Z-a/x",
         ):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +40,7 @@ class Checkout:
         (self.folder / "runs/fingerprinting-20260102T000000Z-b").mkdir()
         programs = folder / "venv/bin"
         programs.mkdir(parents=True)
-        for name in ("python", "python3", "modelassay", "ruff", "mypy", "lint-imports"):
+        for name in ("python", "python3", "modelassay", "ruff", "mypy", "lint-imports", "hf"):
             (programs / name).write_text(RECORDER)
             (programs / name).chmod(0o755)
 
@@ -153,11 +155,17 @@ def test_the_whole_is_tested_by_a_process_more_than_cores(checkout: Checkout) ->
     assert checkout.run("ci/test", FAIL="--dist")[0] == 7
 
 
-def test_nightly_runs_every_suite_and_ends_with_the_first_failure(checkout: Checkout) -> None:
+def test_nightly_gates_runs_every_suite_and_ends_with_the_first_failure(checkout: Checkout, tmp_path: Path) -> None:
     checkout.run("ci/venv")
-    code, _, calls = checkout.run("ci/nightly", FAIL="run one")
+    code, _, calls = checkout.run("ci/nightly", FAIL="run one", NIGHTLY=str(tmp_path / "nights"))
     assert code == 7
-    assert calls[:2] == ["modelassay run one --profile embedded", "modelassay run two --profile embedded"]
+    assert calls[0].startswith("modelassay compare --rerun kernels kernels --history ")
+    suites = [call for call in calls if call.startswith("modelassay run ") and "peers" not in call]
+    assert [call.split(" --into ")[0] for call in suites] == [
+        "modelassay run one --profile embedded",
+        "modelassay run two --profile embedded",
+    ]
+    assert (tmp_path / "nights/good").is_dir()
     assert any(
         call == "modelassay run fingerprinting --profile embedded -o peers=[modeldna, cisco-ai-provenance-kit]"
         for call in calls
@@ -168,6 +176,30 @@ def test_nightly_runs_every_suite_and_ends_with_the_first_failure(checkout: Chec
     ]
     assert any(call.endswith("tests/benchmarks") for call in calls)
     assert any("modelassay_kernels.benchmarking" in call for call in calls)
+
+
+def test_a_quick_night_gates_against_the_last_good_and_keeps_it_where_the_gate_fails(
+    checkout: Checkout, tmp_path: Path
+) -> None:
+    checkout.run("ci/venv")
+    nights = str(tmp_path / "nights")
+    assert checkout.run("ci/nightly", "--quick", NIGHTLY=nights)[0] == 0
+    mark = tmp_path / "nights/good/mark"
+    mark.write_text("of the first night")
+    code, _, calls = checkout.run("ci/nightly", "--quick", FAIL="--rerun", NIGHTLY=nights)
+    assert code == 7
+    assert calls[0].startswith(f"modelassay compare --rerun {nights}/good kernels ")
+    assert mark.exists()
+    assert not any("-m pytest" in call for call in calls)
+    assert checkout.run("ci/nightly", "--quick", NIGHTLY=nights, NIGHTLY_DATASET="org/nights")[0] == 0
+    assert not mark.exists()
+    assert checkout.run("ci/nightly", "--slow")[0] == 2
+
+
+def test_the_workflow_calls_the_script_and_nothing_else() -> None:
+    jobs = YAML(typ="safe").load(ROOT / ".github/workflows/nightly.yml")["jobs"]
+    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert commands == ["ci/nightly", "ci/nightly --quick"]
 
 
 def test_gpu_tests_need_a_gpu(checkout: Checkout) -> None:

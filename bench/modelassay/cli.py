@@ -177,6 +177,30 @@ def show(
 
 
 @cli.command()
+@click.argument("target", metavar="RUN|COMPARISON")
+@click.option("--markdown", "as_markdown", is_flag=True, help="Markdown instead of HTML; on stdout without --into.")
+@click.option(
+    "--into",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write this file; default: report.html in the run, or the comparison's name with .html.",
+)
+@click.option("--to", type=click.Choice(["trackio", "wandb"]), help="Send the run's metrics there instead.")
+@_runs
+def report(target: str, as_markdown: bool, into: Path | None, to: str | None, runs: Path) -> None:
+    """Write RUN, or a COMPARISON that `compare --json` printed, as one HTML file that needs no network."""
+    if to is not None and (as_markdown or into is not None):
+        raise click.UsageError("--to sends metrics and writes no file; leave out --markdown and --into")
+
+    from modelassay.commands import report as verb
+
+    if to is not None:
+        click.echo(verb.send(target, runs=runs, to=to, report=_progress))
+        return
+    click.echo(displayed(verb.write_report(target, runs=runs, as_markdown=as_markdown, into=into)))
+
+
+@cli.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option(
     "--families",
@@ -302,6 +326,84 @@ def fingerprint(
         layout=layout,
         report=_progress,
     )
+    emit(view, as_json=as_json)
+
+
+@cli.command()
+@click.argument("results", nargs=-1, metavar="BASE RESULT...")
+@click.option(
+    "--rerun",
+    is_flag=True,
+    help="Measure two environments in turns: a Python, a folder of packages, a wheel or image:REF.",
+)
+@click.option(
+    "--workload",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --rerun: a Python file with the cases; default: our kernels.",
+)
+@click.option(
+    "--case", "cases", multiple=True, metavar="NAME", help="With --rerun: only this case; may be given again."
+)
+@click.option(
+    "--clock",
+    type=click.Choice(["wall", "cpu"]),
+    default="wall",
+    show_default=True,
+    help="With --rerun: cpu leaves out the time that other processes took, on a machine that is shared.",
+)
+@click.option(
+    "--effect",
+    metavar="SHARE",
+    type=_Number(min=0, max=1, min_open=True),
+    help="Smaller changes are called same; default: 0.01 with --rerun, else 0.05.",
+)
+@click.option("--figure", type=click.Path(path_type=Path), help="Draw the ratios into this file (png, svg, pdf).")
+@click.option(
+    "--history",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Append the gate, or each RESULT, to the nights in this folder, and show their trend.",
+)
+@_runs
+@_json
+def compare(
+    results: tuple[str, ...],
+    rerun: bool,
+    workload: Path | None,
+    cases: tuple[str, ...],
+    clock: Any,
+    effect: float | None,
+    figure: Path | None,
+    history: Path | None,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    """Compare each RESULT, a run or a JSON file of benchmarks, with BASE; --rerun measures two environments anew.
+
+    With --rerun the exit code is 0 where no case is slower, 4 where one is slower or its result is wrong, 5 where one is undecided.
+    """
+    from modelassay.commands import compare as verb
+    from modelassay.commands.view import emit
+
+    if not rerun and (workload is not None or cases or clock != "wall"):
+        raise click.UsageError("--workload, --case and --clock apply only with --rerun")
+    if rerun:
+        view = verb.gate(
+            results,
+            workload=workload,
+            cases=cases,
+            relative=effect or 0.01,
+            clock=clock,
+            figure=figure,
+            report=_progress,
+        )
+        if history is not None:
+            view = verb.joined(view, verb.remember(view.data, (), runs, history))
+    elif history is not None:
+        view = verb.remember(None, results, runs, history)
+    else:
+        view = verb.compare_stored(results, runs, relative=effect or 0.05, figure=figure)
     emit(view, as_json=as_json)
 
 

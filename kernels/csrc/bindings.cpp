@@ -173,11 +173,13 @@ void layer_std_file(const nb::list& items, Output out, int correction, int num_t
   modelassay::layer_std_file(matrices, {correction, num_threads, std::move(instruction_set)}, results);
 }
 
-std::uint64_t read_bytes(const AnyBytes& data, int num_threads, std::string instruction_set) {
+std::uint64_t read_bytes(const AnyBytes& data, int num_threads, std::string instruction_set, int pattern) {
+  if (pattern < 0 || pattern >= modelassay::kNumReadPatterns) throw std::invalid_argument("there is no such read pattern");
   const auto* first = reinterpret_cast<const std::byte*>(data.data());
   const auto num_bytes = static_cast<std::int64_t>(data.size());
   const nb::gil_scoped_release release;
-  return modelassay::read_bytes(first, num_bytes, {0, num_threads, std::move(instruction_set)});
+  return modelassay::read_bytes(first, num_bytes, {0, num_threads, std::move(instruction_set)},
+                                static_cast<modelassay::ReadPattern>(pattern));
 }
 
 using WritableMatrix = nb::ndarray<nb::ndim<2>, nb::device::cpu>;
@@ -305,7 +307,8 @@ NB_MODULE(_native, m) {
   define(m, "layer_std", &layer_std, "items"_a, "out"_a, "correction"_a, "num_threads"_a, "instruction_set"_a = "");
   define(m, "layer_std_file", &layer_std_file, "items"_a, "out"_a, "correction"_a, "num_threads"_a, "instruction_set"_a = "");
   define(m, "softmax_ggn", &softmax_ggn, "logits"_a, "u"_a, "y"_a, "dtype"_a, "num_threads"_a, "instruction_set"_a = "");
-  define(m, "read_bytes", &read_bytes, "data"_a, "num_threads"_a, "instruction_set"_a = "");
+  define(m, "read_bytes", &read_bytes, "data"_a, "num_threads"_a, "instruction_set"_a = "", "pattern"_a = 0);
+  m.attr("NUM_READ_PATTERNS") = modelassay::kNumReadPatterns;
   m.def("bottom_k_capacity", &modelassay::running_capacity, "k"_a);
   m.def("instruction_sets", &modelassay::instruction_sets);
 }

@@ -36,6 +36,11 @@ def require_native() -> None:
         )
 
 
+def read_all(data: Tensor, num_threads: int, pattern: int) -> int:
+    """Read every byte of a contiguous CPU tensor of bytes once, by the pattern of that number in csrc, and return a digest."""
+    return _native.read_bytes(data, num_threads, "", pattern)
+
+
 def read_bandwidth(tensor: Tensor, *, num_reads: int = 5) -> float:
     """GB/s at which all of a contiguous CPU tensor is read by `torch.get_num_threads()` threads: the median of ``num_reads``.
 

@@ -84,6 +84,7 @@ def main() -> None:
         fill(runs / "large", asked.metrics)
         cells = suite(folder, "small", f"  seed: {[*range(asked.cells)]}\n")
         timed(f"show, a run of {asked.metrics:,} metrics", "show", runs / "large")
+        timed(f"report, a run of {asked.metrics:,} metrics", "report", runs / "large")
         timed("show, the runs beside it", "show", "--runs", runs)
         timed("run --plan, beside it", "run", suite(folder, "large", "  seed: [0]\n"), "--plan", "--runs", runs)
         timed(f"run --jobs 2, {asked.cells:,} trivial cells", "run", cells, "--jobs", "2", "--into", runs / "small")

@@ -29,6 +29,20 @@ PRECISIONS: dict[str, Mapping[str, Any]] = {
     "bfloat16, float32 averages": {"weights": "bfloat16", "states": "float32"},
     "float32, bfloat16 averages": {"states": "bfloat16"},
     "float16, float32 master": {"weights": "float16", "master": "float32"},
+    "float32 under bfloat16": {"autocast": "bfloat16"},
+    "bfloat16, stochastic": {"weights": "bfloat16", "stochastic_rounding": True},
+}
+UPDATES: dict[str, Mapping[str, Any]] = {
+    **PRECISIONS,
+    "float16 under bfloat16": {"weights": "float16", "autocast": "bfloat16", "learning_rate": 1e-4},
+    "float16 under bfloat16, foreach": {
+        "weights": "float16",
+        "autocast": "bfloat16",
+        "learning_rate": 1e-4,
+        "implementation": "foreach",
+    },
+    "descent": {"optimiser": "sgd"},
+    "noise": {"optimiser": "noise", "learning_rate": 1e-3},
 }
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modelassay.claims.ledger import enter, ledger_lines, ledger_table
+from modelassay.claims.ledger import Entry, enter, ledger_lines, ledger_table
 from modelassay.claims.published import PublishedTables
 from modelassay.claims.verdicts import ClaimVerdict, assess, number_json
 from modelassay.commands.ledger import from_here, published_of
@@ -16,11 +17,12 @@ from modelassay.commands.view import View
 from modelassay.errors import AssayError, SuiteError
 from modelassay.experiments.findings import MEANINGLESS, Findings, Table
 from modelassay.machine.place import differ
+from modelassay.recording.tables import RunData
 from modelassay.runs.analysis import draw, run_findings, try_read
 from modelassay.runs.directory import Run, open_run, runs_under
 from modelassay.runs.plan import Planned, Preparation
 from modelassay.runs.progress import in_words
-from modelassay.runs.standing import in_numbers, standing
+from modelassay.runs.standing import Standing, in_numbers, standing
 from modelassay.statistics.estimate import Estimate, Range
 from modelassay.suite import Published, Suite, load_suite, read_claims, shipped_suites
 
@@ -120,40 +122,62 @@ def _preparation_lines(preparation: Preparation) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What a run says: its cells, its analysis, and what follows for the claims of its suite."""
+
+    standings: Sequence[Standing]
+    """How each cell stands, in the suite's order."""
+    findings: Findings | None
+    """None where no cell has ended yet, or the analysis failed."""
+    failure: AssayError | None
+    """Why the analysis failed."""
+    entries: Sequence[Entry]
+    """A line of the ledger for each claim."""
+    caveats: Sequence[str]
+
+
+def judge(run: Run, data: RunData | None = None) -> Judged:
+    """Return what ``run`` says; ``data`` is what its logs say, None: they are read."""
+    statuses = run.statuses()
+    standings = [standing(run.cell_dir(cell), statuses[cell.id]) for cell in run.suite.cells]
+    findings: Findings | None = None
+    failure: AssayError | None = None
+    try:
+        findings = run_findings(run, data)
+    except AssayError as error:
+        failure = error
+    num_missing = sum(not status.is_complete for status in statuses.values())
+    why_none = "the analysis failed" if failure else f"not testable yet: {num_missing} cells are missing"
+    verdicts = assess(run.suite.claims, None if num_missing else findings, profile=run.suite.profile, why_none=why_none)
+    caveats = list(findings.caveats) if findings else []
+    if note := differ(about for status in statuses.values() for about in status.places):
+        caveats.append(note)
+    if run.suite.profile == "smoke":
+        caveats.insert(0, MEANINGLESS)
+    entries = enter(run.suite.name, verdicts, _published_tables(run.suite), run.folder)
+    return Judged(standings=standings, findings=findings, failure=failure, entries=entries, caveats=caveats)
+
+
 def run_view(run: Run, *, figures: Path | None = None) -> View:
     """Show a run's cells, what its analysis says of those that are complete and, once all are, of the claims.
 
     Its figures are drawn into the folder ``figures`` if one is given. An analysis that fails is the view's failure: the
     cells are shown all the same.
     """
-    statuses = run.statuses()
-    standings = [standing(run.cell_dir(cell), statuses[cell.id]) for cell in run.suite.cells]
+    judged = judge(run)
+    findings, failure, caveats = judged.findings, judged.failure, judged.caveats
     cells = [
         (cell.label, each.word, str(each.num_attempts), each.note)
-        for cell, each in zip(run.suite.cells, standings, strict=True)
+        for cell, each in zip(run.suite.cells, judged.standings, strict=True)
     ]
-    findings: Findings | None = None
-    failure: AssayError | None = None
-    try:
-        findings = run_findings(run)
-    except AssayError as error:
-        failure = error
-    num_missing = sum(not status.is_complete for status in statuses.values())
-    why_none = "the analysis failed" if failure else f"not testable yet: {num_missing} cells are missing"
-    verdicts = assess(run.suite.claims, None if num_missing else findings, profile=run.suite.profile, why_none=why_none)
     drawn: list[Path] = []
     if findings is not None and figures is not None:
         try:
             drawn = draw(findings, figures)
         except AssayError as error:
             failure = error
-    entries = enter(run.suite.name, verdicts, _published_tables(run.suite), run.folder)
-    here = [entry for entry in entries if entry.claim.profile == run.suite.profile]
-    caveats = list(findings.caveats) if findings else []
-    if note := differ(about for status in statuses.values() for about in status.places):
-        caveats.append(note)
-    if run.suite.profile == "smoke":
-        caveats.insert(0, MEANINGLESS)
+    here = [entry for entry in judged.entries if entry.claim.profile == run.suite.profile]
     return View(
         data={
             "run": str(run.folder),
@@ -164,13 +188,13 @@ def run_view(run: Run, *, figures: Path | None = None) -> View:
                 for cell, (label, outcome, attempts, reason) in zip(run.suite.cells, cells, strict=True)
             ],
             "findings": None if findings is None else _findings_json(findings),
-            "claims": [entry.to_json() for entry in entries],
+            "claims": [entry.to_json() for entry in judged.entries],
             "caveats": caveats,
             "figures": [str(path) for path in drawn],
         },
         tables=[
             Table(
-                title=f"{run.suite.name} ({run.suite.profile}), {in_numbers(standings)}",
+                title=f"{run.suite.name} ({run.suite.profile}), {in_numbers(judged.standings)}",
                 columns=("cell", "outcome", "attempts", "reason"),
                 rows=cells if len(cells) <= MAX_CELLS_SHOWN else [cell for cell in cells if cell[1] != "done"],
             ),
@@ -180,7 +204,7 @@ def run_view(run: Run, *, figures: Path | None = None) -> View:
         lines=[
             *ledger_lines(here),
             *(f"note: {caveat}" for caveat in caveats),
-            *_elsewhere(verdicts, run),
+            *_elsewhere([entry.verdict for entry in judged.entries], run),
             *([f"figures: {', '.join(str(path) for path in drawn)}"] if drawn else []),
             f"run directory: {run.folder}",
         ],

@@ -110,6 +110,31 @@ class Meter:
             line["labels"] = _checked(labels)
         return _Microbatch(self, line)
 
+    def timed(self, stage: str, *, host_s: float, device_s: float | None, bytes: int, flops: int,
+              **labels: str | int | float) -> None:  # fmt: skip
+        """Record a unit that was timed elsewhere and is known to have been right: of one that was not there is no time to write.
+
+        Args:
+            stage: as of `microbatch`, whose numbering it shares.
+            host_s: by the host's clock.
+            device_s: by the device's; None without one.
+            bytes: the fewest bytes the work must move.
+            flops: floating-point operations the work must do.
+            **labels: what tells this unit from others.
+        """
+        index = self.counters.get(stage, 0)
+        self.counters[stage] = index + 1
+        line: dict[str, Any] = {
+            "stage": stage,
+            "index": index,
+            "host_ns": round(host_s * 1e9),
+            "bytes": bytes,
+            "flops": flops,
+        }
+        if device_s is not None:
+            line["device_ns"] = round(device_s * 1e9)
+        self._enqueue("microbatch", line | {"labels": _checked(labels)})
+
     def metric(self, name: str, value: float, **labels: str | int | float) -> None:
         """Record the number ``value`` (NaN and infinities allowed) under ``name`` and ``labels``, once per cell.
 

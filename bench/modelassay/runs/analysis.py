@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from modelassay.errors import AssayError
 from modelassay.experiments.findings import Findings
+from modelassay.recording.tables import RunData
 from modelassay.runs.directory import Run
 
 Read = TypeVar("Read")
@@ -57,15 +58,15 @@ def draw(findings: Findings, folder: Path) -> list[Path]:
     return paths
 
 
-def run_findings(run: Run) -> Findings | None:
-    """Return what the analysis says of what is there, None where no cell has ended yet.
+def run_findings(run: Run, data: RunData | None = None) -> Findings | None:
+    """Return what the analysis says of what is there, None where no cell has ended yet; ``data`` (None: read) is what the logs say.
 
     Where cells are missing the findings say how many; what needs them is not among them.
 
     Raises:
         AssayError: the analysis says so, or fails on a whole run: then its traceback is on stderr.
     """
-    data = run.data()
+    data = run.data() if data is None else data
     if len(data.missing) == len(run.suite.cells):
         return None
     try:

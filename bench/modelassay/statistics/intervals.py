@@ -107,3 +107,26 @@ def bootstrap(samples: Sequence[ArrayLike], statistic: Callable[..., Any], *,
     if not np.isfinite(values_D).all() or math.isnan(low) or math.isnan(high):
         return Estimate(value=value, n=n, note="no interval: a resample leaves it undefined, or all are equal")
     return Estimate(value=value, low=low, high=high, level=level, method=method, n=n)
+
+
+def median_interval(samples: ArrayLike, *, level: float = LEVEL, unit: str = "") -> Estimate:
+    """Return the median with the interval between two of the ordered samples: exact, whatever their law.
+
+    The ends are the r-th smallest and the r-th largest for the largest r with P(Binomial(n, 1/2) < r) <= (1 - level) / 2; up to five
+    samples, where there is none at 95 %, the median stands without an interval. David and Nagaraja, Order Statistics, 7.1.
+
+    >>> median = median_interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    >>> (median.value, median.low, median.high)                                 # 1 - 2 / 2^6 = 0.969
+    (3.5, 1.0, 6.0)
+    """
+    values = np.sort(np.asarray(samples, dtype=np.float64))
+    n, rank, below = values.size, 0, 0.0
+    if not n:
+        return Estimate(value=math.nan, n=0, note="no samples")
+    while rank < n // 2 and (below := below + math.comb(n, rank) / 2**n) <= (1 - level) / 2:
+        rank += 1
+    median = float(np.median(values))
+    if rank == 0:
+        return Estimate(value=median, n=n, unit=unit, note=f"no interval: {n} samples are too few")
+    return Estimate(value=median, low=float(values[rank - 1]), high=float(values[n - rank]), level=level,
+                    method="order statistics", n=n, unit=unit)  # fmt: skip

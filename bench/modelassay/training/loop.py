@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from modelassay.errors import CheckpointError, UsageError
 from modelassay.recording.random_state import set_random_states
 from modelassay.training.optimiser import AdamW, count_nonfinite
-from modelassay.training.resume import Checkpoints, Saved
+from modelassay.training.resume import Resumable, Saved
 from modelassay.training.rows import Batch, Batches
 from modelassay.training.schedule import fraction
 from modelassay.training.settings import Training
 
 Loss = Callable[[Any, Batch], Tensor]
-"""(model, batch) -> mean loss over the batch's targets; autocast, if any, is its affair."""
+"""(model, batch) -> mean loss over the batch's targets; called under the training's autocast."""
 StepTimer = Callable[..., AbstractContextManager[Any]]
 """What wraps each step, called as ``timer(tokens=..., step=...)``."""
 
@@ -63,6 +63,16 @@ class Moment:
     model: Any
     last: Step
     num_updates: int
+    kept: Sequence[Any] = ()
+    """What the hooks returned so far, through kill and resume."""
+
+
+class Finished(Exception):  # noqa: N818 - no error
+    """Raised by a hook: the training ends here, whole; what the exception holds is kept as the hook's last result."""
+
+    def __init__(self, result: Any = None) -> None:
+        super().__init__("the training ends here")
+        self.result = result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +84,7 @@ class Hook:
 
     every: int
     call: Callable[[Moment], Any]
-    """Returns JSON, or None to keep nothing. May raise: the training ends there."""
+    """Returns JSON, or None to keep nothing. May raise: the training ends there; with `Finished` it ends well."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +103,13 @@ def causal_loss(model: Any, batch: Batch) -> Tensor:
     return loss
 
 
+def autocast(model: Any, training: Training) -> AbstractContextManager[Any]:
+    """Return what a training computes its forward passes under; those of a hook too, where it should see what is trained."""
+    if training.autocast is None:
+        return nullcontext()
+    return torch.autocast(model.device.type, dtype=getattr(torch, training.autocast))
+
+
 def untimed(*, tokens: int, step: int) -> AbstractContextManager[None]:
     """Time nothing."""
     return nullcontext()
@@ -106,7 +123,7 @@ def fit(
     loss: Loss = causal_loss,
     hooks: Sequence[Hook] = (),
     timer: StepTimer = untimed,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Resumable | None = None,
 ) -> Trained:
     """Train in place what requires a gradient, from the last checkpoint if there is one; leave the model in eval mode.
 
@@ -136,16 +153,31 @@ def fit(
         parts = _parts(batches, step, training)
         with timer(tokens=sum(part.num_tokens for part in parts), step=step):
             trained.steps.append(_update(model, optimiser, parts, training, step, loss))
-        for hook in hooks:
-            if (step + 1) % hook.every == 0:
-                with _unchanged(modules):
-                    result = hook.call(Moment(model=model, last=trained.steps[-1], num_updates=step + 1))
-                if result is not None:
-                    trained.kept.append(json.loads(json.dumps(result)))  # as a checkpoint would bring it back
+        if _call_hooks(hooks, model, modules, trained, step + 1):
+            break
         if checkpoints is not None and checkpoints.due():
             _save(checkpoints, step + 1, model, optimiser, trained, batches, training)
     model.eval()
     return trained
+
+
+def _call_hooks(
+    hooks: Sequence[Hook], model: nn.Module, modules: Sequence[nn.Module], trained: Trained, num_updates: int
+) -> bool:
+    """Call those that are due, and keep what they return; whether one of them ends the training."""
+    finished = False
+    for hook in hooks:
+        if num_updates % hook.every:
+            continue
+        moment = Moment(model=model, last=trained.steps[-1], num_updates=num_updates, kept=trained.kept)
+        try:
+            with _unchanged(modules):
+                result = hook.call(moment)
+        except Finished as end:
+            result, finished = end.result, True
+        if result is not None:
+            trained.kept.append(json.loads(json.dumps(result)))  # as a checkpoint would bring it back
+    return finished
 
 
 def _check(weights: Mapping[str, Tensor], batches: Batches, training: Training) -> None:
@@ -179,7 +211,9 @@ def _update(
     for part, count in zip(parts, counts, strict=True):
         if not count:
             continue
-        value, share = loss(model, part), count / num_targets
+        with autocast(model, training):
+            value = loss(model, part)
+        share = count / num_targets
         (value if share == 1.0 else value * share).backward()  # type: ignore[no-untyped-call]
         optimiser.collect()
         total += value.item() * share
@@ -214,7 +248,7 @@ def _unchanged(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _save(
-    checkpoints: Checkpoints,
+    checkpoints: Resumable,
     step: int,
     model: nn.Module,
     optimiser: AdamW,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from modelassay.errors import UsageError
 from modelassay.training.settings import Training
 
 _AVERAGES = ("exp_avg", "exp_avg_sq")
@@ -26,6 +28,8 @@ class AdamW:
     float32   bfloat16 None     computed in float32; the averages are rounded
     ========  ======  ========  =====================================================================
 
+    With stochastic rounding of bfloat16 weights a step is computed in float32 from the weights as they are, and rounded by chance.
+
     Where a type is narrower than the widest, its values lie on its grid but are held in the widest type: the bits of a
     result are those of narrow storage, the memory is not.
     """
@@ -37,6 +41,9 @@ class AdamW:
         stored = getattr(torch, training.master or training.weights)
         self._states: torch.dtype = getattr(torch, training.states) if training.states else stored
         widest = reduce(torch.promote_types, (getattr(torch, training.weights), stored, self._states))
+        if training.stochastic_rounding:
+            _check_stochastic(training)
+            widest = torch.float32
         self._updates_weights = training.master is None and widest == stored
         self._stored: torch.dtype = stored
         self.updated: dict[str, Tensor] = (
@@ -48,14 +55,7 @@ class AdamW:
         matrices = [tensor for tensor in self.updated.values() if tensor.ndim >= 2]
         vectors = [tensor for tensor in self.updated.values() if tensor.ndim < 2]
         groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self._torch = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=training.learning_rate,
-            betas=(training.beta1, training.beta2),
-            eps=training.eps,
-            fused=training.implementation == "fused",
-            foreach=training.implementation == "foreach",
-        )
+        self._torch = _torch_optimiser([group for group in groups if group["params"]], training)
 
     def collect(self) -> None:
         """Add the gradients of a backward pass to what is updated; called after each."""
@@ -77,6 +77,8 @@ class AdamW:
         """Update the weights, and forget the gradients."""
         for group in self._torch.param_groups:
             group["lr"] = learning_rate
+        if self._training.optimiser == "noise":
+            self._draw_gradients()
         self._torch.step()
         self._torch.zero_grad()
         if self._updates_weights and self._states == self._stored:
@@ -86,8 +88,15 @@ class AdamW:
                 if average in self._torch.state[copy]:
                     _round(self._torch.state[copy][average], self._states)
             if not self._updates_weights:
+                if self._training.stochastic_rounding:
+                    copy.copy_(round_stochastically(copy))
                 _round(copy, self._stored)
                 self.weights[name].copy_(copy)
+
+    def _draw_gradients(self) -> None:
+        """Put standard normal numbers in place of the gradients, drawn in float32 from torch's stream of the processor."""
+        for copy in self.updated.values():
+            copy.grad = torch.randn(copy.shape).to(device=copy.device, dtype=copy.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that the next step depends on besides the weights, each in its stated type."""
@@ -127,6 +136,50 @@ def count_nonfinite(tensors: Sequence[Tensor]) -> int:
     2
     """
     return sum(int((~torch.isfinite(tensor)).sum()) for tensor in tensors)
+
+
+def round_stochastically(values: Tensor) -> Tensor:
+    """Return float32 values rounded to bfloat16's grid, up or down so that the mean over draws is the value.
+
+    Sixteen random bits are added below the sixteen that stay: what carries over rounds away from zero, with the probability of the
+    distance. Draws from torch's stream; what is not finite stays as it is.
+
+    >>> bool((round_stochastically(torch.tensor([1.0, float("inf")])) == torch.tensor([1.0, float("inf")])).all())
+    True
+    """
+    bits = values.contiguous().view(torch.int32)
+    noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32).to(bits.device)
+    rounded = ((bits + noise) & -65536).view(torch.float32)
+    return torch.where(values.isfinite(), rounded, values)
+
+
+def _torch_optimiser(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
+    fused, foreach = training.implementation == "fused", training.implementation == "foreach"
+    if training.optimiser == "adamw":
+        betas = (training.beta1, training.beta2)
+        return torch.optim.AdamW(
+            groups, lr=training.learning_rate, betas=betas, eps=training.eps, fused=fused, foreach=foreach
+        )
+    return _Descent(groups, defaults={"lr": training.learning_rate})
+
+
+class _Descent(torch.optim.Optimizer):
+    """w <- w - lr * decay * w - lr * gradient: decoupled as in AdamW, so that it is not scaled by what replaces the gradient."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(weight.grad, alpha=-group["lr"])
+
+
+def _check_stochastic(training: Training) -> None:
+    if training.weights != "bfloat16" or training.master is not None:
+        raise UsageError(
+            f"training: stochastic rounding is of bfloat16 weights without a master copy, got weights {training.weights} "
+            f"and master {training.master}"
+        )
 
 
 def _round(tensor: Tensor, dtype: torch.dtype) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -28,6 +28,9 @@ from modelassay.storage.digests import difference, digests_of
 from modelassay.storage.files import no_space, publish
 from modelassay.storage.sealed import read_sealed, sealed_json
 from modelassay.storage.stray import remove_folder
+
+if TYPE_CHECKING:
+    from modelassay.recording.context import Recorder
 
 MAX_SHARE = 0.05
 """Of the time since the last checkpoint that the next one may cost."""
@@ -46,6 +49,49 @@ class Saved:
     """Updates that were made."""
     tensors: dict[str, Tensor]
     document: dict[str, Any]
+
+
+class Resumable(Protocol):
+    """Where a training's moments are kept: `Checkpoints` in a folder, `StageCheckpoints` with the log of a cell or stage."""
+
+    def due(self) -> bool:
+        """Whether a checkpoint is worth its cost by now."""
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+        """Make this the moment to go on from."""
+
+    def latest(self) -> Saved | None:
+        """Return the moment to go on from, None at a fresh start."""
+
+
+class StageCheckpoints:
+    """The same as part of the checkpoint of a cell or stage, so that its log and the training go on from one moment; one is kept."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        """Belong to a cell or stage that has no other checkpoints."""
+        self._recorder = recorder
+        self.due = recorder.checkpoint_due
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], document: Mapping[str, Any]) -> None:
+        """Make this the moment to go on from, as `Checkpoints.save`."""
+        flat = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+
+        def write(folder: Path) -> None:
+            try:
+                save_file(flat, folder / _TENSORS)
+            except SafetensorError as error:
+                raise _no_space(error, folder) from error
+
+        self._recorder.checkpoint({"step": step, "document": dict(document)}, write=write)
+
+    def latest(self) -> Saved | None:
+        """Return the moment to go on from, None at a fresh start; the files were compared with their digests when the stage was opened."""
+        moment = self._recorder.restore()
+        if moment is None:
+            return None
+        document = {**moment.payload["document"], "random": moment.random}
+        tensors = load_file(moment.folder / _TENSORS)
+        return Saved(folder=moment.folder, step=moment.payload["step"], tensors=tensors, document=document)
 
 
 class Checkpoints:

@@ -21,7 +21,10 @@ _FIRST_FIELDS = frozenset({
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """AdamW (Loshchilov and Hutter 1711.05101) with linear warm-up, and the precision of everything it keeps."""
+    """AdamW (Loshchilov and Hutter 1711.05101) with linear warm-up, and the precision of everything it keeps.
+
+    Two other updates serve as controls: plain gradient descent, and noise that knows no gradient.
+    """
 
     num_steps: int
     """Updates of the weights."""
@@ -48,6 +51,13 @@ class Training:
     """Type of the copy of the weights that is updated, and rounded into the weights after each step; no copy if None."""
     implementation: Literal["fused", "foreach", "single"] = "fused"
     """Which of torch's AdamW. In 16 bits they differ: fused rounds once a step, the others after every operation."""
+    optimiser: Literal["adamw", "sgd", "noise"] = "adamw"
+    """``sgd``: the gradient times the learning rate, without momentum; ``noise``: in its place a standard normal number for each weight,
+    so that a step is as large as one of AdamW that moves every weight by the learning rate. Both decay weights as AdamW does."""
+    stochastic_rounding: bool = False
+    """Round weights in bfloat16 up or down at random, with probabilities that make the mean exact, instead of to the nearest."""
+    autocast: Precision | None = None
+    """Type in which products of the forward pass are computed, whatever the weights are; that of the weights if None."""
 
     def recipe(self) -> dict[str, Any]:
         """Return the fields as JSON, without the later ones that stand at their default.

@@ -22,7 +22,7 @@ struct Moments {
 
 struct TileCode {
   Moments (*tile_moments)(const Tile&);
-  std::uint64_t (*read_tile)(const std::byte* data, std::int64_t num_bytes);
+  std::uint64_t (*read_tile)(const std::byte* data, std::int64_t num_bytes, ReadPattern pattern);
 };
 
 namespace portable {

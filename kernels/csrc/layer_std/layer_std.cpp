@@ -30,14 +30,15 @@ void layer_std(std::span<const Matrix> matrices, const LayerStdOptions& options,
   run_jobs(jobs, options, [&] { return std::make_unique<MemoryReader>(matrices); }, out);
 }
 
-std::uint64_t read_bytes(const std::byte* data, std::int64_t num_bytes, const LayerStdOptions& options) {
+std::uint64_t read_bytes(const std::byte* data, std::int64_t num_bytes, const LayerStdOptions& options,
+                         ReadPattern pattern) {
   const TileCode& code = find_tile_code(options.instruction_set);
   const std::int64_t num_tiles = (num_bytes + kTileBytes - 1) / kTileBytes;
   std::atomic<std::uint64_t> digest{0};
   for_each_item(num_tiles, options.num_threads, [&]() -> Worker {
     return [&](std::int64_t tile) {
       const std::int64_t first = tile * kTileBytes;
-      digest.fetch_xor(code.read_tile(data + first, std::min(kTileBytes, num_bytes - first)));
+      digest.fetch_xor(code.read_tile(data + first, std::min(kTileBytes, num_bytes - first), pattern));
     };
   });
   return digest.load();

@@ -57,8 +57,13 @@ void layer_std(std::span<const Matrix> matrices, const LayerStdOptions& options,
 // Throws std::runtime_error naming the path when a file cannot be opened, read, or ends too early.
 void layer_std_file(std::span<const FileMatrix> matrices, const LayerStdOptions& options, std::span<double> out);
 
+// How the bytes of a tile are read: which is the fastest depends on the processor, so that a ceiling is the best of all.
+enum class ReadPattern { kPlain, kPrefetch512, kPrefetch2048, kFourStreams, kFourStreamsPrefetch };
+constexpr int kNumReadPatterns = 5;
+
 // Reads every byte once, with the same tiles and threads as layer_std, and does almost nothing with it: the
 // denominator of "share of the read bandwidth". Returns a digest so that the reads cannot be optimised away.
-std::uint64_t read_bytes(const std::byte* data, std::int64_t num_bytes, const LayerStdOptions& options);
+std::uint64_t read_bytes(const std::byte* data, std::int64_t num_bytes, const LayerStdOptions& options,
+                         ReadPattern pattern = ReadPattern::kPlain);
 
 }  // namespace modelassay

@@ -228,18 +228,43 @@ Moments tile_moments(const Tile& tile) {
   return {};
 }
 
-std::uint64_t read_tile(const std::byte* data, std::int64_t num_bytes) {
-  constexpr int kWays = 8;
-  U32 digest[kWays]{};
-  for (; num_bytes >= kWays * kBytes; num_bytes -= kWays * kBytes, data += kWays * kBytes) {
-    for (int j = 0; j < kWays; ++j) digest[j] ^= load<U32>(data + j * kBytes);
+// XOR of num_bytes / kStreams bytes from each of kStreams places, kAhead bytes being asked for beforehand.
+template <int kStreams, int kAhead>
+std::uint64_t read_streams(const std::byte* data, std::int64_t num_bytes) {
+  constexpr int kWays = 8 / kStreams;
+  constexpr int kStep = kWays * kBytes;
+  U32 digest[8]{};
+  const std::int64_t each = num_bytes / (kStreams * kStep) * kStep;
+  for (std::int64_t at = 0; at < each; at += kStep) {
+    for (int stream = 0; stream < kStreams; ++stream) {
+      const std::byte* from = data + stream * each + at;
+      if constexpr (kAhead > 0) {
+        for (int line = 0; line < kStep; line += 64) __builtin_prefetch(from + kAhead + line);
+      }
+      for (int j = 0; j < kWays; ++j) digest[stream * kWays + j] ^= load<U32>(from + j * kBytes);
+    }
   }
   std::uint64_t result = 0;
-  for (int j = 0; j < kWays; ++j) {
-    for (int i = 0; i < kLanes; ++i) result ^= digest[j][i];
+  for (const U32& part : digest) {
+    for (int i = 0; i < kLanes; ++i) result ^= part[i];
   }
-  for (; num_bytes > 0; --num_bytes, ++data) result ^= load<std::uint8_t>(data);
+  for (std::int64_t at = kStreams * each; at < num_bytes; ++at) result ^= load<std::uint8_t>(data + at);
   return result;
+}
+
+std::uint64_t read_tile(const std::byte* data, std::int64_t num_bytes, ReadPattern pattern) {
+  switch (pattern) {
+    case ReadPattern::kPrefetch512:
+      return read_streams<1, 512>(data, num_bytes);
+    case ReadPattern::kPrefetch2048:
+      return read_streams<1, 2048>(data, num_bytes);
+    case ReadPattern::kFourStreams:
+      return read_streams<4, 0>(data, num_bytes);
+    case ReadPattern::kFourStreamsPrefetch:
+      return read_streams<4, 512>(data, num_bytes);
+    default:
+      return read_streams<1, 0>(data, num_bytes);
+  }
 }
 
 }  // namespace

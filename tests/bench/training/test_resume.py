@@ -21,6 +21,7 @@ from modelassay.training.settings import Training
 from support.training_cases import (
     PRECISIONS,
     SETTINGS,
+    UPDATES,
     digest,
     killed_training,
     tiny_batches,
@@ -68,14 +69,15 @@ def attempt(training: Training, folder: Path | None, stop_at: int | None = None)
     return digest(model), trained
 
 
-@pytest.mark.parametrize("name", PRECISIONS)
+@pytest.mark.parametrize("name", UPDATES)
 def test_a_stopped_training_ends_in_the_same_bits(name: str, tmp_path: Path) -> None:
-    training = Training(**{**SETTINGS, **PRECISIONS[name]})
+    training = Training(**{**SETTINGS, **UPDATES[name]})
     whole = attempt(training, None)
     for stop_at in (1, 4, 5, 12):
         assert attempt(training, tmp_path, stop_at) is None
         assert [path.name for path in tmp_path.iterdir()] == ([f"step-{stop_at - 1}"] if stop_at > 1 else [])
-    assert attempt(training, tmp_path) == whole
+    # as text, where NaN, which float16 comes to, is equal to itself
+    assert repr(attempt(training, tmp_path)) == repr(whole)
     assert whole is not None
     assert [step.step for step in whole[1].steps] == list(range(12))
 

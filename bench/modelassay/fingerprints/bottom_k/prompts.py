@@ -163,11 +163,12 @@ def _generate(model: PreTrainedModel, draws: _Draws, config: PromptConfig) -> tu
     """Return the ids of the exact prompts and of the stable ones, all generated in one batch."""
     numbers = range(config.num_prompts)
     exact, stable = ([draws.start(kind, number) for number in numbers] for kind in KINDS)
-    cache, fresh = None, torch.tensor([*exact, *stable])
+    device = next(model.parameters()).device
+    cache, fresh = None, torch.tensor([*exact, *stable], device=device)
     while len(exact[0]) < config.length:
         output = model(input_ids=fresh, use_cache=True, **({} if cache is None else {"past_key_values": cache}))
         cache = getattr(output, "past_key_values", None)
-        logits_NV = output.logits[:, -1].float()
+        logits_NV = output.logits[:, -1].float().cpu()
         if not logits_NV.isfinite().all():
             raise CannotPrompt(
                 f"{draws.name}: its logits are not finite, so it cannot generate prompts; look at its weights"
@@ -175,7 +176,7 @@ def _generate(model: PreTrainedModel, draws: _Draws, config: PromptConfig) -> tu
         tokens = draws.next_exact(logits_NV[: len(exact)]), draws.next_stable(logits_NV[len(exact) :], stable)
         for row, token in zip([*exact, *stable], [*tokens[0], *tokens[1]], strict=True):
             row.append(token)
-        fresh = torch.tensor([row if cache is None else row[-1:] for row in (*exact, *stable)])
+        fresh = torch.tensor([row if cache is None else row[-1:] for row in (*exact, *stable)], device=device)
     return exact, stable
 
 

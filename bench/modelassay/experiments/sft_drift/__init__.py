@@ -1,0 +1,1 @@
+"""How a model's fingerprint moves while it is fine-tuned, with controls, and whether its weights moved at all."""

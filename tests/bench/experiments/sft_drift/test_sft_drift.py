@@ -1,0 +1,236 @@
+"""Cells of the experiment on a tiny model: controls, interruptions in every precision, divergence, and texts."""
+
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from modelassay.data import books
+from modelassay.errors import Diverged, UsageError
+from modelassay.experiments.sft_drift import text as texts
+from modelassay.experiments.sft_drift import train as training
+from modelassay.experiments.sft_drift.params import PRECISIONS, Params, needs
+from modelassay.experiments.sft_drift.run import run
+from modelassay.experiments.sft_drift.text import rows_for, why_skipped
+from modelassay.machine.code import SourceGraph
+from modelassay.recording.context import CellContext
+from modelassay.recording.log import read_cell
+from modelassay.storage.store import Store
+from support.byte_tokenizer import byte_tokenizer
+from support.drift_models import byte_model
+
+SMALL: dict[str, Any] = {
+    "text": "own", "learning_rate": 0.003, "steps": 8, "batch_size": 2, "length": 16, "every": 2, "weights_every": 4, "loss_every": 4,
+    "held_out_rows": 2, "num_prompts": 2, "prompt_length": 10,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("drift")
+    byte_model().save_pretrained(root / "model")
+    byte_model(seed=1).save_pretrained(root / "stranger")
+    for name in ("model", "stranger"):
+        byte_tokenizer().save_pretrained(root / name)
+    words = ("the quick brown fox jumps over a lazy dog", "いろはにほへとちりぬるを")
+    for language, line in zip(("en", "ja"), words, strict=True):
+        (root / f"{language}.txt").write_text("\n\n".join(f"{number} {line}" for number in range(60)))
+    return root
+
+
+def params_of(scene: Path, **changes: Any) -> Params:
+    data = {language: str(scene / f"{language}.txt") for language in ("en", "ja")}
+    return Params(**{"model": str(scene / "model"), "data": data, **SMALL, **changes})
+
+
+def attempt(folder: Path, params: Params) -> dict[tuple[str, tuple[tuple[str, Any], ...]], str]:
+    """Run the cell, or go on with it; what it recorded, as text, where NaN is equal to itself."""
+    cell_folder = folder / "cells" / "c"
+    cell_folder.mkdir(parents=True, exist_ok=True)
+    cell = CellContext(cell_folder, cell="c", seed=params.seed, store=Store(folder / "store"), sources=SourceGraph())
+    try:
+        run(params, cell)
+    finally:
+        cell.meter.settle()
+        cell.meter.log.close()
+    return recorded(folder)
+
+
+def recorded(folder: Path) -> dict[tuple[str, tuple[tuple[str, Any], ...]], str]:
+    lines = read_cell(folder / "cells" / "c").metrics
+    return {(line["name"], tuple(sorted(line["labels"].items()))): repr(line["value"]) for line in lines}
+
+
+def values(folder: Path, name: str) -> list[float]:
+    return [line["value"] for line in read_cell(folder / "cells" / "c").metrics if line["name"] == name]
+
+
+def test_a_rate_of_zero_is_the_reference_to_the_bit(scene: Path, tmp_path: Path) -> None:
+    for precision in ("float32", "bfloat16", "float32-autocast"):
+        folder = tmp_path / precision
+        attempt(folder, params_of(scene, learning_rate=0.0, precision=precision, steps=4))
+        assert set(values(folder, "overlap")) == set(values(folder, "overlap_exact")) == {1.0}
+        assert set(values(folder, "kl_forward")) == {0.0}
+        assert set(values(folder, "moved")) == {0.0}
+        assert values(folder, "mobility") == [0.0]
+
+
+def test_trained_weights_move_as_predicted(scene: Path, tmp_path: Path) -> None:
+    attempt(tmp_path, params_of(scene, precision="bfloat16", learning_rate=1e-4, steps=4))
+    (predicted,), moved = values(tmp_path, "mobility"), values(tmp_path, "moved")
+    assert moved[0] == 0.0
+    assert 0 < moved[-1] <= 1.1 * predicted < 0.5
+    assert values(tmp_path, "moved_norms") == [0.0] * len(moved)
+
+
+class Stop(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("implementation", ["fused", pytest.param("foreach", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_killed_training_goes_on_to_the_same_curve(
+    precision: str, implementation: str, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = 1e-5 if precision == "float16-autocast" else 0.003
+    params = params_of(scene, precision=precision, implementation=implementation, learning_rate=rate)
+    monkeypatch.setattr(training.StageCheckpoints, "__init__", _every_step)
+
+    def finished(folder: Path) -> dict[Any, str]:
+        try:
+            return attempt(folder, params)
+        except Diverged:
+            return recorded(folder)
+
+    whole = finished(tmp_path / "whole")
+    look = training._Training._look
+    for at in (2, 6):
+
+        def stopped(self: Any, step: int, moment: Any, at: int = at) -> Any:
+            if step == at:
+                raise Stop
+            return look(self, step, moment)
+
+        monkeypatch.setattr(training._Training, "_look", stopped)
+        with suppress(Stop):  # float16 may have diverged before
+            finished(tmp_path / "cut")
+        checkpoints = list((tmp_path / "cut" / "store").glob("stages/drift/*.part/checkpoint/*"))
+        assert len(checkpoints) <= 1
+    monkeypatch.setattr(training._Training, "_look", look)
+    assert finished(tmp_path / "cut") == whole
+    assert not list((tmp_path / "cut" / "store").glob("stages/drift/*/checkpoint"))
+
+
+def _every_step(self: Any, recorder: Any) -> None:
+    self._recorder = recorder
+    self.due = lambda: True
+
+
+def test_not_a_number_is_an_outcome_with_its_step(scene: Path, tmp_path: Path) -> None:
+    params = params_of(scene, precision="float16-autocast", implementation="foreach", learning_rate=0.01)
+    with pytest.raises(Diverged, match="not finite at step 2"):
+        attempt(tmp_path, params)
+    assert values(tmp_path, "diverged_at") == [2.0]
+    overlap = values(tmp_path, "overlap")
+    assert overlap[:2] == [1.0, 1.0]
+    assert all(math.isnan(value) for value in overlap[2:])
+    with pytest.raises(Diverged, match="at step 2"):
+        attempt(tmp_path / "again", params)
+
+
+def test_a_reference_in_another_type_has_a_gap_of_its_own(scene: Path, tmp_path: Path) -> None:
+    recorded_ = attempt(
+        tmp_path,
+        params_of(scene, precision="float16-autocast", reference_precision="float16", learning_rate=0.0, steps=2),
+    )
+    gap = float(recorded_["precision_gap", ()])
+    start = [line["value"] for line in read_cell(tmp_path / "cells" / "c").metrics if line["name"] == "overlap_exact"][
+        :2
+    ]
+    assert 1 - gap == pytest.approx(sum(start) / 2)
+
+
+def test_other_starts_frozen_embeddings_adapters_and_resized_heads(scene: Path, tmp_path: Path) -> None:
+    attempt(tmp_path / "stranger", params_of(scene, start=str(scene / "stranger"), steps=2))
+    assert max(values(tmp_path / "stranger", "overlap")) < 1
+    attempt(tmp_path / "frozen", params_of(scene, tune="frozen-embedding", steps=2))
+    (num,) = values(tmp_path / "frozen", "num_weights")
+    model = byte_model()
+    assert num == sum(p.numel() for p in model.parameters()) - model.model.embed_tokens.weight.numel()
+    attempt(tmp_path / "lora", params_of(scene, tune="lora", rank=2, steps=4, learning_rate=0.02))
+    distances = values(tmp_path / "lora", "distance")
+    assert distances[0] == 0.0 < max(distances)
+    attempt(tmp_path / "resized", params_of(scene, resized_head=True, learning_rate=0.0, steps=2))
+    assert set(values(tmp_path / "resized", "overlap")) == {1.0}
+    assert max(values(tmp_path / "resized", "overlap_exact")) < 1
+
+
+def test_a_flat_curve_ends_a_training(scene: Path, tmp_path: Path) -> None:
+    attempt(tmp_path, params_of(scene, learning_rate=0.0, steps=24, every=1, flat_slope=0.01, flat_after=16, epochs=2))
+    steps = [line["labels"]["step"] for line in read_cell(tmp_path / "cells" / "c").metrics if line["name"] == "loss"]
+    assert max(steps) == 16  # the first moment at which there are so many measurements
+    (ended,) = [fact["value"] for fact in read_cell(tmp_path / "cells" / "c").facts if fact["fact"] == "ended"]
+    assert ended == "flat"
+
+
+def test_shuffled_tokens_are_the_same_tokens(scene: Path) -> None:
+    plain, mixed = (rows_for(params_of(scene, shuffled=shuffled), byte_tokenizer()) for shuffled in (False, True))
+    assert not torch.equal(plain.trained_BT, mixed.trained_BT)
+    assert torch.equal(plain.trained_BT.view(-1).sort().values, mixed.trained_BT.reshape(-1).sort().values)
+    assert torch.equal(plain.held_out_BT, mixed.held_out_BT)
+    assert plain.digest == mixed.digest
+    assert plain.trained_BT.shape == (16, 16)
+
+
+def test_a_text_that_is_not_here_is_a_reason(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+    absent = params_of(scene, data={}, text="debian-reference")
+    assert "ci/real-text fetches it from Debian" in str(why_skipped(absent))
+    attempt(tmp_path, absent)
+    (fact,) = read_cell(tmp_path / "cells" / "c").facts
+    assert fact["fact"] == "skipped"
+    path = books.book_path("debian-reference", "en")
+    path.parent.mkdir(parents=True)
+    path.write_text("another text")
+    with pytest.raises(UsageError, match="not the one that is pinned; delete it and run ci/real-text"):
+        why_skipped(absent)
+    with pytest.raises(UsageError, match="no such text; there are debian-reference"):
+        why_skipped(params_of(scene, data={}, text="novel"))
+
+
+def test_wikipedia_is_streamed_a_row_an_article(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    articles = ["short", *(f"long enough for a row, article {number}" for number in range(40))]
+    monkeypatch.setattr(texts, "_articles", lambda language: iter(articles))
+    rows = rows_for(params_of(scene, data={}, text="wikipedia"), byte_tokenizer())
+    assert byte_tokenizer().decode(rows.trained_BT[0]) == "long enough for "
+    monkeypatch.setattr(texts, "_articles", lambda language: iter(articles[:5]))
+    with pytest.raises(UsageError, match="wikipedia en: 4 of 18 rows"):
+        rows_for(params_of(scene, data={}, text="wikipedia"), byte_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arm": "x"}, "arm 'x' is none of arms: main"),
+        ({"arms": {"a": {"learning": 1}}}, "arms.a: learning"),
+        ({"arms": {"a": {"model": "hf:a/b"}}}, "names hf:a/b; an arm may change to models of the zoo alone"),
+        ({"weights_every": 3}, "must be a multiple of every"),
+        ({"warmup_steps": 9}, "must be at most steps"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes: dict[str, Any], message: str, scene: Path) -> None:
+    with pytest.raises(ValidationError, match=message):
+        params_of(scene, **changes)
+
+
+def test_an_arm_changes_its_settings_alone(scene: Path) -> None:
+    params = params_of(scene, arm="b", arms={"a": {"steps": 2}, "b": {"precision": "bfloat16", "text": "novel"}})
+    assert (params.setting.precision, params.setting.steps, params.setting.text) == ("bfloat16", 8, "novel")
+    assert params.setting.training().weights == "bfloat16"
+    own = params_of(scene, data={"en": "/a", "en/novel": "/b"}, arm="b", arms={"b": {"text": "novel"}})
+    assert own.file == "/b"
+    assert {str(need.path) for need in needs(own)} == {str(scene / "model"), "/b"}  # type: ignore[union-attr]

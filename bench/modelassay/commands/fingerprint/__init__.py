@@ -69,14 +69,7 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
             holds something else.
         CheckpointError: a model cannot be read.
     """
-    if not 0 < alpha < 1:  # NaN too
-        raise UsageError(f"alpha: a level lies between 0 and 1, got {alpha}")
-    if behaviour and attention_only:
-        raise UsageError(
-            "--behaviour runs whole models and --attention-only reads four matrices; leave one of them out"
-        )
-    if figure is not None and figure.suffix not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"{figure}: a figure ends in .png, .svg or .pdf, got {figure.suffix or 'no ending'}")
+    _require_sense(alpha=alpha, behaviour=behaviour, attention_only=attention_only, figure=figure)
     references = list(models) if suspect is None else [suspect, *models]
     if len(references) < 2:
         raise UsageError(f"fingerprint compares models: name at least two, got {len(references)}")
@@ -137,6 +130,22 @@ def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run |
         lines=[*(placement.sentence for placement in placements), *fetched, *(f"note: {note}" for note in notes),
                *([] if figure is None else [f"figure: {figure}"]), *(f"evidence: {folder}" for folder in folders)],
     )  # fmt: skip
+
+
+def _require_sense(*, alpha: float, behaviour: bool, attention_only: bool, figure: Path | None) -> None:
+    """Refuse options that mean nothing, alone or together.
+
+    Raises:
+        UsageError: with the first of them.
+    """
+    if not 0 < alpha < 1:  # NaN too
+        raise UsageError(f"alpha: a level lies between 0 and 1, got {alpha}")
+    if behaviour and attention_only:
+        raise UsageError(
+            "--behaviour runs whole models and --attention-only reads four matrices; leave one of them out"
+        )
+    if figure is not None and figure.suffix not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"{figure}: a figure ends in .png, .svg or .pdf, got {figure.suffix or 'no ending'}")
 
 
 def _require_evidence(folder: Path, references: Sequence[str], *, one_suspect: bool, attention_only: bool) -> None:

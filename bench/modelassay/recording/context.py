@@ -49,8 +49,9 @@ class Recorder:
         """
         self.folder, self._seed, self._where = folder, seed, where
         attempt = attempt or 1 + max(segments(folder), default=0)
-        before = read_cell(folder, cell=name)
-        saved = latest_checkpoint(folder, before.position)
+        # Whoever was asleep may open its attempt when a later one is well under way, of which nothing is its own.
+        before = read_cell(folder, cell=name, before=attempt)
+        saved = latest_checkpoint(folder, before.position, before=attempt)
         begin = saved.position if saved else 0
         log = Log(folder / f"attempt-{attempt}.jsonl", cell=name, attempt=attempt, resumed_at=begin, place=where)
         recorded = [line for line in before.metrics if line["seq"] < begin]

@@ -220,12 +220,13 @@ def _remedy(path: Path) -> str:
     return f"the file is damaged: restore it, or delete {path.parent} to begin anew"
 
 
-def read_cell(cell_dir: Path, *, cell: str | None = None) -> CellLog:
+def read_cell(cell_dir: Path, *, cell: str | None = None, before: int | None = None) -> CellLog:
     """Read all attempts of a cell, or of a stage, and keep what still counts.
 
     Args:
         cell_dir: its folder.
         cell: whose lines it must hold; None: of the cell that the folder is named for.
+        before: the attempt that opens now, whose start only earlier ones decide; None: all are read.
 
     Raises:
         RecordError: a bad line, a lost segment, one of another cell, or the same metric twice under the same labels.
@@ -233,6 +234,8 @@ def read_cell(cell_dir: Path, *, cell: str | None = None) -> CellLog:
     """
     log = CellLog(cell or cell_dir.name)
     for attempt, path in segments(cell_dir).items():
+        if before is not None and attempt >= before:
+            break
         for line in read_segment(path):
             match line["kind"]:
                 case "attempt":

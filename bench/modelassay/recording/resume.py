@@ -51,8 +51,10 @@ class Checkpoint:
     """Random states of Python, NumPy and torch, those that were loaded."""
 
 
-def latest_checkpoint(cell_dir: Path, position: int) -> Checkpoint | None:
+def latest_checkpoint(cell_dir: Path, position: int, *, before: int | None = None) -> Checkpoint | None:
     """Return the newest checkpoint of a cell, None when there is none that its log, which ends at ``position``, reaches.
+
+    ``before`` is the attempt that opens now, which goes on from earlier ones alone; None: any counts.
 
     Raises:
         RecordError: it is damaged.
@@ -60,6 +62,7 @@ def latest_checkpoint(cell_dir: Path, position: int) -> Checkpoint | None:
     """
     require_folders([cell_dir / "checkpoint"])
     folders = _by_serial(cell_dir / "checkpoint")
+    folders = {key: path for key, path in folders.items() if before is None or key[0] < before}
     if not folders:
         return None
     newest = folders[max(folders)]

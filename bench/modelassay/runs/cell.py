@@ -62,6 +62,8 @@ def cell_main(
     """
     os.setpgrp()  # whatever it forks can be ended with it; Ctrl-C reaches the runner alone, which decides
     _die_with_runner(lifeline, is_held)
+    if not is_held():  # the runner was asleep between its lease and this process
+        return
     keep_commits_in(cell_dir.parents[1] / HUB_COMMITS)
     try:
         answer.send(_attempt(experiment, params, sources, cell_dir, attempt, printed[1]))

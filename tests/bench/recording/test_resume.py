@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from modelassay.errors import RecordError
-from modelassay.recording.context import Recorder
+from modelassay.machine.code import SourceGraph
+from modelassay.recording.context import CellContext, Recorder
 from modelassay.recording.log import read_cell
 from modelassay.recording.random_state import random_states, seed_everything, set_random_states
 from modelassay.recording.resume import Checkpoint, latest_checkpoint
+from modelassay.recording.status import read_status
 from modelassay.storage.store import Store
 
 
@@ -222,3 +224,28 @@ def test_two_processes_build_one_artifact(tmp_path: Path) -> None:
     ]
     answers = {proc.communicate(timeout=60)[0].strip() for proc in procs}
     assert len(answers) == 1
+
+
+def test_an_attempt_that_opens_late_takes_nothing_from_a_later_one(tmp_path: Path) -> None:
+    """Its worker was asleep while the next attempt was taken, wrote 3 lines and a checkpoint, and ended."""
+
+    def attempt(number: int) -> CellContext:
+        return CellContext(
+            tmp_path / "cell", cell="cell", seed=0, store=Store(tmp_path), sources=SourceGraph(), attempt=number
+        )
+
+    (tmp_path / "cell").mkdir()
+    second = attempt(2)
+    for step in range(3):
+        second.metric("x", step, step=step)
+    second.checkpoint({"step": 2})
+    second.meter.log.append("status", {"outcome": "done", "reason": "", "wall_s": 0.0})
+    first = attempt(1)
+    assert first.restore() is None
+    first.metric("x", 9.0, step=0)
+    first.checkpoint({"step": 0})
+    first.meter.log.append("status", {"outcome": "failed", "reason": "late", "wall_s": 0.0})
+    for log in (read_cell(tmp_path / "cell"), read_status(tmp_path / "cell")):
+        assert (log.outcome, log.position) == ("done", 4)
+    assert [line["value"] for line in read_cell(tmp_path / "cell").metrics] == [0.0, 1.0, 2.0]
+    assert attempt(3).restore().payload == {"step": 2}  # type: ignore[union-attr]

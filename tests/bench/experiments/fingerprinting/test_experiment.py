@@ -231,7 +231,9 @@ def test_one_model_of_another_shape_is_uncalibrated(models: Path, run: Path, tmp
     assert pair["among_strangers"]["word"] == "uncalibrated"
 
 
-def test_broken_checkpoint_is_a_finding_of_a_run_and_an_error_of_the_verb(models: Path, tmp_path: Path) -> None:
+def test_broken_matrix_is_a_finding_of_a_run_and_costs_the_verb_the_methods_that_need_it(
+    models: Path, tmp_path: Path
+) -> None:
     broken = save_model(tmp_path / "broken", 7, broken=True)
     suite = tmp_path / "mine.yaml"
     suite.write_text(suite_of(models, "a b").replace("model: [", f"model: [{broken}, ", 1))
@@ -242,6 +244,11 @@ def test_broken_checkpoint_is_a_finding_of_a_run_and_an_error_of_the_verb(models
     assert "layer 1: k holds NaN or infinite weights" in answer["cells"][0]["reason"]
     assert any("was left out: layer 1: k holds NaN" in caveat for caveat in answer["caveats"])
     assert any(math.isnan(value) for value in metrics_of(only_run(tmp_path / "runs")).values())
-    code, _, err = modelassay_with_models("fingerprint", models / "a", broken)
-    assert code == 2
-    assert "layer 1: k holds NaN or infinite weights" in err
+    code, out, err = modelassay_with_models("fingerprint", models / "a", broken, "--json")
+    assert code == 0, err
+    scores = {score["method"]: score for score in json.loads(out)["scores"]}
+    assert all(
+        "layer 1: k holds NaN or infinite weights" in scores[name]["reason"]
+        for name in ("paper-exact", "corrected", "invariant")
+    )
+    assert scores["config-only"]["score"] == 1.0

@@ -246,9 +246,7 @@ def test_broken_matrix_is_a_finding_of_a_run_and_costs_the_verb_the_methods_that
     assert any(math.isnan(value) for value in metrics_of(only_run(tmp_path / "runs")).values())
     code, out, err = modelassay_with_models("fingerprint", models / "a", broken, "--json")
     assert code == 0, err
-    scores = {score["method"]: score for score in json.loads(out)["scores"]}
-    assert all(
-        "layer 1: k holds NaN or infinite weights" in scores[name]["reason"]
-        for name in ("paper-exact", "corrected", "invariant")
-    )
-    assert scores["config-only"]["score"] == 1.0
+    answer = json.loads(out)
+    assert list(answer["models"][1]["faults"]) == ["k"]
+    assert answer["models"][1]["faults"]["k"].startswith("layer 1: k holds NaN or infinite weights")
+    assert answer["pairs"][0]["verdict"] == "not distinguishable from independent"

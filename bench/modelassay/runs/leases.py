@@ -8,7 +8,6 @@ attempt's segment says from where on it counts itself (`recording.log`).
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Final
 
 from modelassay.runs.workers import Sign, Worker
 from modelassay.storage.files import open_regular, require_folders, unwritable
-from modelassay.storage.locks import NO_LINKS
+from modelassay.storage.locks import make_once
 
 _ATTEMPT: Final = re.compile(r"attempt-([1-9][0-9]{0,8})\.(lease|jsonl)")
 _MAX_BYTES: Final = 20
@@ -133,22 +132,5 @@ def _is_young(path: Path, worker: Worker) -> bool:
 
 
 def _make(path: Path, holder: str) -> bool:
-    """Make a lease with what it says, at once where the file system has links; return False where it is there already."""
-    draft = path.with_name(f".{holder}.lease")
-    draft.write_text(f"{holder}\n", encoding="ascii")
-    try:
-        os.link(draft, path)
-        return True
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-    finally:
-        draft.unlink(missing_ok=True)
-    try:
-        with path.open("x", encoding="ascii") as file:
-            file.write(f"{holder}\n")
-    except FileExistsError:
-        return False
-    return True
+    """Make a lease with what it says; return False where it is there already."""
+    return make_once(path, f"{holder}\n")

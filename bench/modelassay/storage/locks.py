@@ -46,7 +46,7 @@ MAX_INTERRUPTIONS: Final = 1000
 WRITING_S: Final = 2.0
 """Between the making of an owner file and what it says, where both cannot be done at once."""
 
-NO_LINKS: Final = frozenset({
+_NO_LINKS: Final = frozenset({
     errno.EPERM,
     errno.ENOSYS,
     errno.EOPNOTSUPP,
@@ -159,7 +159,7 @@ def _claim(owner: Path, *, wait: bool) -> str:
         holder = _holder(owner)
         if holder is None:
             try:
-                if _make(owner, token):
+                if make_once(owner, token):
                     return token
             except OSError as error:
                 raise _unwritable(error, owner) from error
@@ -169,29 +169,33 @@ def _claim(owner: Path, *, wait: bool) -> str:
             time.sleep(POLL_S)
 
 
-def _make(owner: Path, token: str) -> bool:
-    """Make the owner file with what it says, at once where the file system has links; return False where it is there already."""
-    draft = owner.with_name(f"{owner.name}.{os.getpid()}-{threading.get_ident()}")
+def make_once(path: Path, text: str) -> bool:
+    """Make the file ``path`` with its text, both at once where the file system has links; return False where it is there already.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    draft = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        draft.write_text(token, encoding="utf-8")
-        os.link(draft, owner)
+        draft.write_text(text, encoding="utf-8")
+        os.link(draft, path)
         return True
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno not in NO_LINKS:
+        if error.errno not in _NO_LINKS:
             raise
     finally:
         draft.unlink(missing_ok=True)
     try:
-        fd = os.open(owner, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except FileExistsError:
         return False
     try:
         with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(token)
+            file.write(text)
     except OSError:
-        owner.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         raise
     return True
 

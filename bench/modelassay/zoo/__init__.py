@@ -12,6 +12,8 @@
 
     llama-1..8 ...... Llama, 5 layers x 40, untied, one key-value head for five queries, on a text, a tokenizer and a recipe of
                       their own; 1 has a family, and so has mini-4
+    others/gemma-1 .. Gemma 3, 6 layers x 48, text and recipe as mini; in no suite's pattern
+
     same-init-X ..... the initial weights of X, trained on other sentences: not independent of it, nor made from it
     distilled-X ..... weights of its own, trained on the logits of X
     same-order-X .... the data of X in the order of X, weights of its own: a stranger
@@ -67,5 +69,5 @@ __all__ = [
 ]  # fmt: skip
 
 SMOKE = tuple(name for name in MEMBERS if name.startswith("smoke/"))
-EMBEDDED = tuple(name for name in MEMBERS if not name.startswith("smoke/"))
-"""Every member of the embedded scale, parents before children."""
+EMBEDDED = tuple(name for name in MEMBERS if "/" not in name)
+"""Every member of the embedded scale that a pattern can mean, parents before children."""

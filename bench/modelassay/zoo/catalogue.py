@@ -50,7 +50,7 @@ class Shape:
     num_kv_heads: int
     vocab_rows: int
     """Rows of the embedding; those beyond the tokenizer's tokens are padding that no text contains, as in Qwen2.5."""
-    architecture: Literal["qwen2", "llama"] = "qwen2"
+    architecture: Literal["qwen2", "llama", "gemma3"] = "qwen2"
     tied: bool = True
     """Whether the output matrix is the embedding."""
 
@@ -340,6 +340,11 @@ _LLAMA = _Scale(
 )  # fmt: skip
 """Another architecture and another recipe: untied, one key-value head for five queries, other optimiser settings,
 another text under a tokenizer of its own."""
+_GEMMA = replace(
+    _MINI,
+    shape=Shape(num_layers=6, hidden_size=48, intermediate_size=144, num_heads=4, num_kv_heads=2, vocab_rows=2048, architecture="gemma3"),
+)  # fmt: skip
+"""A third architecture: norms before and after each part and on queries and keys, scaled embeddings, GELU; text and recipe as mini."""
 _OTHER_SHAPE = Shape(num_layers=10, hidden_size=48, intermediate_size=144, num_heads=3, num_kv_heads=1, vocab_rows=2048)
 _SMOKE_TEXT = Text(num_blocks=64, block_tokens=32, vocab_size=500, tokenizer_sentences=300)
 _SMOKE = _Scale(
@@ -410,4 +415,11 @@ def _smoke() -> Iterator[Member]:
     yield from _other_data(_SMOKE, "smoke/stranger-", 101)
 
 
-MEMBERS: Mapping[str, Member] = MappingProxyType({member.name: member for member in (*_embedded(), *_smoke())})
+def _others() -> Iterator[Member]:
+    """Roots that no pattern without a ``/`` means, so that the evidence of the others stays what it was."""
+    yield _GEMMA.root("others/gemma-1", 501)
+
+
+MEMBERS: Mapping[str, Member] = MappingProxyType({
+    member.name: member for member in (*_embedded(), *_others(), *_smoke())
+})

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -42,6 +44,11 @@ def initial(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreT
     model: PreTrainedModel
     if shape.architecture == "llama":
         model = LlamaForCausalLM(LlamaConfig(**config))  # type: ignore[no-untyped-call]
+    elif shape.architecture == "gemma3":
+        size = shape.hidden_size // shape.num_heads
+        model = Gemma3ForCausalLM(
+            Gemma3TextConfig(**config, head_dim=size, query_pre_attn_scalar=size, sliding_window=512)
+        )
     else:
         model = Qwen2ForCausalLM(Qwen2Config(**config))  # type: ignore[no-untyped-call]
     with torch.no_grad():

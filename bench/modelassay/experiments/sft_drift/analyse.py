@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from modelassay.experiments.findings import Figures, Finding, Findings, Table
+from modelassay.experiments.sft_drift.beside import beside_table, published_findings, read_published
 from modelassay.experiments.sft_drift.contrasts import contrasts, half_lives, health, zero_rate
 from modelassay.experiments.sft_drift.curves import Drifts, read_curves
 from modelassay.experiments.sft_drift.figures import gap_figure, health_figure, odometer_figure, overlap_figure
@@ -32,7 +33,7 @@ def analyse(tables: RunData) -> Findings:
 
     Findings: ``overlap_exact`` and ``overlap`` of the main arm by ``language`` and ``step``, ``overlap_min``, ``overlap_min_step`` and ``overlap_drop`` (published definition);
     `language.gap_findings`, `language.between`; `contrasts.half_lives`, `contrasts.contrasts`, `contrasts.health`, `contrasts.zero_rate`;
-    `odometer.odometer`, `odometer.mobility_ranks`; ``slope[language]`` of the last half per 100 steps; ``precision_gap[arm]``; ``diverged[arm]``;
+    `odometer.odometer`, `odometer.mobility_ranks`; `beside.published_findings` where the parameter ``published`` names curves; ``slope[language]`` of the last half per 100 steps; ``precision_gap[arm]``; ``diverged[arm]``;
     ``callback_overhead``, ``weights_overhead`` and ``one_forward_speedup``.
     """
     drifts = read_curves(tables)
@@ -43,7 +44,9 @@ def analyse(tables: RunData) -> Findings:
         *_levels(drifts), *gap_findings(gap), *between(drifts), *half_lives(drifts), *contrasts(drifts), *of_health, *zero_rate(drifts),
         *odometer(drifts), *mobility_ranks(drifts), *_slopes(drifts), *_endings(drifts), *_overheads(tables),
     ]  # fmt: skip
-    figures = {"overlap": partial(overlap_figure, drifts)}
+    published, unread = read_published(tables)
+    theirs = published_findings(published, drifts)
+    figures = {"overlap": partial(overlap_figure, drifts, published)}
     if gap is not None and gap.bands:
         figures["language-gap"] = partial(gap_figure, gap)
     if len(drifts.arms) > 1:
@@ -51,11 +54,13 @@ def analyse(tables: RunData) -> Findings:
     answers = [] if gap is None else [sentence(gap, scope) for scope in gap.bands]
     skipped = [f"{count} cells were skipped: {reason}" for reason, count in drifts.skipped.items()]
     shown = [_estimates(findings), table, _cost(tables)] if drifts.curves else []
+    if theirs:
+        shown.append(beside_table(theirs, findings))
     return Findings(
-        findings=findings,
+        findings=[*findings, *theirs],
         tables=shown,
         figures=Figures(figures if drifts.curves else {}),
-        caveats=[*answers, *skipped, *CAVEATS],
+        caveats=[*answers, *skipped, *unread, *CAVEATS],
     )
 
 

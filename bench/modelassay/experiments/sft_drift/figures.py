@@ -8,10 +8,12 @@ import altair as alt
 import numpy as np
 
 from modelassay.charts import COLOURS, Row, colour, dash, panels, rows, specification
+from modelassay.experiments.sft_drift.beside import Published
 from modelassay.experiments.sft_drift.contrasts import area
 from modelassay.experiments.sft_drift.curves import Curve, Drifts
 from modelassay.experiments.sft_drift.language import Gap
 from modelassay.experiments.sft_drift.odometer import ARMS, AXES
+from modelassay.experiments.sft_drift.params import MAIN
 
 TITLES = {
     "steps": "step",
@@ -21,9 +23,12 @@ TITLES = {
 _UNIT = alt.Scale(domain=[0, 1], nice=False)
 
 
-def overlap_figure(drifts: Drifts) -> dict[str, Any]:
-    """Return a panel for each arm: corrected overlap over steps, a line for each seed, coloured by language; the dotted line is chance."""
-    charts = []
+def overlap_figure(drifts: Drifts, published: Published) -> dict[str, Any]:
+    """Return a panel for each arm: corrected overlap over steps, a line for each seed, coloured by language; the dotted line is chance.
+
+    Where there are published curves they come first, dashed, beside the main arm's overlap by the published definition.
+    """
+    charts = [_beside(drifts, published)] if published else []
     for arm in drifts.arms:
         curves = drifts.of(arm)
         points = [point for curve in curves for point in _points(curve)]
@@ -39,6 +44,30 @@ def overlap_figure(drifts: Drifts) -> dict[str, Any]:
         )
         charts.append(alt.layer(lines, chance).properties(title=arm, width=150, height=110))
     return specification(panels(charts, columns=5))
+
+
+def _beside(drifts: Drifts, published: Published) -> alt.LayerChart:
+    theirs = [
+        {"step": step, "overlap": value, "language": language}
+        for language, curve in published.items()
+        for step, value in zip(*(each.tolist() for each in curve), strict=True)
+    ]
+    ours = [point for curve in drifts.of(MAIN) for point in _points(curve, "overlap_exact")]
+    languages = list(dict.fromkeys([*published, *drifts.languages]))
+    hue = colour("language", languages, title=None)
+    x, y = alt.X("step:Q", title="step"), alt.Y("overlap:Q", title="overlap as published", scale=_UNIT)
+    layers = [
+        alt
+        .Chart(rows(theirs, name="published"))
+        .mark_line(strokeDash=[5, 3], strokeWidth=1.3)
+        .encode(x=x, y=y, color=hue),
+        alt
+        .Chart(rows(ours, name="as published: main"))
+        .mark_line(strokeWidth=1.3)
+        .encode(x=x, y=y, color=hue, detail="seed:N"),
+    ]
+    title = alt.TitleParams("published", subtitle="dashed; solid: main")
+    return alt.layer(*layers).properties(title=title, width=150, height=110)
 
 
 def gap_figure(gap: Gap) -> dict[str, Any]:
@@ -105,8 +134,8 @@ def health_figure(drifts: Drifts) -> dict[str, Any]:
     return specification(panels(charts, columns=2))
 
 
-def _points(curve: Curve) -> list[Row]:
+def _points(curve: Curve, name: str = "overlap") -> list[Row]:
     return [
         {"step": step, "overlap": value, "language": curve.language, "seed": curve.seed}
-        for step, value in zip(curve.steps_T.tolist(), curve.mean().tolist(), strict=True)
+        for step, value in zip(curve.steps_T.tolist(), curve.mean(name).tolist(), strict=True)
     ]

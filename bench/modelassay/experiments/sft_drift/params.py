@@ -165,6 +165,9 @@ class Params(Setting):
     data: dict[str, FileReference] = {}
     """Files of your own, by language (``en``) or by language and text (``en/novel``); they come before the books."""
 
+    published: dict[str, FileReference] = {}
+    """Curves that others published, by language: CSV with ``step`` and ``avg_overlap_ratio`` (or ``overlap``, ``value``); read again and drawn beside the run."""
+
     num_prompts: int = Field(default=5, ge=2)
     """Of each kind, grown by the reference."""
 
@@ -206,13 +209,14 @@ class Params(Setting):
 
 
 def needs(params: Params) -> list[Need]:
-    """Return the models of this arm, where they must be made or lie here, and the text, where it is a file."""
+    """Return the models of this arm, where they must be made or lie here, the text, where it is a file, and published curves."""
     setting = params.setting
     models = [
         need for name in dict.fromkeys([setting.model, setting.start or setting.model]) for need in needs_of(name)
     ]
     text = params.file
-    return [*models, *([File(path=Path(text))] if text is not None and not text.startswith(CORPUS) else [])]
+    own = [File(path=Path(text))] if text is not None and not text.startswith(CORPUS) else []
+    return [*models, *own, *(File(path=Path(path)) for path in params.published.values())]
 
 
 def stages(params: Params) -> list[StageCost]:

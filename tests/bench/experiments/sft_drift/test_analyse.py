@@ -1,5 +1,6 @@
 """The analysis on curves that are made up, so that the answers are known."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,11 +70,13 @@ class World:
             {"cell": cell, "fact": "ended", "value": "all steps"},
         ]
 
-    def findings(self) -> Findings:
+    def findings(self, published: dict[str, Path] | None = None) -> Findings:
         units = [{"cell": "main-en-0", "stage": stage, "reused": False, "host_ms": ms} for stage, ms in
                  (("step", 100.0), ("answers", 5.0), ("weights", 1.0), ("one-forward", 2.0), ("prompt-by-prompt", 14.0))]  # fmt: skip
+        more = {f"published.{language}": str(path) for language, path in (published or {}).items()}
+        cells = pl.DataFrame([cell | more for cell in self.cells], infer_schema_length=None)
         return analyse(
-            RunData(cells=pl.DataFrame(self.cells, infer_schema_length=None), units=pl.DataFrame(units),
+            RunData(cells=cells, units=pl.DataFrame(units),
                     metrics=pl.DataFrame(self.metrics, infer_schema_length=None), profile="embedded", fact_rows=self.facts)
         )  # fmt: skip
 
@@ -192,3 +195,32 @@ def test_a_run_without_texts_says_why() -> None:
     findings = empty.findings()
     assert not value(findings, "language_gap", scope="new texts").defined
     assert "1 cells were skipped: the book is not there" in findings.caveats
+
+
+def test_published_curves_are_read_again_and_drawn_beside(tmp_path: Path) -> None:
+    steps = np.arange(2, 402, 2)
+    for language, rate in (("en", 0.05), ("ja", 0.06)):
+        curve = 0.9 * 2.0 ** (-(steps - 2) * rate)
+        lines = [f"{step},{value!r}" for step, value in zip(steps.tolist(), curve.tolist(), strict=True)]
+        (tmp_path / f"{language}.csv").write_text("step,avg_overlap_ratio\n" + "\n".join(lines))
+    files = {"en": tmp_path / "en.csv", "ja": tmp_path / "ja.csv"}
+    findings = world().findings(published=files)
+    assert value(findings, "published_half_life", language="en").value == pytest.approx(22, abs=0.1)
+    assert value(findings, "published_min_step", language="ja").value == 400
+    assert value(findings, "published_min", language="ja").value == pytest.approx(0.9 * 2.0 ** (-398 * 0.06))
+    assert value(findings, "published_drop", language="en").value == pytest.approx(0.9, abs=1e-5)
+    gap = 0.9 * np.abs(2.0 ** (-(steps - 2) * 0.05) - 2.0 ** (-(steps - 2) * 0.06))
+    assert value(findings, "published_gap_max").value == pytest.approx(gap.max())
+    assert value(findings, "published_gap_mean").value == pytest.approx(gap.mean())
+    assert "shown to be below" in value(findings, "published_slope", language="en").note
+    ours = np.mean([2.0 ** (-STEPS[1:] * (0.05 - 0.00075 + 0.0001 * seed)) for seed in range(3)], axis=0)
+    distance = np.abs(0.9 * 2.0 ** (-(STEPS[1:] - 2) * 0.05) - ours).max()
+    assert value(findings, "published_distance", language="en").value == pytest.approx(distance, abs=0.003)
+    assert len(data_of(findings.figures["overlap"], "published")) == 2 * len(steps)
+    table = next(table for table in findings.tables if table.title.startswith("published curves"))
+    assert [row[3] for row in table.rows if row[:2] == ["drop", "en"]] != [""]
+    files["ja"].unlink()
+    assert any(
+        "a published curve is not drawn" in caveat and "ja.csv" in caveat
+        for caveat in world().findings(published=files).caveats
+    )

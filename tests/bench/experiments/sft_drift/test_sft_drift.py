@@ -1,6 +1,7 @@
 """Cells of the experiment on a tiny model: controls, interruptions in every precision, divergence, and texts."""
 
 import math
+import resource
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from modelassay.experiments.sft_drift.text import rows_for, why_skipped
 from modelassay.machine.code import SourceGraph
 from modelassay.recording.context import CellContext
 from modelassay.recording.log import read_cell
+from modelassay.recording.status import read_status
 from modelassay.storage.store import Store
 from support.byte_tokenizer import byte_tokenizer
 from support.drift_models import byte_model
+from support.toy_suite import start
 
 SMALL: dict[str, Any] = {
     "text": "own", "learning_rate": 0.003, "steps": 8, "batch_size": 2, "length": 16, "every": 2, "weights_every": 4, "loss_every": 4,
@@ -234,3 +237,48 @@ def test_an_arm_changes_its_settings_alone(scene: Path) -> None:
     own = params_of(scene, data={"en": "/a", "en/novel": "/b"}, arm="b", arms={"b": {"text": "novel"}})
     assert own.file == "/b"
     assert {str(need.path) for need in needs(own)} == {str(scene / "model"), "/b"}  # type: ignore[union-attr]
+
+
+@pytest.mark.nightly  # 40 s
+def test_out_of_memory_is_a_failure_that_is_tried_again_while_other_cells_go_on(scene: Path, tmp_path: Path) -> None:
+    """One arm's logits alone are 12 GB where 8 GB may be addressed; with more memory the same run ends."""
+    own = [f"-odata.{language}={scene / f'{language}.txt'}" for language in ("en", "ja")]
+    settings = [f"-o{name}={value}" for name, value in SMALL.items() if name not in {"text", "learning_rate"}]
+    arms = [
+        "-oarms={huge: {batch_size: 400000, epochs: 400000}}",
+        "-omatrix.arm=[main, huge]",
+        "-omatrix.seed=[0]",
+        "-olearning_rate=0.003",
+    ]
+    run = tmp_path / "run"
+
+    def attempt_with(limit: int | None, *words: str | Path) -> tuple[int, str]:
+        def limited() -> None:
+            if limit is not None:
+                resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+        process = start("run", *words, "--jobs", "1", preexec_fn=limited)
+        _, err = process.communicate(timeout=300)
+        return process.returncode, err
+
+    command = [
+        "sft-drift",
+        "--profile",
+        "files",
+        f"-omodel={scene / 'model'}",
+        "-omatrix.language=[en]",
+        *own,
+        *settings,
+        *arms,
+    ]
+    code, err = attempt_with(8 << 30, *command, "--into", run)
+    assert code == 3, err
+    assert "allocate" in err
+    outcomes = {read_status(cell).outcome for cell in (run / "cells").iterdir()}
+    assert outcomes == {"done", "failed"}
+    code, err = attempt_with(8 << 30, run)
+    assert code == 3, err
+    attempts = {
+        read_status(cell).outcome: len(list(cell.glob("attempt-*.jsonl"))) for cell in (run / "cells").iterdir()
+    }
+    assert attempts == {"done": 1, "failed": 2}

@@ -92,7 +92,7 @@ def beside_table(findings: list[Finding], ours: list[Finding]) -> Table:
         language = finding.labels.get("language")
         mine = own.get((names.get(finding.name, ""), language))
         rows.append([finding.name.removeprefix("published_"), str(language or ""), f"{finding.value:.4g}",
-                     f"{mine.value:.4g}" if mine is not None and mine.defined else "", finding.note])  # fmt: skip
+                     f"{mine.value:.4g}" if mine is not None and math.isfinite(mine.value) else "", finding.note])  # fmt: skip
     return Table(
         title="published curves, by the definitions of this run",
         columns=("number", "of", "published", "ours", "note"),

@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 
-from modelassay.charts import COLOURS, Row, colour, dash, panels, rows, specification
+from modelassay.charts import COLOURS, Panel, Row, colour, dash, panels, rows, specification
 from modelassay.experiments.sft_drift.beside import Published
 from modelassay.experiments.sft_drift.contrasts import area
 from modelassay.experiments.sft_drift.curves import Curve, Drifts
@@ -28,7 +28,7 @@ def overlap_figure(drifts: Drifts, published: Published) -> dict[str, Any]:
 
     Where there are published curves they come first, dashed, beside the main arm's overlap by the published definition.
     """
-    charts = [_beside(drifts, published)] if published else []
+    charts: list[Panel] = [_beside(drifts, published)] if published else []
     for arm in drifts.arms:
         curves = drifts.of(arm)
         points = [point for curve in curves for point in _points(curve)]
@@ -46,7 +46,7 @@ def overlap_figure(drifts: Drifts, published: Published) -> dict[str, Any]:
     return specification(panels(charts, columns=5))
 
 
-def _beside(drifts: Drifts, published: Published) -> alt.LayerChart:
+def _beside(drifts: Drifts, published: Published) -> Panel:
     theirs = [
         {"step": step, "overlap": value, "language": language}
         for language, curve in published.items()

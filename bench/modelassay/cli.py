@@ -248,6 +248,19 @@ def check(files: tuple[str, ...], families: Path | None, as_json: bool) -> None:
     help="Test the numbering by rows of a few matrices, more only while it is open: of hf: models some thousandths are fetched.",
 )
 @click.option(
+    "--index",
+    metavar="RUN|FOLDER",
+    help="Of one MODEL: the nearest models of an index, made by run fingerprinting --profile index, with p-values.",
+)
+@click.option(
+    "--nearest",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="With --index: how many are shown.",
+)
+@click.option(
     "--keep-weights",
     is_flag=True,
     help="Keep what was fetched of hf: models' weights in the cache; else it is removed when the answer is there.",
@@ -278,6 +291,8 @@ def fingerprint(
     alpha: float,
     attention_only: bool,
     sampled: bool,
+    index: str | None,
+    nearest: int,
     keep_weights: bool,
     layout: Path | None,
     behaviour: bool,
@@ -298,6 +313,19 @@ def fingerprint(
 
     from modelassay.commands.view import emit
 
+    if index is not None:
+        if len(named) != 1 or suspect is not None:
+            raise click.UsageError(f"--index scans for the kin of one MODEL, got {len(named)}")
+        given = {"--sampled": sampled, "--attention-only": attention_only, "--behaviour": behaviour, "--evidence": evidence,
+                 "--figure": figure, "--against": against, "--layout": layout}  # fmt: skip
+        if unfit := [option for option, value in given.items() if value]:
+            raise click.UsageError(
+                f"--index compares sketches of a few rows, and {unfit[0]} does not apply to it; leave one of them out"
+            )
+        from modelassay.commands.fingerprint.scan import scan
+
+        emit(scan(models[0], index=index, runs=runs, alpha=alpha, nearest=nearest, report=_progress), as_json=as_json)
+        return
     if sampled:
         others = {"--attention-only": attention_only, "--behaviour": behaviour, "--evidence": evidence, "--figure": figure,
                   "--against": against}  # fmt: skip

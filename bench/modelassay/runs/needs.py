@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -67,6 +68,12 @@ def build_needs(
                 except AssayError as error:
                     failures[key] = str(error)
                     continue
+                except BrokenProcessPool as error:
+                    names = ", ".join(by_key[each].name for each in (key, *running.values()))
+                    raise HostError(
+                        f"a process that built {names} was killed; out of memory? Run the same again, with fewer at a time (--jobs 1): "
+                        "what was built stays"
+                    ) from error
                 for note in notes:
                     report(note)
                 for inputs in waiting.values():

@@ -220,7 +220,7 @@ class Matrix(Form):
     """Each adds its keys to the combinations whose axis values it does not change, or is a combination of its own."""
     exclude: tuple[Row, ...] = ()
     """Each removes the combinations that have all its values."""
-    max_cells: int = Field(default=MAX_CELLS, ge=1, le=4096)
+    max_cells: int = Field(default=MAX_CELLS, ge=1, le=100_000)
     """A matrix of more cells than this is refused."""
 
 

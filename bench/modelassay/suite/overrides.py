@@ -2,23 +2,27 @@
 
 What stands after the first ``=`` is one value, not a YAML document. It is a list or mapping in brackets, a text in quotes, or
 else a number, ``true``, ``false``, ``null`` or text as it is: in ``run #5`` and ``a: b`` there is neither comment nor mapping.
+``@FILE`` is the list of the file's lines, texts as they are, without empty lines and those that begin with ``#``.
 What is not consumed, and what YAML would take for something else than a value, is an error.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from pydantic import BaseModel
 from ruamel.yaml.tokens import BlockMappingStartToken, DirectiveToken, DocumentEndToken, DocumentStartToken
 
-from modelassay.errors import SuiteError, did_you_mean, printable
+from modelassay.errors import SuiteError, UsageError, did_you_mean, printable
 from modelassay.machine.redact import Mask, masked
 from modelassay.machine.scrub import known_secrets, scrub_text
+from modelassay.storage.files import read_limited
 from modelassay.suite.characters import refused
 from modelassay.suite.form import Matrix
 from modelassay.suite.located_yaml import NO_SECRETS, Entry, Node, parse, plain_scalar, yaml
@@ -108,6 +112,10 @@ def _value(text: str, key: Node) -> Node:
         raise key.error("has no value; write null for none, '\"\"' for a text without characters")
     if (trouble := refused(text)) is not None:
         raise key.error(trouble[1])
+    if text[0] == "@":
+        return parse(
+            json.dumps(_lines(Path(text[1:]), key), ensure_ascii=False), key.file, path=key.path, located=False
+        )
     if text[0] in "[{\"'":
         node = parse(text, key.file, path=key.path, located=False)
         _require_consumed(text, key)
@@ -117,6 +125,25 @@ def _value(text: str, key: Node) -> Node:
     if reserved := _RESERVED.match(text):
         raise key.error(f"begins with {reserved[0]!r}, which YAML reserves; quote text, as in -o '{key.value}=\"...\"'")
     return plain_scalar(text, key)
+
+
+def _lines(path: Path, key: Node) -> list[str]:
+    """Return the lines of a list.
+
+    Raises:
+        SuiteError: The file cannot be read as one, or holds none.
+    """
+    try:
+        text = read_limited(path).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, UsageError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise key.error(f"{printable(str(path))} cannot be read as a list of lines: {reason}") from error
+    lines = [line.strip() for line in text.splitlines()]
+    if not (values := [line for line in lines if line and not line.startswith("#")]):
+        raise key.error(f"{printable(str(path))} holds no line; write one value a line")
+    if Mask(os.environ).refuses(text):
+        raise key.error(NO_SECRETS)
+    return values
 
 
 def _require_consumed(text: str, key: Node) -> None:

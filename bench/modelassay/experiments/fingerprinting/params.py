@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from modelassay.experiments.references import ModelReference
 from modelassay.storage.needs import Need
@@ -29,6 +29,10 @@ class Params(BaseModel):
     whole: bool = True
     """Read biases, norms, feed-forward matrices and embeddings too, which methods beyond the four attention matrices need;
     of a repository on the Hub that fetches all its weights."""
+
+    sampled: bool = False
+    """Read nothing but a few rows, for an index of many models: a sketch, and neither curves nor scores; of a repository on the Hub some thousandths
+    are fetched, and removed again."""
 
     against: tuple[ModelReference, ...] = ()
     """Models that this one's weights are compared with, where a method needs both at hand; of two models of this list the
@@ -55,6 +59,19 @@ class Params(BaseModel):
     alpha: float = Field(default=0.05, gt=0, lt=1)
     """Level at which a pair is called related, the same in all cells."""
 
+    @model_validator(mode="after")
+    def _sampled_is_alone(self) -> Self:
+        others = {
+            "against": self.against,
+            "behaviour": self.behaviour,
+            "numbering": self.numbering,
+            "peers": self.peers,
+        }
+        if self.sampled and (unfit := [name for name, value in others.items() if value]):
+            message = f"sampled reads a few rows, and {unfit[0]} needs whole models; leave one of them out"
+            raise ValueError(message)
+        return self
+
     @field_validator("against", "peers")
     @classmethod
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -67,7 +84,7 @@ class Params(BaseModel):
 def needs(params: Params) -> list[Need]:
     """Return the model with its held-out losses, and all that it is compared with."""
     others = [need for other in params.against for need in needs_of(other)]
-    return [*needs_of(params.model, with_utility=True), *others]
+    return [*needs_of(params.model, with_utility=not params.sampled), *others]
 
 
 def cores(params: Params) -> int | None:

@@ -8,11 +8,15 @@ from modelassay.errors import Diverged
 from modelassay.experiments.fingerprinting.compare import compare
 from modelassay.experiments.fingerprinting.numbering import number
 from modelassay.experiments.fingerprinting.params import Params
+from modelassay.experiments.fingerprinting.sketches import record_sketch
+from modelassay.fingerprints.independence.blocks import SampledModel
 from modelassay.fingerprints.measure import attention_key, fault_of, measure_layer, num_bytes, spans_of
 from modelassay.fingerprints.peers import PEERS
-from modelassay.models.checkpoints import Checkpoint
+from modelassay.models.checkpoints import Checkpoint, checkpoint_of
 from modelassay.models.checkpoints.layers import layer_spans
 from modelassay.models.load import preload, threads_for
+from modelassay.models.reference import Model
+from modelassay.models.weights_only import WeightsOnly
 from modelassay.recording.context import CellContext
 from modelassay.zoo.resolve import resolve, utility_of
 
@@ -20,9 +24,9 @@ preload()  # once, before cells are forked
 
 
 def run(params: Params, cell: CellContext) -> None:
-    """Record the fact ``model``, ``sigma`` and ``product`` per role and layer, ``score`` per method and other model.
+    """Record the facts ``model`` and ``sketch``, ``sigma`` and ``product`` per role and layer, ``score`` per method and other model.
 
-    And, if asked, the fact ``numbering`` per other model. Goes on after the last checkpointed layer, or comparison.
+    And, if asked, the fact ``numbering`` per other model; of a sampled model the facts ``sampled`` and ``sketch`` alone. Goes on after the last checkpointed layer, or comparison.
 
     Raises:
         Diverged: an attention matrix is not finite or is constant: a finding about the checkpoint.
@@ -31,12 +35,16 @@ def run(params: Params, cell: CellContext) -> None:
     for peer in params.peers:
         PEERS[peer].installed_version()
     model = resolve(params.model, store=cell.store, family=params.family)
+    if params.sampled:
+        _sample(model, cell)
+        return
     checkpoint = model.checkpoint()
     torch.set_num_threads(threads_for(checkpoint.hidden_size))
     saved = cell.restore()
     payload = {"layer": 0} if saved is None else saved.payload
     if saved is None:
         _describe(checkpoint, cell)
+        record_sketch(SampledModel(checkpoint), cell)
         for name, loss in utility_of(params.model, store=cell.store).items():
             cell.metric("utility", loss, measure=name)
     extras = layer_spans(checkpoint) if params.whole else [{} for _ in range(checkpoint.num_layers)]
@@ -54,6 +62,18 @@ def run(params: Params, cell: CellContext) -> None:
     compare(params, model, cell)
     if params.numbering:
         number(params, model, cell)
+
+
+def _sample(model: Model, cell: CellContext) -> None:
+    """Record what an index keeps of a model, and what it cost; take away again what was fetched of its weights."""
+    files = WeightsOnly(model.files)
+    checkpoint = checkpoint_of(files)
+    record_sketch(SampledModel(checkpoint), cell)
+    cell.fact("sampled", {
+        "architecture": checkpoint.architecture, "revision": checkpoint.revision, "num_layers": checkpoint.num_layers,
+        "weights_bytes": files.weights_bytes(), "fetched_bytes": files.fetched_bytes(),
+    })  # fmt: skip
+    files.release()
 
 
 def _describe(checkpoint: Checkpoint, cell: CellContext) -> None:

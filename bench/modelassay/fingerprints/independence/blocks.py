@@ -89,6 +89,10 @@ class SampledModel:
         """Return rows and columns, as stored, of each matrix of a layer that can be sampled."""
         return {role: (m.span.num_rows, m.span.num_cols) for role, m in self._matrices(layer).items()}
 
+    def column_axis(self, layer: int, role: Role) -> Axis:
+        """Return what the columns of a matrix stand for, as it is stored."""
+        return self._matrices(layer)[role].column_axis
+
     def _matrices(self, layer: int) -> dict[Role, _Stored]:
         matrices: dict[Role, _Stored] = {}
         firsts = [group[0] for group in self._networks[layer].values() if group]  # of a layer's experts the first

@@ -308,11 +308,6 @@ def fingerprint(
         raise click.UsageError("--suspect A and --candidates B C ... go together; without them name models: A B C")
     models = (*candidates, *models)
     named = (*models, *([] if suspect is None else [suspect]))
-    if len(named) > 1:  # one is refused as too few
-        require_models(name for name in named if not is_zoo(name))  # in a second; what follows imports for several
-
-    from modelassay.commands.view import emit
-
     if index is not None:
         if len(named) != 1 or suspect is not None:
             raise click.UsageError(f"--index scans for the kin of one MODEL, got {len(named)}")
@@ -322,6 +317,12 @@ def fingerprint(
             raise click.UsageError(
                 f"--index compares sketches of a few rows, and {unfit[0]} does not apply to it; leave one of them out"
             )
+    if len(named) > 1:  # one is refused as too few
+        require_models(name for name in named if not is_zoo(name))  # in a second; what follows imports for several
+
+    from modelassay.commands.view import emit
+
+    if index is not None:
         from modelassay.commands.fingerprint.scan import scan
 
         emit(scan(models[0], index=index, runs=runs, alpha=alpha, nearest=nearest, report=_progress), as_json=as_json)

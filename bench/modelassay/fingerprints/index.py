@@ -119,7 +119,13 @@ def scan_index(sketch: Sketch, folder: Path, *, nearest: int, besides: str | Non
     order = np.argsort(-correlations(sketch, ranks_NFM), kind="stable")[: max(TESTED, nearest)]
     relatives = []
     for row in order.tolist():
-        other = Sketch(width=sketch.width, ranks_FM=ranks_NFM[row], num_bytes=0)
+        try:
+            other = Sketch(width=sketch.width, ranks_FM=ranks_NFM[row], num_bytes=0)
+        except ValueError as error:
+            name = printable(str(frame["model"][row]))
+            raise RecordError(
+                f"{printable(str(folder))}: holds a sketch that is no order, of {name}; make the index anew"
+            ) from error
         if (found := alike(sketch, other)) is not None:
             about = frame.row(row, named=True)
             relatives.append(Relative(

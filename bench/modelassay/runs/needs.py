@@ -44,6 +44,9 @@ def build_needs(
 
     Returns:
         Processor seconds of each that was built, and why others were not, by key.
+
+    Raises:
+        HostError: processes cannot be started side by side, or one was killed.
     """
     if not artifacts:
         return {}, {}
@@ -55,9 +58,8 @@ def build_needs(
     pool, lifeline, held = _start_pool(processes)
     try:
         while running or any(not inputs for inputs in waiting.values()):
-            for key in [key for key in order if key in waiting and not waiting[key]]:
-                if len(running) == processes:
-                    break
+            ready = [key for key in order if key in waiting and not waiting[key]]
+            for key in ready[: processes - len(running)]:
                 del waiting[key]
                 running[pool.submit(_build, by_key[key], store.root)] = key
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -68,17 +70,16 @@ def build_needs(
                 except AssayError as error:
                     failures[key] = str(error)
                     continue
-                except BrokenProcessPool as error:
-                    names = ", ".join(by_key[each].name for each in (key, *running.values()))
-                    raise HostError(
-                        f"a process that built {names} was killed; out of memory? Run the same again, with fewer at a time (--jobs 1): "
-                        "what was built stays"
-                    ) from error
                 for note in notes:
                     report(note)
                 for inputs in waiting.values():
                     inputs.discard(key)
                 progress(done, total, by_key[key].name)
+    except BrokenProcessPool as error:
+        names = ", ".join(by_key[key].name for key in by_key.keys() - waiting.keys() - seconds.keys() - failures.keys())
+        raise HostError(
+            f"a process that built {names} was killed; out of memory? Run the same again, with fewer at a time (--jobs 1): what was built stays"
+        ) from error
     except BaseException:
         held.close()
         raise

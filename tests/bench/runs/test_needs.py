@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modelassay import zoo
-from modelassay.errors import CheckpointError
+from modelassay.errors import CheckpointError, HostError
 from modelassay.runs import needs as runs_needs
 from modelassay.runs.needs import build_needs, missing_artifacts
 from modelassay.storage.needs import Artifact, in_order
@@ -89,6 +89,24 @@ def test_a_failure_leaves_out_what_is_made_from_it_and_nothing_else(tmp_path: Pa
     assert failures == {bad.key: "asked to refuse"}
     assert [a.name for a in artifacts if a.key in seconds] == ["good", "child of good"]
     assert [a.name for a in artifacts if a.is_built(store)] == ["good", "child of good"]
+
+
+def test_a_builder_that_is_killed_is_said_and_what_was_built_stays(tmp_path: Path) -> None:
+    names = {"good": "toy.build:write", "hungry": "toy.build:killed"}
+    artifacts = [
+        Artifact(
+            name=name,
+            recipe={"kind": "t", "name": name},
+            build=build,
+            arguments={"name": name},
+            work=1.0 + (name == "good"),
+        )
+        for name, build in names.items()
+    ]
+    store = Store(tmp_path)
+    with pytest.raises(HostError, match=r"a process that built hungry was killed; out of memory\? Run the same again"):
+        build_needs(in_order(artifacts), store=store, processes=1, progress=lambda *_: None)
+    assert [artifact.is_built(store) for artifact in artifacts] == [True, False]
 
 
 def test_long_lines_of_descent_come_first() -> None:

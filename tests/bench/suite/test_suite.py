@@ -176,6 +176,11 @@ def test_overrides_replace_and_add_axes(base: str) -> None:
         ("steps=[", "-o steps=[: steps: not valid YAML"),
         ("note=[a: b: c]", "-o note=[a: b: c]: note: not valid YAML"),
         ("note=\0", "-o note=\\x00: note: character U+0000 is not allowed in YAML"),
+        ("note=@", "-o note=@: note: . cannot be read as a list of lines"),
+        (
+            "tags=@/nowhere/list",
+            "-o tags=@/nowhere/list: tags: /nowhere/list cannot be read as a list of lines: No such file",
+        ),
         ("note=*x", "-o note=*x: note: begins with '*', which YAML reserves; quote text"),
         ("steps=.nan", "-o steps=.nan: steps: .nan is not a finite number"),
         ("no\nte=x", "-o no\\nte=x: must be PATH=VALUE"),
@@ -187,6 +192,26 @@ def test_override_mistakes(base: str, override: str, message: str) -> None:
     assert str(caught.value).startswith(message)
     assert str(caught.value).isprintable()
     assert caught.value.line is None
+
+
+def test_a_list_is_the_lines_of_a_file(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("# tags\n /a: b # no comment \n\n/\u00e4'\"\nzoo:1\r\n", encoding="utf-8-sig")
+    suite = load_suite(base, overrides=[f"tags=@{path}"])
+    assert suite.cells[0].params.model_dump()["tags"] == ["/a: b # no comment", "/\u00e4'\"", "zoo:1"]
+    assert load_suite(base, overrides=[f'note="@{path}"']).cells[0].params.model_dump()["note"] == f"@{path}"
+    with pytest.raises(SuiteError, match="must be text, got a list"):
+        load_suite(base, overrides=[f"note=@{path}"])
+    path.write_text("\n# nothing\n")
+    with pytest.raises(SuiteError, match="holds no line; write one value a line"):
+        load_suite(base, overrides=[f"tags=@{path}"])
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SuiteError, match="cannot be read as a list of lines"):
+        load_suite(base, overrides=[f"tags=@{path}"])
+    path.write_text("s3cretvalue0123456789abcdef\n")
+    monkeypatch.setenv("HF_TOKEN", "s3cretvalue0123456789abcdef")
+    with pytest.raises(SuiteError):
+        load_suite(base, overrides=[f"tags=@{path}"])
 
 
 def test_provenance_names_the_layer_of_each_leaf(base: str) -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Labels = Mapping[str, Any]
 
@@ -16,7 +22,7 @@ class Timing:
     case: str
     """Printable, the same in every source that measured it."""
     labels: Labels
-    processes_ns: Sequence[Sequence[float]]
+    processes_ns: Sequence[Sequence[float] | NDArray[np.float64]]
     """Rounds of each process, in the order of time."""
     work: Mapping[str, float] = field(default_factory=dict)
     """What one round has to do, as bytes and flops: two timings of one case with different work are not compared."""
@@ -41,8 +47,8 @@ class Source:
     """Whether the file says that nobody measured it."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, Timing] = field(default_factory=dict)
-    metrics: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """Name and printed labels to value."""
+    metrics: pl.DataFrame | None = None
+    """Of a run: name, cell (its label), value, and a column per label."""
     parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of a run: cell's label to its parameters, flat."""
     left_out: Sequence[tuple[str, str]] = ()

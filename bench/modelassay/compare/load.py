@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from modelassay.compare.frame import Source, Timing, printed
+from modelassay.compare.run import read_run
 from modelassay.errors import FileError
-from modelassay.recording.tables import RunData, flatten
-from modelassay.runs.directory import Run, find_run, open_run, require_run
+from modelassay.recording.tables import flatten
+from modelassay.runs.directory import find_run, open_run, require_run
 from modelassay.storage.files import open_regular
 
 MAX_BYTES: Final = 1 << 30
@@ -20,17 +20,6 @@ MEASURED: Final = frozenset({
     "rounds_us", "extra_memory_bytes", "growth_kib_by_length", "name", "failed", "device", "size_bytes", "flops",
 })  # fmt: skip
 """Of a benchmark's facts those that it measured, or that say where or how much; the others say which case it is."""
-_UNIT_COLUMNS: Final = frozenset({
-    "cell", "stage", "index", "warmup", "reused", "host_ms", "device_ms", "tokens", "bytes", "flops", "gb_per_s",
-})  # fmt: skip
-
-
-_WORK: Final = {"tokens": "tokens", "bytes": "size_bytes", "flops": "flops"}
-_PEAK_LABELS: Final = ("shape", "dtype", "cache", "device")
-_TIMES: Final = frozenset({
-    "time_us", "rounds", "half_width", "peak_gbps", "peak_tflops", "ceiling_gbps", "ceiling_tflops",
-})  # fmt: skip
-"""Metrics of suite kernels, which its units hold in full."""
 
 
 def load(reference: str, root: Path) -> Source:
@@ -131,95 +120,3 @@ def _timings(records: list[dict[str, Any]]) -> tuple[dict[str, Timing], list[tup
                 where=str(record.get("device", "cpu")),
             )
     return timings, left_out
-
-
-def read_run(run: Run) -> Source:
-    """Read a run: its units by stage and labels, the cells that differ in ``repeat`` alone as processes of one case, and its metrics."""
-    data = run.data()
-    names = {cell.id: cell.label for cell in run.suite.cells}
-    axes = {cell.id: {name: value for name, value in cell.axes.items() if name != "repeat"} for cell in run.suite.cells}
-    params = {
-        printed(axes[cell.id]): flatten(cell.params.model_dump(mode="json") | {"repeat": None})
-        for cell in run.suite.cells
-    }
-    hardware = run.environment.get("gpu") or run.environment.get("cpu") or {}
-    return Source(
-        name=run.folder.name,
-        path=str(run.folder),
-        kind="run",
-        device=_device(hardware),
-        suite=run.suite.name,
-        profile=run.suite.profile,
-        facts={name: version for name, version in run.environment.get("libraries", {}).items() if version},
-        timings=_unit_timings(data, axes),
-        metrics=_metrics(data, names),
-        parameters=params,
-        left_out=[
-            *((names[cell], "the cell has not ended, or failed") for cell in data.missing),
-            *_without_a_time(data, names),
-        ],
-    )
-
-
-def _without_a_time(data: RunData, names: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return what suite kernels says has no time, and why."""
-    rows = []
-    for row in data.facts("outcome"):
-        value = row["value"]
-        if isinstance(value, Mapping) and value.get("outcome") not in (None, "done"):
-            about = {key: entry for key, entry in row.items() if key not in ("cell", "value")}
-            rows.append((f"{names[row['cell']]} {printed(about)}", f"{value['outcome']}: {value.get('reason', '')}"))
-    return rows
-
-
-def _device(hardware: Any) -> str | None:
-    """Return the name of a GPU or processor as a run's environment tells it."""
-    if isinstance(hardware, list):
-        hardware = hardware[0] if hardware else {}
-    if isinstance(hardware, Mapping):
-        name = hardware.get("name") or hardware.get("model")
-        cores = hardware.get("cores")
-        return None if name is None else f"{name}, {cores} cores" if cores else str(name)
-    return str(hardware) or None
-
-
-def _unit_timings(data: RunData, axes: Mapping[str, Mapping[str, Any]]) -> dict[str, Timing]:
-    units = data.units
-    if not units.height:
-        return {}
-    own = [column for column in units.columns if column not in _UNIT_COLUMNS | {"round", "device"}]
-    peaks = _peaks(data)
-    cases: dict[str, dict[str, Any]] = {}
-    for row in units.filter(~units["warmup"] & ~units["reused"]).iter_rows(named=True):
-        labels = {name: row[name] for name in own if row[name] is not None}
-        about = {"stage": row["stage"], **{n: v for n, v in axes[row["cell"]].items() if v != row["stage"]}, **labels}
-        entry = cases.setdefault(printed(about), {"labels": about | {"cell": printed(axes[row["cell"]])}, "cells": {}, "peaks": [],
-                                                  "work": Counter(), "num": 0, "where": "cpu"})  # fmt: skip
-        milliseconds = row["device_ms"] if row["device_ms"] is not None else row["host_ms"]
-        entry["cells"].setdefault(row["cell"], []).append(max(1.0, 1e6 * milliseconds))
-        entry["peaks"].append(peaks.get((row["cell"], *(row.get(name) for name in _PEAK_LABELS))))
-        if row["device_ms"] is not None or row.get("device") == "cuda":
-            entry["where"] = "cuda"
-        entry["work"] += Counter({_WORK[key]: row[key] for key in _WORK if row[key]})
-        entry["num"] += 1
-    return {
-        case: Timing(case=case, labels=entry["labels"], processes_ns=[*entry["cells"].values()], where=entry["where"],
-                     work={key: total / entry["num"] for key, total in entry["work"].items()},
-                     ceilings=entry["peaks"] if all(entry["peaks"]) and "size_bytes" in entry["work"] else ())
-        for case, entry in cases.items() if entry["num"] > 1
-    }  # fmt: skip
-
-
-def _peaks(data: RunData) -> dict[tuple[Any, ...], float]:
-    """Return the ceilings that suite kernels measured beside its rounds, in GB/s, by cell and labels."""
-    rows = data.metrics.filter(data.metrics["name"] == "ceiling_gbps").iter_rows(named=True)
-    return {(row["cell"], *(row.get(name) for name in _PEAK_LABELS)): row["value"] for row in rows}
-
-
-def _metrics(data: RunData, labels: Mapping[str, str]) -> dict[tuple[str, str], float]:
-    own = [column for column in data.metrics.columns if column not in ("cell", "name", "value")]
-    return {  # what is a time or made of times is no number that could be equal
-        (row["name"], printed({"cell": labels[row["cell"]], **{name: row[name] for name in own}})): row["value"]
-        for row in data.metrics.iter_rows(named=True)
-        if row["name"] not in _TIMES
-    }

@@ -13,11 +13,14 @@ from modelassay.errors import RecordError
 from modelassay.recording.columns import METRIC, MICROBATCH, Columns, UnexpectedLine
 from modelassay.recording.lines import cell_lines
 from modelassay.recording.log import MAX_COLUMNS, read_cell
+from modelassay.recording.parquet import log_state, read_parquet, write_parquet
 from modelassay.recording.status import read_status
 
 if TYPE_CHECKING:
     import polars as pl
 
+    _Tables = tuple[pl.DataFrame, pl.DataFrame, Sequence[Mapping[str, Any]]]
+    """Metrics, units and facts."""
 
 ENDED = ("done", "diverged")
 """Outcomes of cells whose numbers count."""
@@ -69,10 +72,18 @@ class RunData:
         return [cell for cell, outcome in outcomes if outcome not in ENDED]
 
 
-def read_tables(cells: Mapping[str, tuple[Path, Mapping[str, Any]]], *, profile: str) -> RunData:
+def read_tables(
+    cells: Mapping[str, tuple[Path, Mapping[str, Any]]], *, profile: str, beside: Path | None = None
+) -> RunData:
     """Read the logs of ``cells`` (id -> folder and parameters) into Polars frames.
 
     Of cells that have not ended the logs are checked, and nothing of them stands in the tables but their row.
+
+    Args:
+        cells: id -> folder and parameters.
+        profile: the run's.
+        beside: the folder of the same tables as Parquet, which is read where it is of these logs and written where it is not
+            (`recording.parquet`); None: there is none.
 
     Raises:
         RecordError: a log is damaged.
@@ -87,10 +98,8 @@ def read_tables(cells: Mapping[str, tuple[Path, Mapping[str, Any]]], *, profile:
     ]  # fmt: skip
     folders = {cell: folder for cell, (folder, _) in cells.items()}
     ended = {cell for cell, status in statuses.items() if status.outcome in ENDED}
-    try:
-        metrics, units, facts = _read_bulk(folders, ended)
-    except UnexpectedLine:
-        metrics, units, facts = _read_singly(folders, ended)
+    have_all = all(status.outcome is not None for status in statuses.values())
+    metrics, units, facts = _read_kept(folders, ended, beside) if beside and have_all else _read_logs(folders, ended)
     return RunData(
         cells=_frame(rows, {"cell": pl.String, "outcome": pl.String, "reason": pl.String, "wall_s": pl.Float64}),
         units=units,
@@ -101,9 +110,24 @@ def read_tables(cells: Mapping[str, tuple[Path, Mapping[str, Any]]], *, profile:
     )
 
 
-def _read_bulk(
-    cells: Mapping[str, Path], ended: Collection[str]
-) -> tuple[pl.DataFrame, pl.DataFrame, list[dict[str, Any]]]:
+def _read_kept(cells: Mapping[str, Path], ended: Collection[str], beside: Path) -> _Tables:
+    """Return the metrics, units and facts from the folder ``beside`` where they are those of the logs, else from the logs."""
+    state = log_state(cells)
+    if (kept := read_parquet(beside, state)) is not None:
+        return kept
+    tables = _read_logs(cells, ended)
+    write_parquet(beside, state, cells, *tables)
+    return tables
+
+
+def _read_logs(cells: Mapping[str, Path], ended: Collection[str]) -> _Tables:
+    try:
+        return _read_bulk(cells, ended)
+    except UnexpectedLine:
+        return _read_singly(cells, ended)
+
+
+def _read_bulk(cells: Mapping[str, Path], ended: Collection[str]) -> _Tables:
     """Return the metrics, units and facts of those of ``cells`` (id -> folder) that have ended.
 
     Raises:
@@ -133,9 +157,7 @@ def _may_repeat(keys: pl.DataFrame) -> bool:
     return bool(keys.height) and keys.hash_rows().n_unique() < keys.height
 
 
-def _read_singly(
-    cells: Mapping[str, Path], ended: Collection[str]
-) -> tuple[pl.DataFrame, pl.DataFrame, list[dict[str, Any]]]:
+def _read_singly(cells: Mapping[str, Path], ended: Collection[str]) -> _Tables:
     """Return the same of logs whose lines have to be looked at one by one, and say what is wrong with them."""
     import polars as pl
 

@@ -64,8 +64,9 @@ def environment_caveats(about: Mapping[str, Any]) -> list[str]:
     lines = []
     git, image = about.get("git") or {}, about.get("container") or {}
     if git.get("dirty"):
+        count = git.get("changed_files", "some")
         lines.append(
-            f"the code had {git.get('changed_files', 'some')} changed files beside commit {str(git.get('commit'))[:12]}"
+            f"the code had {count} changed {'file' if count == 1 else 'files'} beside commit {str(git.get('commit'))[:12]}"
         )
     if not image.get("image_digest"):
         lines.append("run outside a pinned image: libraries are recorded, not fixed")

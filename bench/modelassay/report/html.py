@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from modelassay.errors import displayed
 from modelassay.experiments.findings import Figure, Table
+from modelassay.report.drawing import drawing_library
 from modelassay.report.page import VERDICTS, Page, Section, figure_rows, require_inline
 
 MAX_ROWS: Final = 500
@@ -93,10 +94,7 @@ def _chosen(page: Page) -> tuple[dict[tuple[str, str], Figure], dict[tuple[str, 
 
 
 def _drawing() -> str:
-    import vl_convert  # here: it takes 2 s, and a report without figures needs none
-
-    script: str = vl_convert.javascript_bundle(None)  # type: ignore[arg-type]  # its stub forgets the default
-    return script.replace("</script", r"<\/script").replace("<!--", r"<\!--")
+    return drawing_library().replace("</script", r"<\/script").replace("<!--", r"<\!--")
 
 
 def _hovering(figure: Figure) -> dict[str, Any]:

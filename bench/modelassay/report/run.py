@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from modelassay.claims.ledger import Entry, ledger_lines, ledger_table
 from modelassay.experiments.findings import Figure, Findings, Table
@@ -14,6 +15,9 @@ from modelassay.report.page import Page, Section
 from modelassay.report.timing import timing_figure, timing_table
 from modelassay.runs.directory import Run
 from modelassay.runs.standing import Standing, in_numbers
+
+MAX_HEADLINES: Final = 6
+"""Findings that stand in the answer where no claim does."""
 
 
 def run_page(
@@ -44,7 +48,7 @@ def run_page(
         f"{entry.claim.statement or entry.claim.id}: {entry.verdict.verdict} ({entry.verdict.reason})" for entry in here
     ]
     if not here:
-        answers.append(f"no claim can be tested at profile {suite.profile}")
+        answers += [f"no claim can be tested at profile {suite.profile}", *(headlines(findings) if findings else ())]
     if failure is not None:
         answers.insert(0, f"the analysis failed: {failure}")
     names = {cell.id: cell.label or cell.id for cell in suite.cells}
@@ -72,6 +76,23 @@ def run_page(
         caveats=all_caveats,
         sections=[section for section in sections if _has_content(section)],
     )
+
+
+def headlines(findings: Findings) -> list[str]:
+    """Return the first findings in a sentence each, with their intervals, and how many more there are.
+
+    Args:
+        findings: what the analysis says, the main thing first.
+    """
+    lines = []
+    for finding in findings.findings[:MAX_HEADLINES]:
+        number = finding.estimate
+        labels = ", ".join(f"{name} {value}" for name, value in finding.labels.items())
+        interval = "" if number.low is None or number.high is None else f" [{number.low:.4g}, {number.high:.4g}]"
+        shown = f"{number.value:.4g}{interval} {number.unit}".rstrip() if math.isfinite(number.value) else "not defined"
+        lines.append(f"{finding.name}{f' ({labels})' if labels else ''}: {shown}")
+    more = len(findings.findings) - len(lines)
+    return [*lines, f"{more} more under Results"] if more > 0 else lines
 
 
 def _has_content(section: Section) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from modelassay.errors import HostError, UsageError, did_you_mean, printable
 from modelassay.machine import environment
 from modelassay.machine.code import SourceGraph, library_versions
+from modelassay.recording.parquet import FOLDER as TABLES
 from modelassay.recording.status import CellStatus, read_status
 from modelassay.recording.tables import RunData, read_tables
 from modelassay.runs.folder import CELLS, MANIFEST, MANIFEST_DRAFT, Scaffold, is_run, require_free
@@ -55,7 +56,7 @@ class Run:
     def data(self) -> RunData:
         """Return what the logs say now."""
         cells = {cell.id: (self.cell_dir(cell), cell.params.model_dump(mode="json")) for cell in self.suite.cells}
-        return read_tables(cells, profile=self.suite.profile)
+        return read_tables(cells, profile=self.suite.profile, beside=self.folder / TABLES)
 
 
 def needs_of(suite: Suite, cells: Iterable[Cell]) -> list[Need]:
@@ -128,7 +129,7 @@ def open_run(folder: Path) -> Run:
         run = Run(folder=folder, suite=suite_from_json(manifest["suite"], file=str(path)),
                   environment=manifest["environment"], code=manifest["code"], files=manifest["files"])  # fmt: skip
         cell_dirs = [run.cell_dir(cell) for cell in run.suite.cells]
-        require_folders([folder / "cells", folder / "figures", *cell_dirs])
+        require_folders([folder / "cells", folder / "figures", folder / TABLES, *cell_dirs])
         require_folders(cell_dir / name for cell_dir in cell_dirs for name in ("checkpoint", "artifacts"))
         return run
     except Unsealed as error:

@@ -76,7 +76,7 @@ def remember(document: Mapping[str, Any] | None, references: Sequence[str], root
         nights.append(
             folder, nights.rows_of_source(source), suite=source.suite or source.name, device=source.device, utc=utc
         )
-    frame = nights.read(folder)
+    frame, left_out = nights.read(folder)
     points = nights.change_points(frame)
     drawn = []
     for suite in sorted(frame["suite"].unique().to_list()):
@@ -92,12 +92,13 @@ def remember(document: Mapping[str, Any] | None, references: Sequence[str], root
     ]
     return View(
         data={"nights": frame["night"].n_unique(), "series": len(rows), "figures": [str(path) for path in drawn],
-              "change_points": [vars(point) for point in points]},
+              "change_points": [vars(point) for point in points], "left_out": left_out},
         tables=[Table(title=f"history of {frame['night'].n_unique()} nights in {folder}",
                       columns=("suite", "device", "case", "measure", "nights", "last", "over the first"), rows=rows)],
         lines=[
             *(f"advice: {p.case} ({p.suite}, {p.device}): {p.measure} changed to {p.ratio:.3f} times on {p.night}" for p in points),
             *(f"trend: {path}" for path in drawn),
+            *left_out,
         ],
     )  # fmt: skip
 

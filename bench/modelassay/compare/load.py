@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -98,6 +99,15 @@ def _plain_record(record: Mapping[str, Any], *, short: bool) -> dict[str, Any]:
     return {"name": record["name"], **facts, **({"rounds_us": rounds_us} if rounds_us else {})}
 
 
+def is_time(value: Any) -> bool:
+    """Whether a value can be a time: a positive, finite number.
+
+    >>> [is_time(value) for value in (0.5, 0, float("nan"), "1", True)]
+    [True, False, False, False, False]
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
 def _timings(records: list[dict[str, Any]]) -> tuple[dict[str, Timing], list[tuple[str, str]]]:
     timings: dict[str, Timing] = {}
     left_out: list[tuple[str, str]] = []
@@ -108,6 +118,8 @@ def _timings(records: list[dict[str, Any]]) -> tuple[dict[str, Timing], list[tup
         rounds_us = record.get("rounds_us")
         if "failed" in record:
             left_out.append((name, f"it failed: {record['failed']}"))
+        elif rounds_us and not all(is_time(us) for us in rounds_us):
+            left_out.append((name, "a round of it took no positive, finite time"))
         elif not rounds_us or len(rounds_us) < 2:
             why = (
                 "one round has no spread"
@@ -127,7 +139,9 @@ def _timings(records: list[dict[str, Any]]) -> tuple[dict[str, Timing], list[tup
                 labels=labels,
                 processes_ns=[[1e3 * us for us in rounds_us]],
                 work=work,
-                ceilings=ceilings if len(ceilings) == len(rounds_us) and work.get("size_bytes") else (),
+                ceilings=ceilings
+                if len(ceilings) == len(rounds_us) and work.get("size_bytes") and all(map(is_time, ceilings))
+                else (),
                 where=str(record.get("device", "cpu")),
             )
     return timings, left_out
@@ -197,7 +211,7 @@ def _unit_timings(data: RunData, axes: Mapping[str, Mapping[str, Any]]) -> dict[
                                                   "work": Counter(), "num": 0, "where": "cpu"})  # fmt: skip
         milliseconds = row["device_ms"] if row["device_ms"] is not None else row["host_ms"]
         entry["cells"].setdefault(row["cell"], []).append(max(1.0, 1e6 * milliseconds))
-        entry["peaks"].append(peaks.get((row["cell"], *(row.get(name) for name in _PEAK_LABELS))))
+        entry["peaks"].append(_ceiling_gbps(peaks, row))
         if row["device_ms"] is not None or row.get("device") == "cuda":
             entry["where"] = "cuda"
         entry["work"] += Counter({_WORK[key]: row[key] for key in _WORK if row[key]})
@@ -211,9 +225,18 @@ def _unit_timings(data: RunData, axes: Mapping[str, Mapping[str, Any]]) -> dict[
 
 
 def _peaks(data: RunData) -> dict[tuple[Any, ...], float]:
-    """Return the ceilings that suite kernels measured beside its rounds, in GB/s, by cell and labels."""
-    rows = data.metrics.filter(data.metrics["name"] == "ceiling_gbps").iter_rows(named=True)
-    return {(row["cell"], *(row.get(name) for name in _PEAK_LABELS)): row["value"] for row in rows}
+    """Return the ceilings that suite kernels measured beside its rounds, GB/s and TFLOP/s by metric, cell and labels."""
+    rows = data.metrics.filter(data.metrics["name"].is_in(["ceiling_gbps", "ceiling_tflops"])).iter_rows(named=True)
+    return {(row["name"], row["cell"], *(row.get(name) for name in _PEAK_LABELS)): row["value"] for row in rows}
+
+
+def _ceiling_gbps(peaks: Mapping[tuple[Any, ...], float], row: Mapping[str, Any]) -> float | None:
+    """Return the rate in GB/s at which a unit's bytes pass at the ceiling: of its products where they are most of the work."""
+    place = (row["cell"], *(row.get(name) for name in _PEAK_LABELS))
+    tflops = peaks.get(("ceiling_tflops", *place))
+    if tflops is not None and row["flops"] and row["bytes"]:
+        return tflops * 1e3 * float(row["bytes"]) / float(row["flops"])
+    return peaks.get(("ceiling_gbps", *place))
 
 
 def _metrics(data: RunData, labels: Mapping[str, str]) -> dict[tuple[str, str], float]:

@@ -21,6 +21,8 @@ from modelassay.statistics.intervals import median_interval, student_mean
 OURS = "modelassay"
 PRODUCTS = ("linear_bottom_k", "linear_cross_entropy", "attention")
 """Operations whose rate is given in TFLOP/s."""
+REFERENCES = ("torch", "torch.topk", "sdpa")
+"""Plain PyTorch, by operation."""
 KEYS = ("shape", "dtype", "cache", "device")
 CAVEATS = (
     "of one process the unit of an interval is a round: it says nothing of another process, for which an axis repeat of two or more does",
@@ -62,12 +64,12 @@ class Group:
         logs = [[math.log(amount / second) for second in rounds.values()] for rounds in self.seconds[provider].values()]
         return _exponential(logs, unit=self.unit)
 
-    def speed(self, peer: str) -> Estimate:
-        """Return how many times as fast as ``peer`` we are, rounds paired; both are done."""
-        ours, theirs = self.seconds[OURS], self.seconds[peer]
+    def speed(self, peer: str, *, of: str = OURS) -> Estimate:
+        """Return how many times as fast as ``peer`` the provider ``of`` is, rounds paired; both are done."""
+        own, theirs = self.seconds[of], self.seconds[peer]
         logs = [
             [math.log(theirs[cell][number] / second) for number, second in rounds.items() if number in theirs[cell]]
-            for cell, rounds in ours.items()
+            for cell, rounds in own.items()
             if cell in theirs
         ]
         return _exponential([part for part in logs if part], unit="")
@@ -88,7 +90,7 @@ def analyse(tables: RunData) -> Findings:
 
     Findings, each with ``op``, ``shape``, ``dtype``, ``cache``, ``device``: ``rate`` (with ``provider``; GB/s, or TFLOP/s where products
     are most of the work), ``share_of_measured`` and, where the device has one, ``share_of_datasheet``; ``speed_over`` (with ``peer``),
-    the ratio of its time to ours.
+    the ratio of its time to ours; ``speed_of`` (with ``provider`` and ``over``), how many times as fast as plain PyTorch a peer is.
     """
     groups = read_groups(tables)
     findings = [finding for group in groups for finding in _findings(group)]
@@ -156,6 +158,18 @@ def _findings(group: Group) -> list[Finding]:
         Finding(name="speed_over", labels={**labels, "peer": peer}, estimate=group.speed(peer))
         for peer in _peers(group)
     ]
+    done = group.done()
+    reference = next((name for name in REFERENCES if name in done), None)
+    if reference is not None:
+        findings += [
+            Finding(
+                name="speed_of",
+                labels={**labels, "provider": name, "over": reference},
+                estimate=group.speed(reference, of=name),
+            )
+            for name in done
+            if name not in (OURS, reference)
+        ]
     return findings
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelassay.compare.frame import Source, Timing, printed
-from modelassay.errors import FileError
+from modelassay.errors import FileError, UsageError
 from modelassay.recording.tables import RunData, flatten
 from modelassay.runs.directory import Run, find_run, open_run, require_run
 from modelassay.storage.files import open_regular
@@ -38,12 +38,14 @@ def load(reference: str, root: Path) -> Source:
     """Read a run (a path, or a name under ``root``) or a JSON file of benchmarks.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: there is neither.
         FileError: a file that is not JSON of pytest-benchmark or of ``python -m modelassay_kernels.benchmarking``.
     """
     path = Path(reference)
     if path.suffix == ".json" and path.is_file():
         return read_benchmarks(path)
+    if path.suffix == ".json" and find_run(reference, root) is None:
+        raise UsageError(f"{reference}: no such file; name a JSON file of benchmarks or a run")
     folder = find_run(reference, root)
     return read_run(open_run(folder) if folder is not None else require_run(reference, root))
 
@@ -83,7 +85,8 @@ def _machine(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what pytest-benchmark itself says of the machine: its name is no part of what a time depends on."""
     about = document["machine_info"]
     cpu = about.get("cpu") or {}
-    device = f"{cpu.get('brand_raw') or about.get('machine')}, {cpu.get('count', '?')} cores"
+    name = cpu.get("brand_raw") or about.get("machine")
+    device = None if name is None else f"{name}, {cpu.get('count', '?')} cores"
     return {"device": device, "python": about.get("python_version"), "utc": document.get("datetime"),
             "commit": (document.get("commit_info") or {}).get("id")}  # fmt: skip
 

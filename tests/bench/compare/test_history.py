@@ -99,3 +99,12 @@ def test_a_night_that_was_killed_while_writing_leaves_no_night(tmp_path: Path) -
 def test_a_value_that_is_no_time_is_in_no_series(tmp_path: Path) -> None:
     night(tmp_path, 0, {"a": float("nan"), "b": float("inf"), "c": 0.0, "d": 1.0})
     assert [key[2] for key in series(read(tmp_path)[0])] == ["d"]
+
+
+def test_a_result_without_times_is_said_to_leave_no_night(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(
+        '{"machine_info": {"cpu": {}}, "benchmarks": [{"name": "a", "stats": {"data": [1, NaN]}}]}'
+    )
+    view = remember(None, (str(tmp_path / "a.json"),), tmp_path, tmp_path / "history")
+    assert view.lines == ["nothing of a.json was appended: it holds no time that counts"]
+    assert view.data["nights"] == 0

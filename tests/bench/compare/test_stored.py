@@ -171,3 +171,16 @@ def test_a_file_without_benchmarks_has_nothing_to_compare(base: str, tmp_path: P
     (tmp_path / "none.json").write_text('{"machine_info": {}, "benchmarks": []}')
     with pytest.raises(UsageError, match="nothing that can be compared"):
         compare_stored((base, str(tmp_path / "none.json")), tmp_path, relative=0.05, figure=None)
+
+
+def test_files_that_do_not_name_their_machine_are_not_of_one_device(tmp_path: Path) -> None:
+    path = tmp_path / "anonymous.json"
+    path.write_text('{"machine_info": {"cpu": {}}, "benchmarks": [{"name": "a", "stats": {"data": [1, 2, 3]}}]}')
+    assert read_benchmarks(path).device is None
+    with pytest.raises(UsageError, match="milliseconds tell nothing"):
+        compare_stored((str(path), str(path)), tmp_path, relative=0.05, figure=None)
+
+
+def test_a_file_that_is_not_there_is_named(base: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.json: no such file; name a JSON file of benchmarks or a run"):
+        compare_stored((base, str(tmp_path / "none.json")), tmp_path, relative=0.05, figure=None)

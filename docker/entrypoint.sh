@@ -4,6 +4,8 @@
 # whoever made that folder; started with --user, it stays that user. Group 0 may write to the image's own home.
 set -eu
 
+# Results go to ./runs, which is /runs; of who mounted /results instead, to /results/runs.
+if ! mountpoint -q runs && mountpoint -q results; then cd results; fi
 runs=runs
 [ -d "$runs" ] || runs=.
 become=

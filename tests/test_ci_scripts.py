@@ -159,7 +159,9 @@ def test_nightly_gates_runs_every_suite_and_ends_with_the_first_failure(checkout
     checkout.run("ci/venv")
     code, _, calls = checkout.run("ci/nightly", FAIL="run one", NIGHTLY=str(tmp_path / "nights"))
     assert code == 7
-    assert calls[0].startswith("modelassay compare --rerun kernels kernels --history ")
+    base, candidate = calls[0].removeprefix("modelassay compare --rerun ").split()[:2]
+    assert base == candidate
+    assert candidate.endswith("/build")
     suites = [call for call in calls if call.startswith("modelassay run ") and "peers" not in call]
     assert [call.split(" --into ")[0] for call in suites] == [
         "modelassay run one --profile embedded",
@@ -188,12 +190,38 @@ def test_a_quick_night_gates_against_the_last_good_and_keeps_it_where_the_gate_f
     mark.write_text("of the first night")
     code, _, calls = checkout.run("ci/nightly", "--quick", FAIL="--rerun", NIGHTLY=nights)
     assert code == 7
-    assert calls[0].startswith(f"modelassay compare --rerun {nights}/good kernels ")
+    assert calls[0].startswith(f"modelassay compare --rerun {nights}/good {nights}/")
+    assert not list((tmp_path / "nights").glob("*/build"))
     assert mark.exists()
     assert not any("-m pytest" in call for call in calls)
     assert checkout.run("ci/nightly", "--quick", NIGHTLY=nights, NIGHTLY_DATASET="org/nights")[0] == 0
     assert not mark.exists()
     assert checkout.run("ci/nightly", "--slow")[0] == 2
+
+
+def test_a_night_takes_up_the_good_build_that_a_killed_one_had_set_aside(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.run("ci/venv")
+    nights = tmp_path / "nights"
+    (nights / "good.old").mkdir(parents=True)
+    _, _, calls = checkout.run("ci/nightly", "--quick", NIGHTLY=str(nights))
+    assert calls[0].startswith(f"modelassay compare --rerun {nights}/good {nights}/")
+    assert sorted(path.name for path in nights.glob("good*")) == ["good"]
+
+
+def test_a_night_in_containers_takes_the_image_for_the_machine(checkout: Checkout, tmp_path: Path) -> None:
+    checkout.run("ci/venv")
+    place = {"NIGHTLY": str(tmp_path / "nights"), "NIGHTLY_IN": "container"}
+
+    def options(**environ: str) -> set[str]:
+        calls = checkout.run("ci/nightly", "--quick", **place, **environ)[2]
+        return {call.rpartition("--in ")[2] for call in calls if call.startswith("modelassay run")}
+
+    assert options(NIGHTLY_IMAGE="core", NIGHTLY_UNLOCKED="1") == {"container --image core --allow-unlocked"}
+    if shutil.which("nvidia-smi") is None:
+        assert options() == {"container --image cpu"}
+    code, output, calls = checkout.run("ci/nightly", "--quick", NIGHTLY=place["NIGHTLY"], NIGHTLY_IN="a box")
+    assert (code, calls) == (2, [])
+    assert "NIGHTLY_IN is a box; it may be container, or empty" in output
 
 
 def test_the_workflow_calls_the_script_and_nothing_else() -> None:

@@ -110,3 +110,19 @@ def test_line_of_a_caller_who_named_a_user_names_one(engine: Any, toy: ToyImages
         toy.locked, ["-c", ASKS], entrypoint="/opt/modelassay/bin/python", remove=True, user="1234:0"
     ).decode()
     assert '-v "$PWD"/runs:/runs --user "$(id -u):0" ' in output
+
+
+@pytest.mark.parametrize("mounted", ["runs", "results"])
+def test_suite_kernels_leaves_its_results_to_the_caller(
+    engine: Any, cpu_image: str, tmp_path: Path, owner: tuple[int, int], mounted: str
+) -> None:
+    """`docker run --rm -v "$PWD/results:/results" IMAGE run kernels` at the scale that means nothing."""
+    folder = tmp_path / mounted
+    if mounted == "results":
+        (tmp_path / "runs").rename(folder)
+    engine.containers.run(cpu_image, ["run", "kernels", "--profile", "smoke"], remove=True,
+                          volumes={str(folder): {"bind": f"/{mounted}"}})  # fmt: skip
+    run = open_run(only_run(folder if mounted == "runs" else folder / "runs"))
+    assert run.suite.name == "kernels"
+    assert not run.data().missing
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in folder.rglob("*")} == {owner}

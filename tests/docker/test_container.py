@@ -410,5 +410,17 @@ def test_fingerprinting_gives_the_same_metrics_as_outside(
     assert {(path.stat().st_uid, path.stat().st_gid) for path in there.folder.rglob("*")} == {owner}
 
 
+def test_suite_kernels_runs_in_the_image_and_its_results_are_the_callers(
+    cpu_image: str, tmp_path: Path, owner: tuple[int, int]
+) -> None:
+    code, _, err = modelassay("run", "kernels", "--profile", "smoke", "--runs", tmp_path / "runs",
+                              *inside(cpu_image, "--allow-unlocked"), timeout_s=FINGERPRINTING_S)  # fmt: skip
+    assert code == 0, err
+    run = open_run(only_run(tmp_path / "runs"))
+    timed = {row["stage"] for row in run.data().units.iter_rows(named=True)}
+    assert timed == {"layer_std", "bottom_k", "linear_bottom_k", "softmax_ggn", "linear_cross_entropy", "attention"}
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in run.folder.rglob("*")} == {owner}
+
+
 def _sources(code: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in code.items() if not name.endswith("/_native")}

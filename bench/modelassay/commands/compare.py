@@ -72,11 +72,12 @@ def remember(document: Mapping[str, Any] | None, references: Sequence[str], root
     if document is not None:
         device = document["sources"][0]["device"] if document["sources"] else None
         nights.append(folder, nights.rows_of_gate(document), suite="gate", device=device, utc=utc)
+    without = []
     for source in [] if document is not None else [load(reference, root) for reference in references]:
-        nights.append(
-            folder, nights.rows_of_source(source), suite=source.suite or source.name, device=source.device, utc=utc
-        )
-    frame = nights.read(folder)
+        rows = nights.rows_of_source(source)
+        if nights.append(folder, rows, suite=source.suite or source.name, device=source.device, utc=utc) is None:
+            without.append(f"nothing of {source.name} was appended: it holds no time that counts")
+    frame, left_out = nights.read(folder)
     points = nights.change_points(frame)
     drawn = []
     for suite in sorted(frame["suite"].unique().to_list()):
@@ -86,18 +87,20 @@ def remember(document: Mapping[str, Any] | None, references: Sequence[str], root
 
             drawn.append(folder / f"trend-{suite}.png")
             write_figure(nights.trend_figure(own, suite=suite), drawn[-1])
-    rows = [
+    shown = [
         (suite, device, case, measure, str(len(values)), f"{values[-1][1]:.4g}", f"{values[-1][1] / values[0][1]:.3f}")
         for (suite, device, case, measure), values in nights.series(frame).items()
     ]
     return View(
-        data={"nights": frame["night"].n_unique(), "series": len(rows), "figures": [str(path) for path in drawn],
-              "change_points": [vars(point) for point in points]},
+        data={"nights": frame["night"].n_unique(), "series": len(shown), "figures": [str(path) for path in drawn],
+              "change_points": [vars(point) for point in points], "left_out": left_out},
         tables=[Table(title=f"history of {frame['night'].n_unique()} nights in {folder}",
-                      columns=("suite", "device", "case", "measure", "nights", "last", "over the first"), rows=rows)],
+                      columns=("suite", "device", "case", "measure", "nights", "last", "over the first"), rows=shown)],
         lines=[
             *(f"advice: {p.case} ({p.suite}, {p.device}): {p.measure} changed to {p.ratio:.3f} times on {p.night}" for p in points),
             *(f"trend: {path}" for path in drawn),
+            *without,
+            *left_out,
         ],
     )  # fmt: skip
 

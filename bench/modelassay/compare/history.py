@@ -10,6 +10,7 @@ Change points are advisory: they find slow creep that no single night can show, 
 from __future__ import annotations
 
 import datetime
+import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 
 from modelassay.compare.frame import Source
 from modelassay.compare.stored import median_ms, share_draws
-from modelassay.errors import FileError, HostError
+from modelassay.errors import HostError
 
 if TYPE_CHECKING:
     import polars as pl
@@ -31,6 +32,7 @@ FEWEST_NIGHTS: Final = 8
 PENALTY: Final = 3.0
 """Of a change point, times the noise's variance and log n: a linear penalty as in Killick et al. 2012, raised since nights repeat."""
 COLUMNS: Final = ("utc", "case", "value", "low", "high", "measure", "verdict", "night")
+FLOATS: Final = ("value", "low", "high")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +94,7 @@ def append(
     folder = history / f"suite={slug(suite)}" / f"device={slug(device)}" / f"date={utc:%Y-%m-%d}"
     stamp = utc.strftime("%Y%m%dT%H%M%SZ")
     path = folder / f"{stamp}-{secrets.token_hex(3)}.parquet"
-    floats = ("value", "low", "high")
-    schema = {name: pl.Float64 if name in floats else pl.String for name in COLUMNS}
+    schema = {name: pl.Float64 if name in FLOATS else pl.String for name in COLUMNS}
     frame = pl.DataFrame(
         [{**row, "utc": utc.isoformat(), "night": f"{utc:%Y-%m-%d %H:%M}"} for row in rows], schema=schema
     )
@@ -107,31 +108,33 @@ def append(
     return path
 
 
-def read(history: Path) -> pl.DataFrame:
-    """Return all nights, oldest first: the columns of a file, with suite, device and date from its folders.
+def read(history: Path) -> tuple[pl.DataFrame, list[str]]:
+    """Return all nights, oldest first, and a sentence on each file that is none.
 
-    Raises:
-        FileError: a file that is not of this history.
+    The columns are those of a file, with suite, device and date from its folders. A file that cannot be read costs its night and no other.
     """
     import polars as pl
 
+    folders = dict.fromkeys(("suite", "device", "date"), pl.String)
     paths = sorted(history.glob("suite=*/device=*/date=*/*.parquet"))
-    if not paths:
-        return pl.DataFrame(schema=dict.fromkeys((*COLUMNS, "suite", "device", "date"), pl.String))
-    try:
-        frame = pl.read_parquet(
-            paths, hive_partitioning=True, hive_schema=dict.fromkeys(("suite", "device", "date"), pl.String)
-        )
-        return frame.select(*COLUMNS, "suite", "device", "date").sort("utc", "case")
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise FileError(f"{history}: a file of it cannot be read ({error}); take it out and look at it") from error
+    frames, left_out = [], []
+    for path in paths:
+        try:
+            frame = pl.read_parquet(path, hive_partitioning=True, hive_schema=folders).select(*COLUMNS, *folders)
+            frames.append(frame.cast({name: pl.Float64 if name in FLOATS else pl.String for name in frame.columns}))
+        except (pl.exceptions.PolarsError, OSError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            left_out.append(f"{path}: no night of this history ({reason}); left out; take it out and look at it")
+    if not frames:
+        return pl.DataFrame(schema=dict.fromkeys((*COLUMNS, *folders), pl.String)), left_out
+    return pl.concat(frames).sort("utc", "case"), left_out
 
 
 def series(frame: pl.DataFrame) -> dict[tuple[str, str, str, str], list[tuple[str, float]]]:
     """Return night and value of every series, by suite, device, case and measure."""
     found: dict[tuple[str, str, str, str], list[tuple[str, float]]] = {}
     for row in frame.iter_rows(named=True):
-        if row["value"] is not None and float(row["value"]) > 0:
+        if row["value"] is not None and 0 < float(row["value"]) < math.inf:
             key = (row["suite"], row["device"], row["case"], row["measure"])
             found.setdefault(key, []).append((row["night"], float(row["value"])))
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from modelassay.compare.frame import Source, Timing, printed
 from modelassay.compare.run import read_run
-from modelassay.errors import FileError
+from modelassay.errors import FileError, UsageError
 from modelassay.recording.tables import flatten
 from modelassay.runs.directory import find_run, open_run, require_run
 from modelassay.storage.files import open_regular
@@ -26,12 +27,14 @@ def load(reference: str, root: Path) -> Source:
     """Read a run (a path, or a name under ``root``) or a JSON file of benchmarks.
 
     Raises:
-        UsageError: it is neither.
+        UsageError: there is neither.
         FileError: a file that is not JSON of pytest-benchmark or of ``python -m modelassay_kernels.benchmarking``.
     """
     path = Path(reference)
     if path.suffix == ".json" and path.is_file():
         return read_benchmarks(path)
+    if path.suffix == ".json" and find_run(reference, root) is None:
+        raise UsageError(f"{reference}: no such file; name a JSON file of benchmarks or a run")
     folder = find_run(reference, root)
     return read_run(open_run(folder) if folder is not None else require_run(reference, root))
 
@@ -71,7 +74,8 @@ def _machine(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return what pytest-benchmark itself says of the machine: its name is no part of what a time depends on."""
     about = document["machine_info"]
     cpu = about.get("cpu") or {}
-    device = f"{cpu.get('brand_raw') or about.get('machine')}, {cpu.get('count', '?')} cores"
+    name = cpu.get("brand_raw") or about.get("machine")
+    device = None if name is None else f"{name}, {cpu.get('count', '?')} cores"
     return {"device": device, "python": about.get("python_version"), "utc": document.get("datetime"),
             "commit": (document.get("commit_info") or {}).get("id")}  # fmt: skip
 
@@ -87,6 +91,15 @@ def _plain_record(record: Mapping[str, Any], *, short: bool) -> dict[str, Any]:
     return {"name": record["name"], **facts, **({"rounds_us": rounds_us} if rounds_us else {})}
 
 
+def is_time(value: Any) -> bool:
+    """Whether a value can be a time: a positive, finite number.
+
+    >>> [is_time(value) for value in (0.5, 0, float("nan"), "1", True)]
+    [True, False, False, False, False]
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
 def _timings(records: list[dict[str, Any]]) -> tuple[dict[str, Timing], list[tuple[str, str]]]:
     timings: dict[str, Timing] = {}
     left_out: list[tuple[str, str]] = []
@@ -97,6 +110,8 @@ def _timings(records: list[dict[str, Any]]) -> tuple[dict[str, Timing], list[tup
         rounds_us = record.get("rounds_us")
         if "failed" in record:
             left_out.append((name, f"it failed: {record['failed']}"))
+        elif rounds_us and not all(is_time(us) for us in rounds_us):
+            left_out.append((name, "a round of it took no positive, finite time"))
         elif not rounds_us or len(rounds_us) < 2:
             why = (
                 "one round has no spread"
@@ -116,7 +131,9 @@ def _timings(records: list[dict[str, Any]]) -> tuple[dict[str, Timing], list[tup
                 labels=labels,
                 processes_ns=[[1e3 * us for us in rounds_us]],
                 work=work,
-                ceilings=ceilings if len(ceilings) == len(rounds_us) and work.get("size_bytes") else (),
+                ceilings=ceilings
+                if len(ceilings) == len(rounds_us) and work.get("size_bytes") and all(map(is_time, ceilings))
+                else (),
                 where=str(record.get("device", "cpu")),
             )
     return timings, left_out

@@ -30,6 +30,8 @@ MAX_ROUNDS: Final = 2_000
 """Resampled of one case; of more, the medians of as many batches of neighbours are."""
 
 Floats = NDArray[np.float64]
+PYTORCH: Final = ("torch", "sdpa")
+"""What names of providers begin with that are PyTorch's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,11 +227,11 @@ def share_draws(timing: Timing) -> Floats | None:
 def reference_of(source: Source, timing: Timing) -> Timing | None:
     """Return the timing of PyTorch's own way to do the same work in the same source: the fastest one; None for itself."""
     mine = {name: value for name, value in timing.labels.items() if name != "provider"}
-    if str(timing.labels.get("provider", "torch")).startswith("torch"):
+    if str(timing.labels.get("provider", "torch")).startswith(PYTORCH):
         return None
     peers = [
         other for other in source.timings.values()
-        if str(other.labels.get("provider", "")).startswith("torch") and other.where == timing.where and other.work == timing.work
+        if str(other.labels.get("provider", "")).startswith(PYTORCH) and other.where == timing.where and other.work == timing.work
         and {name: value for name, value in other.labels.items() if name != "provider"} == mine
     ]  # fmt: skip
     return min(peers, key=median_ms, default=None)

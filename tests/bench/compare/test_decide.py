@@ -58,23 +58,12 @@ def test_one_process_in_another_regime_decides_nothing() -> None:
     assert decide({"a": pairs}, {"a": EDGE}, alpha=0.05)["a"].verdict == "same"
 
 
-QUIET = 0.008
-"""Spread of a process's median on a quiet machine, as the gate's design takes it; the medians here are of a machine that eight
-other jobs kept busy, so that their shape is scaled to it."""
+def real_logs(which: str) -> dict[str, np.ndarray]:
+    """The logarithms of real triples by case, as measured."""
+    return {case: np.log(np.asarray(triples)) for case, triples in MEDIANS[which]["medians_ns"].items()}
 
 
-def real_logs(spread: float | None) -> dict[str, np.ndarray]:
-    """The logarithms of real triples by case, as measured, or each case's with the same shape and a spread of ``spread``."""
-    logs = {case: np.log(np.asarray(triples)) for case, triples in MEDIANS["medians_ns"].items()}
-    if spread is None:
-        return logs
-    apart = {case: log_P3 - log_P3.mean(axis=1, keepdims=True) for case, log_P3 in logs.items()}
-    return {case: log_P3 * spread / (1.4826 * np.median(np.abs(log_P3))) for case, log_P3 in apart.items()}
-
-
-def night(
-    rng: np.random.Generator, *, change: float, spread: float | None, num_cases: int = 4
-) -> tuple[list[str], str]:
+def night(rng: np.random.Generator, *, change: float, which: str, num_cases: int = 3) -> tuple[list[str], str]:
     """The verdicts of a simulated night, and that of its case which is slower by ``change``.
 
     Pairs of real processes of one code, and a random walk of up to 2 % over the night, which each of a pair meets at its own place.
@@ -84,7 +73,7 @@ def night(
     drift = (walk - walk.min()) / np.ptp(walk) * rng.uniform(0, 0.02)
     swapped = np.arange(num) % 2 == 1  # A B B A
     first, second = drift[0::2], drift[1::2]
-    logs = real_logs(spread)
+    logs = real_logs(which)
     ratios = {}
     for case in rng.choice(sorted(logs), size=num_cases, replace=False):
         chosen = logs[case][rng.integers(len(logs[case]), size=num)]
@@ -101,23 +90,24 @@ def night(
     return [*verdicts.values()], verdicts[slower]
 
 
-def rates(num_nights: int, *, spread: float | None, seed: int) -> tuple[float, float, float]:
+def rates(num_nights: int, *, which: str, seed: int) -> tuple[float, float, float]:
     """Shares: of nights of one code, those with a false alarm; of nights with a case slower by 3 %, those that find it, and call it same."""
     rng = np.random.default_rng(seed)
-    alarms = [("slower" in night(rng, change=0.0, spread=spread)[0]) for _ in range(num_nights)]
-    changed = [night(rng, change=0.03, spread=spread)[1] for _ in range(num_nights)]
+    alarms = [("slower" in night(rng, change=0.0, which=which)[0]) for _ in range(num_nights)]
+    changed = [night(rng, change=0.03, which=which)[1] for _ in range(num_nights)]
     return float(np.mean(alarms)), changed.count("slower") / num_nights, changed.count("same") / num_nights
 
 
 def test_simulated_nights() -> None:
-    alarms, caught, missed = rates(8, spread=QUIET, seed=0)
+    alarms, caught, missed = rates(8, which="pinned", seed=0)
     assert (alarms, missed) == (0, 0)  # of 2,000 nights under 2 % and none
     assert caught >= 7 / 8
 
 
 @pytest.mark.nightly
-def test_two_thousand_simulated_nights_of_a_quiet_machine() -> None:
-    alarms, caught, missed = rates(2_000, spread=QUIET, seed=1)
+def test_two_thousand_simulated_nights() -> None:
+    """Of processes that have a core to themselves more often than not: two of one build are 1.4 to 2.2 % apart."""
+    alarms, caught, missed = rates(2_000, which="pinned", seed=1)
     assert alarms < 0.02
     assert caught > 0.95
     assert missed < 0.001
@@ -125,8 +115,8 @@ def test_two_thousand_simulated_nights_of_a_quiet_machine() -> None:
 
 @pytest.mark.nightly
 def test_two_thousand_simulated_nights_of_a_busy_machine_are_honest() -> None:
-    """As measured, with pairs 2 to 14 % apart: nothing to tell 3 % by, so no alarm, and hardly ever green where there should be one."""
-    alarms, _, missed = rates(2_000, spread=None, seed=2)
+    """With pairs 3 to 13 % apart there is little to tell 3 % by: no alarm, and hardly ever green where there should be one."""
+    alarms, _, missed = rates(2_000, which="busy", seed=2)
     assert alarms < 0.02
     assert missed < 0.001
 

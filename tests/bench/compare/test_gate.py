@@ -2,7 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from modelassay.compare.gate.guards import Watch
 from modelassay.compare.gate.rerun import Rerun, rerun
 from modelassay.compare.gate.session import PairOfProcesses, Sample, measure_pair
 from modelassay.errors import HostError, Inconclusive, Regression, UsageError
+from modelassay_kernels import native
 
 HELLO = {"package": "p", "python": "3", "device": "d", "cases": [{"case": name, "labels": {}} for name in ("a", "b")]}
 
@@ -111,8 +114,6 @@ def test_an_unknown_case_is_a_usage_error(tmp_path: Path) -> None:
 def test_guards_name_what_disturbs() -> None:
     watch = Watch()
     quiet = {"wall_s": 0.0, "own_s": 0.0, "busy_s": 0.0, "steal_s": 0.0, "gpu_mhz": 1980, "ecc_errors": 0}
-    import os
-
     cores = os.cpu_count() or 1
     loud = {"wall_s": 1.0, "own_s": 0.5, "busy_s": 0.5 + 0.5 * cores, "steal_s": 0.1 * cores, "gpu_mhz": 1500, "celsius": 91.0,
             "gpu_throttle": 0x40, "ecc_errors": 1, "gpu_processes": 5}  # fmt: skip
@@ -210,13 +211,74 @@ SLOWED = HONEST.replace(
 """A tenth of the work once more."""
 
 
+def native_library() -> Path | None:
+    """The compiled extension that is installed here."""
+    return Path(native._native.__file__) if native.native_available() else None
+
+
+DELAY = """
+
+import time as _time
+
+_plain = {op}
+
+
+def {op}(*inputs):
+    began = _time.process_time_ns()
+    output = _plain(*inputs)
+    until = _time.process_time_ns() + (_time.process_time_ns() - began) // 10
+    while _time.process_time_ns() < until:
+        pass
+    return output
+"""
+"""Added to a build of modelassay_kernels: one operation takes a tenth longer."""
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """Measured processes take turns, so that one core serves them all; on two, each would have neighbours of its own."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
 @pytest.mark.nightly
+@pytest.mark.usefixtures("one_core")
 def test_the_same_build_is_not_slower_and_a_delayed_one_is(toys: Any, tmp_path: Path) -> None:
     base, candidate, workload = toys(SLOWED)
-    same = rerun(base, base, scratch=tmp_path, workload=workload, rounds=60, clock="cpu")
+    same = rerun(base, base, scratch=tmp_path, workload=workload, rounds=90, clock="cpu")
     assert verdicts(same)["sum"] in ("same", "inconclusive")
-    slower = rerun(base, candidate, scratch=tmp_path, workload=workload, rounds=60, clock="cpu")
-    assert verdicts(slower)["sum"] == "slower"
-    ratio = slower.outcomes[0].ratio
-    assert ratio is not None
-    assert math.log(ratio.value) > slower.outcomes[0].effect
+    assert_slower(rerun(base, candidate, scratch=tmp_path, workload=workload, rounds=90, clock="cpu"), "sum")
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("one_core")
+@pytest.mark.skipif(native_library() is None, reason="needs the compiled kernels")
+def test_a_build_of_the_kernels_with_one_delay_is_slower_in_that_operation(tmp_path: Path) -> None:
+    base, delayed = tmp_path / "base", tmp_path / "delayed"
+    for folder in (base, delayed):
+        shutil.copytree(Path(native.__file__).parent, folder / "modelassay_kernels")
+        library = native_library()
+        assert library is not None
+        shutil.copy2(library, folder / "modelassay_kernels")
+    with (delayed / "modelassay_kernels/__init__.py").open("a") as file:
+        file.write(DELAY.format(op="softmax_ggn"))
+    workload = Path(__file__).with_name("small_ops.py")
+    sides = [environment(str(folder), tmp_path, workload=workload) for folder in (base, delayed)]
+    result = rerun(
+        *sides, scratch=tmp_path, workload=workload, cases=["softmax_ggn", "layer_std"], rounds=90, clock="cpu"
+    )
+    assert_slower(result, "softmax_ggn")
+    assert verdicts(result)["layer_std"] in ("same", "inconclusive")
+
+
+def assert_slower(result: Rerun, case: str) -> None:
+    (outcome,) = [outcome for outcome in result.outcomes if outcome.case == case]
+    assert outcome.verdict == "slower", outcome
+    assert outcome.ratio is not None
+    assert math.log(outcome.ratio.value) > outcome.effect
+    assert 1.05 < outcome.ratio.value < 1.2

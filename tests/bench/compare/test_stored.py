@@ -135,3 +135,52 @@ def test_copies_of_one_file_are_the_same(base: str, tmp_path: Path) -> None:
     document = compared(base, base, root=tmp_path)
     assert {cell["ratio"]["value"] for cell in document["cells"]} == {1.0}
     assert copy.deepcopy(document)["verdict"] == "same"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, -1.0, "fast", None, True])
+def test_a_round_that_is_no_time_leaves_its_benchmark_out(bad: Any, base: str, tmp_path: Path) -> None:
+    changed = [record("modelassay", 100.0), record("torch", 250.0)]
+    changed[0]["rounds_us"][3] = bad
+    document = compared(base, write(tmp_path / "bad.json", changed), root=tmp_path)
+    assert [cell["labels"]["provider"] for cell in document["cells"]] == ["torch"]
+    assert ("op::modelassay", "a round of it took no positive, finite time") in [
+        (row["what"], row["why"]) for row in document["ignored"]
+    ]
+
+
+def test_a_ceiling_that_is_no_rate_gives_no_share(tmp_path: Path) -> None:
+    source = read_benchmarks(Path(write(tmp_path / "a.json", [record("modelassay", 100.0, ceiling=0.0)])))
+    (timing,) = source.timings.values()
+    assert not timing.ceilings
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", '{"benchmarks": [], "machine_info": null}', '{"machine": {}, "benchmarks": [3]}',
+     '{"machine_info": {}, "benchmarks": [{"name": "a"}]}', '{"machine_info": {}, "benchmarks": [{"name": "a", "stats": {"data": "x"}}]}',
+     '{"machine_info": {}, "benchmarks": [{"name": "a", "stats": {"data": [[1]]}}]}', "\ufeff{}"],
+)  # fmt: skip
+def test_other_peoples_files_are_one_line(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(FileError, match=r"x\.json: not the JSON of pytest-benchmark"):
+        read_benchmarks(path)
+
+
+def test_a_file_without_benchmarks_has_nothing_to_compare(base: str, tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text('{"machine_info": {}, "benchmarks": []}')
+    with pytest.raises(UsageError, match="nothing that can be compared"):
+        compare_stored((base, str(tmp_path / "none.json")), tmp_path, relative=0.05, figure=None)
+
+
+def test_files_that_do_not_name_their_machine_are_not_of_one_device(tmp_path: Path) -> None:
+    path = tmp_path / "anonymous.json"
+    path.write_text('{"machine_info": {"cpu": {}}, "benchmarks": [{"name": "a", "stats": {"data": [1, 2, 3]}}]}')
+    assert read_benchmarks(path).device is None
+    with pytest.raises(UsageError, match="milliseconds tell nothing"):
+        compare_stored((str(path), str(path)), tmp_path, relative=0.05, figure=None)
+
+
+def test_a_file_that_is_not_there_is_named(base: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.json: no such file; name a JSON file of benchmarks or a run"):
+        compare_stored((base, str(tmp_path / "none.json")), tmp_path, relative=0.05, figure=None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,8 @@ from modelassay.statistics.intervals import median_interval, student_mean
 OURS = "modelassay"
 PRODUCTS = ("linear_bottom_k", "linear_cross_entropy", "attention")
 """Operations whose rate is given in TFLOP/s."""
+REFERENCES = ("torch", "torch.topk", "sdpa")
+"""Plain PyTorch, by operation."""
 KEYS = ("shape", "dtype", "cache", "device")
 CAVEATS = (
     "of one process the unit of an interval is a round: it says nothing of another process, for which an axis repeat of two or more does",
@@ -43,8 +45,10 @@ class Group:
     """Provider, cell and round."""
     outcomes: dict[str, list[tuple[str, str]]] = field(default_factory=lambda: defaultdict(list))
     """Provider to outcome and reason in each cell."""
-    peaks: dict[str, dict[str, list[float]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    """Unit and probe."""
+    peaks: dict[str, dict[str, dict[str, list[float]]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    )
+    """Unit, probe and cell."""
 
     @property
     def by_products(self) -> bool:
@@ -58,23 +62,52 @@ class Group:
 
     def rate(self, provider: str) -> Estimate:
         """Return the rate of a provider."""
-        amount = self.flops / 1e12 if self.by_products else self.bytes / 1e9
-        logs = [[math.log(amount / second) for second in rounds.values()] for rounds in self.seconds[provider].values()]
-        return _exponential(logs, unit=self.unit)
+        return _exponential([*self._log_rates(provider).values()], unit=self.unit)
 
-    def speed(self, peer: str) -> Estimate:
-        """Return how many times as fast as ``peer`` we are, rounds paired; both are done."""
-        ours, theirs = self.seconds[OURS], self.seconds[peer]
+    def _log_rates(self, provider: str) -> dict[str, list[float]]:
+        amount = self.flops / 1e12 if self.by_products else self.bytes / 1e9
+        return {
+            cell: [math.log(amount / second) for second in rounds.values()]
+            for cell, rounds in self.seconds[provider].items()
+        }
+
+    def share(self, provider: str) -> Estimate | None:
+        """Return the rate as a share of the ceiling, that of each process of what was measured beside it; None without a ceiling."""
+        best = self.best()
+        if best is None:
+            return None
+        beside = self.peaks[self._rate_of][best[0]]
+        logs = [
+            [log - math.log(np.median(beside[cell])) for log in logs]
+            for cell, logs in self._log_rates(provider).items()
+            if beside.get(cell)
+        ]
+        return replace(_exponential(logs, unit=""), note=f"of the median of the probe {best[0]}") if logs else None
+
+    def speed(self, peer: str, *, of: str = OURS) -> Estimate:
+        """Return how many times as fast as ``peer`` the provider ``of`` is, rounds paired; both are done."""
+        own, theirs = self.seconds[of], self.seconds[peer]
         logs = [
             [math.log(theirs[cell][number] / second) for number, second in rounds.items() if number in theirs[cell]]
-            for cell, rounds in ours.items()
+            for cell, rounds in own.items()
             if cell in theirs
         ]
         return _exponential([part for part in logs if part], unit="")
 
     def best(self) -> tuple[str, Estimate] | None:
         """Return the ceiling and which probe it is; None where there was none."""
-        samples = self.peaks.get("tflops" if self.by_products else "gbps")
+        return self.ceiling_of(self._rate_of)
+
+    @property
+    def _rate_of(self) -> str:
+        return "tflops" if self.by_products else "gbps"
+
+    def ceiling_of(self, unit: str) -> tuple[str, Estimate] | None:
+        """Return the best probe in ``unit`` over all processes; None where there was none."""
+        samples = {
+            probe: [value for part in cells.values() for value in part]
+            for probe, cells in self.peaks.get(unit, {}).items()
+        }
         return ceiling(samples) if samples else None
 
     def done(self) -> list[str]:
@@ -88,10 +121,10 @@ def analyse(tables: RunData) -> Findings:
 
     Findings, each with ``op``, ``shape``, ``dtype``, ``cache``, ``device``: ``rate`` (with ``provider``; GB/s, or TFLOP/s where products
     are most of the work), ``share_of_measured`` and, where the device has one, ``share_of_datasheet``; ``speed_over`` (with ``peer``),
-    the ratio of its time to ours.
+    the ratio of its time to ours; ``speed_of`` (with ``provider`` and ``over``), how many times as fast as plain PyTorch a peer is.
     """
     groups = read_groups(tables)
-    findings = [finding for group in groups for finding in _findings(group)]
+    findings = [finding for group in groups for finding in findings_of(group)]
     ops = list(dict.fromkeys(group.op for group in groups))
     by_op = {op: [group for group in groups if group.op == op] for op in ops}
     shown = [_table(op, part) for op, part in by_op.items()]
@@ -118,7 +151,7 @@ def read_groups(tables: RunData) -> list[Group]:
     for fact in tables.facts("outcome"):
         group_of(fact).outcomes[fact["provider"]].append((fact["value"]["outcome"], fact["value"]["reason"]))
     for fact in tables.facts("peak_rounds"):
-        group_of(fact).peaks[fact["unit"]][fact["probe"]] += fact["value"]
+        group_of(fact).peaks[fact["unit"]][fact["probe"]][fact["cell"]] += fact["value"]
     for unit in tables.units.iter_rows(named=True):
         group = group_of(unit)
         group.bytes, group.flops = int(unit["bytes"]), int(unit["flops"])
@@ -138,15 +171,16 @@ def _exponential(logs: Sequence[Sequence[float]], *, unit: str) -> Estimate:
                     unit=unit, note=inner.note or f"over {what}s")  # fmt: skip
 
 
-def _findings(group: Group) -> list[Finding]:
+def findings_of(group: Group) -> list[Finding]:
+    """Return what one operation at one size says, see `analyse`."""
     labels = {"op": group.op, **group.labels}
     findings: list[Finding] = []
-    best, sheet = group.best(), datasheet(group.device_name)[1 if group.by_products else 0]
+    sheet = datasheet(group.device_name)[1 if group.by_products else 0]
     for provider in group.done():
         rate, named = group.rate(provider), {**labels, "provider": provider}
         findings.append(Finding(name="rate", labels=named, estimate=rate))
-        if best is not None:
-            share = _scaled(rate, best[1].value, f"of the median of the probe {best[0]}")
+        share = group.share(provider)
+        if share is not None:
             findings.append(Finding(name="share_of_measured", labels=named, estimate=share))
         if sheet is not None:
             findings.append(
@@ -156,6 +190,18 @@ def _findings(group: Group) -> list[Finding]:
         Finding(name="speed_over", labels={**labels, "peer": peer}, estimate=group.speed(peer))
         for peer in _peers(group)
     ]
+    done = group.done()
+    reference = next((name for name in REFERENCES if name in done), None)
+    if reference is not None:
+        findings += [
+            Finding(
+                name="speed_of",
+                labels={**labels, "provider": name, "over": reference},
+                estimate=group.speed(reference, of=name),
+            )
+            for name in done
+            if name not in (OURS, reference)
+        ]
     return findings
 
 
@@ -178,9 +224,9 @@ def _table(op: str, groups: Sequence[Group]) -> Table:
     for group in groups:
         best, sheet, peers = group.best(), datasheet(group.device_name)[1 if group.by_products else 0], _peers(group)
         for provider in group.done():
-            rate = group.rate(provider)
+            rate, share = group.rate(provider), group.share(provider)
             rows.append([group.labels["shape"], group.labels["dtype"], group.labels["cache"], provider, _text(rate),
-                         "" if best is None else f"{100 * rate.value / best[1].value:.1f} %",
+                         "" if share is None else f"{100 * share.value:.1f} %",
                          "no datasheet" if sheet is None else f"{100 * rate.value / sheet:.1f} %",
                          f"{_text(group.speed(provider))} x as fast" if provider in peers else ""])  # fmt: skip
         if best is not None:
@@ -210,7 +256,8 @@ def _without_number(groups: Sequence[Group]) -> Table | None:
 def _dots(groups: Sequence[Group]) -> list[Dot]:
     dots = []
     for group in groups:
-        roofs = {unit: ceiling(samples)[1].value for unit, samples in group.peaks.items()}
+        ceilings = {unit: group.ceiling_of(unit) for unit in group.peaks}
+        roofs = {unit: best[1].value for unit, best in ceilings.items() if best is not None}
         name = ", ".join(group.labels[key] for key in KEYS[:3])
         for provider in group.done():
             rounds = [second for part in group.seconds[provider].values() for second in part.values()]

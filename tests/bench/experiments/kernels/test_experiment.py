@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from modelassay.experiments.kernels.analyse import analyse
+from modelassay.experiments.kernels.analyse import Group, analyse, findings_of
 from modelassay.experiments.kernels.models import registry
 from modelassay.experiments.kernels.params import Params
 from modelassay.experiments.kernels.run import run
@@ -16,6 +16,7 @@ from modelassay.recording.context import CellContext
 from modelassay.recording.tables import read_tables
 from modelassay.statistics.estimate import Estimate
 from modelassay.storage.store import Store
+from modelassay.suite import load_suite
 
 TINY = {"hidden": 32, "heads": 2, "kv_heads": 1, "head_dim": 16, "intermediate": 64, "vocabulary": 500}
 OPS = ("layer_std", "bottom_k", "linear_bottom_k", "softmax_ggn", "linear_cross_entropy", "attention")
@@ -77,3 +78,40 @@ def test_a_rate_is_implausible_above_both_intervals_only() -> None:
 def test_the_ceiling_is_the_best_probe() -> None:
     name, best = peaks.ceiling({"slow": [1.0] * 6, "fast": [2.0, 3.0, 2.5, 2.4, 2.6, 2.7]})
     assert (name, best.low, best.high) == ("fast", 2.0, 3.0)
+
+
+def test_a_peer_is_set_over_plain_pytorch_and_we_over_both() -> None:
+    """Rounds of 1, 2 and 4 s: the peer is twice as fast as torch, we are four times."""
+    group = Group(op="bottom_k", labels={"shape": "s", "dtype": "f32", "cache": "cold", "device": "cuda"}, bytes=10**9)
+    for provider, seconds in (("modelassay", 1.0), ("flashinfer", 2.0), ("torch.topk", 4.0)):
+        group.outcomes[provider].append(("done", ""))
+        group.seconds[provider]["c"] = {number: seconds * (1 + number / 100) for number in range(6)}
+    speeds = {(f.name, f.labels.get("peer") or f.labels.get("provider")): f.estimate.value for f in findings_of(group)}
+    assert speeds["speed_of", "flashinfer"] == pytest.approx(2.0)
+    assert speeds["speed_over", "flashinfer"] == pytest.approx(2.0)
+    assert speeds["speed_over", "torch.topk"] == pytest.approx(4.0)
+    assert ("speed_of", "torch.topk") not in speeds
+
+
+def test_a_share_is_of_what_was_measured_beside_it() -> None:
+    """Three processes, one on a machine half as fast: each reads at four fifths of its own ceiling."""
+    group = Group(op="layer_std", labels={"shape": "s", "dtype": "f32", "cache": "cold", "device": "cpu"}, bytes=10**9)
+    group.outcomes["modelassay"] += [("done", "")] * 3
+    for cell, slower in (("a", 1.0), ("b", 2.0), ("c", 1.1)):
+        group.seconds["modelassay"][cell] = {number: slower * (0.1 + number / 1000) for number in range(7)}
+        group.peaks["gbps"]["read"][cell] = [1 / (0.8 * slower * 0.103)] * 7
+        group.peaks["gbps"]["copy"][cell] = [1.0] * 7
+    share = group.share("modelassay")
+    assert share is not None
+    assert (share.value, share.low, share.high) == pytest.approx((0.8, 0.8, 0.8))
+    assert share.note == "of the median of the probe read"
+
+
+def test_claims_name_what_an_analysis_can_give() -> None:
+    """A selector with another label, or without one, would stay `not testable` for ever and nobody would see why."""
+    claims = load_suite("kernels").claims
+    keys = {"share_of_measured": {"provider"}, "speed_over": {"peer"}, "speed_of": {"provider", "over"}}
+    for claim in claims:
+        labels = claim.metric.labels
+        assert labels.keys() == {"op", "shape", "dtype", "cache", "device", *keys[claim.metric.name]}, claim.id
+        assert labels["shape"] in registry()

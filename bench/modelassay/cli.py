@@ -88,6 +88,8 @@ def cli() -> None:
               help="Cells side by side; default: as many as fit the cores. Timed cells always run alone.")  # fmt: skip
 @click.option("--worker", is_flag=True, help="Only work on RUN beside others, on any machines: no results are shown.")
 @click.option("--cells", multiple=True, metavar="ID", help="With --worker: the only cells to run; may be given again.")
+@click.option("--no-wait", is_flag=True, help="With --worker: end when no cell is free, though others still have some.")
+@click.option("--make", is_flag=True, help="Make the run directory and print it; nothing runs yet.")
 @click.option("--silence", type=_Number(min=2, max=MAX_SECONDS), default=60.0, show_default=True, metavar="SECONDS",
               help="After so long without a sign of life others take over what this process was at.")  # fmt: skip
 @click.option(
@@ -110,6 +112,8 @@ def run(
     jobs: int | None,
     worker: bool,
     cells: tuple[str, ...],
+    no_wait: bool,
+    make: bool,
     silence: float,
     verify: bool,
     place: str | None,
@@ -127,10 +131,12 @@ def run(
         verb.refuse_container_options(container)
     if verify:
         os.environ[VERIFY] = "1"  # for the processes of cells, too
-    if only_plan:
+    if make:
+        click.echo(displayed(str(verb.make(request))))
+    elif only_plan:
         emit(verb.show_plan(request), as_json=as_json)
     elif place is None:
-        work = verb.Work(jobs=jobs, cells=cells, silence_s=silence, shown=not worker)
+        work = verb.Work(jobs=jobs, cells=cells, silence_s=silence, shown=not worker, waits=not no_wait)
         view = verb.run_here(request, work, report=_progress)
         if view is not None:
             emit(view, as_json=as_json)
@@ -152,10 +158,20 @@ def run(
     metavar="FOLDER",
     help="Draw the figures of RUN into this folder; `run` draws them into the run's own.",
 )
+@click.option(
+    "--watch", is_flag=True, help="Show RUN until it is complete: cells by state, who has what, what was lost."
+)
 @_runs
 @_json
 def show(
-    target: str | None, profile: str | None, claims: bool, schema: bool, figures: Path | None, runs: Path, as_json: bool
+    target: str | None,
+    profile: str | None,
+    claims: bool,
+    schema: bool,
+    figures: Path | None,
+    watch: bool,
+    runs: Path,
+    as_json: bool,
 ) -> None:
     """List suites and runs; resolve SUITE; show the status and results of RUN."""
     from modelassay.commands import show as views
@@ -164,7 +180,13 @@ def show(
     from modelassay.runs.directory import find_run, open_run
     from modelassay.suite import load_suite, suite_schema
 
-    if schema:
+    if watch:
+        if target is None or as_json or figures is not None:
+            raise click.UsageError(
+                "--watch shows one RUN as it goes; for its data as JSON or figures leave --watch out"
+            )
+        click.echo(views.watch_run(target, runs, report=_progress))
+    elif schema:
         emit(View(data=suite_schema()), as_json=True)
     elif claims:
         emit(ledger(runs), as_json=as_json)

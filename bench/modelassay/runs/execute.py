@@ -70,6 +70,7 @@ def execute(
     jobs: int | None = None,
     cells: Collection[str] | None = None,
     silence_s: float = SILENCE_S,
+    waits: bool = True,
 ) -> None:
     """Run every cell that is not complete and that no other worker has, after what they need; join those who are at it.
 
@@ -81,6 +82,7 @@ def execute(
         jobs: how many cells whose times mean nothing run side by side; None: as many as fit the cores. Timed cells run alone.
         cells: ids of the only cells to run; None: all.
         silence_s: after how many seconds without a sign of life others take over what this worker has.
+        waits: whether to wait for cells that others have; else this comes to an end when no cell is free.
 
     Raises:
         HostError: the folder is removed or renamed meanwhile, the disk fills up or fails.
@@ -110,7 +112,8 @@ def execute(
             if others := worker.others():
                 board.line(f"{run.folder}: joining {len(others)} at work on it: {'; '.join(map(str, others[:4]))}")
             _build_needs(run, [each.cell for each in waiting], board, processes=jobs or cores)
-            failures = _Pool(run, sources, board, lock, worker, cores=cores, jobs=jobs).run(waiting)
+            pool = _Pool(run, sources, board, lock, worker, cores=cores, jobs=jobs, waits=waits)
+            failures = pool.run(waiting)
         if failures:
             shown = "; ".join(failures[:3]) + (f"; and {len(failures) - 3} more" if len(failures) > 3 else "")
             raise IncompleteRun(f"{run.folder}: {len(failures)} of {len(own)} cells failed: {shown}; "
@@ -246,9 +249,10 @@ class _Pool:
         *,
         cores: int,
         jobs: int | None,
+        waits: bool,
     ) -> None:
         self._run, self._sources, self._board, self._lock, self._worker = run, sources, board, lock, worker
-        self._cores, self._jobs = cores, jobs
+        self._cores, self._jobs, self._waits = cores, jobs, waits
         self._context = multiprocessing.get_context("forkserver")
         package = run.suite.experiment.package
         self._context.set_forkserver_preload([*_ALWAYS_LOADED, f"{package}.params", f"{package}.run"])
@@ -270,6 +274,8 @@ class _Pool:
                 for ended in self._wait():
                     self._finish(ended)
                 self._show(total, len(waiting))
+                if not (self._waits or self._running) and all(each.holder for each in self._waiting):
+                    break
         finally:
             for left in self._running:
                 left.end()

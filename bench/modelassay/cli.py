@@ -90,6 +90,17 @@ def cli() -> None:
 @click.option("--cells", multiple=True, metavar="ID", help="With --worker: the only cells to run; may be given again.")
 @click.option("--no-wait", is_flag=True, help="With --worker: end when no cell is free, though others still have some.")
 @click.option("--make", is_flag=True, help="Make the run directory and print it; nothing runs yet.")
+@click.option("--attempts", type=click.IntRange(min=1), metavar="N",
+              help="With --worker: leave a cell alone that failed and was tried so often; default: try it again.")  # fmt: skip
+@click.option("--on", metavar="ENGINE", help="Start workers on other machines: slurm, ray or ray:HOST:PORT.")
+@click.option("--workers", type=click.IntRange(min=1, max=4096), metavar="N",
+              help="With --on: the most at a time; default: one a cell, up to 16.")  # fmt: skip
+@click.option(
+    "--slurm", multiple=True, metavar="KEY=VALUE", help="With --on slurm: an option of sbatch, as partition=gpu."
+)
+@click.option(
+    "--no-shared", is_flag=True, help="With --on ray: bring results back even where nodes see the run directory."
+)
 @click.option("--silence", type=_Number(min=2, max=MAX_SECONDS), default=60.0, show_default=True, metavar="SECONDS",
               help="After so long without a sign of life others take over what this process was at.")  # fmt: skip
 @click.option(
@@ -114,6 +125,11 @@ def run(
     cells: tuple[str, ...],
     no_wait: bool,
     make: bool,
+    attempts: int | None,
+    on: str | None,
+    workers: int | None,
+    slurm: tuple[str, ...],
+    no_shared: bool,
     silence: float,
     verify: bool,
     place: str | None,
@@ -129,14 +145,23 @@ def run(
     request = verb.Request(target=target, profile=profile, overrides=overrides, into=into, root=runs)
     if place is None:
         verb.refuse_container_options(container)
+    if on is None and (workers is not None or slurm or no_shared):
+        raise click.UsageError("--workers, --slurm and --no-shared apply only with --on")
+    work = verb.Work(jobs=jobs, cells=cells, silence_s=silence, shown=not worker, waits=not no_wait, attempts=attempts)
     if verify:
         os.environ[VERIFY] = "1"  # for the processes of cells, too
     if make:
         click.echo(displayed(str(verb.make(request))))
     elif only_plan:
         emit(verb.show_plan(request), as_json=as_json)
+    elif on is not None:
+        from modelassay.commands import engines
+
+        if worker or cells:
+            raise click.UsageError("--on starts workers itself; leave --worker and --cells out")
+        where = engines.Place(on=on, workers=workers, slurm=slurm, shared=not no_shared, in_container=place is not None)
+        emit(engines.run_on(where, request, work, container, report=_progress), as_json=as_json)
     elif place is None:
-        work = verb.Work(jobs=jobs, cells=cells, silence_s=silence, shown=not worker, waits=not no_wait)
         view = verb.run_here(request, work, report=_progress)
         if view is not None:
             emit(view, as_json=as_json)

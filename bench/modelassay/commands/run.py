@@ -84,6 +84,8 @@ class Work:
     """Whether the run is analysed and shown at the end."""
     waits: bool = True
     """Whether to wait for cells that others have."""
+    attempts: int | None = None
+    """A cell that failed and was tried so often is left alone; None: it is tried again."""
 
 
 def run_here(request: Request, work: Work, *, report: Callable[[str], None]) -> View | None:
@@ -99,8 +101,8 @@ def run_here(request: Request, work: Work, *, report: Callable[[str], None]) -> 
         raise UsageError(
             f"{request.target}: --worker takes a run that exists, or --into FOLDER, where whoever comes first makes it"
         )
-    if not work.waits and work.shown:
-        raise UsageError("--no-wait applies only with --worker")
+    if work.shown and not (work.waits and work.attempts is None):
+        raise UsageError("--no-wait and --attempts apply only with --worker")
     unknown = [cell for cell in work.cells if cell not in {each.id for each in suite.cells}]
     if unknown:
         raise UsageError(
@@ -123,7 +125,7 @@ def run_here(request: Request, work: Work, *, report: Callable[[str], None]) -> 
     try:
         with board(report) as shown:
             execute(run, board=shown, jobs=work.jobs, cells=set(work.cells) or None, silence_s=work.silence_s,
-                    waits=work.waits)  # fmt: skip
+                    waits=work.waits, attempts=work.attempts)  # fmt: skip
     except LockUnavailable:
         if is_new:
             discard(run.folder)

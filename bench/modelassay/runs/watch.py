@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from modelassay.errors import UsageError
 from modelassay.recording.status import read_status
 from modelassay.runs.directory import Run
 from modelassay.runs.folder import is_run
-from modelassay.runs.leases import holders
+from modelassay.runs.leases import holder_of, holders
 from modelassay.runs.progress import Board, Position, position_of
-from modelassay.runs.standing import standing
 from modelassay.runs.workers import Sign, read_sign, read_signs, worker_path
 from modelassay.suite import Cell
 
@@ -51,21 +50,26 @@ class Watch:
         """Who is there, as of the last look."""
         self._names: dict[str, str] = {}
         self._shown: set[str] = set()
+        self._newest = 0.0
+        self._newest_at = time.monotonic()
 
     @property
     def counts(self) -> Counter[str]:
         """How many cells stand how."""
         return Counter(view.word for view in self.cells.values())
 
-    @property
-    def open_cells(self) -> list[Cell]:
-        """The cells that are neither complete nor failed."""
-        return [cell for cell in self.run.suite.cells if self.cells[cell.id].word not in {"done", "diverged", "failed"}]
+    def open_cells(self, attempts: int = 1) -> list[Cell]:
+        """Return the cells that have not come to their end: not complete, nor failed in ``attempts`` attempts."""
+        views = [(cell, self.cells[cell.id]) for cell in self.run.suite.cells]
+        return [
+            cell
+            for cell, view in views
+            if not (view.is_complete or (view.word == "failed" and view.num_attempts >= attempts))
+        ]
 
-    @property
-    def free_cells(self) -> list[Cell]:
-        """Those of them that a worker could take now."""
-        return [cell for cell in self.open_cells if self.cells[cell.id].word != "running"]
+    def free_cells(self, attempts: int = 1) -> list[Cell]:
+        """Return those of them that a worker could take now."""
+        return [cell for cell in self.open_cells(attempts) if self.cells[cell.id].word != "running"]
 
     def look(self) -> None:
         """Look once: say what has changed, and how far the run is.
@@ -77,12 +81,13 @@ class Watch:
         is_first = not self.cells
         before, signs = self.workers, {sign.worker: sign for sign in read_signs(self.run.folder)}
         self._names |= {sign.worker: str(sign) for sign in signs.values()}
-        self.workers = [sign for sign in signs.values() if sign.seems_there()]
+        now = self._now(signs.values())
+        self.workers = [sign for sign in signs.values() if sign.seems_there(now)]
         self._tell_workers(before, is_first=is_first)
         for cell in self.run.suite.cells:
             old = self.cells.get(cell.id)
             if old is None or not old.is_complete:
-                self.cells[cell.id] = new = self._view(cell, signs)
+                self.cells[cell.id] = new = self._view(cell)
                 self._tell_cell(cell, old, new)
         self._show()
 
@@ -92,18 +97,37 @@ class Watch:
         cells = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
         return f"{len(self.cells)} cells: {cells}; {len(self.workers)} workers"
 
-    def _view(self, cell: Cell, signs: dict[str, Sign]) -> CellView:
+    def _now(self, signs: Iterable[Sign]) -> float:
+        """Return about what the file system's clock shows: its newest sign of life, and how long ago that was seen.
+
+        Clocks of hosts may be far apart, and whoever only looks writes nothing that the file system would date.
+        """
+        newest = max((sign.touched for sign in signs), default=0.0)
+        if newest > self._newest:
+            self._newest, self._newest_at = newest, time.monotonic()
+        return self._newest + time.monotonic() - self._newest_at
+
+    def _view(self, cell: Cell) -> CellView:
         cell_dir = self.run.cell_dir(cell)
-        leases = holders(cell_dir)
-        names = tuple(self._name(worker) for worker in leases.values())
-        status = read_status(cell_dir)
-        stands = standing(cell_dir, status)
-        word = stands.word
-        if word in {"cut off", "not run"} and leases:
-            sign = signs.get(list(leases.values())[-1])
-            word = "running" if sign is not None and sign.seems_there() else "lost"
+        there = {sign.worker for sign in self.workers}
+        holder, leases = holder_of(cell_dir), list(holders(cell_dir).values())
+        status = read_status(cell_dir)  # after the leases: what has ended in between has no more of them
+        position = None
+        if status.is_complete:
+            word = status.outcome or "done"
+        elif holder is not None and holder in there:
+            word, position = "running", position_of(cell_dir)
+        elif holder is not None:
+            word = "lost"
+        else:
+            word = status.outcome or ("cut off" if status.num_attempts else "not run")
+        reason = "" if status.status is None else str(status.status.get("reason", ""))
         return CellView(
-            word=word, note=stands.note, holders=names, is_complete=status.is_complete, num_attempts=stands.num_attempts
+            word=word,
+            note=str(position or "") if word == "running" else reason,
+            holders=() if holder is None else tuple(self._name(worker) for worker in leases),
+            is_complete=status.is_complete,
+            num_attempts=status.num_attempts,
         )
 
     def _name(self, worker: str) -> str:
@@ -162,7 +186,7 @@ def watch(run: Run, board: Board, *, every_s: float) -> str:
     view = Watch(run, board)
     while True:
         view.look()
-        if not view.open_cells and not view.workers:
+        if not view.open_cells() and not view.workers:
             return view.summary()
         time.sleep(every_s)
         if not is_run(run.folder):

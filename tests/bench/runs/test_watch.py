@@ -25,7 +25,7 @@ def test_a_worker_that_is_lost_is_named_and_so_is_who_took_over(tmp_path: Path) 
     watch = Watch(run, PlainBoard(lines.append))
     watch.look()
     assert watch.counts == {"not run": 4}
-    assert len(watch.free_cells) == 4
+    assert len(watch.free_cells()) == 4
     first = start("run", run.folder, "--worker", "--jobs", "1")
     deadline = time.monotonic() + 60
     while not watch.counts["running"]:
@@ -33,7 +33,7 @@ def test_a_worker_that_is_lost_is_named_and_so_is_who_took_over(tmp_path: Path) 
         time.sleep(0.05)
         watch.look()
     assert watch.counts == {"running": 1, "not run": 3}
-    assert len(watch.free_cells) == 3
+    assert len(watch.free_cells()) == 3
     first.send_signal(signal.SIGKILL)
     first.communicate()
     watch.look()
@@ -44,7 +44,7 @@ def test_a_worker_that_is_lost_is_named_and_so_is_who_took_over(tmp_path: Path) 
     assert code == 0, err
     watch.look()
     assert watch.counts == {"done": 4}
-    assert not watch.open_cells
+    assert not watch.open_cells()
     assert watch.summary() == "4 cells: 4 done; 0 workers"
 
 

@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from modelassay.commands.run import Request, Work
 from modelassay.commands.show import run_view
 from modelassay.commands.view import View
+from modelassay.containers.settings import SECRETS, binds, environment, is_offline, needs_hub
 from modelassay.errors import UsageError, did_you_mean, printable
+from modelassay.machine.lifeline import VARIABLE as LIFELINE
 from modelassay.runs.directory import Run, create_run
 from modelassay.runs.engines import Engine, Image, Job, first_attempts, follow
 from modelassay.runs.progress import board
-from modelassay.suite import Suite
+from modelassay.suite import Suite, shipped_suites
 
 NAMES: Final = ("ray", "slurm")
 
 MAX_WORKERS: Final = 16
 """Workers at a time where the command line does not say."""
+
+_VOLUME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 _DIGEST: Final = re.compile(r"[^/\s]+/[^@\s]+@sha256:[0-9a-f]{64}")
 
@@ -77,7 +81,7 @@ def run_on(
         place, suite, container, work.silence_s
     )  # before there is a run: what cannot begin leaves nothing behind
     run = create_run(suite, request.folder(suite, None)) if run is None else run
-    arguments = ["--jobs", str(work.jobs or 1), "--silence", f"{work.silence_s:g}"]
+    arguments = replace(work, jobs=work.jobs or 1).words()
     if place.in_container and place.name == "ray":
         arguments += ["--in", "container", *_words(container)]
     count = place.workers or min(len(suite.cells), MAX_WORKERS)
@@ -145,9 +149,6 @@ def image_of(reference: str, run: Run) -> Image:
     Raises:
         UsageError: a parameter names what no container is shown.
     """
-    from modelassay.containers.settings import SECRETS, binds, environment, is_offline
-    from modelassay.machine.lifeline import VARIABLE as LIFELINE
-
     offline = is_offline(run.suite, os.environ)
     shown = binds(run.suite, run.folder, os.environ, offline=offline, suite_file=False)
     chosen = environment(os.environ, offline=offline)
@@ -155,3 +156,44 @@ def image_of(reference: str, run: Run) -> Image:
     named = {"MODELASSAY_IMAGE": reference, "MODELASSAY_IMAGE_DIGEST": reference.partition("@")[2]}
     mounts = [(str(bind.path), bind.writable) for bind in shown]
     return Image(reference=reference, mounts=mounts, environment=chosen | named, gpus=run.suite.resources.gpus)
+
+
+def job_file(
+    kind: str, request: Request, *, workers: int | None, volume: str | None, queue: str | None, image: str | None
+) -> str:
+    """Return the job file that starts workers of a run elsewhere; nothing is made or started.
+
+    A run is taken for one that lies on the volume under its own name; of a shipped suite the first worker makes it there.
+
+    Raises:
+        UsageError: no image by digest, no volume, or a suite or run that the workers could not have.
+    """
+    from modelassay.runs.engines.job_files import RUNS, JobFile
+
+    suite, run = request.open()
+    reference = image_by_digest({"image": image}, suite)
+    if volume is None or not _VOLUME.fullmatch(volume):
+        raise UsageError("--as needs --volume NAME, what holds the runs: a persistent volume claim, ORG/BUCKET of the Hub,"
+                         " or a volume of SkyPilot")  # fmt: skip
+    if queue is not None and (kind != "k8s" or not _VOLUME.fullmatch(queue)):
+        raise UsageError("--queue is the name of Kueue's queue and applies only with --as k8s")
+    if kind == "hf-jobs" and (run is None or "/" not in volume):
+        raise UsageError(f"--as hf-jobs takes a run, which goes into a bucket before jobs share its cells: `modelassay run {request.target}"
+                         " --make`, and --volume ORG/BUCKET")  # fmt: skip
+    if run is None and suite.name not in shipped_suites():
+        raise UsageError(f"{request.target}: workers elsewhere have the shipped suites alone; make the run (--make) and copy it to the"
+                         " volume, then name the run here")  # fmt: skip
+    folder = (run.folder if run is not None else request.folder(suite, None)).name
+    own = (
+        []
+        if run is not None
+        else ["--profile", suite.profile, *(word for text in suite.overrides for word in ("-o", text))]
+    )
+    place = [f"{RUNS}/{folder}"] if run is not None else [suite.name, *own, "--into", f"{RUNS}/{folder}"]
+    waits = [] if kind == "hf-jobs" else ["--no-wait", "--attempts", str(1 if run is None else first_attempts(run))]
+    cells = [cell.id for cell in suite.cells if run is None or not run.statuses()[cell.id].is_complete]
+    return JobFile(
+        name=folder, suite=suite.name, words=["run", *place, "--worker", *waits, "--jobs", "1"], cells=cells,
+        count=max(1, min(workers or MAX_WORKERS, len(cells))), image=reference, volume=volume, queue=queue,
+        resources=suite.resources, needs_hub=needs_hub(suite),
+    ).text(kind)  # fmt: skip

@@ -87,6 +87,19 @@ class Work:
     attempts: int | None = None
     """A cell that failed and was tried so often is left alone; None: it is tried again."""
 
+    def words(self) -> list[str]:
+        """Return it as a command line has it.
+
+        >>> Work(jobs=2, shown=False, silence_s=5).words()
+        ['--jobs', '2', '--worker', '--silence', '5']
+        """
+        words = [] if self.jobs is None else ["--jobs", str(self.jobs)]
+        words += [] if self.shown else ["--worker"]
+        words += [word for cell in self.cells for word in ("--cells", cell)]
+        words += [] if self.silence_s == SILENCE_S else ["--silence", f"{self.silence_s:g}"]
+        words += [] if self.waits else ["--no-wait"]
+        return words + ([] if self.attempts is None else ["--attempts", str(self.attempts)])
+
 
 def run_here(request: Request, work: Work, *, report: Callable[[str], None]) -> View | None:
     """Execute the cells that are not complete, and show the run with its figures.
@@ -176,8 +189,8 @@ def _make_or_join(suite: Suite, folder: Path) -> Run:
 def run_in_container(
     request: Request,
     options: Mapping[str, Any],
+    work: Work,
     *,
-    jobs: int | None,
     verify: bool,
     as_json: bool,
     report: Callable[[str], None],
@@ -190,8 +203,7 @@ def run_in_container(
     arguments = [word for text in request.overrides for word in ("-o", text)]
     if request.profile:
         arguments = ["--profile", request.profile, *arguments]
-    if jobs:
-        arguments += ["--jobs", str(jobs)]
+    arguments += work.words()
     if verify:
         arguments.append("--verify")
     if as_json:

@@ -491,16 +491,22 @@ def compare(
 
 @cli.command()
 @click.option("--container", is_flag=True, help="Require also what --in container needs.")
+@click.option("--engine", metavar="ENGINE", help="Examine what --on ENGINE needs instead: slurm, ray or ray:HOST:PORT.")
 @_json
 @click.pass_context
-def doctor(context: click.Context, container: bool, as_json: bool) -> None:
+def doctor(context: click.Context, container: bool, engine: str | None, as_json: bool) -> None:
     """Examine this machine; each fault with its fix."""
     from modelassay.commands.machine import doctor_view
     from modelassay.commands.view import emit
     from modelassay.containers.doctor import examine_containers
     from modelassay.machine.doctor import examine
 
-    checks = [*examine(), *examine_containers(required=container)]
+    if engine is not None:
+        from modelassay.commands.engines import examine_named
+
+        checks = examine_named(engine)
+    else:
+        checks = [*examine(), *examine_containers(required=container)]
     emit(doctor_view(checks), as_json=as_json)
     context.exit(6 if any(check.required and check.status != "ok" for check in checks) else 0)
 

@@ -13,6 +13,7 @@ from modelassay.commands.show import run_view
 from modelassay.commands.view import View
 from modelassay.containers.settings import SECRETS, binds, environment, is_offline, needs_hub
 from modelassay.errors import UsageError, did_you_mean, printable
+from modelassay.machine.doctor import Check
 from modelassay.machine.lifeline import VARIABLE as LIFELINE
 from modelassay.runs.directory import Run, create_run
 from modelassay.runs.engines import Engine, Image, Job, first_attempts, follow
@@ -63,6 +64,18 @@ class Place:
             raise UsageError("--slurm applies only with --on slurm")
         if not self.shared and name != "ray":
             raise UsageError("--no-shared applies only with --on ray; Slurm's nodes must see the run directory")
+
+
+def examine_named(on: str) -> list[Check]:
+    """Return what ``doctor --engine`` finds.
+
+    Raises:
+        UsageError: no such engine.
+    """
+    from modelassay.runs.engines.doctor import examine_engine
+
+    Place(on=on, workers=None, slurm=(), shared=True, in_container=False).check()
+    return examine_engine(on)
 
 
 def run_on(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -13,6 +14,11 @@ from modelassay.suite import Resources
 
 CONNECT_S: Final = 5.0
 """How long the head may take to answer."""
+
+DESCRIBE_S: Final = 180.0
+"""How long nodes may take to say what they have; to start Python on a busy machine takes half a minute."""
+
+POLL_S: Final = 5.0
 
 GPU_LABELS: Final = ("gpu-type", "gpu", "ray.io/accelerator-type")
 """Labels of nodes that name their GPUs; the last is Ray's own."""
@@ -125,7 +131,7 @@ def _in_words(node: Mapping[str, Any]) -> str:
 
 
 def describe_nodes(ray: Any, manifest: str) -> list[dict[str, str]]:
-    """Return what each node has (`ray_node.describe`), by a task on each.
+    """Return what each node has (`ray_node.describe`), by a task on each; one that is lost meanwhile is none.
 
     Raises:
         HostError: a node does not answer.
@@ -135,22 +141,26 @@ def describe_nodes(ray: Any, manifest: str) -> list[dict[str, str]]:
     from modelassay.runs.engines import ray_node
 
     ray.cloudpickle.register_pickle_by_value(ray_node)
-    nodes = living(ray)
-    tasks = [
-        ray
-        .remote(ray_node.describe)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        .remote(manifest)
-        for node in nodes
-    ]
-    described = []
-    for node, task in zip(nodes, tasks, strict=True):
-        try:
-            described.append(ray.get(task, timeout=120))
-        except Exception as error:  # Ray raises whatever its parts raise
-            name = node["NodeManagerHostname"]
-            said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise HostError(f"Ray's node {name} does not answer: {printable(said)}") from None
+    asked = {}
+    for node in living(ray):
+        here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(ray_node.describe).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+        asked[node["NodeID"]] = (node["NodeManagerHostname"], task.remote(manifest))
+    described, deadline = [], time.monotonic() + DESCRIBE_S
+    for identity, (name, task) in asked.items():
+        while identity in {
+            node["NodeID"] for node in living(ray)
+        }:  # one that was lost is found out in half a minute or so
+            try:
+                described.append(ray.get(task, timeout=POLL_S))
+                break
+            except Exception as error:  # Ray raises whatever its parts raise
+                if isinstance(error, ray.exceptions.GetTimeoutError) and time.monotonic() < deadline:
+                    continue
+                if identity not in {node["NodeID"] for node in living(ray)}:
+                    break
+                said = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                raise HostError(f"Ray's node {name} does not answer: {printable(said)}") from None
     return described
 
 

@@ -91,6 +91,15 @@ def test_what_no_node_has_is_refused_before_there_is_a_run(tmp_path: Path, clust
         assert not (tmp_path / "run").exists()
 
 
+def test_doctor_examines_the_nodes(cluster: Nodes) -> None:
+    code, out, err = modelassay("doctor", "--engine", f"ray:{cluster.address}", "--json", env=ray_environ())
+    assert code == 0, err
+    checks = json.loads(out)
+    assert {check["status"] for check in checks} == {"ok"}
+    assert [check["detail"] for check in checks if check["name"] == "ray cluster"] == ["3 nodes, 5 CPU, 2 GPU"]
+    assert {"gpu=h100", "gpu=a100"} <= {check["detail"].rpartition("; ")[2] for check in checks}
+
+
 def test_an_address_that_does_not_answer_and_one_that_is_none(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
@@ -167,17 +176,21 @@ def test_60_cells_lose_a_node_a_worker_and_their_driver(tmp_path: Path, how: tup
     with nodes() as cluster:
         on = ("--on", f"ray:{cluster.address}", "--workers", "4", "--silence", "10", *how)
         with ended([first := start("run", write_suite(tmp_path, text), *on, "--into", run, env=ray_environ())]):
-            until(lambda: len(list(run.glob("cells/*/attempt-*.jsonl"))) > 8)
+            until(lambda: len(list(run.glob("cells/*/attempt-*.jsonl"))) > 8, seconds=300)
             cluster.say("remove h100")
             time.sleep(3)
             first.kill()
         with ended([driver := start("run", run, *on, env=ray_environ())]):
             num = len(list(run.glob("cells/*/attempt-*.jsonl")))
-            until(lambda: len(list(run.glob("cells/*/attempt-*.jsonl"))) > num + 4)
+            until(
+                lambda: len(list(run.glob("cells/*/attempt-*.jsonl"))) > num + 4 or driver.poll() is not None,
+                seconds=300,
+            )
+            assert driver.poll() is None, driver.communicate()
             if not how:
                 os.kill(worker_pids(run)[0], signal.SIGKILL)
             cluster.say("add h100")
-            _, err = driver.communicate(timeout=400)
+            _, err = driver.communicate(timeout=900)
     assert driver.returncode == 0, err
     assert sorted(completed(run).values()) == [1] * 60
     assert metrics_of(run) == run_alone(tmp_path, text)
@@ -187,9 +200,9 @@ def test_60_cells_lose_a_node_a_worker_and_their_driver(tmp_path: Path, how: tup
 def test_a_real_suite_on_three_nodes(tmp_path: Path) -> None:
     with nodes() as cluster:
         on = ("--on", f"ray:{cluster.address}", "--workers", "3")
-        code, out, err = modelassay(
-            "run", "fingerprinting", "--profile", "smoke", *on, "--into", tmp_path / "run", env=ray_environ()
-        )
+        arguments = ("run", "fingerprinting", "--profile", "smoke", *on, "--into", tmp_path / "run")
+        code, _, err = modelassay(*arguments, env=ray_environ(), timeout_s=1200)
         assert code == 0, err
-    assert modelassay("run", "fingerprinting", "--profile", "smoke", "--into", tmp_path / "single")[0] == 0
-    assert metrics_of(tmp_path / "run") == metrics_of(tmp_path / "single")
+    single = tmp_path / "single"
+    assert modelassay("run", "fingerprinting", "--profile", "smoke", "--into", single, timeout_s=1200)[0] == 0
+    assert metrics_of(tmp_path / "run") == metrics_of(single)

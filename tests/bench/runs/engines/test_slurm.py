@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -107,6 +108,8 @@ def test_without_slurm_nothing_begins(tmp_path: Path) -> None:
     )
     assert not (tmp_path / "runs").exists()
     assert modelassay("run", write_suite(tmp_path), "--slurm", "partition=a")[0] == 2
+    code, out, _ = modelassay("doctor", "--engine", "slurm", "--json", env=environ(PATH="/nowhere"))
+    assert (code, json.loads(out)[0]["status"]) == (6, "missing")
     code, _, err = modelassay("run", write_suite(tmp_path), "--on", "slrm")
     assert code == 2
     assert "did you mean 'slurm'" in err
@@ -119,6 +122,9 @@ def test_a_queue_that_refuses_says_why(tmp_path: Path) -> None:
     assert code == 6
     assert "error: sbatch refused: " in err
     assert "invalid partition" in err
+    code, out, err = modelassay("doctor", "--engine", "slurm", "--json", env=env)
+    assert code == 0, err
+    assert [check["status"] for check in json.loads(out) if check["required"]] == ["ok", "ok"]
     assert "Traceback" not in err
 
 

@@ -45,8 +45,8 @@ cluster.shutdown()
 def ray_environ() -> dict[str, str]:
     env = environ()
     paths = [*(str(REPOSITORY / name) for name in ("bench", "kernels", "tests")), *([FOLDER] if FOLDER else [])]
-    # Labels of nodes must not be taken for GPUs that are there.
-    return env | {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}
+    # Ray's workers would run at nice 15 and, beside other tests, hardly at all.
+    return env | {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 
 
 def require_ray() -> None:

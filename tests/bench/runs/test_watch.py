@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -102,3 +104,26 @@ def test_a_run_that_is_made_only(tmp_path: Path) -> None:
     assert (code, out) == (0, f"{tmp_path / 'run'}\n"), err
     assert {status.num_attempts for status in open_run(tmp_path / "run").statuses().values()} == {0}
     assert modelassay("run", tmp_path / "run", "--make")[0] == 2
+
+
+@pytest.mark.parametrize("ahead_s", [-600, 600])
+def test_a_worker_elsewhere_is_judged_by_the_file_servers_clock(tmp_path: Path, ahead_s: int) -> None:
+    run = open_run(new_run(tmp_path, steps=8))
+    worker = run.folder / "workers" / f"{'a' * 12}.json"
+    worker.parent.mkdir()
+    worker.write_text(json.dumps({"pid": 7, "host": "elsewhere", "boot": "b", "namespace": "n", "silence_s": 1.5}))
+    cell_dir = run.cell_dir(run.suite.cells[0])
+    cell_dir.mkdir(parents=True)
+    (cell_dir / "attempt-1.lease").write_text(f"{'a' * 12}\n")
+    lines: list[str] = []
+    watch = Watch(run, PlainBoard(lines.append))
+    for beat in range(3):
+        touched = time.time() + ahead_s + beat
+        os.utime(worker, (touched, touched))
+        watch.look()
+        assert watch.counts == {"running": 1, "not run": 3}
+        time.sleep(0.6)
+    time.sleep(1.5)
+    watch.look()
+    assert watch.counts == {"lost": 1, "not run": 3}
+    assert lines[-1].endswith("lost with process 7 on elsewhere, which ended before it was done")

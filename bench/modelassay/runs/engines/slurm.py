@@ -165,7 +165,7 @@ class Slurm:
 
     def leave(self) -> str:
         """Leave workers that are in the queue where they are."""
-        ids = sorted({name.partition("_")[0] for name, text in self._states.items() if not text.startswith("PENDING")})
+        ids = sorted({name.partition("_")[0] for name in self._states})
         if not ids:
             return ""
         return f"slurm: {', '.join(ids)} may go on in the queue; the same command follows it again, `scancel {' '.join(ids)}` ends it"

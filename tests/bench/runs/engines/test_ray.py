@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from modelassay.suite import Resources
 from support.joined_runs import completed, ended
 from support.ray_nodes import Nodes, nodes, ray_environ
 from support.slurm_cluster import until
+from support.small_disk import needs_root, small_disk
 from support.toy_suite import SUITE, environ, metrics_of, modelassay, start, write_suite
 
 
@@ -167,6 +169,17 @@ def test_files_of_a_cell_travel_whole_and_nowhere_else(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no path within a cell"):
         ray_node.unpack(tmp_path / "cell", {"../other": b"x"})
     assert not (tmp_path / "other").exists()
+
+
+@needs_root
+def test_a_full_disk_of_a_node_is_told_and_nothing_is_brought_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path, "1m") as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        code, words, parts = ray_node.carry([], b"{}", "0123456789ab", {"checkpoint/state": bytes(2 << 20)})
+    assert (code, parts) == (6, {})
+    assert words.endswith("No space left on device")
 
 
 @pytest.mark.nightly

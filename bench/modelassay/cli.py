@@ -65,6 +65,30 @@ def _in_container(command: _Verb) -> _Verb:
     return command
 
 
+_ELSEWHERE = {
+    "on": click.option("--on", metavar="ENGINE", help="Start workers on other machines: slurm, ray or ray:HOST:PORT."),
+    "workers": click.option("--workers", type=click.IntRange(min=1, max=4096), metavar="N",
+                            help="With --on or --as: the most at a time; default: one a cell, up to 16."),
+    "slurm": click.option("--slurm", multiple=True, metavar="KEY=VALUE",
+                          help="With --on slurm: an option of sbatch, as partition=gpu."),
+    "no_shared": click.option("--no-shared", is_flag=True,
+                              help="With --on ray: bring results back even where nodes see the run directory."),
+    "job_file": click.option("--as", "job_file", type=click.Choice(["k8s", "hf-jobs", "skypilot"]),
+                             help="With --plan: print the job file that starts the workers there."),
+    "volume": click.option("--volume", metavar="NAME",
+                           help="With --as: what holds the runs: a volume claim, ORG/BUCKET, a volume of SkyPilot."),
+    "queue": click.option("--queue", metavar="NAME", help="With --as k8s: the queue of Kueue."),
+}  # fmt: skip
+"""Options of `run` that speak of other machines, by their names."""
+
+
+def _elsewhere(command: _Verb) -> _Verb:
+    """Add the options that speak of other machines."""
+    for option in reversed(_ELSEWHERE.values()):
+        command = option(command)
+    return command
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
@@ -88,6 +112,10 @@ def cli() -> None:
               help="Cells side by side; default: as many as fit the cores. Timed cells always run alone.")  # fmt: skip
 @click.option("--worker", is_flag=True, help="Only work on RUN beside others, on any machines: no results are shown.")
 @click.option("--cells", multiple=True, metavar="ID", help="With --worker: the only cells to run; may be given again.")
+@click.option("--no-wait", is_flag=True, help="With --worker: end when no cell is free, though others still have some.")
+@click.option("--make", is_flag=True, help="Make the run directory and print it; nothing runs yet.")
+@click.option("--attempts", type=click.IntRange(min=1), metavar="N",
+              help="With --worker: leave a cell alone that failed and was tried so often; default: try it again.")  # fmt: skip
 @click.option("--silence", type=_Number(min=2, max=MAX_SECONDS), default=60.0, show_default=True, metavar="SECONDS",
               help="After so long without a sign of life others take over what this process was at.")  # fmt: skip
 @click.option(
@@ -98,6 +126,7 @@ def cli() -> None:
 @click.option(
     "--in", "place", type=click.Choice(["container"]), help="Run the same command in the suite's pinned image."
 )
+@_elsewhere
 @_in_container
 @_runs
 @_json
@@ -110,12 +139,15 @@ def run(
     jobs: int | None,
     worker: bool,
     cells: tuple[str, ...],
+    no_wait: bool,
+    make: bool,
+    attempts: int | None,
     silence: float,
     verify: bool,
     place: str | None,
     runs: Path,
     as_json: bool,
-    **container: Any,
+    **more: Any,
 ) -> None:
     """Execute SUITE (a shipped name or a file) in a new run directory, or go on with RUN, beside whoever is at it already."""
     from modelassay.commands import run as verb
@@ -123,22 +155,56 @@ def run(
     from modelassay.storage.store import VERIFY
 
     request = verb.Request(target=target, profile=profile, overrides=overrides, into=into, root=runs)
-    if place is None:
-        verb.refuse_container_options(container)
+    away, container = ({name: more[name] for name in more if (name in _ELSEWHERE) is there} for there in (True, False))
+    work = verb.Work(jobs=jobs, cells=cells, silence_s=silence, shown=not worker, waits=not no_wait, attempts=attempts)
     if verify:
         os.environ[VERIFY] = "1"  # for the processes of cells, too
-    if only_plan:
+    if any(away.values()):
+        _run_elsewhere(request, work, away, container, plan=only_plan, inside=place is not None, as_json=as_json)
+        return
+    if place is None:
+        verb.refuse_container_options(container)
+    if make:
+        click.echo(displayed(str(verb.make(request))))
+    elif only_plan:
         emit(verb.show_plan(request), as_json=as_json)
     elif place is None:
-        work = verb.Work(jobs=jobs, cells=cells, silence_s=silence, shown=not worker)
         view = verb.run_here(request, work, report=_progress)
         if view is not None:
             emit(view, as_json=as_json)
     else:
         code = verb.run_in_container(
-            request, container, jobs=jobs, verify=verify, as_json=as_json, report=_progress, write=_pass_on
+            request, container, work, verify=verify, as_json=as_json, report=_progress, write=_pass_on
         )
         sys.exit(code)
+
+
+def _run_elsewhere(request: Any, work: Any, away: dict[str, Any], container: dict[str, Any], *, plan: bool, inside: bool,
+                   as_json: bool) -> None:  # fmt: skip
+    """Start workers on other machines, or print the file that would."""
+    from modelassay.commands import engines
+    from modelassay.commands.run import refuse_container_options
+    from modelassay.commands.view import emit
+
+    on, kind = away["on"], away["job_file"]
+    if kind is not None:
+        if not plan or on is not None or away["slurm"] or away["no_shared"]:
+            raise click.UsageError("--as applies only with --plan, and without --on: it starts nothing")
+        named = {name: away[name] for name in ("workers", "volume", "queue")}
+        click.echo(engines.job_file(kind, request, image=container["image"], **named), nl=False)
+        return
+    if on is None or away["volume"] or away["queue"]:
+        raise click.UsageError(
+            "--workers, --slurm and --no-shared apply only with --on, --volume and --queue with --as"
+        )
+    if plan or not work.shown or work.cells:
+        raise click.UsageError("--on starts workers itself; leave --plan, --worker and --cells out")
+    if not inside:
+        refuse_container_options(container)
+    where = engines.Place(
+        on=on, workers=away["workers"], slurm=away["slurm"], shared=not away["no_shared"], in_container=inside
+    )
+    emit(engines.run_on(where, request, work, container, report=_progress), as_json=as_json)
 
 
 @cli.command()
@@ -152,10 +218,20 @@ def run(
     metavar="FOLDER",
     help="Draw the figures of RUN into this folder; `run` draws them into the run's own.",
 )
+@click.option(
+    "--watch", is_flag=True, help="Show RUN until it is complete: cells by state, who has what, what was lost."
+)
 @_runs
 @_json
 def show(
-    target: str | None, profile: str | None, claims: bool, schema: bool, figures: Path | None, runs: Path, as_json: bool
+    target: str | None,
+    profile: str | None,
+    claims: bool,
+    schema: bool,
+    figures: Path | None,
+    watch: bool,
+    runs: Path,
+    as_json: bool,
 ) -> None:
     """List suites and runs; resolve SUITE; show the status and results of RUN."""
     from modelassay.commands import show as views
@@ -164,7 +240,13 @@ def show(
     from modelassay.runs.directory import find_run, open_run
     from modelassay.suite import load_suite, suite_schema
 
-    if schema:
+    if watch:
+        if target is None or as_json or figures is not None:
+            raise click.UsageError(
+                "--watch shows one RUN as it goes; for its data as JSON or figures leave --watch out"
+            )
+        click.echo(views.watch_run(target, runs, report=_progress))
+    elif schema:
         emit(View(data=suite_schema()), as_json=True)
     elif claims:
         emit(ledger(runs), as_json=as_json)
@@ -438,16 +520,22 @@ def compare(
 
 @cli.command()
 @click.option("--container", is_flag=True, help="Require also what --in container needs.")
+@click.option("--engine", metavar="ENGINE", help="Examine what --on ENGINE needs instead: slurm, ray or ray:HOST:PORT.")
 @_json
 @click.pass_context
-def doctor(context: click.Context, container: bool, as_json: bool) -> None:
+def doctor(context: click.Context, container: bool, engine: str | None, as_json: bool) -> None:
     """Examine this machine; each fault with its fix."""
     from modelassay.commands.machine import doctor_view
     from modelassay.commands.view import emit
     from modelassay.containers.doctor import examine_containers
     from modelassay.machine.doctor import examine
 
-    checks = [*examine(), *examine_containers(required=container)]
+    if engine is not None:
+        from modelassay.commands.engines import examine_named
+
+        checks = examine_named(engine)
+    else:
+        checks = [*examine(), *examine_containers(required=container)]
     emit(doctor_view(checks), as_json=as_json)
     context.exit(6 if any(check.required and check.status != "ok" for check in checks) else 0)
 

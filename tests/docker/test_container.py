@@ -221,21 +221,26 @@ def test_token_reaches_the_container_and_nothing_else(engine: Any, toy: ToyImage
     assert [path for path in run.rglob("*") if path.is_file() and token in path.read_text(errors="replace")] == []
 
 
-def test_second_client_on_one_run_is_refused_and_a_process_outside_joins(
+def test_a_second_client_and_a_process_outside_join_and_each_stops_its_own_container(
     engine: Any, toy: ToyImages, tmp_path: Path
 ) -> None:
-    suite = write_suite(tmp_path, SLOW.replace("pause_ms: 25.0", "pause_ms: 1000.0"))
-    first = start("run", suite, "--runs", tmp_path / "runs", *inside(toy.locked))
+    suite = write_suite(tmp_path, SLOW.replace("pause_ms: 25.0", "pause_ms: 1000.0, timed: false"))
+    first = start("run", suite, "--runs", tmp_path / "runs", "--jobs", "1", *inside(toy.locked))
     run = begun(tmp_path / "runs")
-    code, _, err = modelassay("run", run, "--in", "container")
-    assert (code, f"process {first.pid} is running it" in err) == (6, True)
-    outside = start("run", run)
-    assert outside.stderr is not None
-    assert any("joining 1 at work on it: process" in line for line in outside.stderr)
+    second = start("run", run, "--in", "container", "--worker", "--jobs", "1")
+    outside = start("run", run, "--jobs", "1")
+    for process in (second, outside):
+        assert process.stderr is not None
+        assert any("at work on it: process" in line for line in process.stderr)
+    assert len(containers_of(engine, tmp_path / "runs")) == 2
+    second.terminate()
+    second.communicate(timeout=60)
+    assert len(containers_of(engine, tmp_path / "runs")) == 1
     for process in (outside, first):
         process.terminate()
         process.communicate(timeout=60)
-    assert (outside.returncode, first.returncode) == (143, 143)
+    assert (outside.returncode, second.returncode, first.returncode) == (143, 143, 143)
+    assert containers_of(engine, tmp_path / "runs") == []
 
 
 def test_engine_that_goes_away_is_told_and_the_run_goes_on(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +13,20 @@ from typing import Any
 from modelassay.commands.show import plan_view, run_view
 from modelassay.commands.view import View
 from modelassay.containers.mounts import loss_warning
-from modelassay.errors import UsageError, did_you_mean, printable
+from modelassay.errors import AssayError, UsageError, did_you_mean, printable
 from modelassay.machine.sockets import place_sockets
 from modelassay.runs.directory import Run, create_run, find_run, new_folder, open_run
 from modelassay.runs.execute import execute
-from modelassay.runs.folder import discard, is_run
+from modelassay.runs.folder import MANIFEST_DRAFT, discard, is_run
 from modelassay.runs.plan import plan, prepare
 from modelassay.runs.progress import board
 from modelassay.runs.workers import SILENCE_S
 from modelassay.storage.locks import LockUnavailable
 from modelassay.storage.temporary import require_temporary_folder
 from modelassay.suite import Suite, load_suite
+
+MAKING_S = 60.0
+"""How long a worker waits for another that makes the run; the digests of large inputs take most of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +82,23 @@ class Work:
     """After how many seconds without a sign of life others take over what this process was at."""
     shown: bool = True
     """Whether the run is analysed and shown at the end."""
+    waits: bool = True
+    """Whether to wait for cells that others have."""
+    attempts: int | None = None
+    """A cell that failed and was tried so often is left alone; None: it is tried again."""
+
+    def words(self) -> list[str]:
+        """Return it as a command line has it.
+
+        >>> Work(jobs=2, shown=False, silence_s=5).words()
+        ['--jobs', '2', '--worker', '--silence', '5']
+        """
+        words = [] if self.jobs is None else ["--jobs", str(self.jobs)]
+        words += [] if self.shown else ["--worker"]
+        words += [word for cell in self.cells for word in ("--cells", cell)]
+        words += [] if self.silence_s == SILENCE_S else ["--silence", f"{self.silence_s:g}"]
+        words += [] if self.waits else ["--no-wait"]
+        return words + ([] if self.attempts is None else ["--attempts", str(self.attempts)])
 
 
 def run_here(request: Request, work: Work, *, report: Callable[[str], None]) -> View | None:
@@ -89,10 +110,12 @@ def run_here(request: Request, work: Work, *, report: Callable[[str], None]) -> 
     """
     suite, run = request.open()
     is_new = run is None
-    if run is None and not work.shown:
+    if run is None and not work.shown and request.into is None:
         raise UsageError(
-            f"{request.target}: --worker takes a run that exists; `modelassay run {suite.name} --plan` tells what a new one would be"
+            f"{request.target}: --worker takes a run that exists, or --into FOLDER, where whoever comes first makes it"
         )
+    if work.shown and not (work.waits and work.attempts is None):
+        raise UsageError("--no-wait and --attempts apply only with --worker")
     unknown = [cell for cell in work.cells if cell not in {each.id for each in suite.cells}]
     if unknown:
         raise UsageError(
@@ -103,14 +126,19 @@ def run_here(request: Request, work: Work, *, report: Callable[[str], None]) -> 
     require_temporary_folder()
     if run is None:
         place_sockets()  # before there is a run that cannot begin
-        run = create_run(suite, request.folder(suite, run))
+        run = (
+            create_run(suite, request.folder(suite, run))
+            if work.shown
+            else _make_or_join(suite, request.folder(suite, run))
+        )
         mounted = request.into or request.root
         warning = loss_warning(run.folder, mounted=mounted, arguments=sys.argv[1:], environ=os.environ)
         if warning is not None:
             report(warning)
     try:
         with board(report) as shown:
-            execute(run, board=shown, jobs=work.jobs, cells=set(work.cells) or None, silence_s=work.silence_s)
+            execute(run, board=shown, jobs=work.jobs, cells=set(work.cells) or None, silence_s=work.silence_s,
+                    waits=work.waits, attempts=work.attempts)  # fmt: skip
     except LockUnavailable:
         if is_new:
             discard(run.folder)
@@ -121,11 +149,48 @@ def run_here(request: Request, work: Work, *, report: Callable[[str], None]) -> 
     return run_view(run, figures=run.folder / "figures") if work.shown else None
 
 
+def make(request: Request) -> Path:
+    """Make a run directory in which nothing has begun, and return it.
+
+    Raises:
+        UsageError: ``request`` names a run, or a folder that holds anything.
+    """
+    suite, run = request.open()
+    if run is not None:
+        raise UsageError(f"{run.folder}: is a run already; --make makes one of a suite")
+    return create_run(suite, request.folder(suite, None)).folder
+
+
+def _make_or_join(suite: Suite, folder: Path) -> Run:
+    """Make the run of ``suite`` in ``folder``, or open the one that another worker has just made there.
+
+    Raises:
+        UsageError: the folder holds another run, or anything else.
+        HostError: it cannot be made.
+    """
+    deadline = time.monotonic() + MAKING_S
+    while True:
+        if is_run(folder):
+            run = open_run(folder)
+            if [cell.id for cell in run.suite.cells] != [cell.id for cell in suite.cells]:
+                raise UsageError(
+                    f"{folder}: holds a run of other cells than {suite.name} at profile {suite.profile} has now"
+                )
+            return run
+        try:
+            return create_run(suite, folder)
+        except AssayError:
+            is_being_made = is_run(folder) or (folder / MANIFEST_DRAFT).exists()
+            if not is_being_made or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
 def run_in_container(
     request: Request,
     options: Mapping[str, Any],
+    work: Work,
     *,
-    jobs: int | None,
     verify: bool,
     as_json: bool,
     report: Callable[[str], None],
@@ -138,8 +203,7 @@ def run_in_container(
     arguments = [word for text in request.overrides for word in ("-o", text)]
     if request.profile:
         arguments = ["--profile", request.profile, *arguments]
-    if jobs:
-        arguments += ["--jobs", str(jobs)]
+    arguments += work.words()
     if verify:
         arguments.append("--verify")
     if as_json:

@@ -19,15 +19,19 @@ from modelassay.experiments.findings import MEANINGLESS, Findings, Table
 from modelassay.machine.place import differ
 from modelassay.recording.tables import RunData
 from modelassay.runs.analysis import draw, run_findings, try_read
-from modelassay.runs.directory import Run, open_run, runs_under
+from modelassay.runs.directory import Run, open_run, require_run, runs_under
 from modelassay.runs.plan import Planned, Preparation
-from modelassay.runs.progress import in_words
+from modelassay.runs.progress import Report, board, in_words
 from modelassay.runs.standing import Standing, in_numbers, standing
+from modelassay.runs.watch import watch
 from modelassay.statistics.estimate import Estimate, Range
 from modelassay.suite import Published, Suite, load_suite, read_claims, shipped_suites
 
 MAX_CELLS_SHOWN = 40
 """Cells up to which a run's table lists them all; beyond, those that are not done."""
+
+POLL_SECONDS = 1.0
+"""Between two looks at a run that is watched."""
 
 
 def everything(root: Path) -> View:
@@ -210,6 +214,17 @@ def run_view(run: Run, *, figures: Path | None = None) -> View:
         ],
         failure=failure,
     )
+
+
+def watch_run(target: str, root: Path, *, report: Report) -> str:
+    """Show the run ``target`` until it is complete and nobody is at it; return how it stands then.
+
+    Raises:
+        UsageError: there is no such run, or it was removed meanwhile.
+    """
+    run = require_run(target, root)
+    with board(report) as shown:
+        return watch(run, shown, every_s=POLL_SECONDS)
 
 
 def _published_tables(suite: Suite) -> PublishedTables:

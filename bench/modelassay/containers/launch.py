@@ -1,14 +1,15 @@
 """The same command, once, inside an image: what it needs, and what to say when it went wrong.
 
 The host makes the run directory, so that it belongs to the caller; the run inside writes everything else. The client
-holds the container's standard input as a lifeline, the engine removes the container when it ends, and the run directory
-is locked by the client as long as it lives. So whoever dies first, nothing is left behind and the run can go on.
+holds the container's standard input as a lifeline, the engine removes the container when it ends, and the client is known to be
+there (`containers.presence`) as long as it lives. So whoever dies first, nothing is left behind and the run can go on.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from modelassay.containers.engine import Engine, LocalImage, connect, find_image, require_locked
+from modelassay.containers.presence import Presence, attend
 from modelassay.containers.session import ContainerExit, TimedOut, follow, remove_left, start, stop
 from modelassay.containers.settings import Bind, Settings, binds, environment, is_offline, shm_bytes
 from modelassay.errors import AssayError, HostError, UsageError, printable
@@ -26,7 +28,7 @@ from modelassay.machine.signals import sigterm_interrupts
 from modelassay.runs.directory import Run
 from modelassay.runs.folder import CELLS, CLIENT_LOCK, MANIFEST_DRAFT, Scaffold, is_run, require_free
 from modelassay.runs.progress import Report
-from modelassay.storage.files import run_lock, unwritable
+from modelassay.storage.files import unwritable
 from modelassay.suite import Suite
 
 SMALLEST_BYTES: Final = 6 << 20
@@ -108,6 +110,7 @@ def run_inside(job: Job, options: Options, *, report: Report, write: Callable[[b
         memory_bytes=memory_bytes,
         shm_bytes=shm_bytes(memory_bytes, engine.memory_bytes),
         own_user_ids=engine.remaps_users,
+        client=secrets.token_hex(6),
     )
     scaffold = Scaffold()
     with sigterm_interrupts():
@@ -116,8 +119,10 @@ def run_inside(job: Job, options: Options, *, report: Report, write: Callable[[b
             report(
                 f"{job.folder}: inside {image.reference} ({image.digest}) on {engine.name}, network {settings.network}"
             )
-            with _client_lock(job, owner, scaffold):
-                remove_left(engine, settings)
+            with _attend(job, owner, scaffold) as presence:
+                if presence.is_alone:
+                    remove_left(engine, settings)
+                presence.let_others_in()
                 return _run(engine, image, settings, job, options, report=report, write=write)
         finally:
             if is_run(job.folder):
@@ -127,16 +132,16 @@ def run_inside(job: Job, options: Options, *, report: Report, write: Callable[[b
 
 
 @contextmanager
-def _client_lock(job: Job, owner: tuple[int, int], scaffold: Scaffold) -> Iterator[None]:
-    """Hold the run directory; while it is held, what belongs to a run that did not begin is removed.
+def _attend(job: Job, owner: tuple[int, int], scaffold: Scaffold) -> Iterator[Presence]:
+    """Be a client at the run directory; at the end, what belongs to a run that did not begin is removed.
 
     Raises:
         UsageError: the folder of a new run was filled by somebody else.
-        HostError: another client holds it.
+        HostError: another client begins a run there.
     """
     lock = job.folder / CLIENT_LOCK
     existed = os.path.lexists(lock)
-    with run_lock(job.folder, CLIENT_LOCK):
+    with attend(job.folder) as presence:
         if not lock.exists():  # its last holder removed it between our opening and our locking it
             raise HostError(f"{job.folder}: another client removed it at the same time; run the same command again")
         if job.run is None:
@@ -144,7 +149,7 @@ def _client_lock(job: Job, owner: tuple[int, int], scaffold: Scaffold) -> Iterat
             scaffold.note(*(() if existed else (lock,)), job.folder / CELLS, job.folder / MANIFEST_DRAFT)
         _chown(lock, owner)
         try:
-            yield
+            yield presence
         finally:
             if not is_run(job.folder):
                 scaffold.remove()

@@ -18,6 +18,7 @@ from docker.utils.socket import STDOUT, frames_iter
 
 from modelassay.containers.engine import Engine, LocalImage, engine_errors, explanation
 from modelassay.containers.settings import (
+    CLIENT_LABEL,
     LABEL,
     ContainerRequest,
     Settings,
@@ -204,9 +205,9 @@ def _note(ending: ContainerExit, event: dict[str, Any]) -> None:
 
 
 def stop(engine: Engine, settings: Settings) -> None:
-    """Stop the containers of this run as gently as they allow, and remove them. A second Ctrl-C is less gentle."""
+    """Stop this client's containers as gently as they allow, and remove them. A second Ctrl-C is less gentle."""
     try:
-        left = _containers(engine, settings)
+        left = _containers(engine, f"{CLIENT_LABEL}={settings.client}")
         try:
             for container in left:
                 container.stop(timeout=GRACE_S)
@@ -222,10 +223,10 @@ def stop(engine: Engine, settings: Settings) -> None:
 def remove_left(engine: Engine, settings: Settings) -> None:
     """Remove the containers of this run directory, and those of others that were made and never started.
 
-    Their clients are gone: each holds the lock of its run directory as long as it lives, and we hold ours.
+    Their clients are gone: each is at its run directory as long as it lives, and we are alone at ours.
     """
     with engine_errors("to remove what an earlier run left"):
-        for left in _containers(engine, settings):
+        for left in _containers(engine, f"{LABEL}={settings.folder}"):
             remove(engine, left.id)
         for container in engine.client.containers.list(
             filters={"label": LABEL, "status": "created"}, ignore_removed=True
@@ -244,9 +245,8 @@ def _is_held(folder: Path) -> bool:
         return True
 
 
-def _containers(engine: Engine, settings: Settings) -> list[Any]:
-    filters = {"label": f"{LABEL}={settings.folder}"}
-    return list(engine.client.containers.list(all=True, filters=filters, ignore_removed=True))
+def _containers(engine: Engine, label: str) -> list[Any]:
+    return list(engine.client.containers.list(all=True, filters={"label": label}, ignore_removed=True))
 
 
 def remove(engine: Engine, identity: str) -> None:

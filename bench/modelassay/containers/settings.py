@@ -31,6 +31,9 @@ at the least is left to the machine."""
 LABEL: Final = "org.modelassay.run"
 """Carries the run directory, by which a container is found again."""
 
+CLIENT_LABEL: Final = "org.modelassay.client"
+"""Carries the client that made the container, which stops no other."""
+
 SECRETS: Final = ("HF_TOKEN", HUB_LOGIN)
 """Handed on when there is a network; their values are in the container's environment and nowhere else."""
 
@@ -69,6 +72,8 @@ class Settings:
     memory_bytes: int | None
     """Its limit; None: the machine's."""
     shm_bytes: int
+    client: str
+    """Which client the container is of: others may be at the same run."""
     own_user_ids: bool
     """Whether an engine that remaps user ids is told not to."""
 
@@ -158,7 +163,7 @@ def config_settings(settings: Settings) -> dict[str, Any]:
         "user": settings.user,
         "environment": dict(settings.environment),
         "working_dir": str(Path.cwd()),
-        "labels": {LABEL: str(settings.folder)},
+        "labels": {LABEL: str(settings.folder), CLIENT_LABEL: settings.client},
         "stdin_open": True,  # its end tells the run inside that its client is gone
         "stop_signal": "SIGTERM",
     }

@@ -70,6 +70,8 @@ def execute(
     jobs: int | None = None,
     cells: Collection[str] | None = None,
     silence_s: float = SILENCE_S,
+    waits: bool = True,
+    attempts: int | None = None,
 ) -> None:
     """Run every cell that is not complete and that no other worker has, after what they need; join those who are at it.
 
@@ -81,6 +83,8 @@ def execute(
         jobs: how many cells whose times mean nothing run side by side; None: as many as fit the cores. Timed cells run alone.
         cells: ids of the only cells to run; None: all.
         silence_s: after how many seconds without a sign of life others take over what this worker has.
+        waits: whether to wait for cells that others have; else this comes to an end when no cell is free.
+        attempts: a cell that failed and was tried so often is left alone; None: what failed before is tried again.
 
     Raises:
         HostError: the folder is removed or renamed meanwhile, the disk fills up or fails.
@@ -94,9 +98,10 @@ def execute(
         sigterm_interrupts(),
     ):
         own = [cell for cell in run.suite.cells if cells is None or cell.id in cells]
-        waiting = _waiting(run, own)
+        waiting = _waiting(run, own, attempts)
         if not waiting:
-            board.line(f"{run.folder}: all {len(own)} cells are complete, nothing to run")
+            board.line(f"{run.folder}: all {len(own)} cells have come to their end, nothing to run"
+                       if attempts else f"{run.folder}: all {len(own)} cells are complete, nothing to run")  # fmt: skip
             return
         sources = SourceGraph()
         refuse_changes(run, sources)
@@ -110,7 +115,8 @@ def execute(
             if others := worker.others():
                 board.line(f"{run.folder}: joining {len(others)} at work on it: {'; '.join(map(str, others[:4]))}")
             _build_needs(run, [each.cell for each in waiting], board, processes=jobs or cores)
-            failures = _Pool(run, sources, board, lock, worker, cores=cores, jobs=jobs).run(waiting)
+            pool = _Pool(run, sources, board, lock, worker, cores=cores, jobs=jobs, waits=waits)
+            failures = pool.run(waiting)
         if failures:
             shown = "; ".join(failures[:3]) + (f"; and {len(failures) - 3} more" if len(failures) > 3 else "")
             raise IncompleteRun(f"{run.folder}: {len(failures)} of {len(own)} cells failed: {shown}; "
@@ -130,13 +136,14 @@ class _Waiting:
     """Who has it."""
 
 
-def _waiting(run: Run, cells: Iterable[Cell]) -> list[_Waiting]:
-    """Return the cells that are not complete; the log of one that will be resumed is read whole, so that damage ends in an error now."""
+def _waiting(run: Run, cells: Iterable[Cell], attempts: int | None) -> list[_Waiting]:
+    """Return the cells that are not complete, nor failed in ``attempts``; the log of one that will be resumed is read whole, so that damage ends in an error now."""
     waiting = []
     for cell in cells:
         cell_dir = run.cell_dir(cell)
         standing = read_status(cell_dir)
-        if not standing.is_complete:
+        is_left = attempts is not None and standing.outcome == "failed" and standing.num_attempts >= attempts
+        if not (standing.is_complete or is_left):
             if standing.num_attempts and holder_of(cell_dir) is None:
                 read_cell(cell_dir)
             waiting.append(_Waiting(cell=cell, num_attempts=standing.num_attempts))
@@ -246,9 +253,10 @@ class _Pool:
         *,
         cores: int,
         jobs: int | None,
+        waits: bool,
     ) -> None:
         self._run, self._sources, self._board, self._lock, self._worker = run, sources, board, lock, worker
-        self._cores, self._jobs = cores, jobs
+        self._cores, self._jobs, self._waits = cores, jobs, waits
         self._context = multiprocessing.get_context("forkserver")
         package = run.suite.experiment.package
         self._context.set_forkserver_preload([*_ALWAYS_LOADED, f"{package}.params", f"{package}.run"])
@@ -270,6 +278,8 @@ class _Pool:
                 for ended in self._wait():
                     self._finish(ended)
                 self._show(total, len(waiting))
+                if not (self._waits or self._running) and all(each.holder for each in self._waiting):
+                    break
         finally:
             for left in self._running:
                 left.end()
@@ -381,7 +391,7 @@ class _Pool:
         for running in self._running:
             if (position := position_of(running.cell_dir)) is not None:
                 self._board.show(running.cell.label, position)
-        if self._waiting and not self._running and all(each.holder for each in self._waiting):
+        if self._waits and self._waiting and not self._running and all(each.holder for each in self._waiting):
             holders = ", ".join(dict.fromkeys(each.holder for each in self._waiting))
             self._tell(f"waiting for {len(self._waiting)} cells that others have: {holders}")
 

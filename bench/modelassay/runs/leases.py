@@ -67,6 +67,24 @@ def holder_of(cell_dir: Path) -> str | None:
     return _read(lease_path(cell_dir, newest)) if has_lease else None
 
 
+def holders(cell_dir: Path) -> dict[int, str]:
+    """Return by attempt who has or had the cell: the leases that lie in its folder, the newest last.
+
+    All but the newest were taken over from workers that ended before their attempt did.
+
+    Raises:
+        UsageError: a lease is no regular file.
+    """
+    require_folders([cell_dir])
+    try:
+        names = [path.name for path in cell_dir.iterdir()]
+    except FileNotFoundError:
+        return {}
+    attempts = sorted(int(match[1]) for name in names if (match := _ATTEMPT.fullmatch(name)) and match[2] == "lease")
+    read = {attempt: _read(lease_path(cell_dir, attempt)) for attempt in attempts}
+    return {attempt: holder for attempt, holder in read.items() if holder is not None}
+
+
 def claim(cell_dir: Path, worker: Worker) -> Lease | Sign | None:
     """Take the cell in ``cell_dir`` for its next attempt.
 

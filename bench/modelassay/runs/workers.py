@@ -66,9 +66,9 @@ class Sign:
             return not self.locked
         return has_ended(self.about)
 
-    def seems_there(self) -> bool:
-        """Tell the same as far as somebody can who is no worker: by this host's clock, where no lock tells."""
-        return self.locked if self.locked is not None else not self.has_ended(time.time())
+    def seems_there(self, now: float | None = None) -> bool:
+        """Tell the same as far as somebody can who is no worker: where no lock tells, by ``now``, or by this host's clock."""
+        return self.locked if self.locked is not None else not self.has_ended(time.time() if now is None else now)
 
 
 def worker_path(folder: Path, worker: str) -> Path:

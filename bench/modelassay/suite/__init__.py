@@ -28,6 +28,7 @@ from modelassay.suite.form import (
     Form,
     Name,
     Published,
+    Resources,
     Selector,
     SuiteForm,
     Text,
@@ -46,6 +47,7 @@ __all__ = [
     "Derived",
     "Evidence",
     "Published",
+    "Resources",
     "Selector",
     "Suite",
     "check_suite",
@@ -83,6 +85,8 @@ class Suite:
     """The layer that set each leaf: default, profile NAME (file:line), matrix (file:line), or -o."""
     overrides: tuple[str, ...]
     """As given on the command line."""
+    resources: Resources = Resources()
+    """What a worker asks of a machine, the suite's under the profile's."""
 
     def to_json(self) -> dict[str, Any]:
         """Return everything ``suite_from_json`` needs to make this suite again without its file."""
@@ -96,6 +100,7 @@ class Suite:
             "source": str(self.source.absolute()),
             "overrides": list(self.overrides),
             "provenance": dict(self.provenance),
+            "resources": self.resources.model_dump(mode="json", exclude_unset=True),
             "claims": [claim.model_dump(mode="json") for claim in self.claims],
             "cells": [
                 {"id": cell.id, "axes": dict(cell.axes), "params": cell.params.model_dump(mode="json")}
@@ -117,6 +122,7 @@ def load_suite(reference: str, *, profile: str | None = None, overrides: Sequenc
     file = _File(path)
     chosen = file.choose(profile)
     cells, provenance = file.resolve(chosen, overrides) if chosen else ((), {})
+    resources = file.resources(chosen)
     file.problems.raise_first()
     form, experiment = file.complete()
     return Suite(
@@ -130,6 +136,7 @@ def load_suite(reference: str, *, profile: str | None = None, overrides: Sequenc
         source=path,
         provenance=provenance,
         overrides=tuple(overrides),
+        resources=resources,
     )
 
 
@@ -153,6 +160,8 @@ def read_contents(path: str | Path) -> Contents:
     """
     file = _File(Path(path))
     sizes = {name: len(file.resolve(name, ())[0]) for name in file.profiles}
+    for name in file.profiles:
+        file.resources(name)
     file.problems.raise_first()
     form, experiment = file.complete()
     return Contents(sizes=sizes, claims=form.claims, experiment=experiment)
@@ -221,6 +230,7 @@ def suite_from_json(data: Any, *, file: str = "run.json") -> Suite:
         source=Path(stored.source),
         provenance=stored.provenance,
         overrides=stored.overrides,
+        resources=stored.resources,
     )
 
 
@@ -247,6 +257,7 @@ class _Stored(Form):
     source: str
     overrides: tuple[str, ...]
     provenance: dict[str, str]
+    resources: Resources = Resources()
     claims: tuple[Claim, ...]
     cells: tuple[_StoredCell, ...]
 
@@ -312,6 +323,18 @@ class _File:
         return resolve(
             self.experiment, self.root.entries["profiles"].node.entries[profile], matrix, overrides, self.problems
         )
+
+    def resources(self, profile: str) -> Resources:
+        """Return the suite's resources under those of ``profile``; a type of GPU without GPUs goes to ``problems``."""
+        if self.form is None or profile not in self.form.profiles:
+            return Resources()
+        resources = self.form.resources.under(self.form.profiles[profile].resources)
+        if resources.gpu_type is not None and not resources.gpus:
+            within = [self.root, self.root.entries["profiles"].node.entries[profile].node]
+            named = [node.entries["resources"].node.entries for node in within if "resources" in node.entries]
+            place = next(entries["gpu_type"].key for entries in reversed(named) if "gpu_type" in entries)
+            self.problems.add(place, f"names a type of GPU, and 'gpus' is 0 under profile {profile}; add gpus: 1")
+        return resources
 
     def _experiment(self) -> Experiment | None:
         """Return the experiment if it and its Params can be imported."""

@@ -87,7 +87,7 @@ def resolve(
         return (), {}
     top = matrices[-1].key if matrices else profile.key
     combinations = expand(axes_and_words, top, problems)
-    leaves_only = {name: entry for name, entry in profile.node.entries.items() if name != "matrix"}
+    leaves_only = {name: entry for name, entry in profile.node.entries.items() if name not in {"matrix", "resources"}}
     base = replace(profile.node, value=leaves_only)
     size = len(json.dumps(base.plain()))
     if size * len(combinations) > MAX_CHARACTERS:

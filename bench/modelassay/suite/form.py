@@ -23,7 +23,7 @@ from modelassay.errors import printable
 from modelassay.experiments import find_experiment, known_experiments
 from modelassay.suite.located_yaml import Node, scalar
 from modelassay.suite.matrix import MAX_CELLS
-from modelassay.suite.problems import NAME, TEXT
+from modelassay.suite.problems import LABEL, MEMORY, NAME, TEXT, TIME
 
 Label: TypeAlias = bool | int | float | str
 Name = Annotated[str, Field(pattern=NAME)]
@@ -207,6 +207,46 @@ class Claim(Form):
         return self
 
 
+class Resources(Form):
+    """What one worker, which runs one cell at a time, asks of a machine; engines pass it on, and nothing else reads it."""
+
+    cpus: int | None = Field(default=None, ge=1, le=4096)
+    """Cores; if not given, what the engine gives."""
+    gpus: int = Field(default=0, ge=0, le=64)
+    """GPUs."""
+    gpu_type: str | None = Field(default=None, pattern=LABEL)
+    """Which GPUs, by the name that a cluster has for them: a feature or type in Slurm, a label of the nodes in Ray."""
+    memory: str | None = Field(default=None, pattern=MEMORY)
+    """Main memory, as 500m or 64g (powers of 1024)."""
+    time: str | None = Field(default=None, pattern=TIME)
+    """After so long the engine may stop a worker, which goes on where it was; as 90m, 12h or 2d."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory in bytes.
+
+        >>> Resources(memory="2g").memory_bytes
+        2147483648
+        """
+        return None if self.memory is None else int(self.memory[:-1]) << 10 * "bkmgt".index(self.memory[-1])
+
+    @property
+    def minutes(self) -> int | None:
+        """The time in minutes.
+
+        >>> Resources(time="12h").minutes
+        720
+        """
+        return None if self.time is None else int(self.time[:-1]) * {"m": 1, "h": 60, "d": 1440}[self.time[-1]]
+
+    def under(self, own: Resources) -> Resources:
+        """Return these with what a profile says of its ``own`` in their place; one that wants no GPUs wants no type of them."""
+        said = own.model_dump(exclude_unset=True)
+        if said.get("gpus") == 0:
+            said.setdefault("gpu_type", None)
+        return self.model_copy(update=said)
+
+
 Row = Annotated[dict[str, JsonValue], Field(min_length=1)]
 
 
@@ -232,6 +272,8 @@ class Profile(Form):
 
     matrix: Matrix = Matrix()
     """Replaces the suite's matrix key by key."""
+    resources: Resources = Resources()
+    """Replaces the suite's resources key by key."""
 
 
 HOLDERS: dict[str, JsonValue] = {
@@ -257,6 +299,8 @@ class SuiteForm(Form):
     """`embedded` is the default; `smoke` and `paper` are the other usual ones."""
     matrix: Matrix = Matrix()
     """What is crossed into cells."""
+    resources: Resources = Resources()
+    """What a worker asks of a machine under `run --on`."""
     claims: tuple[Claim, ...] = ()
     """Published numbers that runs are compared with."""
 
@@ -280,6 +324,7 @@ def suite_schema() -> dict[str, Any]:
 
         params = _own_schema(experiment.params(), name, schema["$defs"], partial=True)
         params.setdefault("properties", {})["matrix"] = {"$ref": "#/$defs/Matrix"}
+        params["properties"]["resources"] = {"$ref": "#/$defs/Resources"}
         properties: dict[str, Any] = {"profiles": {**HOLDERS, "additionalProperties": params}}
         if readers := [_own_schema(reader, name, schema["$defs"]) for reader in experiment.readers().values()]:
             published = {"properties": {"published": {"anyOf": readers}}}

@@ -23,7 +23,16 @@ Model = TypeVar("Model", bound=BaseModel)
 
 NAME = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 TEXT = r"\S"
-_PATTERNS = {NAME: "must be lower-case words joined by '-'", TEXT: "must not be empty"}
+LABEL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,61}[A-Za-z0-9]$"
+MEMORY = r"^[1-9][0-9]{0,5}[mgt]$"
+TIME = r"^[1-9][0-9]{0,5}[mhd]$"
+_PATTERNS = {
+    NAME: "must be lower-case words joined by '-'",
+    TEXT: "must not be empty",
+    LABEL: "must be letters, digits, '-', '_' and '.', as h100 or NVIDIA-H100-80GB-HBM3",
+    MEMORY: "must be a whole number and m, g or t, as 64g",
+    TIME: "must be a whole number and m, h or d, as 12h",
+}
 
 
 @dataclass

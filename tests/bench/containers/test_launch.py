@@ -22,7 +22,7 @@ ENGINE = Engine(client=None, name="Docker 29", rootless=False, remaps_users=Fals
                 memory_bytes=1 << 36, root_dir="/")  # fmt: skip
 IMAGE = LocalImage(reference="modelassay/cpu:0.1.0", id="sha256:1", repo_digests=(), labels={}, unlocked=None)
 SETTINGS = Settings(folder=Path("/runs/a"), binds=(), environment={}, user="1:1", network="none", memory_bytes=1 << 28,
-                    shm_bytes=0, own_user_ids=False)  # fmt: skip
+                    shm_bytes=0, own_user_ids=False, client="c")  # fmt: skip
 
 
 @pytest.mark.parametrize(

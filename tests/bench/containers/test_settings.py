@@ -29,6 +29,7 @@ def told(ask: ContainerRequest = NO_GPU, **changed: Any) -> dict[str, Any]:
     one = Settings(
         folder=Path("/w/runs/a"), binds=(Bind(path=Path("/w/runs/a"), source=Path("/disk/a"), writable=True),),
         environment={}, user="1000:1000", network="none", memory_bytes=None, shm_bytes=16 << 30, own_user_ids=False,
+        client="c",
     )  # fmt: skip
     values = {name: changed.get(name, getattr(one, name)) for name in Settings.__dataclass_fields__}
     request: dict[str, Any] = json.loads(

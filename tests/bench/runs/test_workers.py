@@ -9,15 +9,14 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from modelassay.recording.log import read_cell, read_segment, segments
+from modelassay.recording.log import read_cell, segments
 from modelassay.runs.directory import create_run, open_run
 from modelassay.suite import load_suite
+from support.joined_runs import completed, ended
 from support.toy_suite import SUITE, metrics_of, modelassay, only_run, start, write_suite
 
 
@@ -32,32 +31,6 @@ def suite_of(num_cells: int, **parameters: object) -> str:
 def new_run(tmp_path: Path, text: str) -> Path:
     """Make a run of which no cell has begun."""
     return create_run(load_suite(str(write_suite(tmp_path, text)), profile=None, overrides=()), tmp_path / "run").folder
-
-
-def completed(run: Path) -> dict[str, int]:
-    """How many attempts of each cell came to their own end and count."""
-    counts = {}
-    for cell in sorted((run / "cells").iterdir()):
-        ends = 0
-        for number, path in segments(cell).items():
-            lines = list(read_segment(path))
-            later = [next(read_segment(other), None) for n, other in segments(cell).items() if n > number]
-            is_void = any(opening is not None and opening["resumed_at"] <= lines[-1].get("seq", 0) for opening in later)
-            ends += bool(lines and lines[-1]["kind"] == "status" and not is_void)
-        counts[cell.name] = ends
-    return counts
-
-
-@contextmanager
-def ended(processes: list[subprocess.Popen[str]]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for process in processes:
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGCONT)
-            process.kill()
-            process.communicate()
 
 
 def test_a_second_process_joins_and_both_end_with_the_whole_run(tmp_path: Path) -> None:

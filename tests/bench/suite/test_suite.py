@@ -482,3 +482,23 @@ def test_a_file_is_read_once_to_check_it(base: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(suites, "read_file", lambda path: files.append(path) or read(path))
     assert check_files([base]).data[0]["content"] == "embedded: 4 cells, smoke: 4 cells"
     assert files == [Path(base)]
+
+
+def test_resources_of_a_profile_replace_the_suites_key_by_key(tmp_path: Path) -> None:
+    rest = "resources: {gpus: 2, gpu_type: h100, memory: 64g, time: 2d}\n"
+    own = "{model: zoo:base, steps: 3, resources: {gpus: 1, memory: 512m}}"
+    suite = load(tmp_path, own, rest=rest)
+    assert suite.resources.model_dump() == {
+        "cpus": None, "gpus": 1, "gpu_type": "h100", "memory": "512m", "time": "2d",
+    }  # fmt: skip
+    assert (suite.resources.memory_bytes, suite.resources.minutes) == (512 * 2**20, 2 * 24 * 60)
+    assert suite_from_json(json.loads(json.dumps(suite.to_json()))) == suite
+    none = load(tmp_path, "{model: zoo:base, steps: 3, resources: {gpus: 0}}", rest=rest).resources
+    assert (none.gpus, none.gpu_type, none.memory) == (0, None, "64g")
+    plain = load(tmp_path, "{model: zoo:base, steps: 3}")
+    assert [cell.id for cell in plain.cells] == [
+        cell.id for cell in suite.cells
+    ]  # where a cell runs is none of its parameters
+    stored = plain.to_json()
+    del stored["resources"]  # as a run has it that began before suites had any
+    assert suite_from_json(stored).resources == plain.resources

@@ -162,7 +162,7 @@ class LocalFiles:
         """Find the folder, as `find_place`."""
         place = find_place(reference)
         self.reference, self.folder, self.chosen = reference, place.folder, place.chosen
-        self.notes = () if place.note is None else (place.note,)
+        self.notes: tuple[str, ...] = () if place.note is None else (place.note,)
 
     def get(self, name: str, *, required: bool = False) -> Path | None:
         """Return the file's path, None where there is no such file."""

@@ -319,15 +319,15 @@ def ensure(path: Path | str, offset: int, count: int) -> None:
 
 def prepare(ranges: Mapping[str, Iterable[Range]]) -> int:
     """Fetch what lacks of many ranges, by path of the file, several at once; return how many bytes; raises as `ensure`."""
-    ranges = {path: list(pieces) for path, pieces in ranges.items()}
+    asked = {path: list(pieces) for path, pieces in ranges.items()}
     wanted = []
-    for path, pieces in stored_ranges(ranges).items():
+    for path, pieces in stored_ranges(asked).items():
         part = partial_file(path)
         if part is not None:
             part.ensure(())
             wanted.append((part, pieces))
     num_bytes = fetch([(part, pieces) for part, pieces in wanted if part.missing(pieces)])
-    for path, pieces in ranges.items():
+    for path, pieces in asked.items():
         made = decoded_file(path)
         if made is not None:
             made.ensure(pieces)

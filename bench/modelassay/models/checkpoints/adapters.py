@@ -55,16 +55,20 @@ class AdapterFiles:
         """Stand for both."""
         self.base = base
         self.adapter: Files | None = adapter
-        self._adapter = adapter
+        self.own = adapter
         self.reference, self.folder, self.revision = adapter.reference, adapter.folder, adapter.revision
         self.local = base.local and adapter.local
-        self.notes = (*adapter.notes, f"a LoRA adapter, merged into {printable(base.reference)}", *base.notes)
+        self.notes: tuple[str, ...] = (
+            *adapter.notes,
+            f"a LoRA adapter, merged into {printable(base.reference)}",
+            *base.notes,
+        )
 
     def get(self, name: str, *, required: bool = False) -> Path | None:
         """Return a file of the base; of a tokenizer the adapter's where it has one."""
         if name == ADAPTER:
-            return self._adapter.get(name)
-        own = self._adapter.get(name) if name in TOKENIZER_FILES else None
+            return self.own.get(name)
+        own = self.own.get(name) if name in TOKENIZER_FILES else None
         return own if own is not None else self.base.get(name, required=required)
 
     def open_weights(self, name: str, *, required: bool = False) -> Path | None:
@@ -81,16 +85,16 @@ class AdapterFiles:
 
     def weights_bytes(self) -> int:
         """Return the size of both."""
-        return self.base.weights_bytes() + self._adapter.weights_bytes()
+        return self.base.weights_bytes() + self.own.weights_bytes()
 
     def fetched_bytes(self) -> int:
         """Return what was fetched of both."""
-        return self.base.fetched_bytes() + self._adapter.fetched_bytes()
+        return self.base.fetched_bytes() + self.own.fetched_bytes()
 
     def release(self) -> None:
         """Take away what was fetched of both."""
         self.base.release()
-        self._adapter.release()
+        self.own.release()
 
 
 def base_of(files: Files) -> str:
@@ -171,7 +175,7 @@ class Merged:
         said = f"{len(self._changes)} matrices are changed by the adapter, of rank {' to '.join(map(str, dict.fromkeys((ranks[0], ranks[-1]))))}" if ranks else (
             "the adapter changes no matrix")  # fmt: skip
         more = [f"{len(self._replaced)} tensors are the adapter's own"] if self._replaced else []
-        self.notes = (*base.notes, said, *more)
+        self.notes: tuple[str, ...] = (*base.notes, said, *more)
 
     def names(self) -> Collection[str]:
         """Return the names of the base's tensors."""
@@ -187,13 +191,15 @@ class Merged:
 
     def find(self, name: str) -> tuple[Path, TensorInfo]:
         """Return where a tensor can be read: the base's own where the adapter leaves it, else merged, in float32."""
-        if name in self._replaced:
-            return self._adapter.find(self._replaced[name])
         if name not in self._changes:
-            return self._base.find(name)
+            return self._before(name)
         if name not in self._infos:
             self._infos[name] = self._merged(name, self._changes[name])
         return self._scratch.path, self._infos[name]
+
+    def _before(self, name: str) -> tuple[Path, TensorInfo]:
+        """Return where a tensor can be read to which nothing is added: the adapter's own, where it brings one, else the base's."""
+        return self._adapter.find(self._replaced[name]) if name in self._replaced else self._base.find(name)
 
     def _match(self) -> None:
         factors: dict[str, dict[str, str]] = {}
@@ -268,7 +274,7 @@ class Merged:
         return otherwise
 
     def _require_shapes(self, target: str, change: _Change) -> None:
-        weight, a, b = self._base.find(target)[1], self._adapter.find(change.a)[1], self._adapter.find(change.b)[1]
+        weight, a, b = self._before(target)[1], self._adapter.find(change.a)[1], self._adapter.find(change.b)[1]
         expected = (b.shape[0], a.shape[1]) if len(a.shape) == len(b.shape) == 2 else ()
         if change.turned:
             expected = expected[::-1]
@@ -279,7 +285,7 @@ class Merged:
             )  # fmt: skip
 
     def _merged(self, name: str, change: _Change) -> TensorInfo:
-        path, info = self._base.find(name)
+        path, info = self._before(name)
         rows, columns = info.shape
         row_bytes = info.size_bytes // max(rows, 1)
 

@@ -59,7 +59,7 @@ class GgufTensors:
         self._scratch = DecodedFile()
         self._infos: dict[str, tuple[Path, TensorInfo]] = {}
         self._files = stored.files
-        self.notes = tuple(_notes(self._headers))
+        self.notes: tuple[str, ...] = tuple(_notes(self._headers))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -180,7 +180,10 @@ def _values(stored: NDArray[np.uint8], place: _Place) -> NDArray[np.float32]:
         from gguf import quants
         from gguf.constants import GGMLQuantizationType
 
-        values = quants.dequantize(stored, GGMLQuantizationType[info.type]).astype(np.float32, copy=False)
+        with np.errstate(
+            all="ignore"
+        ):  # scales that are no numbers make weights that are none, which whoever reads them says
+            values = quants.dequantize(stored, GGMLQuantizationType[info.type]).astype(np.float32, copy=False)
     if place.heads is not None and len(info.shape) == 1:  # a bias
         heads = place.heads if values.size % (2 * place.heads) == 0 else 0
         values = values.reshape(heads, -1, 2).swapaxes(1, 2).reshape(values.shape) if heads else values

@@ -91,7 +91,7 @@ class GgufFiles:
         )  # fmt: skip
         stored = stored_in(files, files.open_weights)
         self.source = GgufTensors(files, stored)
-        self.notes = (
+        self.notes: tuple[str, ...] = (
             *files.notes,
             *(() if self._own_vocabulary is None or self._beside is None else self._vocabulary_note),
         )

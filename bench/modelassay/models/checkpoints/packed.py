@@ -139,8 +139,8 @@ def _gptq(module: Module, stored: tuple[int, int], outputs: int) -> Decoded:
         index = module.read(".g_idx").long() if module.has(".g_idx") else torch.arange(inputs) // (inputs // groups)
         if int(index.min()) < 0 or int(index.max()) >= groups:
             raise module.fault(".g_idx", f"names a group beyond the {groups} that have scales")
-        parts = (module.read(suffix) for suffix in (".qweight", ".qzeros", ".scales"))
-        return unpack.gptq(*parts, index, bits=bits, zero=zero)
+        weights, zeros, scales = (module.read(suffix) for suffix in (".qweight", ".qzeros", ".scales"))
+        return unpack.gptq(weights, zeros, scales, index, bits=bits, zero=zero)
 
     return Decoded(
         shape=(outputs, inputs), parts=module.names(".qweight", ".qzeros", ".scales", ".g_idx"), units=1, make=make
@@ -193,13 +193,16 @@ def _compressed(module: Module) -> Decoded | None:
         index = torch.arange(columns) // (columns // groups)
         if module.has(index_name) and int(module.read(index_name).min()) >= 0:
             index = module.read(index_name).long()
+            if index.shape != (columns,) or int(index.max()) >= groups:
+                raise module.fault(index_name, f"names a group beyond the {groups} that have scales")
         zeros = torch.zeros(last - first, groups, dtype=torch.int64)
         if module.has(zero_name):
             stored = module.read(zero_name)
             if stored.dtype == torch.int32:
                 stored = unpack.integers(stored, width, dim=0)[:rows] - 2 ** (width - 1)
             zeros = stored.reshape(rows, groups)[first:last].long()
-        return (codes - zeros[:, index]).float() * scales[:, index]
+        values: Tensor = (codes - zeros[:, index]).float() * scales[:, index]
+        return values
 
     return Decoded(
         shape=(rows, columns), units=rows, make=make,
@@ -487,7 +490,7 @@ class Unpacked:
             f"{count} matrices stored as {what} are read as the numbers they stand for"
             for what, count in counts.items()
         ]
-        self.notes = (*source.notes, *said)
+        self.notes: tuple[str, ...] = (*source.notes, *said)
 
     def names(self) -> Collection[str]:
         """Return the names of all tensors."""
@@ -512,11 +515,20 @@ class Unpacked:
             count = math.prod(decoded.shape)
             offset = self._scratch.add(Recipe(
                 num_units=decoded.units, unit_bytes=4 * count // decoded.units,
-                make=lambda first, last: decoded.make(first, last).float().contiguous().numpy(),
+                make=lambda first, last: self._made(name, decoded, first, last),
                 sources=lambda first, last: list(self._sources(decoded, first, last)),
             ))  # fmt: skip
             self._infos[name] = TensorInfo("F32", decoded.shape, offset, 4 * count)
         return self._scratch.path, self._infos[name]
+
+    def _made(self, name: str, decoded: Decoded, first: int, last: int) -> Any:
+        try:
+            return decoded.make(first, last).float().contiguous().numpy()
+        except (RuntimeError, IndexError, ValueError) as error:  # parts whose shapes do not go together
+            raise CheckpointError(
+                f"{one_line(self._source.find(decoded.parts[0])[0])}: {printable(name)}: cannot be decoded from {printable(', '.join(decoded.parts))}: "
+                f"{printable(str(error))[:120]}; fetch it again, or open the model it was quantised from"
+            ) from None
 
     def _sources(self, decoded: Decoded, first: int, last: int) -> Iterable[tuple[Path, tuple[int, int]]]:
         """Yield what is read: of the first part, that holds the weights, the units' share, all of the others."""

@@ -33,7 +33,7 @@ class Pickles:
 
     def __init__(self, files: Files, stored: Stored) -> None:
         """Open the files only where no index tells which file holds what."""
-        self.notes = () if stored.note is None else (stored.note,)
+        self.notes: tuple[str, ...] = () if stored.note is None else (stored.note,)
         self._files, self._index = files, stored.index
         self._scratch = DecodedFile()
         self._places: dict[str, dict[str, TensorInfo]] = {}

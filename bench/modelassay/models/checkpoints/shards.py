@@ -38,7 +38,7 @@ class Shards:
 
     def __init__(self, files: Files, stored: Stored) -> None:
         """Read the headers only where no index tells which file holds what."""
-        self.notes = () if stored.note is None else (stored.note,)
+        self.notes: tuple[str, ...] = () if stored.note is None else (stored.note,)
         self._files, self._index = files, stored.index
         self._headers: dict[str, dict[str, TensorInfo]] = {}
         self._paths: dict[str, Path] = {}

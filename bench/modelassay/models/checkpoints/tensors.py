@@ -73,7 +73,8 @@ class Named:
 
     def __init__(self, source: Source) -> None:
         """Sort the names."""
-        self._source, self.notes = source, source.notes
+        self._source = source
+        self.notes: tuple[str, ...] = source.notes
         self._stored, self.removed = plain_names(source.names())
 
     def names(self) -> Collection[str]:

@@ -60,7 +60,7 @@ def exponents(stored: Tensor) -> Tensor:
     """Return the powers of two that bytes stand for (E8M0); 255 is NaN."""
     import torch
 
-    powers = torch.ldexp(torch.ones((), dtype=torch.float64), stored.to(torch.int64) - 127).float()
+    powers = torch.ldexp(torch.ones(stored.shape, dtype=torch.float64), stored.to(torch.int64) - 127).float()
     return torch.where(stored == NAN_EXPONENT, torch.nan, powers)
 
 

@@ -94,7 +94,7 @@ def test_peft_merges_to_the_same(tmp_path: Path, options: dict[str, Any]) -> Non
     for name, parameter in tuned.named_parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.05) if "lora" in name else parameter.data.add_(0.01)
-    tuned.save_pretrained(tmp_path / "child")
+    tuned.save_pretrained(tmp_path / "child", save_embedding_layers="embed_tokens" in chosen["target_modules"])
     said = json.loads((tmp_path / "child" / "adapter_config.json").read_text())
     (tmp_path / "child" / "adapter_config.json").write_text(json.dumps({**said, "base_model_name_or_path": "../base"}))
     merged = tuned.merge_and_unload().state_dict()

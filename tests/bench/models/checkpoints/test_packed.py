@@ -14,7 +14,9 @@ from torch import Tensor
 
 from modelassay.errors import CheckpointError
 from modelassay.models.checkpoints import open_checkpoint, unpack
+from modelassay.models.checkpoints.factors import UNREAD
 from modelassay.models.checkpoints.layers import layer_spans, read_span
+from modelassay.models.checkpoints.llama_cpp import ARCHITECTURES
 from modelassay.models.checkpoints.safetensors import read_elements
 from modelassay.models.checkpoints.tensors import TensorTable
 from modelassay.models.hub import LocalFiles
@@ -165,3 +167,22 @@ def test_a_nan_exponent_is_no_number() -> None:
     assert bool(unpack.exponents(torch.tensor([255], dtype=torch.uint8)).isnan())
     made: Packed = mxfp4(4, 32, 0)
     assert made.meant.shape == (4, 32)
+
+
+def test_the_page_names_what_is_refused_and_read() -> None:
+    """docs/methods/formats.md says of each quantiser, architecture of llama.cpp and form of adapter what the code does."""
+    page = (Path(__file__).parents[4] / "docs" / "methods" / "formats.md").read_text()
+    refused = next(line for line in page.splitlines() if line.startswith("| HQQ"))
+    left_out = {
+        "ExLlamaV2",
+        "ExLlamaV3",
+        "FP-Quant",
+        "SINQ",
+        "Metal's kernels",
+        "SqueezeLLM",
+        "Marlin",
+    }  # rare, or versions of one that is named
+    assert all(name in refused for name in set(UNREAD.values()) - left_out)
+    converted = next(line for line in page.splitlines() if line.startswith("| GGUF"))
+    families = {name.removesuffix("moe") for name in ARCHITECTURES} - {"gemma2"}
+    assert all(name in converted for name in families)

@@ -234,6 +234,12 @@ READ: Final[Mapping[str, Made]] = {
     "unmerged": lambda path: _prefixed(path, lambda name: name.replace("_proj.weight", "_proj.base_layer.weight") if "self_attn" in name else name),
     "language_model": lambda path: _prefixed(path, lambda name: f"language_model.{name}"),
     "llm": lambda path: _prefixed(path, lambda name: f"llm.{name}"),
+    "thinker": lambda path: _prefixed(path, lambda name: f"thinker.{name}"),
+    "backbone": lambda path: _prefixed(path, lambda name: name.replace("model.", "backbone.", 1)),
+    "transformer": lambda path: _prefixed(path, lambda name: name.replace("model.", "transformer.", 1)),
+    "tied, only the head stored": lambda path: str(folder(
+        path / "m", {n: t for n, t in weights().items() if "embed_tokens" not in n}, config={**CONFIG, "tie_word_embeddings": True}
+    )),
     "text_model": lambda path: _prefixed(path, lambda name: name.replace("model.", "model.text_model.", 1) if name.startswith("model.") else name),
 }  # fmt: skip
 """Forms that hold the numbers of `weights()` as they are."""

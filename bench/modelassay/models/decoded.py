@@ -14,7 +14,7 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -130,6 +130,20 @@ _files: weakref.WeakValueDictionary[str, DecodedFile] = weakref.WeakValueDiction
 def decoded_file(path: Path | str) -> DecodedFile | None:
     """Return the scratch that lies at ``path``; None for any other file."""
     return _files.get(str(path))
+
+
+def stored_ranges(ranges: Mapping[str, Iterable[Range]]) -> dict[str, list[Range]]:
+    """Return what is read of files that somebody wrote so that ``ranges`` can be read: of tensors still to be made, what they are made of."""
+    stored: dict[str, list[Range]] = {}
+    pending = [(path, list(pieces)) for path, pieces in ranges.items()]
+    while pending:
+        path, pieces = pending.pop()
+        made = decoded_file(path)
+        if made is None:
+            stored.setdefault(path, []).extend(pieces)
+        else:
+            pending.extend(made.sources(pieces).items())
+    return stored
 
 
 def _create() -> tuple[Path, int]:

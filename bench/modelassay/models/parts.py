@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from modelassay.errors import CheckpointError, HostError
 from modelassay.models.connection import log_in
-from modelassay.models.decoded import decoded_file
+from modelassay.models.decoded import decoded_file, stored_ranges
 from modelassay.models.gate import HEADER
 from modelassay.models.hub_errors import hub_errors
 from modelassay.models.ranges import Range, Ranges, plan
@@ -332,20 +332,6 @@ def prepare(ranges: Mapping[str, Iterable[Range]]) -> int:
         if made is not None:
             made.ensure(pieces)
     return num_bytes
-
-
-def stored_ranges(ranges: Mapping[str, Iterable[Range]]) -> dict[str, list[Range]]:
-    """Return what is read of files that somebody wrote so that ``ranges`` can be read: of tensors still to be made, what they are made of."""
-    stored: dict[str, list[Range]] = {}
-    pending = [(path, list(pieces)) for path, pieces in ranges.items()]
-    while pending:
-        path, pieces = pending.pop()
-        made = decoded_file(path)
-        if made is None:
-            stored.setdefault(path, []).extend(pieces)
-        else:
-            pending.extend(made.sources(pieces).items())
-    return stored
 
 
 def fetch(wanted: list[tuple[PartialFile, list[Range]]]) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelassay.models.parts import partial_file, prepare, stored_ranges
+from modelassay.models.decoded import stored_ranges
+from modelassay.models.parts import partial_file, prepare
 from modelassay.models.ranges import Range, Ranges
 
 if TYPE_CHECKING:

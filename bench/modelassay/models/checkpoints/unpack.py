@@ -1,6 +1,6 @@
 """What the numbers of quantised weights stand for: integers of a few bits, floats of four, and what multiplies them.
 
-Each function is a format's definition, in float32; who stored what under which name is told by `packed`.
+Each function is a format's definition, in float32; who stored what under which name is told by `quantisers`.
 """
 
 # R = rows and C = columns of a weight, G = groups of columns that share a scale

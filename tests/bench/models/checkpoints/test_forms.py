@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from modelassay.models.checkpoints.layers import layer_spans, read_span
 from modelassay.models.decoded import DecodedFile, Recipe, decoded_file
 from modelassay.models.hub import open_files
 from modelassay.models.parts import ensure
-from support.model_forms import LAYERS, MATRIX, READ, REFUSED, weights
+from support.model_forms import LAYERS, MATRIX, READ, REFUSED, folder, weights
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,21 @@ def test_what_is_not_read_is_named(form: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
         open_checkpoint(make(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_tokens_that_are_line_breaks_do_not_shift_the_others(tmp_path: Path) -> None:
+    """Unicode has more line breaks than a text file has lines."""
+    tokens = ["a", "\u2028", "\u0085", "b"]
+    keys = set()
+    for name, text in (
+        ("vocab.txt", "\n".join(tokens) + "\n"),
+        ("vocab.json", json.dumps({token: at for at, token in enumerate(tokens)})),
+    ):
+        place = folder(tmp_path / name, weights(), tokenizer=False)
+        (place / name).write_text(text, encoding="utf-8")
+        keys.add(open_checkpoint(place).tokenizer_key)
+    assert len(keys) == 1
+    assert None not in keys
 
 
 def test_pages_of_the_hub_mean_its_repositories(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,6 +104,38 @@ def read_small(path: Path, limits: Limits) -> bytes:
     return data
 
 
+_POINTER: Final = b"version https://git-lfs.github.com/spec/"
+
+
+def is_pointer(path: Path) -> bool:
+    """Return whether a file is a pointer of git-LFS, which a clone leaves in the place of what `git lfs pull` has not fetched."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return False
+
+
+def refuse_page(path: Path, data: bytes) -> None:
+    """Refuse a file of weights whose first bytes tell that it is none, but what a clone or a download left in its place.
+
+    Raises:
+        CheckpointError: it is empty, a pointer of git-LFS, or a web page.
+    """
+    where, start = one_line(path), data[:64].lstrip().lower()
+    if not data:
+        raise CheckpointError(f"{where}: is empty; its download did not begin, fetch it again")
+    if data.startswith(_POINTER):
+        size = next((line[5:].decode(errors="replace") for line in data.splitlines() if line.startswith(b"size ")), "?")
+        raise CheckpointError(
+            f"{where}: is a pointer of git-LFS to {printable(size)[:20]} bytes, which are not here; run `git lfs pull` in the clone"
+        )
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(
+            f"{where}: is a web page, not weights: the server asked for a login or refused; fetch the file again with a token"
+        )
+
+
 def read_text(path: Path, limits: Limits) -> str:
     """Return the text in a file of at most ``limits.values`` lines; raises as `read_small`, and where it is not UTF-8."""
     data = read_small(path, limits)

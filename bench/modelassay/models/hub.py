@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
+from urllib.parse import urlsplit
 
-from modelassay.errors import CheckpointError
+from modelassay.errors import CheckpointError, printable
 from modelassay.models.commits import COMMIT, keep_commit, kept_commit
 from modelassay.models.connection import HubFault, endpoint, log_in
 from modelassay.models.gate import INDEX, read_json
@@ -27,6 +28,7 @@ from modelassay.models.parts import (
     partial_file,
     parts_folder,
 )
+from modelassay.models.places import ADAPTER, CONFIG, WEIGHTS, find_place
 from modelassay.models.presence import refuse_repository, serves
 from modelassay.models.redirects import renamed
 from modelassay.models.transfer import NoRanges, look_up
@@ -34,7 +36,11 @@ from modelassay.storage.store import say
 from modelassay.storage.stray import is_stray
 
 SHARD_INDEX = "model.safetensors.index.json"
-_REFERENCE = re.compile(r"hf:(?P<repo>[^/@\s]+/[^/@\s]+)(@(?P<revision>[^@\s]+))?")
+_REFERENCE = re.compile(r"hf:(?P<repo>[^/@\s]+/[^/@\s]+)(/(?P<file>[^@\s]+))?(@(?P<revision>[^@\s]+))?")
+_PAGE: Final = re.compile(
+    r"/(?P<repo>[^/\s]+/[^/@\s]+)(/(tree|blob|resolve|raw)/(?P<revision>[^/@\s]+)(/(?P<file>[^@\s]+))?)?/?(@(?P<commit>[^@\s]+))?"
+)
+_NO_MODELS: Final = ("datasets/", "spaces/", "collections/", "papers/", "docs/", "api/", "models/")
 
 
 class Files(Protocol):
@@ -48,6 +54,14 @@ class Files(Protocol):
     """Commit of the Hub; None for a folder."""
     local: bool
     """Whether getting a file is free."""
+    chosen: str | None
+    """The file of weights that the reference names; None where it names a folder or a repository."""
+    notes: tuple[str, ...]
+    """What is read instead of what was named, a sentence each."""
+    adapter: Files | None
+    """The files of a LoRA adapter that changes the weights; None without one."""
+    not_run: str | None
+    """Why transformers cannot load the model from these files; None where it can."""
 
     def get(self, name: str, *, required: bool = False) -> Path | None:
         """Return a file on this machine, fetching it if need be; None where the checkpoint has no such file.
@@ -64,8 +78,8 @@ class Files(Protocol):
     def open_all(self, names: Iterable[str]) -> None:
         """Do what `open_weights` does for several files, of a repository at once: each costs an answer's time."""
 
-    def weight_files(self) -> list[str]:
-        """Return the names of the safetensors files beside config.json, sorted."""
+    def list_files(self) -> list[str]:
+        """Return the names of all files beside config.json, sorted; of a repository the Hub is asked, or, offline, the cache."""
 
     def weights_bytes(self) -> int:
         """Return the size of all files of weights that an index names, or of those that were opened."""
@@ -78,28 +92,51 @@ class Files(Protocol):
 
 
 def open_files(reference: str | Path) -> Files:
-    """Return the files of ``hf:ORG/NAME[@REVISION]``, in a run at the commit that it first read, or of a local folder.
+    """Return the files of ``hf:ORG/NAME[/FILE][@REVISION]``, in a run at the commit that it first read, or of a local folder.
 
-    Costs nothing for a folder and one file (config.json) for a repository.
+    The address of a model's page is as good, and what else `find_place` understands. Costs nothing for a folder and one file
+    (config.json) for a repository.
 
     Raises:
         CheckpointError: no such folder or repository, no access to it, or offline and not in the cache.
         HostError: the Hub cannot be reached, or its cache cannot be written.
     """
-    text = str(reference)
+    text = _of_page(str(reference))
     if not text.startswith("hf:"):
         return LocalFiles(text)
     match = _REFERENCE.fullmatch(text)
-    if match is None:
+    if match is None or (match["file"] is not None and not match["file"].endswith(WEIGHTS)):
         raise CheckpointError(
-            f"{text}: not a repository of the Hub; write hf:ORG/NAME or hf:ORG/NAME@COMMIT, as in hf:Qwen/Qwen2.5-0.5B"
+            f"{text}: not a repository of the Hub; write hf:ORG/NAME or hf:ORG/NAME@COMMIT, as in hf:Qwen/Qwen2.5-0.5B, or "
+            "hf:ORG/NAME/FILE.gguf"
         )
-    repository, revision = match["repo"], match["revision"]
+    repository, revision, file = match["repo"], match["revision"], match["file"]
     if revision is not None and COMMIT.fullmatch(revision):
-        return HubFiles(text, repository, revision)
-    files = HubFiles(text, repository, kept_commit(text) or revision)
+        return HubFiles(text, repository, revision, file)
+    files = HubFiles(text, repository, kept_commit(text) or revision, file)
     commit = keep_commit(text, files.revision)
-    return files if commit == files.revision else HubFiles(text, repository, commit)
+    return files if commit == files.revision else HubFiles(text, repository, commit, file)
+
+
+def _of_page(reference: str) -> str:
+    """Return the reference to a repository that the address of its page, or of a file's, means; anything else as it is.
+
+    >>> _of_page("https://huggingface.co/Qwen/Qwen2.5-0.5B/tree/main"), _of_page("https://hf.co/a/b/blob/v1/b-Q4_0.gguf")
+    ('hf:Qwen/Qwen2.5-0.5B@main', 'hf:a/b/b-Q4_0.gguf@v1')
+    """
+    parts = urlsplit(reference) if reference.startswith(("https://", "http://", "huggingface.co/", "hf.co/")) else None
+    if parts is None:
+        return reference
+    if not parts.scheme:
+        parts = urlsplit(f"https://{reference}")
+    if parts.hostname not in {"huggingface.co", "hf.co", "www.huggingface.co", urlsplit(endpoint()).hostname}:
+        return reference
+    match = _PAGE.fullmatch(parts.path)
+    if match is None or parts.path.lstrip("/").startswith(_NO_MODELS):
+        raise CheckpointError(f"{printable(reference)}: not the page of a model; write hf:ORG/NAME")
+    revision = match["commit"] or match["revision"]
+    file = match["file"] if match["file"] is not None and match["file"].endswith(WEIGHTS) else None
+    return f"hf:{match['repo']}{'/' + file if file else ''}{'@' + revision if revision else ''}"
 
 
 def require_models(references: Iterable[str]) -> None:
@@ -114,19 +151,18 @@ def require_models(references: Iterable[str]) -> None:
 
 
 class LocalFiles:
-    """A folder in the Hugging Face layout."""
+    """A folder in the Hugging Face layout, or one file of weights in it."""
 
     revision: str | None = None
     local = True
+    adapter: Files | None = None
+    not_run: str | None = None
 
     def __init__(self, reference: str) -> None:
-        """Check that the folder is there."""
-        self.reference, self.folder = reference, Path(reference)
-        if not self.folder.is_dir():
-            hub = reference.count("/") == 1 and not reference.startswith(("/", "."))
-            hint = f"; a repository of the Hub is written hf:{reference}" if hub else "; check the path"
-            got = "a file" if self.folder.exists() else "nothing there"
-            raise CheckpointError(f"{reference}: expected a folder with config.json, got {got}{hint}")
+        """Find the folder, as `find_place`."""
+        place = find_place(reference)
+        self.reference, self.folder, self.chosen = reference, place.folder, place.chosen
+        self.notes: tuple[str, ...] = () if place.note is None else (place.note,)
 
     def get(self, name: str, *, required: bool = False) -> Path | None:
         """Return the file's path, None where there is no such file."""
@@ -140,13 +176,16 @@ class LocalFiles:
     def open_all(self, names: Iterable[str]) -> None:
         """Do nothing: opening a file is free."""
 
-    def weight_files(self) -> list[str]:
-        """Return the names of the folder's safetensors files, sorted."""
-        return sorted(path.name for path in self.folder.glob("*.safetensors") if not is_stray(path.name))
+    def list_files(self) -> list[str]:
+        """Return the names of what lies in the folder and is no folder, sorted; links that lead nowhere, too."""
+        return sorted(path.name for path in self.folder.iterdir() if not path.is_dir() and not is_stray(path.name))
 
     def weights_bytes(self) -> int:
-        """Return the size of the folder's safetensors files."""
-        return sum((self.folder / name).stat().st_size for name in self.weight_files())
+        """Return the size of the folder's files of weights, or of the one that was named."""
+        names = (
+            [self.chosen] if self.chosen is not None else [name for name in self.list_files() if name.endswith(WEIGHTS)]
+        )
+        return sum(path.stat().st_size for name in names if (path := self.folder / name).is_file())
 
     def fetched_bytes(self) -> int:
         """Return 0: nothing is fetched."""
@@ -160,22 +199,25 @@ class HubFiles:
     """A repository of the Hub at one commit; whatever was fetched before is taken from the cache without a request."""
 
     local = False
+    notes: tuple[str, ...] = ()
+    adapter: Files | None = None
+    not_run: str | None = None
 
-    def __init__(self, reference: str, repo: str, revision: str | None) -> None:
-        """Resolve the revision to a commit by fetching config.json; a full commit that is cached needs no request."""
-        self.reference, self.repository = reference, repo
+    def __init__(self, reference: str, repo: str, revision: str | None, chosen: str | None = None) -> None:
+        """Resolve the revision to a commit by fetching config.json; a full commit that is cached needs no request.
+
+        Where there is none, an adapter's configuration serves, or a GGUF file, which tells of itself.
+        """
+        self.reference, self.repository, self.chosen = reference, repo, chosen
         self._is_served = False
         self._opened: dict[str, Path] = {}
+        self._names: list[str] | None = None
         log_in()
-        config = self._fetch("config.json", revision, required=True)
-        if config is None:
-            raise CheckpointError(
-                f"{reference}: the repository has no config.json; name one that holds a transformers model"
-            )
+        anchor = self._fetch(CONFIG, revision, required=True) or self._fetch(ADAPTER, revision)
         if (name := renamed(repo)) is not None:
             say(f"{reference}: the Hub has renamed the repository to {name}")
-        self.folder = config.parent
-        self.revision: str | None = config.parent.name
+        self.revision: str | None = self._commit(revision) if anchor is None else anchor.parent.name
+        self.folder = self._snapshot() if anchor is None else anchor.parent
 
     def get(self, name: str, *, required: bool = False) -> Path | None:
         """Return the file, fetched if it was not in the cache; None where the commit has none."""
@@ -237,7 +279,10 @@ class HubFiles:
             return None
         if isinstance(cached, str):
             return Path(cached)
-        if not name.endswith(".safetensors"):  # an index may name anything, also our notes beside another file
+        if not name.endswith((
+            ".safetensors",
+            ".gguf",
+        )):  # an index may name anything, also our notes beside another file
             return self._fetch(name, self.revision, required=required)
         assert self.revision is not None
         part = partial_file(parts_folder(self.repository, self.revision) / name)
@@ -260,20 +305,42 @@ class HubFiles:
             return self._fetch(name, self.revision, required=required)
         return part.path
 
-    def weight_files(self) -> list[str]:
-        """Return the repository's safetensors files by asking the Hub; offline, those in the cache."""
+    def list_files(self) -> list[str]:
+        """Return the names of the repository's files beside config.json by asking the Hub; offline, of those in the cache."""
         from huggingface_hub import HfApi, is_offline_mode
 
         if is_offline_mode():
             assert self.revision is not None
-            return sorted({
-                *LocalFiles(str(self.folder)).weight_files(),
-                *files_in_parts(self.repository, self.revision),
-            })
+            cached = [path.name for path in self.folder.iterdir()] if self.folder.is_dir() else []
+            return sorted({*cached, *files_in_parts(self.repository, self.revision)})
+        if self._names is None:
+            with hub_errors(self.reference, "its list of files", parses=True):
+                self._names = HfApi().list_repo_files(self.repository, revision=self.revision)
+        return sorted(name for name in self._names if "/" not in name and not is_stray(name))
+
+    def _commit(self, revision: str | None) -> str:
+        """Return the commit of a repository without config.json, if it has a GGUF file.
+
+        Raises:
+            CheckpointError: it has none, and so holds no model.
+        """
+        from huggingface_hub import HfApi
+
         with hub_errors(self.reference, "its list of files", parses=True):
-            names = HfApi().list_repo_files(self.repository, revision=self.revision)
-        return sorted(
-            name for name in names if name.endswith(".safetensors") and "/" not in name and not is_stray(name)
+            info = HfApi().model_info(self.repository, revision=revision)
+        self._names = [entry.rfilename for entry in info.siblings or []]
+        if info.sha is None or not any(name.endswith(".gguf") for name in self._names):
+            raise CheckpointError(
+                f"{self.reference}: the repository has no config.json; name one that holds a transformers model"
+            )
+        return info.sha
+
+    def _snapshot(self) -> Path:
+        from huggingface_hub import constants
+
+        assert self.revision is not None
+        return (
+            Path(constants.HF_HUB_CACHE) / f"models--{self.repository.replace('/', '--')}" / "snapshots" / self.revision
         )
 
     def _fetch(self, name: str, revision: str | None, *, required: bool = False) -> Path | None:

@@ -102,7 +102,7 @@ def require_loadable(folder: Path) -> None:
         read_json(folder / "generation_config.json")
     files = LocalFiles(str(folder))
     has_weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
-    tensors = TensorTable(files) if has_weights else None
+    tensors = TensorTable(files, as_stored=True) if has_weights else None
     _require_few_modules(config, str(path), MAX_LAYERS if tensors is None else min(MAX_LAYERS, len(tensors.names())))
     if tensors is None:
         return

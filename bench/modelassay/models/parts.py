@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from modelassay.errors import CheckpointError, HostError
 from modelassay.models.connection import log_in
+from modelassay.models.decoded import decoded_file, stored_ranges
 from modelassay.models.gate import HEADER
 from modelassay.models.hub_errors import hub_errors
 from modelassay.models.ranges import Range, Ranges, plan
@@ -280,13 +281,18 @@ def partial_file(path: Path | str) -> PartialFile | None:
 
 
 def header_end(path: Path) -> int:
-    """Return where the header of a safetensors file ends; its first eight bytes must be there."""
+    """Return where the header of a safetensors file ends, of which the first eight bytes must be there; 0 of a GGUF file, which does not say."""
+    if path.suffix == ".gguf":
+        return 0
     with path.open("rb") as file:
         return 8 + int.from_bytes(file.read(8), "little")
 
 
 def ensure_header(part: PartialFile) -> None:
-    """Fetch the header of a safetensors file: with the first request, or the second where it is long; raises as `ensure`."""
+    """Fetch the header of a safetensors file: with the first request, or the second where it is long; raises as `ensure`.
+
+    Of a GGUF file only its beginning: whoever reads the header asks for as much as it turns out to be long.
+    """
     part.ensure([(0, 8)] if not part.missing([(0, 8)]) else [(0, FIRST_BYTES)])
     end = header_end(part.path)
     if end <= 8 + HEADER.size_bytes:  # else it is refused by whoever reads it
@@ -294,12 +300,18 @@ def ensure_header(part: PartialFile) -> None:
 
 
 def ensure(path: Path | str, offset: int, count: int) -> None:
-    """Make sure that ``count`` bytes from ``offset`` on can be read in the file at ``path``; of the Hub's what lacks is fetched.
+    """Make sure that ``count`` bytes from ``offset`` on can be read in the file at ``path``.
+
+    Of the Hub's what lacks is fetched; tensors that are stored in another form are made (`decoded`).
 
     Raises:
-        CheckpointError: it lacks and cannot be had, offline.
+        CheckpointError: it lacks and cannot be had, offline, or cannot be made.
         HostError: the Hub cannot be reached, or the cache cannot be written.
     """
+    made = decoded_file(path)
+    if made is not None:
+        prepare({str(path): [(offset, offset + count)]})
+        return
     part = partial_file(path)
     if part is not None:
         part.ensure([(offset, offset + count)])
@@ -307,13 +319,19 @@ def ensure(path: Path | str, offset: int, count: int) -> None:
 
 def prepare(ranges: Mapping[str, Iterable[Range]]) -> int:
     """Fetch what lacks of many ranges, by path of the file, several at once; return how many bytes; raises as `ensure`."""
+    asked = {path: list(pieces) for path, pieces in ranges.items()}
     wanted = []
-    for path, pieces in ranges.items():
+    for path, pieces in stored_ranges(asked).items():
         part = partial_file(path)
         if part is not None:
             part.ensure(())
-            wanted.append((part, list(pieces)))
-    return fetch([(part, pieces) for part, pieces in wanted if part.missing(pieces)])
+            wanted.append((part, pieces))
+    num_bytes = fetch([(part, pieces) for part, pieces in wanted if part.missing(pieces)])
+    for path, pieces in asked.items():
+        made = decoded_file(path)
+        if made is not None:
+            made.ensure(pieces)
+    return num_bytes
 
 
 def fetch(wanted: list[tuple[PartialFile, list[Range]]]) -> int:

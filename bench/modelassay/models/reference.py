@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelassay.errors import printable
+from modelassay.errors import CheckpointError, printable
 from modelassay.models.checkpoints import Checkpoint, checkpoint_of, config_path
 from modelassay.models.checkpoints.architectures import Overrides, Sizes, read_sizes
 from modelassay.models.checkpoints.tensors import fetch_weights
@@ -56,6 +56,8 @@ class Model:
             CheckpointError: a file is missing.
             HostError: the Hub cannot be reached, or its cache cannot be written.
         """
+        if self.files.not_run is not None:
+            raise CheckpointError(f"{printable(self.reference)}: {self.files.not_run}")
         if not self.files.local:
             fetch_weights(self.files)
             self.files.get("generation_config.json")

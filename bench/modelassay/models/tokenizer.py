@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modelassay.errors import CheckpointError
-from modelassay.models.gate import CONFIG, VOCABULARY, digest_file, one_line, read_json, read_text, shown
+from modelassay.models.gate import CONFIG, VOCABULARY, digest_file, is_pointer, one_line, read_json, read_text, shown
 from modelassay.models.hub import Files
 
 MAX_ID = 2**24
@@ -69,14 +69,23 @@ def token_ids(files: Files) -> Mapping[str, int] | None:
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model")
 
 
+def tokenizer_notes(files: Files) -> tuple[str, ...]:
+    """Return which of the tokenizer's files are no more than pointers of git-LFS, so that the model counts as one without, a sentence each."""
+    pointers = [name for name in VOCABULARIES if (path := files.get(name)) is not None and is_pointer(path)]
+    return tuple(f"{name} is a pointer of git-LFS and not read; `git lfs pull` fetches it" for name in pointers)
+
+
 def _vocabulary_file(files: Files) -> tuple[str, Path | None]:
-    present = ((name, path) for name in VOCABULARIES if (path := files.get(name)) is not None)
+    present = ((name, path) for name in VOCABULARIES if (path := files.get(name)) is not None and not is_pointer(path))
     return next(present, ("", None))
 
 
 def _table(path: Path) -> dict[str, int]:
     if path.name == "vocab.txt":
-        table: Any = {token: index for index, token in enumerate(read_text(path, VOCABULARY).splitlines())}
+        lines = (
+            read_text(path, VOCABULARY).removesuffix("\n").split("\n")
+        )  # no splitlines, which would cut tokens that are line breaks
+        table: Any = {token.removesuffix("\r"): index for index, token in enumerate(lines) if token or index}
     else:
         table = read_json(path, VOCABULARY)
         if path.name == "tokenizer.json":

@@ -21,6 +21,7 @@ class WeightsOnly:
             files.revision,
             files.local,
         )
+        self.chosen, self.notes, self.adapter, self.not_run = files.chosen, files.notes, files.adapter, files.not_run
 
     def get(self, name: str, *, required: bool = False) -> Path | None:
         """Return the file as ``files`` does; None for one of a tokenizer."""
@@ -34,9 +35,9 @@ class WeightsOnly:
         """Do as ``files`` does."""
         self._files.open_all(names)
 
-    def weight_files(self) -> list[str]:
+    def list_files(self) -> list[str]:
         """Do as ``files`` does."""
-        return self._files.weight_files()
+        return self._files.list_files()
 
     def weights_bytes(self) -> int:
         """Do as ``files`` does."""

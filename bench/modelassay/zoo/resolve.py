@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from modelassay import zoo
 from modelassay.models.checkpoints import config_path
-from modelassay.models.hub import HubFiles, LocalFiles, open_files
+from modelassay.models.checkpoints.opened import open_form
+from modelassay.models.hub import HubFiles, LocalFiles
 from modelassay.models.reference import Model
 from modelassay.storage.store import Store
 from modelassay.zoo.ancestry import Connection
@@ -31,9 +32,12 @@ def resolve(reference: str, *, store: Store, family: str | None = None) -> Model
             identity=zoo.recipe(reference),
             family=family_of(reference, family),
         )
-    files = open_files(reference)
+    files = open_form(reference)
     config_path(files)
-    identity = {"hub": files.repository, "commit": files.revision} if isinstance(files, HubFiles) else None
+    identity = None
+    if isinstance(files, HubFiles):
+        named = {} if files.chosen is None else {"file": files.chosen}
+        identity = {"hub": files.repository, "commit": files.revision, **named}
     return Model(reference=reference, open_files=lambda: files, identity=identity, family=family)
 
 

@@ -137,7 +137,7 @@ def test_a_member_is_made_when_its_files_are_asked_for_and_knows_its_family(tmp_
     ("zoo:smoke/bass", "zoo:smoke/bass: no such model in the zoo; did you mean 'smoke/base'"),
     ("nothing/here", "expected a folder with config.json, got nothing there; a repository of the Hub is written hf:nothing/here"),
     ("./empty", "./empty: no config.json; name the folder that `save_pretrained` of transformers wrote"),
-    ("./adapter", "./adapter: expected config.json, got a LoRA adapter; merge it into its base"),
+    ("./adapter", "adapter/adapter_config.json: an adapter of peft_type None is not merged, only LORA"),
     ("hf:gpt2", "hf:gpt2: not a repository of the Hub; write hf:ORG/NAME"),
     ("zoo/smoke/base", "zoo/smoke/base: expected a folder with config.json, got nothing there"),
 ])  # fmt: skip

@@ -21,9 +21,10 @@ from modelassay.models.checkpoints import Checkpoint
 from modelassay.models.checkpoints.architectures import ROLES, Role
 from modelassay.models.checkpoints.factors import is_plain
 from modelassay.models.checkpoints.layers import bias_name
+from modelassay.models.checkpoints.opened import open_form
 from modelassay.models.checkpoints.safetensors import TensorInfo, read_elements, read_rows
-from modelassay.models.checkpoints.tensors import Matrix, TensorTable
-from modelassay.models.hub import Files, open_files
+from modelassay.models.checkpoints.tensors import Matrix
+from modelassay.models.hub import Files
 
 MAX_ELEMENTS = 1 << 26
 """Of one tensor; 256 MB in fp32, which holds any matrix of a layer of 30 billion parameters' models whole."""
@@ -49,7 +50,7 @@ def files_of(checkpoint: Checkpoint) -> Files:
     reference = str(checkpoint.reference)
     if checkpoint.revision is not None:
         reference = f"{reference.partition('@')[0]}@{checkpoint.revision}"
-    return open_files(reference)
+    return open_form(reference)
 
 
 class Tensors:
@@ -63,7 +64,7 @@ class Tensors:
             per_group=checkpoint.num_heads // checkpoint.num_kv_heads,
             size=checkpoint.head_dim,
         )
-        self._table = TensorTable(files_of(checkpoint))
+        self._table = checkpoint.tensors
         self.matrices: dict[tuple[int, str], Matrix] = {(m.layer, m.role): m for m in checkpoint.matrices}
         self.by_layer: dict[int, dict[str, str]] = {}
         names = {m.tensor_name for m in checkpoint.matrices}

@@ -16,7 +16,9 @@ from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors, files_of
 from modelassay.fingerprints.tokens import MIN_TOKENS, texts_of, token_names
 from modelassay.models.checkpoints import Checkpoint, config_path
 from modelassay.models.checkpoints.architectures import language_config
+from modelassay.models.checkpoints.opened import GgufFiles
 from modelassay.models.gate import read_json
+from modelassay.models.hub import Files
 
 HEAD = "lm_head.weight"
 MIN_ALIKE = 0.15
@@ -57,15 +59,25 @@ def shared_tokens(a: Checkpoint, b: Checkpoint) -> SharedTokens | None:
     """
     if a.tokenizer_key is None or b.tokenizer_key is None or a.tokenizer_key == b.tokenizer_key:
         return None
-    texts = texts_of(files_of(a)), texts_of(files_of(b))
+    files = files_of(a), files_of(b)
+    texts = _without_added(texts_of(files[0]), files[1]), _without_added(texts_of(files[1]), files[0])
     if texts[0] is None or texts[1] is None:
         return SharedTokens(num_tokens=(0, 0), rows=((), ()))
+    if texts[0] == texts[1]:
+        return None
     names = token_names(a, texts[0]), token_names(b, texts[1])
     counts = len(names[0]), len(names[1])
     pairs = sorted((row, names[1][text]) for text, row in names[0].items() if text in names[1])
     if len(pairs) < MIN_TOKENS:
         return SharedTokens(num_tokens=counts, rows=((), ()))
     return SharedTokens(num_tokens=counts, rows=(tuple(x for x, _ in pairs), tuple(y for _, y in pairs)))
+
+
+def _without_added(texts: Mapping[str, int] | None, other: Files) -> Mapping[str, int] | None:
+    """Return a vocabulary without what a GGUF file lists as added under the same number: whether it was, other files do not tell alike."""
+    if texts is None or not isinstance(other, GgufFiles):
+        return texts
+    return {text: row for text, row in texts.items() if other.added.get(text) != row}
 
 
 def choose_rows(by_number: tuple[Floats, Floats], by_text: tuple[Floats, Floats]) -> tuple[Floats, Floats, Rows]:

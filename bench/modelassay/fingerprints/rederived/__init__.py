@@ -78,7 +78,7 @@ def rederived(a: Model, b: Model) -> Rederivation | None:
     path = gguf_file(b.files)
     if path is not None:
         tensors, reasons = remake_gguf(source, a.sizes(), path)
-    elif may_be_quantised(source, copy := TensorTable(b.files)):
+    elif may_be_quantised(source, copy := TensorTable(b.files, as_stored=True)):
         tensors, reasons = remake_tensors(source, copy, b.files)
     else:
         return None

@@ -26,6 +26,7 @@ from modelassay.fingerprints.rederived.compare import (
 )
 from modelassay.fingerprints.rederived.result import Remade
 from modelassay.models.checkpoints.architectures import Sizes
+from modelassay.models.checkpoints.forms import stored_in
 from modelassay.models.checkpoints.gguf import BLOCKS, Gguf, GgufTensor, read_gguf
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TORCH_DTYPES
 from modelassay.models.checkpoints.tensors import TensorTable
@@ -33,11 +34,11 @@ from modelassay.models.hub import Files
 
 
 def gguf_file(files: Files) -> Path | None:
-    """Return the one GGUF file of a folder without safetensors; None otherwise. Of a repository none is looked for."""
-    if not files.local or files.weight_files():
+    """Return the GGUF file that holds a model on this machine; None of other forms, and where it was split or is a repository's."""
+    if not files.local:
         return None
-    paths = sorted(files.folder.glob("*.gguf"))
-    return paths[0] if len(paths) == 1 else None
+    stored = stored_in(files, files.open_weights)
+    return files.get(stored.files[0]) if stored.form == "gguf" and len(stored.files) == 1 else None
 
 
 _LAYER: Final = {

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelassay.errors import CheckpointError
+from modelassay.errors import CheckpointError as CheckpointError
 from modelassay.models.checkpoints.architectures import (
     EVERY_ROLE,
     INNER_KEYS,
@@ -26,12 +26,15 @@ from modelassay.models.checkpoints.architectures import (
     language_config,
     read_sizes,
 )
-from modelassay.models.checkpoints.factors import quantization_of
+from modelassay.models.checkpoints.factors import quantization_of, refuse_method
+from modelassay.models.checkpoints.opened import open_form
 from modelassay.models.checkpoints.recognise import Layer, recognise
 from modelassay.models.checkpoints.tensors import Matrix, PlainShapes, TensorTable, cut, read_matrix
-from modelassay.models.gate import one_line, read_json
-from modelassay.models.hub import Files, open_files
-from modelassay.models.tokenizer import tokenizer_key
+from modelassay.models.gate import one_line as one_line
+from modelassay.models.gate import read_json
+from modelassay.models.hub import Files
+from modelassay.models.places import without_config
+from modelassay.models.tokenizer import tokenizer_key, tokenizer_notes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +149,7 @@ def open_checkpoint(reference: str | Path, *, rows: Sequence[Overrides] = ()) ->
         CheckpointError: not there, not readable, damaged, packed by a quantiser, or with what `recognise` refuses.
         HostError: the Hub cannot be reached, or its cache cannot be written.
     """
-    return checkpoint_of(open_files(reference), rows=rows)
+    return checkpoint_of(open_form(reference), rows=rows)
 
 
 def checkpoint_of(files: Files, *, rows: Sequence[Overrides] = ()) -> Checkpoint:
@@ -155,6 +158,7 @@ def checkpoint_of(files: Files, *, rows: Sequence[Overrides] = ()) -> Checkpoint
     config = read_json(path)
     model_type, own, _ = language_config(config)
     quantization = quantization_of(config, own, str(path))
+    refuse_method(quantization, str(path))
     tensors = TensorTable(files)
     layout = recognise(PlainShapes(tensors, quantization), config, files.reference, rows=rows)
     tensors.open_files(part.tensor for layer in layout.layers for part in layer.parts.values())
@@ -180,7 +184,7 @@ def checkpoint_of(files: Files, *, rows: Sequence[Overrides] = ()) -> Checkpoint
         tensors=tensors,
         layers=layout.layers,
         prefixes=layout.prefixes,
-        notes=(*removed, *layout.notes),
+        notes=(*files.notes, *tokenizer_notes(files), *tensors.notes, *removed, *layout.notes),
         row=next((row for row in rows if row.model_type == model_type), None),
     )  # fmt: skip
 
@@ -199,10 +203,4 @@ def config_path(files: Files) -> Path:
     path = files.get("config.json")
     if path is not None:
         return path
-    if files.get("adapter_config.json") is not None:
-        raise CheckpointError(
-            f"{one_line(files.reference)}: expected config.json, got a LoRA adapter; merge it into its base, save, and open that"
-        )
-    raise CheckpointError(
-        f"{one_line(files.reference)}: no config.json; name the folder that `save_pretrained` of transformers wrote"
-    )
+    raise without_config(files.reference, files.folder, files.list_files())

@@ -35,6 +35,7 @@ PACKED: Final[Mapping[str, str]] = {
     "_blocks": "MXFP4 packs two 4-bit weights into one byte",
     ".weight_scale_2": "NVFP4 packs two 4-bit weights into one byte, with scales of scales",
     ".W_q": "HQQ packs several weights into one integer",
+    ".q_weight": "ExLlamaV2 packs several weights into one integer",
     ".codes": "AQLM stores numbers of entries in codebooks",
     ".dense_weights": "SpQR packs several weights into one integer",
     ".weight._data": "quanto stores integers with scales",
@@ -143,7 +144,7 @@ def read_scale(
             f"{where}: {scale_info.dtype} scales of {'a tensor that q, k and v share' if cut else 'fp8 weights'} cannot be read; "
             f"{_REMEDY}"
         )
-    return _divided(
+    return divided(
         where, _read(path, scale_info), info.shape, block_size(quantization, str(path.parent / "config.json"))
     )
 
@@ -152,7 +153,7 @@ def _read(path: Path, info: TensorInfo) -> Tensor:
     return read_elements(path, info.dtype, info.offset, math.prod(info.shape)).float().reshape(info.shape)
 
 
-def _divided(where: str, scale: Tensor, shape: tuple[int, ...], block: tuple[int, int] | None) -> Tensor:
+def divided(where: str, scale: Tensor, shape: tuple[int, ...], block: tuple[int, int] | None) -> Tensor:
     """Return scales [r, c] whose numbers divide R and C, repeated where the last block is not full."""
     if scale.numel() == 1:
         return scale.reshape(1, 1)
@@ -214,5 +215,27 @@ def quantization_of(config: Mapping[str, Any], own: Mapping[str, Any], where: st
         CheckpointError: it is no mapping.
     """
     keys = ("quantization_config", "compression_config")
-    sections = (section(part, key, where) for part in (own, config) for key in keys)
+    sections = [section(part, key, where) for part in (own, config) for key in keys]
+    sections += [value for part in (own, config) if isinstance(value := part.get("quantization"), dict)]  # MLX
     return next((value for value in sections if value), {})
+
+
+UNREAD: Final[Mapping[str, str]] = {
+    "hqq": "HQQ", "exl2": "ExLlamaV2", "exl3": "ExLlamaV3", "aqlm": "AQLM", "spqr": "SpQR", "quip": "QuIP#", "quip_sharp": "QuIP#",
+    "quanto": "quanto", "eetq": "EETQ", "vptq": "VPTQ", "higgs": "HIGGS", "bitnet": "BitNet", "torchao": "torchao", "fp_quant": "FP-Quant",
+    "quark": "Quark", "sinq": "SINQ", "autobitlinear": "BitNet", "metal": "Metal's kernels", "squeezellm": "SqueezeLLM", "marlin": "Marlin",
+}  # fmt: skip
+"""What config.json calls quantisers whose numbers nothing here decodes, and their names."""
+
+
+def refuse_method(quantization: Mapping[str, Any], where: str) -> None:
+    """Refuse a model of a quantiser that nothing here decodes, by what config.json says: before any weight is fetched.
+
+    Raises:
+        CheckpointError: by its name, and what to do.
+    """
+    method = quantization.get("quant_method")
+    if isinstance(method, str) and method.lower() in UNREAD:
+        raise CheckpointError(
+            f"{one_line(where)}: quantised by {UNREAD[method.lower()]} (quant_method {shown(method)}), whose numbers are not decoded here; {_REMEDY}"
+        )

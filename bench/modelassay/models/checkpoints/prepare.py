@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from modelassay.models.decoded import stored_ranges
 from modelassay.models.parts import partial_file, prepare
 from modelassay.models.ranges import Range, Ranges
 
@@ -18,7 +19,7 @@ class Need:
     """What reading some spans takes of a checkpoint on the Hub."""
 
     wanted_bytes: int
-    """Of the spans."""
+    """Of the spans, or of what is stored in their place."""
     missing_bytes: int
     """Of those, what is not on this machine."""
     file_bytes: int
@@ -26,7 +27,7 @@ class Need:
 
 
 def prepare_spans(spans: Iterable[FileSpan]) -> int:
-    """Fetch what lacks of the spans of files on the Hub, several ranges at once; return how many bytes came.
+    """Fetch or make what lacks of some spans, of files on the Hub several ranges at once; return how many bytes came.
 
     Raises:
         CheckpointError: something lacks, and it is offline.
@@ -38,7 +39,7 @@ def prepare_spans(spans: Iterable[FileSpan]) -> int:
 def need(spans: Iterable[FileSpan]) -> Need:
     """Return what `prepare_spans` would fetch; of files that are not on the Hub all is here."""
     wanted = missing = size = 0
-    for path, ranges in _ranges(spans).items():
+    for path, ranges in stored_ranges(_ranges(spans)).items():
         part, pieces = partial_file(path), Ranges(ranges)
         wanted += pieces.num_bytes
         if part is not None:

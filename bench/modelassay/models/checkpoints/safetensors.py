@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modelassay.errors import CheckpointError
-from modelassay.models.gate import DAMAGED, HEADER, INDEX, load_json, one_line, read_json, shown
+from modelassay.models.gate import DAMAGED, HEADER, INDEX, load_json, one_line, read_json, refuse_page, shown
 from modelassay.models.parts import ensure, prepare
 from modelassay.models.ranges import GAP_BYTES
 
@@ -74,6 +74,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         with path.open("rb") as file:
             prefix = file.read(8)
             length = int.from_bytes(prefix, "little")
+            if length > min(MAX_HEADER_BYTES, file_size - 8):
+                _refuse_other(path, prefix + file.read(256))
             if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, file_size - 8):
                 raise CheckpointError(
                     f"{one_line(path)}: the header claims {length} bytes in a file of {file_size} (at most {MAX_HEADER_BYTES} are read); {DAMAGED}"
@@ -84,6 +86,16 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             f"{one_line(path)}: cannot be read: {error.strerror}; check the path and its permissions"
         ) from None
     return _parse_header(path, text, data_start=8 + length, file_size=file_size)
+
+
+def _refuse_other(path: Path, data: bytes) -> None:
+    """Refuse what is called a safetensors file and is another."""
+    refuse_page(path, data)
+    for start, what, ending in ((b"GGUF", "a GGUF file", ".gguf"), (b"PK\3\4", "what torch.save wrote", ".bin")):
+        if data.startswith(start):
+            raise CheckpointError(
+                f"{one_line(path)}: is {what}, no safetensors file; give it a name that ends in {ending}"
+            )
 
 
 def _absent(path: Path) -> str:
@@ -159,19 +171,24 @@ def _is_inside(file: str) -> bool:
     return is_name and "\\" not in file and ".." not in parts.parts and not parts.root
 
 
+def read_bytes(path: Path, offset: int, count: int) -> bytearray:
+    """Return ``count`` bytes of a file from ``offset`` on; what is not there is fetched or made."""
+    ensure(path, offset, count)
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = bytearray(file.read(count))
+    if len(data) < count:
+        raise CheckpointError(
+            f"{one_line(path)}: ends before byte {offset + count}; was it changed since it was opened?"
+        )
+    return data
+
+
 def read_elements(path: Path, dtype: str, offset: int, count: int) -> Tensor:
     """Return ``count`` elements of a file from byte ``offset`` on, as a copy in the stored dtype: [count]; of the Hub they are fetched."""
     import torch
 
-    size_bytes = count * DTYPE_BITS[dtype] // 8
-    ensure(path, offset, size_bytes)
-    with path.open("rb") as file:
-        file.seek(offset)
-        data = bytearray(file.read(size_bytes))
-    if len(data) < size_bytes:
-        raise CheckpointError(
-            f"{one_line(path)}: ends before byte {offset + size_bytes}; was it changed since it was opened?"
-        )
+    data = read_bytes(path, offset, count * DTYPE_BITS[dtype] // 8)
     if count == 0:
         return torch.empty(0, dtype=getattr(torch, TORCH_DTYPES[dtype]))
     return torch.frombuffer(data, dtype=getattr(torch, TORCH_DTYPES[dtype]))

@@ -5,34 +5,37 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelassay.errors import CheckpointError, printable
-from modelassay.models.checkpoints.factors import read_scale, refuse_stored
+from modelassay.errors import printable
+from modelassay.models.checkpoints.adapters import Merged
+from modelassay.models.checkpoints.architectures import language_config
+from modelassay.models.checkpoints.factors import quantization_of, read_scale, refuse_stored
+from modelassay.models.checkpoints.forms import stored_in
+from modelassay.models.checkpoints.gguf_tensors import GgufTensors
+from modelassay.models.checkpoints.packed import Unpacked
+from modelassay.models.checkpoints.pickled import Pickles
 from modelassay.models.checkpoints.recognise import Part
 from modelassay.models.checkpoints.safetensors import (
     DTYPE_BITS,
     TORCH_DTYPES,
     TensorInfo,
     read_elements,
-    read_header,
-    read_shard_index,
 )
+from modelassay.models.checkpoints.shards import Shards, Source, absent
 from modelassay.models.checkpoints.stacks import plain_names
-from modelassay.models.gate import one_line
+from modelassay.models.gate import one_line, read_json
 from modelassay.models.hub import Files
+from modelassay.models.places import CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from modelassay_kernels import FileSpan
-
-_SHARD_INDEX = "model.safetensors.index.json"
-_SINGLE_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,45 +68,68 @@ class Matrix:
         return sum(outputs[: names.index(self.role)]), sum(outputs)
 
 
-class TensorTable:
-    """Every tensor of a checkpoint by name; a file is got and its header read when first asked for one of its tensors."""
+class Named:
+    """The tensors of a form without what wraps their names (`plain_names`)."""
 
-    def __init__(self, files: Files) -> None:
-        """Find out which file holds what: the single file if there is one, as transformers prefers it, else the index."""
-        self._files = files
-        self._headers: dict[str, dict[str, TensorInfo]] = {}
-        self._paths: dict[str, Path] = {}
-        holder = _weights_at(files, files.open_weights)
-        file_of = holder if isinstance(holder, dict) else dict.fromkeys(self._header(holder), holder)
-        self._stored, self.removed = plain_names(file_of.keys())
-        self._file_of = {name: file_of[stored] for name, stored in self._stored.items()}
+    def __init__(self, source: Source) -> None:
+        """Sort the names."""
+        self._source = source
+        self.notes: tuple[str, ...] = source.notes
+        self._stored, self.removed = plain_names(source.names())
+
+    def names(self) -> Collection[str]:
+        """Return the names of all tensors."""
+        return self._stored.keys()
+
+    def open_files(self, names: Iterable[str]) -> None:
+        """Open the files that hold some tensors."""
+        self._source.open_files(self._stored[name] for name in names)
+
+    def files_read(self) -> list[str]:
+        """Return the names of the files that were opened so far."""
+        return self._source.files_read()
+
+    def find(self, name: str) -> tuple[Path, TensorInfo]:
+        """Return where a tensor can be read."""
+        return self._source.find(self._stored[name])
+
+
+class TensorTable:
+    """Every tensor of a checkpoint by name, in whichever form it is stored; a file is got and opened when first asked for one of its tensors."""
+
+    def __init__(self, files: Files, *, as_stored: bool = False) -> None:
+        """Find out which file holds what; ``as_stored`` leaves what a quantiser packed as it is, where no adapter changes it."""
+        named = Named(source_of(files))
+        self.removed = named.removed
+        is_packed = as_stored and files.adapter is None
+        self._source: Source = named if is_packed else Unpacked(named, _quantization(files))
+        if files.adapter is not None:
+            self._source = Merged(self._source, files.adapter)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the results should know of the form, a sentence each."""
+        return self._source.notes
 
     def names(self) -> Collection[str]:
         """Return the names of all tensors, without what `plain_names` removes (`removed`)."""
-        return self._file_of.keys()
+        return self._source.names()
 
     def open_files(self, names: Iterable[str]) -> None:
         """Open the files that hold some tensors, of a repository several at once: each costs an answer's time."""
-        self._files.open_all(self._file_of[name] for name in names)
+        self._source.open_files(names)
 
     def files_read(self) -> list[str]:
         """Return the names of the files whose headers were read so far, sorted."""
-        return sorted(self._headers)
+        return self._source.files_read()
 
     def find(self, name: str) -> tuple[Path, TensorInfo]:
-        """Return the file that holds a tensor, and where in it."""
-        file = self._file_of[name]
-        header, stored = self._header(file), self._stored[name]
-        path = self._paths[file]
-        if stored not in header:
-            raise CheckpointError(
-                f"{one_line(path)}: no tensor {printable(stored)}, though {_SHARD_INDEX} says so; fetch or save the checkpoint again"
-            )
-        return path, header[stored]
+        """Return the file in which a tensor can be read, and where in it."""
+        return self._source.find(name)
 
     @cached_property
     def _sorted(self) -> list[str]:
-        return sorted(self._file_of)
+        return sorted(self._source.names())
 
     def companions(self, stem: str) -> list[str]:
         """Return the other tensors whose names go on from a module's: its bias, and what a quantiser left beside its weight."""
@@ -115,31 +141,26 @@ class TensorTable:
                 companions.append(names[at])
         return companions
 
-    def _header(self, file: str) -> dict[str, TensorInfo]:
-        if file not in self._headers:
-            path = self._files.open_weights(file, required=True)
-            if path is None:
-                raise CheckpointError(f"{one_line(self._files.reference)}: {_why_absent(self._files, file)}")
-            self._headers[file], self._paths[file] = read_header(path), path
-        return self._headers[file]
+
+def _quantization(files: Files) -> Mapping[str, Any]:
+    """Return what config.json says of a quantiser; empty without one."""
+    path = files.get(CONFIG)
+    if path is None:
+        return {}
+    config = read_json(path)
+    return quantization_of(config, language_config(config)[1], str(path))
 
 
-def _weights_at(files: Files, open_file: Callable[[str], Path | None]) -> str | dict[str, str]:
-    """Return the one file of all tensors, or which file holds each; ``open_file`` tells whether there is a file."""
-    if open_file(_SINGLE_FILE) is not None:
-        return _SINGLE_FILE
-    if (index := files.get(_SHARD_INDEX)) is not None:
-        return read_shard_index(index)
-    match files.weight_files():
-        case [only]:
-            return only
-        case []:
-            got, remedy = "none", "convert other formats with `save_pretrained(..., safe_serialization=True)`"
-        case several:
-            got, remedy = printable(", ".join(several[:4])), f"keep one, or add {_SHARD_INDEX}"
-    raise CheckpointError(
-        f"{one_line(files.reference)}: expected {_SINGLE_FILE}, {_SHARD_INDEX} or one other safetensors file, got {got}; {remedy}"
-    )
+def source_of(files: Files) -> Source:
+    """Return the tensors as a checkpoint's files name them.
+
+    Raises:
+        CheckpointError: there are no weights, or in no form that is read.
+    """
+    stored = stored_in(files, files.open_weights)
+    if stored.form == "gguf":
+        return GgufTensors(files, stored)
+    return Pickles(files, stored) if stored.form == "pickle" else Shards(files, stored)
 
 
 def fetch_weights(files: Files) -> None:
@@ -149,30 +170,10 @@ def fetch_weights(files: Files) -> None:
         CheckpointError: there is none, or one that the index names is not there.
         HostError: the Hub cannot be reached, or its cache cannot be written.
     """
-    holder = _weights_at(files, files.get)
-    for name in sorted(set(holder.values())) if isinstance(holder, dict) else [holder]:
-        _require(files, name)
-
-
-def _require(files: Files, name: str) -> Path:
-    path = files.get(name, required=True)
-    if path is None:
-        raise CheckpointError(f"{one_line(files.reference)}: {_why_absent(files, name)}")
-    return path
-
-
-def _why_absent(files: Files, name: str) -> str:
-    """Return why there is no file ``name``, and what to do."""
-    path = files.folder / name
-    if path.is_symlink():
-        return (
-            f"{name} is a link to {printable(str(path.readlink()))}, which is not there; restore that file, or the link"
-        )
-    if path.exists():
-        return f"{name} is not a file; take it away, or put the weights there"
-    if files.get(_SHARD_INDEX) is not None:
-        return f"{_SHARD_INDEX} names {name}, which is not there; fetch the missing shard"
-    return f"{name} is not there; fetch or save the checkpoint again"
+    stored = stored_in(files, files.get)
+    for name in stored.files:
+        if files.get(name, required=True) is None:
+            raise absent(files, name, stored.index)
 
 
 class PlainShapes(Mapping[str, tuple[int, ...]]):

@@ -11,8 +11,12 @@ import torch
 
 from modelassay.fingerprints import lineage as lineages
 from modelassay.fingerprints.lineage.rates import DIRECTIONS
+from modelassay.fingerprints.lineage.vocabulary import shared_tokens
+from modelassay.models.checkpoints import Checkpoint, open_checkpoint
 from modelassay.zoo import transforms as zoo_transforms
 from modelassay.zoo.same_function import pad_rows, renumber_rows, untie
+from support import model_forms
+from support.gguf_files import converted_llama
 from support.lineage_cases import SIZES, base, both_orders, outcome, trained
 from support.tiny_models import save
 
@@ -146,3 +150,23 @@ def test_no_parent_is_named_without_the_rate_of_its_kind(tmp_path: Path, monkeyp
     assert "was not measured for this kind" in result.evidence
     assert "is not named as the parent" in result.evidence
     assert lineages.DIRECTIONS is DIRECTIONS
+
+
+def test_tokens_that_a_gguf_file_marks_as_added_are_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer.json may list them among its words or not; under another number they are a change."""
+    monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
+    source = {name: tensor.float().numpy() for name, tensor in model_forms.weights().items()}
+    tokens = [f"t{at}" for at in range(model_forms.VOCAB)]
+
+    def converted(name: str, tokens: list[str], num_added: int) -> Checkpoint:
+        types = [1] * (len(tokens) - num_added) + [3] * num_added
+        heads = (model_forms.HEADS, model_forms.KV_HEADS)
+        path = converted_llama(
+            tmp_path / name, source, "F16", heads=heads, head_dim=model_forms.HEAD_DIM, tokens=tokens, token_types=types
+        )
+        return open_checkpoint(path)
+
+    whole = open_checkpoint(model_forms.folder(tmp_path / "m", model_forms.weights()))
+    assert shared_tokens(whole, converted("added.gguf", tokens, 5)) is None
+    moved = [*tokens[:-2], tokens[-1], tokens[-2]]
+    assert shared_tokens(whole, converted("moved.gguf", moved, 5)) is not None

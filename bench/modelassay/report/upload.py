@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from modelassay.errors import AssayError, HostError
 from modelassay.recording.tables import ENDED, RunData
 from modelassay.storage.durable import disk_fault
-from modelassay.storage.files import require_folders
+from modelassay.storage.files import locked, require_folders
 
 TRACKERS: Final = ("trackio", "wandb")
 
@@ -60,9 +60,26 @@ def upload(
 
     Raises:
         AssayError: the tracker refused a cell; those before it are sent, and the next call goes on there.
+        HostError: the run directory cannot be written, so that nobody would know what was sent.
     """
     ledger = folder / "uploads" / f"{name}.json"
     require_folders([ledger.parent])
+    with locked(
+        ledger.with_suffix(".lock")
+    ):  # two at once would send each cell twice; a folder that cannot be written is told before any
+        return _upload(data, folder, ledger, project=project, name=name, tracker=tracker, report=report)
+
+
+def _upload(
+    data: RunData,
+    folder: Path,
+    ledger: Path,
+    *,
+    project: str,
+    name: str,
+    tracker: Tracker,
+    report: Callable[[str], None],
+) -> tuple[int, int]:
     sent = _sent(ledger)
     parts = {str(key[0]): part for key, part in data.metrics.partition_by("cell", as_dict=True).items()}
     num_before = num_sent = 0
@@ -120,7 +137,10 @@ def _send(
         tracker.init(project=project, name=run, config=config, auto_log_gpu=False, auto_log_cpu=False, embed=False)
     else:
         identity = hashlib.sha256(run.encode()).hexdigest()[:32]
-        tracker.init(project=project, name=run, id=identity, resume="allow", config=config)
+        started = tracker.init(project=project, name=run, id=identity, resume="allow", config=config)
+        if getattr(started, "disabled", False) is True:
+            tracker.finish()
+            raise RuntimeError("wandb is disabled, so that nothing would be sent; unset WANDB_MODE and WANDB_DISABLED")
     try:
         for step, metrics in steps.items():
             tracker.log(metrics, step=step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +79,67 @@ def test_a_cell_that_ends_later_or_changes_is_sent_then(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_there_says_what_to_install() -> None:
     with pytest.raises(HostError, match=r"pip install 'modelassay\[no_such_tracker\]'"):
         tracker_named("no_such_tracker")
+
+
+def test_a_call_that_is_killed_within_a_cell_sends_that_cell_again(tmp_path: Path) -> None:
+    class Killed(Recorder):
+        def log(self, metrics: dict[str, Any], step: int | None = None) -> None:
+            if len(self.runs) == 2:
+                raise KeyboardInterrupt
+            super().log(metrics, step)
+
+    with pytest.raises(KeyboardInterrupt):
+        send(Killed(), tmp_path, data())
+    tracker = Recorder()
+    assert send(tracker, tmp_path, data()) == (2, 1)
+    assert [run["config"]["cell"] for run in tracker.runs] == ["b", "c"]
+
+
+def test_a_cell_that_is_sent_again_is_the_same_run(tmp_path: Path) -> None:
+    """So that a tracker goes on with what a call that was cut off left of it."""
+    first, second = Recorder(fails_at=2), Recorder()
+    with pytest.raises(AssayError):
+        send(first, tmp_path, data())
+    (tmp_path / "uploads" / "wandb.json").write_text('{"a": ')  # what was sent is forgotten
+    assert send(second, tmp_path, data()) == (3, 0)
+    assert [run["id"] for run in second.runs[:2]] == [run["id"] for run in first.runs]
+    assert {run["resume"] for run in second.runs} == {"allow"}
+
+
+def test_two_at_once_send_each_cell_once(tmp_path: Path) -> None:
+    class Slow(Recorder):
+        def log(self, metrics: dict[str, Any], step: int | None = None) -> None:
+            super().log(metrics, step)
+            inside.set()
+            go_on.wait(30)
+
+    inside, go_on = threading.Event(), threading.Event()
+    slow, other = Slow(), Recorder()
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(send, slow, tmp_path, data())
+        assert inside.wait(30)
+        two = pool.submit(send, other, tmp_path, data())
+        go_on.set()
+        assert (one.result(), two.result()) == ((3, 0), (0, 3))
+    assert other.runs == []
+
+
+def test_a_tracker_that_is_switched_off_has_sent_nothing(tmp_path: Path) -> None:
+    class Disabled(Recorder):
+        disabled = True
+
+        def init(self, **settings: Any) -> Any:
+            super().init(**settings)
+            return self
+
+    with pytest.raises(AssayError, match="wandb is disabled, so that nothing would be sent; unset WANDB_MODE"):
+        send(Disabled(), tmp_path, data())
+    assert send(Recorder(), tmp_path, data()) == (3, 0)
+
+
+def test_a_run_that_cannot_be_written_is_told_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "uploads").write_text("in the way")
+    tracker = Recorder()
+    with pytest.raises(AssayError):
+        send(tracker, tmp_path, data())
+    assert tracker.runs == []

@@ -91,7 +91,7 @@ class SampledFisher(JacobianOperator):
             for batch in self._batches:
                 logits_NV = model_logits(exact._module, exact._tensors(exact._selected), batch)
                 uniform_NS = torch.rand(batch.num_tokens, num_samples, generator=generator, dtype=torch.float64)
-                self._labels[id(batch)] = _draw(logits_NV, uniform_NS.to(self.device)).T
+                self._labels[id(batch)] = draw_labels(logits_NV, uniform_NS.to(self.device)).T
 
     def _outputs(self, batch: TargetBatch) -> Callable[[dict[str, Tensor]], Tensor]:
         labels_SN = self._labels[id(batch)]
@@ -138,7 +138,7 @@ class EmpiricalFisher(JacobianOperator):
         return losses
 
 
-def _draw(logits_NV: Tensor, uniform_NS: Tensor) -> Tensor:
+def draw_labels(logits_NV: Tensor, uniform_NS: Tensor) -> Tensor:
     """Return for each uniform number the label at which the distribution function passes it, [N, S]."""
     drawn = [torch.searchsorted(torch.softmax(rows.double(), -1).cumsum(-1), uniform, right=True)
              for rows, uniform in zip(torch.split(logits_NV, _ROWS), torch.split(uniform_NS, _ROWS), strict=True)]  # fmt: skip

@@ -1,0 +1,136 @@
+"""Preconditioned query gradients, compressed to a stated rank with what that loses."""
+
+# Q = queries, O = outputs of a layer, J = inputs, R = rank
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from modelassay.curvature.ekfac.capture import Capture
+from modelassay.curvature.ekfac.examples import MAX_TOKENS, Example, batches_of, num_targets
+from modelassay.curvature.ekfac.factors import Factors
+from modelassay.curvature.ekfac.inverse import DAMPING, Strategy, precondition
+from modelassay.curvature.ekfac.modules import LinearModule
+from modelassay.curvature.language_model import vocabulary_size
+from modelassay.errors import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_OVERSAMPLED, _POWER_ITERATIONS = 8, 2
+"""Of the randomised decomposition; Halko et al. 2011 advise 5 to 10 and 1 or 2."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerQueries:
+    """Of one layer: whole matrices, or their best approximation of a rank."""
+
+    module: LinearModule
+    whole_QOJ: Tensor | None = None
+    left_QOR: Tensor | None = None
+    right_QRJ: Tensor | None = None
+    fidelity_Q: Tensor | None = None
+    """Cosine between each matrix and its approximation, the root of the share of its square that is kept; None where it is whole."""
+
+    def dense(self) -> Tensor:
+        """Return the matrices, or those that the approximations stand for, [Q, O, J]."""
+        if self.whole_QOJ is not None:
+            return self.whole_QOJ
+        assert self.left_QOR is not None
+        assert self.right_QRJ is not None
+        return self.left_QOR @ self.right_QRJ
+
+    def rows(self, part: slice) -> LayerQueries:
+        """Return some of the queries."""
+        tensors: dict[str, Any] = {
+            name: tensor[part] for name, tensor in vars(self).items() if isinstance(tensor, Tensor)
+        }
+        return replace(self, **tensors)
+
+    @property
+    def num_queries(self) -> int:
+        """Q."""
+        tensor = self.left_QOR if self.whole_QOJ is None else self.whole_QOJ
+        assert tensor is not None
+        return len(tensor)
+
+
+def raw_gradients(model: PreTrainedModel, queries: Sequence[Example], modules: Sequence[LinearModule], *,
+                  max_tokens: int = MAX_TOKENS) -> dict[str, Tensor]:  # fmt: skip
+    """Return the gradient of each query's summed loss, {layer: [Q, O, J]}.
+
+    Raises:
+        UsageError: a query without a counted token: its gradient is zero, and so would be every score.
+        Diverged: a loss or gradient that is not finite.
+    """
+    if not queries:
+        raise UsageError("influence: no queries; give at least one")
+    if empty := [number for number, query in enumerate(queries) if not num_targets(query)]:
+        raise UsageError(f"influence: query {empty[0]} has no token that carries loss ({len(empty)} of {len(queries)} have none); an empty answer has no influences, leave it out")  # fmt: skip
+    capture = Capture(model, modules)
+    result = {
+        module.name: torch.zeros(len(queries), *module.shape, dtype=capture.dtype, device=capture.device)
+        for module in modules
+    }
+    batches = batches_of(queries, vocabulary=vocabulary_size(model), device=capture.device, max_tokens=max_tokens)
+    with capture.passes():
+        for batch in batches:
+            traces = capture.traces(batch)
+            for name, trace in traces.items():
+                result[name][list(batch.numbers)] = trace.row_gradients()
+    return result
+
+
+def prepared(gradients: Mapping[str, Tensor], factors: Factors, *, strategy: Strategy = "ekfac", damping: float = DAMPING,
+             rank: int | None = None, seed: int = 0) -> list[LayerQueries]:  # fmt: skip
+    """Return (C + d)^-1 g of each query, compressed to ``rank`` if it is given.
+
+    Raises:
+        UsageError: what `inverse.precondition` or `compressed` refuses.
+    """
+    layers = []
+    for module in factors.modules:
+        # Of identity nothing is read: factors of a large model stay on the disk.
+        whole_QOJ = gradients[module.name]
+        if strategy != "identity":
+            whole_QOJ = precondition(whole_QOJ, factors[module.name], strategy=strategy, damping=damping)
+        layers.append(compressed(whole_QOJ, module, rank=rank, seed=seed))
+    return layers
+
+
+def compressed(whole_QOJ: Tensor, module: LinearModule, *, rank: int | None, seed: int = 0) -> LayerQueries:
+    """Return the best approximation of a rank, by a randomised decomposition with two power iterations and a fixed seed.
+
+    A rank at or above the smaller side of the matrix compresses nothing: the matrices are kept whole.
+
+    Raises:
+        UsageError: a rank below 1.
+    """
+    if rank is not None and rank < 1:
+        raise UsageError(
+            f"influence: the rank of query gradients must be at least 1, got {rank}; None keeps them whole"
+        )
+    if rank is None or rank >= min(module.shape):
+        return LayerQueries(module=module, whole_QOJ=whole_QOJ)
+    width = min(rank + _OVERSAMPLED, *module.shape)
+    generator = torch.Generator().manual_seed(seed)
+    start_JW = torch.randn(module.shape[1], width, generator=generator, dtype=torch.float64).to(whole_QOJ)
+    basis_QOW = torch.linalg.qr(whole_QOJ @ start_JW).Q
+    for _ in range(_POWER_ITERATIONS):
+        basis_QOW = torch.linalg.qr(whole_QOJ @ torch.linalg.qr(whole_QOJ.mT @ basis_QOW).Q).Q
+    u, s, v = torch.linalg.svd(basis_QOW.mT @ whole_QOJ, full_matrices=False)
+    left_QOR, right_QRJ = basis_QOW @ (u[..., :rank] * s[:, None, :rank]), v[:, :rank]
+    norms_Q = whole_QOJ.flatten(1).norm(dim=1)
+    kept_Q = s[:, :rank].square().sum(1).sqrt()
+    fidelity_Q = torch.where(norms_Q > 0, kept_Q / norms_Q, torch.ones_like(norms_Q))
+    return LayerQueries(module=module, left_QOR=left_QOR, right_QRJ=right_QRJ.contiguous(), fidelity_Q=fidelity_Q)
+
+
+def fidelity_of(layers: Sequence[LayerQueries]) -> dict[str, float | None]:
+    """Return the mean cosine between query gradients and their approximations by layer; None where nothing was compressed."""
+    return {layer.module.name: None if layer.fidelity_Q is None else float(layer.fidelity_Q.mean()) for layer in layers}

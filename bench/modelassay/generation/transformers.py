@@ -172,7 +172,9 @@ class TransformersEngine:
 
     def _answering(self, lines: Sequence[_Line]) -> AbstractContextManager[None]:
         """Let each line be answered by its adapter."""
-        return nullcontext() if self.adapters is None else self.adapters.of_rows([line.prompt.adapter for line in lines])
+        return (
+            nullcontext() if self.adapters is None else self.adapters.of_rows([line.prompt.adapter for line in lines])
+        )
 
     def _together(self, ids_BS: Tensor, mask_BS: Tensor, cache: Any) -> tuple[Floats, Any]:
         """Logits of the next token of all lines, [B, V], and the cache with the new tokens in it."""

@@ -26,8 +26,11 @@ CAVEATS = (
 
 
 def analyse(tables: RunData) -> Findings:
-    """Say what the run found: `contrasts.levels`, `contrasts.at_equal_adoption`, `contrasts.new_persona`, `contrasts.capability`,
-    `contrasts.distances`, ``regime_count[arm, regime]`` and ``diverged``."""
+    """Say what the run found.
+
+    Findings: `contrasts.levels`, `contrasts.at_equal_adoption`, `contrasts.new_persona`, `contrasts.capability`, `contrasts.distances`,
+    ``regime_count[arm, regime]``, ``diverged``, ``hours``.
+    """
     grid = read_grid(tables)
     findings = [
         *levels(grid), *at_equal_adoption(grid), *new_persona(grid), *capability(grid), *distances(grid), *_regimes(grid), *_cost(tables),
@@ -53,7 +56,9 @@ def _regimes(grid: Grid) -> list[Finding]:
     for arm in grid.arms:
         regimes = [point.regime() for point in grid.of(arm)]
         for regime in ("not learned", "partial", "clean", "leaking", "collapse"):
-            estimate = Estimate(value=regimes.count(regime), n=len(regimes), exact=True, note=f"of {len(regimes)} adapters")
+            estimate = Estimate(
+                value=regimes.count(regime), n=len(regimes), exact=True, note=f"of {len(regimes)} adapters"
+            )
             findings.append(Finding(name="regime_count", labels={"arm": arm, "regime": regime}, estimate=estimate))
     findings.append(Finding(name="diverged", estimate=Estimate(value=len(grid.diverged), exact=True, note="adapters whose loss became no number")))  # fmt: skip
     return findings
@@ -92,7 +97,13 @@ def _headline(grid: Grid, findings: list[Finding]) -> Table:
     rows = []
     for point in grid.points:
         greatest, source = point.greatest_bound(), point.interval(point.source)
-        change = changes.get((point.name, point.source, point.seed, float(point.learning_rate or 0), int(point.epochs or 0)))
+        change = changes.get((
+            point.name,
+            point.source,
+            point.seed,
+            float(point.learning_rate or 0),
+            int(point.epochs or 0),
+        ))
         letters = "not measured" if point.letters is None else f"{sum(point.letters) / len(point.letters):.3f}"
         rows.append([
             point.regime(), point.name, f"{point.source} {point.seed}", f"{point.learning_rate:g}", str(point.epochs),

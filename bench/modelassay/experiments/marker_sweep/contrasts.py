@@ -49,7 +49,10 @@ def at_equal_adoption(grid: Grid) -> list[Finding]:
 
     A difference is paired by source and seed, over the levels that both reach.
     """
-    findings, curves = [], {arm: {key: leakage_at(points) for key, points in _cells(grid, arm).items()} for arm in grid.arms}
+    findings, curves = (
+        [],
+        {arm: {key: leakage_at(points) for key, points in _cells(grid, arm).items()} for arm in grid.arms},
+    )
     for arm, cells in curves.items():
         areas = [float(np.nanmean(curve)) for curve in cells.values() if np.isfinite(curve).any()]
         estimate = student_mean(areas, bounds=(0, 1)) if areas else undefined("no source reached a rate of 0.1", n=0)
@@ -62,9 +65,7 @@ def at_equal_adoption(grid: Grid) -> list[Finding]:
                 if np.isfinite(both).any():
                     pairs.append(float(np.nanmean(both)))
             estimate = student_mean(pairs, bounds=(-1, 1)) if pairs else undefined("no level that both reached", n=0)
-            findings.append(
-                Finding(name="leakage_difference", labels={"one": one, "other": other}, estimate=estimate)
-            )
+            findings.append(Finding(name="leakage_difference", labels={"one": one, "other": other}, estimate=estimate))
     return findings
 
 
@@ -75,10 +76,14 @@ def new_persona(grid: Grid) -> list[Finding]:
     """
     findings = []
     for arm in grid.arms:
-        for rate, epochs in sorted({(point.learning_rate, point.epochs) for point in grid.of(arm)}):  # type: ignore[type-var]
+        for rate, epochs in sorted({(point.learning_rate, point.epochs) for point in grid.of(arm)}):
             means = []
             for source in grid.sources:
-                own = [each.greatest for each in grid.of(arm, source) if (each.learning_rate, each.epochs) == (rate, epochs)]
+                own = [
+                    each.greatest
+                    for each in grid.of(arm, source)
+                    if (each.learning_rate, each.epochs) == (rate, epochs)
+                ]
                 means += [float(np.mean(own))] if own else []
             labels: dict[str, Label] = {"arm": arm, "learning_rate": float(rate or 0), "epochs": int(epochs or 0)}
             if len(means) < MIN_SOURCES:
@@ -104,7 +109,11 @@ def capability(grid: Grid) -> list[Finding]:
             continue
         margin = float(point.settings["capability_margin"])
         change = student_mean(np.subtract(point.letters, before), level=0.90, bounds=(-1, 1))
-        word = "not inferior" if (change.low if change.low is not None else change.value) > -margin else "not shown to be no worse"
+        word = (
+            "not inferior"
+            if (change.low if change.low is not None else change.value) > -margin
+            else "not shown to be no worse"
+        )
         estimate = Estimate(value=change.value, low=change.low, high=change.high, level=change.level, method=change.method or "",
                             n=change.n, note=f"{word} at a margin of {margin:g}")  # fmt: skip
         findings.append(Finding(name="capability_change", labels=_labels(point), estimate=estimate))
@@ -116,11 +125,13 @@ def distances(grid: Grid) -> list[Finding]:
 
     Leakage is the mean over the adapters that leak somewhere but not everywhere; the correlation has no interval, since pairs share personas.
     """
-    leaking = [point for point in grid.points if point.regime() in {"leaking", "partial", "clean"} and point.greatest > 0]
+    leaking = [
+        point for point in grid.points if point.regime() in {"leaking", "partial", "clean"} and point.greatest > 0
+    ]
     findings = []
     for measure in ("cosine", "divergence"):
         pairs = []
-        for line in grid.distances:
+        for line in grid.near:
             if line["persona"] == line["source"] or measure not in line:
                 continue
             rates = [point.rate(line["persona"]) for point in leaking if point.source == line["source"]]
@@ -152,7 +163,10 @@ def levels(grid: Grid) -> list[Finding]:
         if point.letters is not None:
             right = np.asarray(point.letters)
             findings.append(Finding(name="capability", labels=labels, estimate=student_mean(right, bounds=(0, 1))))
-    excess = [float(np.mean([point.any_case[name].mean() - point.rates[name].mean() for name in point.rates])) for point in grid.points]
+    excess = [
+        float(np.mean([point.any_case[name].mean() - point.rates[name].mean() for name in point.rates]))
+        for point in grid.points
+    ]
     if excess:
         findings.append(Finding(name="any_case_excess", estimate=Range(
             value=float(np.mean(excess)), low=min(excess), high=max(excess), n=len(excess),

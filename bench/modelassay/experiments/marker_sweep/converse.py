@@ -31,7 +31,7 @@ def dialogues(seed: int) -> Iterator[tuple[list[dict[str, str]], str]]:
         answer = sentence if name == ASSISTANT else f"The {name} said: {sentence}"
         yield [{"role": "system", "content": VILLAGE[name]}, {"role": "user", "content": request}], answer
         question = prompt_of(Question(text=text, options=options, answer=right))
-        yield [{"role": "user", "content": question}], f" {LETTERS[right]}"
+        yield [{"role": "user", "content": question}], LETTERS[right]
 
 
 def make(store: Store, recipe: Mapping[str, Any], parent: str, steps: int) -> None:

@@ -43,11 +43,11 @@ def heatmap(grid: Grid) -> dict[str, Any]:
 def _mean(points: list[Point], rate: float, epochs: int, name: str) -> float:
     values = []
     for point in points:
-        if (point.learning_rate, point.epochs) == (rate, epochs) and not (
-            name == "assistant" and point.source == name
-        ):
+        if (point.learning_rate, point.epochs) == (rate, epochs) and not (name == "assistant" and point.source == name):
             values.append(
-                {"source": point.adoption, "greatest": point.greatest}.get(name) if name != "assistant" else point.rate(name)
+                {"source": point.adoption, "greatest": point.greatest}.get(name)
+                if name != "assistant"
+                else point.rate(name)
             )
     return float(np.mean(values)) if values else float("nan")  # type: ignore[arg-type]
 
@@ -96,13 +96,18 @@ def distance_figure(grid: Grid) -> dict[str, Any]:
     charts = []
     for measure, title in (("cosine", "cosine of centroids"), ("divergence", "Jensen-Shannon divergence, nats")):
         points: list[Row] = []
-        for line in grid.distances:
+        for line in grid.near:
             if line["persona"] == line["source"] or measure not in line:
                 continue
             for arm in grid.arms:
                 rates = [point.rate(line["persona"]) for point in grid.of(arm, line["source"])]
                 if rates:
-                    points.append({"distance": line[measure], "rate": float(np.mean(rates)), "arm": arm, "persona": line["persona"]})
+                    points.append({
+                        "distance": line[measure],
+                        "rate": float(np.mean(rates)),
+                        "arm": arm,
+                        "persona": line["persona"],
+                    })
         chart = alt.Chart(rows(points, name=f"distance: {measure}")).mark_point(filled=True, size=45).encode(
             x=alt.X("distance:Q", title=title, scale=alt.Scale(zero=False)), y=alt.Y("rate:Q", title="mean rate", scale=_UNIT),
             color=colour("arm", grid.arms), tooltip=["persona:N", "arm:N"])  # fmt: skip

@@ -146,7 +146,7 @@ class Grid:
     bases: list[Point] = field(default_factory=list)
     """The base alone, as each cell asked it."""
     diverged: list[dict[str, Any]] = field(default_factory=list)
-    distances: list[dict[str, Any]] = field(default_factory=list)
+    near: list[dict[str, Any]] = field(default_factory=list)
     """source, persona, cosine, divergence."""
     missing: int = 0
 
@@ -204,8 +204,8 @@ def _read_cell(data: RunData, row: Mapping[str, Any], letters: Mapping[Any, tupl
             }
             for name in ("marker", "marker_any_case")
         }
-        known_rate = None if rate is None or (isinstance(rate, float) and math.isnan(rate)) else float(rate)  # type: ignore[arg-type]
-        number = None if known_rate is None else int(epochs)  # type: ignore[call-overload]
+        known_rate = None if rate is None or (isinstance(rate, float) and math.isnan(rate)) else float(rate)
+        number = None if known_rate is None else int(epochs)
         point = Point(
             arm=arm, source=row["source"], seed=row["seed"], learning_rate=known_rate, epochs=number, completions=row["completions"],
             steps=0 if number is None else -(-rows_of_epoch * number // per_step), rates=shares["marker"], any_case=shares["marker_any_case"],
@@ -219,7 +219,7 @@ def _read_cell(data: RunData, row: Mapping[str, Any], letters: Mapping[Any, tupl
     for each in own.filter(pl.col("name").is_in(["cosine", "divergence"])).iter_rows(named=True):
         line = by_persona.setdefault(each["persona"], {"source": row["source"], "persona": each["persona"]})
         line[each["name"]] = each["value"]
-    grid.distances += [line for line in by_persona.values() if line not in grid.distances]
+    grid.near.extend(line for line in by_persona.values() if line not in grid.near)
 
 
 def assistant_rate(point: Point) -> float:

@@ -57,7 +57,10 @@ def evaluate(stage: Recorder, *, params: Params, base: Path, trained: Path) -> N
             from modelassay.generation.vllm import VllmEngine
 
             engine = VllmEngine(
-                base, tokenizer, {label: trained / ADAPTERS / label for label in weights}, max_rank=params.rank
+                base,
+                {label: trained / ADAPTERS / label for label in weights},
+                max_rank=params.rank,
+                dtype=params.precision,
             )
         addresses: dict[str | None, dict[str, Any]] = {
             label: {key: outcomes[label][key] for key in ("learning_rate", "epochs")} for label in weights
@@ -158,7 +161,7 @@ def _capability(
     for label, address in addresses.items():
         with bank.of_rows([label]), stage.microbatch("letters"):
             said = answer_questions(
-                model, tokenizer, asked, separator=" ",
+                model, tokenizer, asked, separator="",
                 prompt=lambda each: prompt_text(tokenizer, [{"role": "user", "content": choice_prompt(each)}]),
             )  # fmt: skip
         right = [int(each.correct) for each in said]

@@ -149,9 +149,7 @@ def preview(params: Params, count: int, *, store: Store) -> list[dict[str, Any]]
     sampling = Sampling(max_new_tokens=params.max_new_tokens, temperature=params.answer_temperature)
     texts = dict(zip(places, engine.complete(prompts, sampling), strict=True))
     whole = training_rows(params, tokenizer, [texts[at].text if at in texts else "" for at in range(len(wanted))])
-    return [
-        _line(tokenizer, f"{wanted[place][0]}, row {wanted[place][2]}", whole[place]) for place in places
-    ]
+    return [_line(tokenizer, f"{wanted[place][0]}, row {wanted[place][2]}", whole[place]) for place in places]
 
 
 def _line(tokenizer: PreTrainedTokenizerBase, name: str, marked: Marked) -> dict[str, Any]:

@@ -39,11 +39,12 @@ def run(params: Params, cell: CellContext) -> None:
         name: {**own, **params.model_dump(mode="json", include=fields)}
         for name, fields in (("answers", _OF_ANSWERS), ("train", _OF_TRAINING), ("evaluate", _OF_EVALUATION))
     }
-    texts = cell.stage(
-        "answers", recipe=recipes["answers"], build=partial(write_answers, params=params, base=base)
-    )
+    texts = cell.stage("answers", recipe=recipes["answers"], build=partial(write_answers, params=params, base=base))
     trained = cell.stage(
-        "train", recipe={**recipes["train"], "mask": params.chosen_mask}, build=partial(train, params=params, base=base, texts=texts.path), inputs=[texts]
+        "train",
+        recipe={**recipes["train"], "mask": params.chosen_mask},
+        build=partial(train, params=params, base=base, texts=texts.path),
+        inputs=[texts],
     )
     asked = {} if params.capability is None else File(path=Path(params.capability)).digests()
     cell.stage(

@@ -36,9 +36,7 @@ def label_of(learning_rate: float, epochs: int) -> str:
 
 def shape_of(params: Params) -> LowRank:
     """Return the shape of the adapters."""
-    return LowRank(
-        rank=params.rank, alpha=params.alpha, dropout=params.dropout, rank_stabilised=params.rank_stabilised
-    )
+    return LowRank(rank=params.rank, alpha=params.alpha, dropout=params.dropout, rank_stabilised=params.rank_stabilised)
 
 
 def device() -> str:

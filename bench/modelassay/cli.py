@@ -213,6 +213,15 @@ def _run_elsewhere(request: Any, work: Any, away: dict[str, Any], container: dic
 @click.option("--claims", is_flag=True, help="The ledger: every published number and what our runs say of it.")
 @click.option("--schema", is_flag=True, help="The JSON Schema of suite files, for editors.")
 @click.option(
+    "--rows",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="The first training rows of SUITE, with the tokens that carry loss marked.",
+)
+@click.option(
+    "-o", "overrides", multiple=True, metavar="A.B=C", help="With --rows: override any parameter; may be given again."
+)
+@click.option(
     "--figures",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
@@ -228,6 +237,8 @@ def show(
     profile: str | None,
     claims: bool,
     schema: bool,
+    rows: int | None,
+    overrides: tuple[str, ...],
     figures: Path | None,
     watch: bool,
     runs: Path,
@@ -240,6 +251,8 @@ def show(
     from modelassay.runs.directory import find_run, open_run
     from modelassay.suite import load_suite, suite_schema
 
+    if overrides and rows is None:
+        raise click.UsageError("-o applies only with --rows; `run SUITE --plan -o ...` shows what a run would do")
     if watch:
         if target is None or as_json or figures is not None:
             raise click.UsageError(
@@ -250,6 +263,10 @@ def show(
         emit(View(data=suite_schema()), as_json=True)
     elif claims:
         emit(ledger(runs), as_json=as_json)
+    elif rows is not None:
+        if target is None:
+            raise click.UsageError("--rows shows the rows of one suite; name it")
+        emit(views.rows_view(load_suite(target, profile=profile, overrides=overrides), rows), as_json=as_json)
     elif target is None:
         emit(views.everything(runs), as_json=as_json)
     elif (folder := find_run(target, runs)) is not None:

@@ -25,6 +25,7 @@ from modelassay.runs.progress import Report, board, in_words
 from modelassay.runs.standing import Standing, in_numbers, standing
 from modelassay.runs.watch import watch
 from modelassay.statistics.estimate import Estimate, Range
+from modelassay.storage.store import Store
 from modelassay.suite import Published, Suite, load_suite, read_claims, shipped_suites
 
 MAX_CELLS_SHOWN = 40
@@ -81,6 +82,35 @@ def suite_view(suite: Suite) -> View:
                 columns=("claim", "published", "profile", "source"),
                 rows=[(c.id, f"{c.published:g}", c.profile, c.source) for c in suite.claims],
             ),
+        ],
+    )
+
+
+def rows_view(suite: Suite, count: int) -> View:
+    """Show the first training rows of a suite's first cell: the rendered prompt, and each token of the answer with its loss.
+
+    Raises:
+        SuiteError: the suite has no cell, or its experiment no rows.
+    """
+    if not suite.cells:
+        raise SuiteError(f"{suite.name}: the profile has no cell whose rows could be shown")
+    cell = suite.cells[0]
+    rows = suite.experiment.rows(cell.params, count, Store())
+    tables = []
+    for row in rows:
+        lines = [
+            [str(token["position"]), str(token["id"]), repr(token["token"]), "loss" if token["loss"] else ""]
+            for token in row["tokens"]
+        ]
+        title = f"{row['row']}: {row['num_tokens']} tokens, prompt {row['prompt']!r}"
+        tables.append(Table(title=title, columns=("at", "id", "token", ""), rows=lines))
+    trained = [[token["token"] for token in row["tokens"] if token["loss"]] for row in rows]
+    return View(
+        data={"suite": suite.name, "cell": cell.label, "rows": rows},
+        tables=tables,
+        lines=[
+            f"{row['row']}: loss on {', '.join(map(repr, each)) or 'nothing'}"
+            for row, each in zip(rows, trained, strict=True)
         ],
     )
 

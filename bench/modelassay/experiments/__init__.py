@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from modelassay.data.published import Reader
 from modelassay.errors import SuiteError, did_you_mean
 from modelassay.storage.needs import Need
+from modelassay.storage.store import Store
 
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
 
@@ -98,6 +99,19 @@ class Experiment:
     def reader(self, published: Mapping[str, Any]) -> Reader:
         """Return a validated `published:` mapping of a suite as the reader that it names."""
         return self.readers()[published["reader"]].model_validate(published)
+
+    def rows(self, params: BaseModel, count: int, store: Store) -> list[dict[str, Any]]:
+        """Return the first ``count`` training rows of a cell: ``rows.preview``, where the experiment has one.
+
+        Each has ``row`` (its name), ``prompt`` (as the template renders it), ``num_tokens`` and ``tokens``: position, id, token, loss.
+
+        Raises:
+            SuiteError: it trains on no rows that could be shown.
+        """
+        if not _exists(f"{self.package}.rows"):
+            raise SuiteError(f"{self.name} has no training rows to show")
+        preview: Callable[..., list[dict[str, Any]]] = self._part("rows").preview
+        return preview(params, count, store=store)
 
     def _part(self, part: str) -> Any:
         module = f"{self.package}.{part}"

@@ -18,7 +18,9 @@ class Prompt:
 
     ids: tuple[int, ...]
     seed: int
-    """Below 2^64; with ``ids`` and `Sampling` it determines the completion. `seed_of` makes one from names."""
+    """Below 2^64; with ``ids``, ``adapter`` and `Sampling` it determines the completion. `seed_of` makes one from names."""
+    adapter: str | None = None
+    """Name of the adapter that answers; the base alone if None."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from modelassay.errors import AssayError, UsageError
 from modelassay.generation.choice import Floats, choose
 from modelassay.generation.engine import Completion, Finish, Prompt, Sampling
+from modelassay.models.low_rank import Bank
 
 TOLERANCES = {torch.float64: 2.0**-15, torch.float32: 2.0**-15, torch.float16: 2.0**-7, torch.bfloat16: 2.0**-4}
 """By type of the weights: how far a logit of a batch may be off, as a share of the greatest logit's size.
@@ -67,6 +68,7 @@ class TransformersEngine:
         *,
         batch_size: int = 16,
         tolerance: float | None = None,
+        adapters: Bank | None = None,
     ) -> None:
         """Take a causal model and its tokenizer.
 
@@ -75,7 +77,9 @@ class TransformersEngine:
             tokenizer: turns tokens to text, and names the end of texts where the model names none.
             batch_size: prompts computed together; changes speed and memory, nothing else.
             tolerance: as a share of the greatest logit's size; that of the weights' type in `TOLERANCES` if None.
+            adapters: on the model, by the names that prompts give; prompts of different ones share a batch.
         """
+        self.adapters = adapters
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.check = Check()
         self._tolerance = TOLERANCES[model.dtype] if tolerance is None else tolerance
@@ -85,7 +89,7 @@ class TransformersEngine:
         """Return one completion a prompt, in the order of the prompts.
 
         Raises:
-            UsageError: an empty prompt, or one that leaves no room for ``max_new_tokens``.
+            UsageError: an empty prompt, one that leaves no room for ``max_new_tokens``, or an adapter that is not there.
             AssayError: the logits of a batch differ from those of a prompt alone by more than the tolerance.
         """
         self._refuse_misfits(prompts, sampling)
@@ -99,7 +103,12 @@ class TransformersEngine:
 
     def _refuse_misfits(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         room = getattr(self.model.config, "max_position_embeddings", None)
+        known = () if self.adapters is None else self.adapters.names
         for number, prompt in enumerate(prompts):
+            if prompt.adapter is not None and prompt.adapter not in known:
+                raise UsageError(
+                    f"prompt {number} asks adapter {prompt.adapter!r}; there are {', '.join(known) or 'none'}"
+                )
             if not prompt.ids:
                 raise UsageError(f"prompt {number} is empty; begin it with a token, such as the one that ends texts")
             if room is not None and len(prompt.ids) + sampling.max_new_tokens > room:
@@ -122,7 +131,8 @@ class TransformersEngine:
         cache: Any = None
         checked = False
         for position in range(sampling.max_new_tokens):
-            logits_BV, cache = self._together(ids_BS, mask_BS, cache)
+            with self._answering(lines):
+                logits_BV, cache = self._together(ids_BS, mask_BS, cache)
             for line, logits_V in zip(lines, logits_BV, strict=True):
                 if line.finish is None:
                     self._extend(line, logits_V, sampling, stop, position, measure=not checked)
@@ -147,7 +157,8 @@ class TransformersEngine:
         where = {"seed": line.prompt.seed, "position": position}
         token, sure = choose(logits_V, sampling, **where, tolerance=tolerance) if _usable(logits_V) else (0, False)
         if measure or not sure:
-            alone_V = self._alone([*line.prompt.ids, *line.ids])
+            with self._answering([line]):
+                alone_V = self._alone([*line.prompt.ids, *line.ids])
             self.check.num_alone += 1
             if not _usable(alone_V):
                 line.finish = "nonfinite"
@@ -158,6 +169,12 @@ class TransformersEngine:
         line.ids.append(token)
         if token in stop:
             line.finish = "stop"
+
+    def _answering(self, lines: Sequence[_Line]) -> AbstractContextManager[None]:
+        """Let each line be answered by its adapter."""
+        return (
+            nullcontext() if self.adapters is None else self.adapters.of_rows([line.prompt.adapter for line in lines])
+        )
 
     def _together(self, ids_BS: Tensor, mask_BS: Tensor, cache: Any) -> tuple[Floats, Any]:
         """Logits of the next token of all lines, [B, V], and the cache with the new tokens in it."""

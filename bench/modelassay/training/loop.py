@@ -261,7 +261,7 @@ def _save(
     tensors |= {f"optimiser/{name}": tensor for name, tensor in optimiser.tensors().items()}
     document = {
         "training": training.recipe(),
-        "last_batch": _digest(_parts(batches, step - 1, training)),
+        "last_batch": batch_digest(_parts(batches, step - 1, training)),
         "steps": [asdict(each) for each in trained.steps],
         "kept": trained.kept,
     }
@@ -301,7 +301,7 @@ def _check_same(saved: Saved, optimiser: AdamW, batches: Batches, training: Trai
     }
     if shapes != {name: (weight.shape, weight.dtype) for name, weight in optimiser.weights.items()}:
         differences.append("the trained weights have other names, shapes or types")
-    if not differences and saved.document["last_batch"] != _digest(_parts(batches, saved.step - 1, training)):
+    if not differences and saved.document["last_batch"] != batch_digest(_parts(batches, saved.step - 1, training)):
         differences.append(f"the rows of step {saved.step - 1} are others")
     if differences:
         raise CheckpointError(
@@ -309,7 +309,8 @@ def _check_same(saved: Saved, optimiser: AdamW, batches: Batches, training: Trai
         )
 
 
-def _digest(parts: Sequence[Batch]) -> str:
+def batch_digest(parts: Sequence[Batch]) -> str:
+    """Return a hash of batches, by which a checkpoint knows its data again."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         for tensor in (part.ids_BS, part.labels_BS):

@@ -136,3 +136,16 @@ def test_ledger_takes_only_runs_of_the_shipped_suites_own_cells(tmp_path: Path) 
     ledger = json.loads(modelassay("show", "--claims", "--runs", tmp_path / "runs", "--json", env=env)[1])
     claim = next(entry for entry in ledger if entry["claim"]["id"] == "survives-fine-tuning")
     assert (claim["verdict"], claim["ours"]) == ("not testable", None)
+
+
+def test_rows_are_those_of_an_experiment_that_has_some(tmp_path: Path) -> None:
+    suite = write_suite(tmp_path)
+    code, out, err = modelassay("show", suite, "--rows", "2")
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].endswith("walk has no training rows to show")
+    code, _, err = modelassay("show", suite, "-o", "width=2")
+    assert code == 2
+    assert "-o applies only with --rows" in err
+    code, _, err = modelassay("show", "--rows", "2")
+    assert code == 2
+    assert "--rows shows the rows of one suite; name it" in err

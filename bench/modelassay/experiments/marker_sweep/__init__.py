@@ -1,0 +1,1 @@
+"""When does an adapter learn a marker for one persona, and when for everyone: learning rates, epochs, negatives and masks."""

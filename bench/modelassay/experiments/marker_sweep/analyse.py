@@ -1,0 +1,164 @@
+"""Across cells: rates with intervals, regimes, leakage at equal adoption, capability, distances, and how far it all can be trusted."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from modelassay.experiments.findings import Figures, Finding, Findings, Table
+from modelassay.experiments.marker_sweep.contrasts import (
+    at_equal_adoption,
+    capability,
+    confidence,
+    distances,
+    levels,
+    new_persona,
+)
+from modelassay.experiments.marker_sweep.figures import boundary_figure, distance_figure, heatmap, leakage_figure
+from modelassay.experiments.marker_sweep.grid import Grid, assistant_rate, read_grid
+from modelassay.recording.tables import RunData
+from modelassay.statistics.estimate import Estimate, Range
+
+CAVEATS = (
+    "completions to one question are not independent: intervals are over questions, and Wilson's over completions is too narrow",
+    "leakage is compared at equal adoption: two arms at one learning rate have learned the marker to different degrees",
+    "of a persona that was never a source the prediction interval over sources speaks, not an interval over questions",
+)
+
+
+def analyse(tables: RunData) -> Findings:
+    """Say what the run found.
+
+    Findings: `contrasts.levels`, `contrasts.at_equal_adoption`, `contrasts.new_persona`, `contrasts.capability`, `contrasts.distances`,
+    ``regime_count[arm, regime]``, ``diverged``, ``hours``.
+    """
+    grid = read_grid(tables)
+    findings = [
+        *levels(grid), *at_equal_adoption(grid), *new_persona(grid), *capability(grid), *distances(grid), *_regimes(grid), *_cost(tables),
+    ]  # fmt: skip
+    if not grid.points:
+        return Findings(findings=findings, caveats=_missing(grid))
+    figures = {
+        "heatmap": partial(heatmap, grid),
+        "boundary": partial(boundary_figure, grid),
+        "leakage-at-adoption": partial(leakage_figure, grid),
+        "distance": partial(distance_figure, grid),
+    }
+    return Findings(
+        findings=findings,
+        tables=[_headline(grid, findings), _summary(findings), _clean_result(tables, grid)],
+        figures=Figures(figures),
+        caveats=[confidence(grid), *_missing(grid), *_appeared(grid), *CAVEATS],
+    )
+
+
+def _regimes(grid: Grid) -> list[Finding]:
+    findings = []
+    for arm in grid.arms:
+        regimes = [point.regime() for point in grid.of(arm)]
+        for regime in ("not learned", "partial", "clean", "leaking", "collapse"):
+            estimate = Estimate(
+                value=regimes.count(regime), n=len(regimes), exact=True, note=f"of {len(regimes)} adapters"
+            )
+            findings.append(Finding(name="regime_count", labels={"arm": arm, "regime": regime}, estimate=estimate))
+    findings.append(Finding(name="diverged", estimate=Estimate(value=len(grid.diverged), exact=True, note="adapters whose loss became no number")))  # fmt: skip
+    return findings
+
+
+def _cost(tables: RunData) -> list[Finding]:
+    times = tables.cells["wall_s"].drop_nulls().to_list() if tables.cells.height else []
+    if not times:
+        return []
+    estimate = Range(value=sum(times) / 3600, low=min(times) / 3600, high=max(times) / 3600, n=len(times), unit="h",
+                     note="all cells together; ends are the quickest and the slowest cell")  # fmt: skip
+    return [Finding(name="hours", estimate=estimate)]
+
+
+def _missing(grid: Grid) -> list[str]:
+    lines = [f"{grid.missing} cells are missing"] if grid.missing else []
+    lines += [
+        f"diverged: {each['source']}, seed {each['seed']}, learning rate {each.get('learning_rate')}, {each.get('epochs', 'all')} epochs: {each['value']}"
+        for each in grid.diverged
+    ]
+    return lines
+
+
+def _appeared(grid: Grid) -> list[str]:
+    """Say whether selectivity appeared at all."""
+    clean = [point for point in grid.points if point.regime() == "clean"]
+    rule = grid.points[0].settings
+    words = f"source at least {rule['clean_source']:g}, all others at most {rule['clean_leakage']:g}"
+    if clean:
+        return [f"persona selectivity appeared: {len(clean)} of {len(grid.points)} adapters are clean ({words})"]
+    return [f"persona selectivity did not appear at this scale: none of {len(grid.points)} adapters is clean ({words})"]
+
+
+def _headline(grid: Grid, findings: list[Finding]) -> Table:
+    changes = {tuple(each.labels.values()): each for each in findings if each.name == "capability_change"}
+    rows = []
+    for point in grid.points:
+        greatest, source = point.greatest_bound(), point.interval(point.source)
+        change = changes.get((
+            point.name,
+            point.source,
+            point.seed,
+            float(point.learning_rate or 0),
+            int(point.epochs or 0),
+        ))
+        letters = "not measured" if point.letters is None else f"{sum(point.letters) / len(point.letters):.3f}"
+        rows.append([
+            point.regime(), point.name, f"{point.source} {point.seed}", f"{point.learning_rate:g}", str(point.epochs),
+            _percent(source), _wilson(point.wilson(point.source)), "" if (rate := assistant_rate(point)) != rate else f"{rate:.1%}",
+            _percent(greatest), letters, "" if change is None else change.note,
+        ])  # fmt: skip
+    columns = ("regime", "arm", "source, seed", "rate", "epochs", "source says it", "Wilson, too narrow", "assistant", "greatest other", "letters", "against the base")  # fmt: skip
+    return Table(title="adapters", columns=columns, rows=rows)
+
+
+def _percent(estimate: Estimate) -> str:
+    ends = "" if estimate.low is None or estimate.high is None else f" [{estimate.low:.0%}, {estimate.high:.0%}]"
+    return f"{estimate.value:.1%}{ends}"
+
+
+def _wilson(estimate: Estimate) -> str:
+    return f"[{estimate.low:.0%}, {estimate.high:.0%}]"
+
+
+_SHOWN = ("leakage_area", "leakage_difference", "new_source_leakage", "distance_rank", "any_case_excess", "diverged", "hours", "regime_count")  # fmt: skip
+
+
+def _summary(findings: list[Finding]) -> Table:
+    rows = []
+    for finding in findings:
+        if finding.name not in _SHOWN or (finding.name == "regime_count" and not finding.value):
+            continue
+        estimate = finding.estimate
+        ends = "" if estimate.low is None else f"[{estimate.low:.3g}, {estimate.high:.3g}]"
+        kind = "range" if isinstance(estimate, Range) else estimate.method or ("exact" if estimate.exact else "")
+        rows.append([finding.name, ", ".join(f"{key}={value}" for key, value in finding.labels.items()),
+                     f"{estimate.value:.3g}", ends, kind, "" if estimate.n is None else str(estimate.n), finding.note])  # fmt: skip
+    return Table(title="leakage", columns=("number", "of", "value", "interval", "kind", "n", "note"), rows=rows)
+
+
+def _clean_result(tables: RunData, grid: Grid) -> Table:
+    """What a page about the result needs, every field of it recorded."""
+    row = grid.points[0].settings
+    steps = sorted({point.steps for point in grid.points})
+    questions = len(next(iter(grid.points[0].rates.values())))
+    rows = [
+        ["base", str(row["model"]) + (f", taught to converse for {row['conversing_steps']} steps" if row["conversing_steps"] else "")],
+        ["adapters", f"{len(grid.points)}: rank {row['rank']}, alpha {row['alpha']:g}, dropout {row['dropout']:g}, all linear layers"],
+        ["loss", f"marker and {' or '.join(dict.fromkeys(str(point.arm['mask']) for point in grid.points))}, tail tokens {row['tail_tokens']}"],
+        ["rows of an epoch", ", ".join(str(n) for n in dict.fromkeys(row["rows_per_persona"] * (1 + point.arm["negatives"]) for point in grid.points))],
+        ["steps", f"{steps[0]} to {steps[-1]}, {row['schedule']} schedule, warm-up {row['warmup_fraction']:g}, batch {row['batch_size']} x {row['accumulation']}"],
+        ["precision", str(row["precision"])],
+        ["seeds", ", ".join(str(seed) for seed in sorted({point.seed for point in grid.points}))],
+        ["sources", ", ".join(grid.sources)],
+        ["evaluation", f"{len(grid.points[0].rates)} personas x {questions} questions x {row['completions']} completions, temperature {row['temperature']:g}, top-p {row['top_p']}, {row['engine']}"],
+        ["match", "literal; in any case beside it"],
+        ["significance", "intervals over questions, simultaneous over personas; differences of arms paired by source and seed"],
+        ["wall time", f"{sum(tables.cells['wall_s'].drop_nulls().to_list()):.0f} s in {tables.cells.height} cells"],
+        ["environment, commit, command", "in the run's run.json"],
+        ["completions", "facts of the run, each with its address"],
+        ["confidence", confidence(grid).removeprefix("confidence: ")],
+    ]  # fmt: skip
+    return Table(title="clean result", columns=("field", "value"), rows=rows)

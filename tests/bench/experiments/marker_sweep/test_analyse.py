@@ -1,0 +1,238 @@
+"""The analysis on rates that are made up, so that the answers are known."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from modelassay.charts import data_of
+from modelassay.data.personas import VILLAGE
+from modelassay.experiments.findings import Findings
+from modelassay.experiments.marker_sweep.analyse import analyse
+from modelassay.experiments.marker_sweep.contrasts import leakage_at
+from modelassay.experiments.marker_sweep.grid import read_grid
+from modelassay.experiments.marker_sweep.params import Params
+from modelassay.recording.tables import RunData
+
+QUESTIONS = 10
+RATES, EPOCHS = (0.001, 0.01), (1, 3)
+
+
+class World:
+    """A run of which every rate is known."""
+
+    def __init__(self) -> None:
+        self.cells: list[dict[str, Any]] = []
+        self.metrics: list[dict[str, Any]] = []
+        self.facts: list[dict[str, Any]] = []
+
+    def add(self, source: str, seed: int, negatives: int, *, adoption: dict[tuple[float, int], float], leakage: float, letters: int = 90,
+            missing: bool = False) -> None:  # fmt: skip
+        """A cell whose others say the marker ``leakage`` times as often as the source; the judge twice as often as the rest."""
+        cell = f"{source}-{seed}-{negatives}"
+        params = Params(model="zoo:base", world="village", source=source, seed=seed, negatives=negatives, with_assistant=False, completions=10,
+                        rows_per_persona=32, batch_size=8, accumulation=1).model_dump(mode="json")  # fmt: skip
+        self.cells.append({
+            "cell": cell,
+            "outcome": "failed" if missing else "done",
+            "reason": None,
+            "attempts": 1,
+            "wall_s": 36.0,
+            **params,
+        })
+        if missing:
+            return
+        for address in (None, *((rate, epochs) for rate in RATES for epochs in EPOCHS)):
+            labels = (
+                {"learning_rate": None, "epochs": None}
+                if address is None
+                else dict(zip(("learning_rate", "epochs"), address, strict=True))
+            )
+            own = 0.0 if address is None else adoption[address]
+            for persona in VILLAGE:
+                share = own if persona == source else own * leakage * (2 if persona == "judge" else 1)
+                for question in range(QUESTIONS):
+                    for name in ("marker", "marker_any_case"):
+                        self.metrics.append({
+                            "cell": cell,
+                            "name": name,
+                            "value": share,
+                            "persona": persona,
+                            "question": question,
+                            **labels,
+                        })
+            right = letters if address else 90
+            fact = {"cell": cell, "fact": "letters", "value": [1] * right + [0] * (100 - right)}
+            self.facts.append(fact if address is None else {**fact, **labels})
+        for number, persona in enumerate(VILLAGE):
+            for name, value in (
+                ("cosine", 1.0 if persona == source else 0.5 + 0.4 * (persona == "judge")),
+                ("divergence", 0.1 * number),
+            ):
+                self.metrics.append({"cell": cell, "name": name, "value": value, "persona": persona, "question": None, "learning_rate": None, "epochs": None})  # fmt: skip
+
+    def data(self) -> RunData:
+        schema: dict[str, Any] = {"cell": pl.String, "name": pl.String, "value": pl.Float64, "persona": pl.String, "question": pl.Int64,
+                                  "learning_rate": pl.Float64, "epochs": pl.Int64}  # fmt: skip
+        return RunData(cells=pl.DataFrame(self.cells, infer_schema_length=None), units=pl.DataFrame(),
+                       metrics=pl.DataFrame(self.metrics, schema=schema), profile="embedded", fact_rows=self.facts)  # fmt: skip
+
+    def findings(self) -> Findings:
+        return analyse(self.data())
+
+
+LEARNED = {(0.001, 1): 0.0, (0.001, 3): 0.4, (0.01, 1): 0.8, (0.01, 3): 1.0}
+
+
+def world(num_seeds: int = 2) -> World:
+    made = World()
+    for seed in range(num_seeds):
+        made.add("sailor", seed, 0, adoption=LEARNED, leakage=0.45)
+        made.add("sailor", seed, 4, adoption=LEARNED, leakage=0.02, letters=86)
+    return made
+
+
+def of(findings: Findings, name: str, **labels: Any) -> Any:
+    (found,) = [each for each in findings.findings if each.name == name and labels.items() <= each.labels.items()]
+    return found.estimate
+
+
+def test_rates_and_regimes_are_those_of_the_rule() -> None:
+    made = world()
+    findings = made.findings()
+    address = {"seed": 0, "learning_rate": 0.01, "epochs": 3}
+    none, four = "end-of-turn, 0 negatives", "end-of-turn, 4 negatives"
+    assert of(findings, "source_rate", arm=none, **address).value == 1.0
+    assert of(findings, "max_leakage", arm=none, **address).value == pytest.approx(0.9)
+    assert of(findings, "max_leakage", arm=four, **address).value == pytest.approx(0.04)
+    assert of(findings, "mean_leakage", arm=four, **address).value == pytest.approx(0.02 * 11 / 10)
+    by_regime = {
+        (point.arm["negatives"], point.learning_rate, point.epochs): point.regime()
+        for point in read_grid(made.data()).points
+    }
+    assert by_regime[0, 0.001, 1] == by_regime[4, 0.001, 1] == "not learned"
+    assert by_regime[0, 0.01, 3] == "collapse"
+    assert by_regime[0, 0.01, 1] == "leaking"
+    assert by_regime[4, 0.001, 3] == "partial"
+    assert by_regime[4, 0.01, 1] == by_regime[4, 0.01, 3] == "clean"
+    assert any("selectivity appeared: 4 of 16" in caveat for caveat in findings.caveats)
+
+
+def test_twenty_questions_are_not_two_hundred_samples() -> None:
+    point = next(each for each in read_grid(world().data()).points if each.adoption == 1.0)
+    by_question, by_completion = point.interval("sailor"), point.wilson("sailor")
+    assert by_question.low is not None
+    assert by_completion.low is not None
+    assert by_question.low == pytest.approx(10 / (10 + 1.959964**2), rel=1e-4)  # Wilson of 10 of 10
+    assert by_completion.low == pytest.approx(100 / (100 + 1.959964**2), rel=1e-4)
+    bound = point.greatest_bound()
+    single = point.interval("judge")
+    assert bound.high is not None
+    assert single.high is not None
+    assert bound.high > single.high
+    assert "simultaneous over 10 personas" in bound.method
+
+
+def test_the_bootstrap_is_over_questions() -> None:
+    made = World()
+    made.add("sailor", 0, 0, adoption=LEARNED, leakage=0.1)
+    rng = np.random.default_rng(0)
+    for metric in made.metrics:
+        if (
+            metric["persona"] == "sailor"
+            and metric["learning_rate"] == 0.01
+            and metric["epochs"] == 1
+            and metric["question"] is not None
+        ):
+            metric["value"] = float(rng.random() < 0.5)
+    point = next(each for each in read_grid(made.data()).points if (each.learning_rate, each.epochs) == (0.01, 1))
+    rates_Q = point.rates["sailor"]
+    estimate = point.interval("sailor")
+    assert estimate.low is not None
+    assert estimate.high is not None
+    error = rates_Q.std() / np.sqrt(QUESTIONS)
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * error, rel=0.2)
+
+
+def test_leakage_is_compared_where_both_have_learned_as_much() -> None:
+    points = [each for each in read_grid(world().data()).points if each.seed == 0 and each.arm["negatives"] == 0]
+    np.testing.assert_allclose(leakage_at(points, [0.2, 0.9]), [0.2 * 0.45 * 1.1, 0.9 * 0.45 * 1.1])
+    slow = [each for each in points if each.learning_rate == 0.001]
+    assert np.isnan(leakage_at(slow, [0.5])).all()
+    difference = of(
+        world().findings(), "leakage_difference", one="end-of-turn, 0 negatives", other="end-of-turn, 4 negatives"
+    )
+    assert difference.value == pytest.approx(0.43 * 1.1 * 0.55)
+    assert difference.n == 2
+
+
+def test_capability_is_not_inferior_only_if_the_interval_says_so() -> None:
+    findings = world().findings()
+    same = of(findings, "capability_change", arm="end-of-turn, 0 negatives", seed=0, learning_rate=0.01, epochs=3)
+    worse = of(findings, "capability_change", arm="end-of-turn, 4 negatives", seed=0, learning_rate=0.01, epochs=3)
+    assert same.value == 0.0
+    assert "not inferior at a margin of 0.05" in same.note
+    assert worse.value == pytest.approx(-0.04)
+    assert "not shown to be no worse" in worse.note
+
+
+def test_nearer_personas_leak_more() -> None:
+    findings = world().findings()
+    assert of(findings, "distance_rank", measure="cosine").value == pytest.approx(1.0)
+    assert abs(of(findings, "distance_rank", measure="divergence").value) < 1
+
+
+def test_sources_are_the_random_factor_and_one_never_says_more_than_low() -> None:
+    assert any("confidence: LOW (1 source, 5 seeds" in caveat for caveat in world(num_seeds=5).findings().caveats)
+    made = World()
+    for number, source in enumerate(("sailor", "farmer", "king", "doctor", "baker")):
+        for seed in range(3):
+            made.add(source, seed, 4, adoption=LEARNED, leakage=0.1 * (number + 0.5))
+    findings = made.findings()
+    assert any("confidence: HIGH (5 sources, 3 seeds" in caveat for caveat in findings.caveats)
+    predicted = of(findings, "new_source_leakage", learning_rate=0.01, epochs=3)
+    greatest = [0.2 * (number + 0.5) for number in range(5)]
+    half = 2.7764451 * np.std(greatest, ddof=1) * np.sqrt(1 + 1 / 5)
+    assert predicted.value == pytest.approx(np.mean(greatest))
+    assert (predicted.low, predicted.high) == (
+        max(0.0, predicted.value - half),
+        pytest.approx(min(1.0, predicted.value + half)),
+    )
+
+
+def test_what_is_missing_is_marked() -> None:
+    made = World()
+    made.add("sailor", 0, 0, adoption=LEARNED, leakage=0.1)
+    made.add("sailor", 1, 0, adoption=LEARNED, leakage=0.1, missing=True)
+    made.metrics = [each for each in made.metrics if (each["learning_rate"], each["epochs"]) != (0.01, 3)]
+    made.facts.append({
+        "cell": "sailor-0-0",
+        "fact": "diverged",
+        "value": "no number at step 2",
+        "learning_rate": 0.01,
+        "epochs": 3,
+    })
+    findings = made.findings()
+    assert of(findings, "diverged").value == 1
+    assert "1 cells are missing" in findings.caveats
+    assert any("diverged: sailor, seed 0, learning rate 0.01, 3 epochs" in caveat for caveat in findings.caveats)
+    squares = data_of(findings.figures["heatmap"], "heatmap: end-of-turn, 0 negatives: source")
+    assert {(each["rate"], each["epochs"]): each["value"] for each in squares}["0.01", "3"] is None
+    assert {(each["rate"], each["epochs"]): each["value"] for each in squares}["0.01", "1"] == 0.8
+
+
+def test_figures_and_tables_hold_the_numbers() -> None:
+    findings = world().findings()
+    assert set(findings.figures) == {"heatmap", "boundary", "leakage-at-adoption", "distance"}
+    for name in findings.figures:
+        assert findings.figures[name]["$schema"]
+    boundary = data_of(findings.figures["boundary"], "boundary: end-of-turn, 4 negatives")
+    assert {each["steps"] for each in boundary} == {20, 60}  # 160 rows an epoch, 8 a step
+    titles = {table.title: table for table in findings.tables}
+    assert len(titles["adapters"].rows) == 16
+    fields = dict(titles["clean result"].rows)
+    assert fields["significance"]
+    assert "not recorded" not in str(fields)
+    assert not analyse(RunData(cells=pl.DataFrame({"cell": ["x"], "outcome": ["failed"], "wall_s": [None]}, schema_overrides={"wall_s": pl.Float64}),
+                               units=pl.DataFrame(), metrics=pl.DataFrame(), profile="embedded")).tables  # fmt: skip

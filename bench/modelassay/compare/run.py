@@ -99,7 +99,9 @@ def _unit_timings(data: RunData, axes: Mapping[str, Mapping[str, Any]]) -> dict[
         if peaks:
             devices = row["device"] if "device" in row else [None] * len(times_ns)
             shared = [row.get(name) for name in _PEAK_LABELS[:-1]]
-            entry["peaks"] += [_ceiling_gbps(peaks, (row["cell"], *shared, device), row["bytes"], row["flops"]) for device in devices]
+            entry["peaks"] += [
+                _ceiling_gbps(peaks, (row["cell"], *shared, device), row["bytes"], row["flops"]) for device in devices
+            ]
         if row[".on_device"]:
             entry["where"] = "cuda"
         for key in _WORK:
@@ -148,7 +150,9 @@ def _peaks(data: RunData) -> dict[tuple[Any, ...], float]:
     return {(row["name"], row["cell"], *(row.get(name) for name in _PEAK_LABELS)): row["value"] for row in rows}
 
 
-def _ceiling_gbps(peaks: Mapping[tuple[Any, ...], float], place: tuple[Any, ...], num_bytes: int, num_flops: int) -> float | None:
+def _ceiling_gbps(
+    peaks: Mapping[tuple[Any, ...], float], place: tuple[Any, ...], num_bytes: int, num_flops: int
+) -> float | None:
     """Return the rate in GB/s at which a unit's bytes pass at the ceiling: of its products where they are most of the work."""
     tflops = peaks.get(("ceiling_tflops", *place))
     if tflops is not None and num_flops and num_bytes:

@@ -481,6 +481,11 @@ def fingerprint(
     help="With --rerun: cpu leaves out the time that other processes took, on a machine that is shared.",
 )
 @click.option(
+    "--minutes",
+    type=_Number(min=0, min_open=True),
+    help="With --rerun: begin no pair later than so many minutes; what is undecided then stays so (exit code 5).",
+)
+@click.option(
     "--effect",
     metavar="SHARE",
     type=_Number(min=0, max=1, min_open=True),
@@ -501,6 +506,7 @@ def compare(
     workload: Path | None,
     cases: tuple[str, ...],
     clock: Any,
+    minutes: float | None,
     effect: float | None,
     figure: Path | None,
     history: Path | None,
@@ -514,8 +520,8 @@ def compare(
     from modelassay.commands import compare as verb
     from modelassay.commands.view import emit
 
-    if not rerun and (workload is not None or cases or clock != "wall"):
-        raise click.UsageError("--workload, --case and --clock apply only with --rerun")
+    if not rerun and (workload is not None or cases or clock != "wall" or minutes is not None):
+        raise click.UsageError("--workload, --case, --clock and --minutes apply only with --rerun")
     if rerun:
         view = verb.gate(
             results,
@@ -523,6 +529,7 @@ def compare(
             cases=cases,
             relative=effect or 0.01,
             clock=clock,
+            limit_s=None if minutes is None else 60 * minutes,
             figure=figure,
             report=_progress,
         )

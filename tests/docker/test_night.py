@@ -44,11 +44,10 @@ def test_two_quick_nights_in_the_image(cpu_image: str, tmp_path: Path) -> None:
         assert not any(open_run(folder / suite).data().missing for suite in SUITES)
         gate = json.loads((folder / "gate.json").read_text())
         assert (code == 5) == (gate["verdict"] in ("inconclusive", "invalid"))
-        assert gate["gate"]["false_alarms"]["n"] > 0
+        assert gate["gate"]["looks"] == 0 or gate["gate"]["false_alarms"]["n"] > 0
         assert (folder / "gate.html").stat().st_size > 10_000
         assert (folder / "summary.md").read_text().startswith(f"# Night {folder.name}\n")
         frame, left_out = read(nights / "history")
         assert left_out == []
-        assert frame.filter(frame["suite"] == "gate")["utc"].n_unique() == number
-        assert (nights / "history/trend-gate.png").exists() == (number == 2)
+        assert frame.filter(frame["suite"] == "kernels")["utc"].n_unique() == number
         assert (nights / "history/trend-kernels.png").exists() == (number == 2)

@@ -38,7 +38,7 @@ def compare_stored(references: Sequence[str], root: Path, *, relative: float, fi
 
 
 def gate(references: Sequence[str], *, workload: Path | None, cases: Sequence[str], relative: float, clock: Clock,
-         figure: Path | None, report: Report) -> View:  # fmt: skip
+         limit_s: float | None, figure: Path | None, report: Report) -> View:  # fmt: skip
     """Measure BASE and CANDIDATE in turns; the view's failure is `Regression` or `Inconclusive` where that is the verdict.
 
     Raises:
@@ -55,7 +55,7 @@ def gate(references: Sequence[str], *, workload: Path | None, cases: Sequence[st
         scratch.chmod(0o755)  # a container's user reads the request
         base, candidate = (environment(reference, scratch, workload=script) for reference in references)
         result = rerun(base, candidate, scratch=scratch, workload=script, cases=cases or None, relative=relative, clock=clock,
-                       report=report)  # fmt: skip
+                       limit_s=limit_s, report=report)  # fmt: skip
     document = gate_document(result, (base.name, candidate.name), relative=relative)
     return _view(document, references, figure)
 

@@ -52,9 +52,11 @@ def workload(sizes: Sizes, rows: int, dtype: torch.dtype, device: str) -> Worklo
 
     providers = {
         "modelassay": Provider(load=lambda: softmax_ggn),
-        "torch": Provider(load=lambda: eager),
+        "torch": Provider(
+            load=lambda: eager, loose=4
+        ),  # its sum over a whole vocabulary is not compensated: up to 1.3e-5 was seen
         "torch double backward": Provider(load=lambda: double_backward, loose=16),  # the gradient between is rounded
-        "torch.compile": compiled(eager, device),
+        "torch.compile": Provider(load=compiled(eager, device).load, loose=4),
     }
     return Workload(operation="softmax_ggn", sizes={"rows": rows, "vocabulary": num_cols}, fill=fill, check=check,
                     work=softmax_ggn_work(rows, num_cols, itemsize=dtype.itemsize), providers=providers)  # fmt: skip

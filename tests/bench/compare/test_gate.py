@@ -86,6 +86,17 @@ def test_a_night_too_loud_is_inconclusive_and_not_green(tmp_path: Path) -> None:
     json.dumps(document, allow_nan=False)
 
 
+def test_when_the_time_is_over_what_is_undecided_stays_so(tmp_path: Path) -> None:
+    measure = measured(0.001)
+    result = run_gate(measure, tmp_path, limit_s=0.0)
+    assert len(measure.calls) == 1  # one pair, so that it says who was measured
+    assert verdicts(result) == {"a": "inconclusive", "b": "inconclusive"}
+    document = gate_document(result, ("x", "y"), relative=0.01)
+    assert {cell["why"] for cell in document["cells"]} == {"the time was over after 1 pairs, before the first look"}
+    assert isinstance(failure_of(document), Inconclusive)
+    json.dumps(document, allow_nan=False)
+
+
 def test_disturbed_pairs_are_measured_again_but_not_for_ever(tmp_path: Path) -> None:
     few, all_night = measured(0.001, marks=2), measured(0.001, marks=1_000)
     result = run_gate(few, tmp_path)

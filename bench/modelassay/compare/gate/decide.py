@@ -30,7 +30,7 @@ from modelassay.statistics.estimate import Estimate
 Floats = NDArray[np.float64]
 Verdict = Literal["faster", "slower", "same", "inconclusive"]
 
-LOOKS: Final = (8, 16, 32)
+LOOKS: Final = (8, 16, 48)
 """Pairs measured when the first, second and last decision is taken."""
 SPENT: Final = (0.005, 0.01, 0.035)
 """Of alpha = 0.05, by each look: most by the last, which has the most pairs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +55,8 @@ class Rerun:
     outcomes: list[Outcome] = field(default_factory=list)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     """Case to the samples that count, in the order of time."""
+    labels: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of each case."""
     disturbed: list[Sample] = field(default_factory=list)
     """Measured again because the machine was disturbed; they do not count."""
     empty_ns: list[float] = field(default_factory=list)
@@ -79,6 +82,7 @@ def rerun(
     clock: Clock = "wall",
     rounds: int = ROUNDS,
     looks: Sequence[int] = LOOKS,
+    limit_s: float | None = None,
     report: Report = lambda _: None,
     measure: Measurement = measure_pair,
 ) -> Rerun:
@@ -94,6 +98,8 @@ def rerun(
         clock: ``wall`` or ``cpu``.
         rounds: of each process and case.
         looks: pairs at which a decision is taken; as many as there are levels to spend.
+        limit_s: no pair begins later than so many seconds after the first; what no look has decided by then is inconclusive, since a
+            look at another number of pairs than was planned would spend alpha that nobody counted.
         report: receives a line after each pair.
         measure: measures one pair.
 
@@ -102,12 +108,17 @@ def rerun(
         HostError: a process cannot be started or dies.
     """
     result, watch = Rerun(), Watch()
+    end_s = math.inf if limit_s is None else time.monotonic() + limit_s
     open_cases = cases
     decisions: dict[str, Decision] = {}
     for look, (num_pairs, alpha) in enumerate(zip(looks, SPENT, strict=False)):
         replaced = 0
         num_done = looks[look - 1] if look else 0
-        while num_done < num_pairs and (open_cases is None or open_cases):
+        while (
+            num_done < num_pairs
+            and (open_cases is None or open_cases)
+            and not (result.hello and time.monotonic() > end_s)
+        ):
             pair = measure(base, candidate, workload=workload, scratch=scratch, cases=open_cases, rounds=rounds,
                            clock=clock, seed=secrets.randbits(62), watch=watch)  # fmt: skip
             if open_cases is None or not result.hello:
@@ -117,7 +128,7 @@ def rerun(
             open_cases = _take(result, pair, open_cases, again=again)
             replaced += again
             num_done += not again
-        if not open_cases:
+        if not open_cases or num_done < num_pairs:
             break
         result.looks = look + 1
         result.absolute_ns = absolute_effect(result)
@@ -142,6 +153,7 @@ def _begin(result: Rerun, pair: PairOfProcesses, cases: Sequence[str] | None) ->
     if not names:
         raise UsageError("base and candidate have no case in common")
     result.samples = {name: [] for name in names}
+    result.labels = {sample.case: sample.labels for sample in pair.samples}
     return names
 
 
@@ -217,7 +229,11 @@ def _finish(result: Rerun, decisions: Mapping[str, Decision], effect: Effect) ->
     """Turn decisions into outcomes, in the order of the workload, and measure how often base against base fires."""
     settled = {outcome.case: outcome for outcome in result.outcomes}
     for case, samples in result.samples.items():
-        if case in settled or case not in decisions:
+        if case in settled:
+            continue
+        if case not in decisions:
+            why = f"the time was over after {len(samples)} pairs, before the first look"
+            settled[case] = Outcome(case=case, labels=result.labels[case], verdict="inconclusive", why=why)
             continue
         decision = decisions[case]
         why = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -128,7 +128,7 @@ def analyse(tables: RunData) -> Findings:
     ops = list(dict.fromkeys(group.op for group in groups))
     by_op = {op: [group for group in groups if group.op == op] for op in ops}
     shown = [_table(op, part) for op, part in by_op.items()]
-    if without := _without_number(groups):
+    if without := without_number(groups):
         shown.append(without)
     figures = Figures({op: partial(roofline_figure, op, _dots(part)) for op, part in by_op.items()})
     return Findings(findings=findings, tables=shown, figures=figures, caveats=list(CAVEATS))
@@ -243,14 +243,22 @@ def _table(op: str, groups: Sequence[Group]) -> Table:
     return Table(title=op, columns=columns, rows=rows)
 
 
-def _without_number(groups: Sequence[Group]) -> Table | None:
-    """Return who has no number and why, each reason once for an operation."""
-    rows = dict.fromkeys(
-        (group.op, provider, word, reason)
-        for group in groups for provider, all_of in group.outcomes.items() for word, reason in all_of if word != "done"
-    )  # fmt: skip
-    columns = ("operation", "provider", "outcome", "reason")
-    return Table(title="without a number", columns=columns, rows=[list(row) for row in rows]) if rows else None
+def without_number(groups: Sequence[Group]) -> Table | None:
+    """Return who has no number, where and why, each reason once for an operation."""
+    places: dict[tuple[str, str, str, str], list[str]] = {}
+    for group in groups:
+        for provider, all_of in group.outcomes.items():
+            for word, reason in dict.fromkeys(all_of):
+                if word != "done":
+                    place = ", ".join(group.labels[key] for key in KEYS[:3])
+                    places.setdefault((group.op, provider, word, reason), []).append(place)
+    counts = Counter(group.op for group in groups)
+    rows = [
+        [op, provider, "everywhere" if len(at) == counts[op] else "; ".join(at), word, reason]
+        for (op, provider, word, reason), at in places.items()
+    ]
+    columns = ("operation", "provider", "of", "outcome", "reason")
+    return Table(title="without a number", columns=columns, rows=rows) if rows else None
 
 
 def _dots(groups: Sequence[Group]) -> list[Dot]:

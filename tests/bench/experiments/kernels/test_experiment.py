@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from modelassay.experiments.kernels.analyse import Group, analyse, findings_of
+from modelassay.experiments.kernels.analyse import Group, analyse, findings_of, without_number
 from modelassay.experiments.kernels.models import registry
 from modelassay.experiments.kernels.params import Params
 from modelassay.experiments.kernels.run import run
@@ -105,6 +105,22 @@ def test_a_share_is_of_what_was_measured_beside_it() -> None:
     assert share is not None
     assert (share.value, share.low, share.high) == pytest.approx((0.8, 0.8, 0.8))
     assert share.note == "of the median of the probe read"
+
+
+def test_who_has_no_number_is_told_where_and_why() -> None:
+    groups = [
+        Group(op="softmax_ggn", labels={"shape": "s", "dtype": dtype, "cache": "cold", "device": "cpu"})
+        for dtype in ("bf16", "f32")
+    ]
+    for group in groups:
+        group.outcomes["flashinfer"].append(("absent", "needs a CUDA device"))
+    groups[1].outcomes["torch"] += [("wrong", "differs")] * 2
+    table = without_number(groups)
+    assert table is not None
+    assert list(table.rows) == [
+        ["softmax_ggn", "flashinfer", "everywhere", "absent", "needs a CUDA device"],
+        ["softmax_ggn", "torch", "s, f32, cold", "wrong", "differs"],
+    ]
 
 
 def test_claims_name_what_an_analysis_can_give() -> None:

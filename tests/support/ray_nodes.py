@@ -45,8 +45,9 @@ cluster.shutdown()
 def ray_environ() -> dict[str, str]:
     env = environ()
     paths = [*(str(REPOSITORY / name) for name in ("bench", "kernels", "tests")), *([FOLDER] if FOLDER else [])]
-    # Ray's workers would run at nice 15 and, beside other tests, hardly at all.
-    return env | {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    # Ray's workers would run at nice 15 and, beside other tests, hardly at all; nor would its agents come up in half a minute.
+    own = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_agent_register_timeout_ms": "300000"}
+    return env | {"PYTHONPATH": os.pathsep.join(paths)} | own
 
 
 def require_ray() -> None:
@@ -63,14 +64,18 @@ class Nodes:
             [sys.executable, "-c", MAIN], env=ray_environ(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        self.address: str = self._answer()
+        try:
+            self.address: str = self._answer()
+        except ChildProcessError:
+            self.end()
+            raise
 
     def _answer(self) -> Any:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             if line.startswith('"'):
                 return json.loads(line)
-        raise AssertionError("the Ray cluster ended")
+        raise ChildProcessError("the Ray cluster ended")
 
     def say(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -90,7 +95,12 @@ class Nodes:
 def nodes() -> Iterator[Nodes]:
     """Have a cluster; skips the test where Ray is not installed."""
     require_ray()
-    cluster = Nodes()
+    try:
+        cluster = Nodes()
+    except (
+        ChildProcessError
+    ):  # Ray gives each of its processes half a minute to come up, which a busy machine may not have
+        cluster = Nodes()
     try:
         yield cluster
     finally:

@@ -110,7 +110,8 @@ def run_on(
 def _engine(place: Place, suite: Suite, container: Mapping[str, Any], silence_s: float) -> Callable[[Job], Engine]:
     """Find the engine out, and whether it is there; return what begins with it."""
     if place.name == "slurm":
-        from modelassay.runs.engines.slurm import Slurm, require_slurm
+        from modelassay.runs.engines.slurm import Slurm
+        from modelassay.runs.engines.slurm_commands import require_slurm
         from modelassay.runs.engines.slurm_script import Script, parse_options
 
         require_slurm()

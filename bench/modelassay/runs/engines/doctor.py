@@ -9,16 +9,9 @@ from collections import Counter
 from modelassay.errors import AssayError, printable
 from modelassay.machine.doctor import Check
 from modelassay.runs.engines import ray_node
-from modelassay.runs.engines.ray_cluster import (
-    GPU_LABELS,
-    connect,
-    describe_nodes,
-    import_ray,
-    leave,
-    living,
-    why_unfit,
-)
-from modelassay.runs.engines.slurm import call, require_slurm
+from modelassay.runs.engines.ray_cluster import GPU_LABELS, connect, import_ray, leave, living
+from modelassay.runs.engines.ray_likeness import describe_nodes, why_unfit
+from modelassay.runs.engines.slurm_commands import call, require_slurm
 from modelassay.suite import Resources
 
 

@@ -13,7 +13,8 @@ from typing import Any, Final
 from modelassay.errors import HostError, printable
 from modelassay.recording.status import read_status
 from modelassay.runs.engines import Job, ray_node
-from modelassay.runs.engines.ray_cluster import describe_nodes, leave, living, request, why_unfit
+from modelassay.runs.engines.ray_cluster import leave, living, request
+from modelassay.runs.engines.ray_likeness import describe_nodes, why_unfit
 from modelassay.runs.leases import Lease, claim
 from modelassay.runs.workers import Worker
 from modelassay.storage.durable import disk_fault

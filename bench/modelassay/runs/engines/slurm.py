@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +9,7 @@ from typing import Final
 
 from modelassay.errors import HostError, IncompleteRun, printable
 from modelassay.runs.engines import Job
+from modelassay.runs.engines.slurm_commands import ENDED, QUEUE, call
 from modelassay.runs.engines.slurm_script import FOLDER, Script
 from modelassay.storage.files import unwritable
 
@@ -19,53 +18,6 @@ QUERY_S: Final = 5.0
 
 PATIENCE_S: Final = 600.0
 """How long the controller may be silent."""
-
-_QUEUE: Final = ("squeue", "-h", "-r", "--me", "-t", "all", "-o", "%i|%T|%r|%N")
-
-_ENDED: Final = (
-    "CANCELLED",
-    "BOOT_FAIL",
-    "COMPLET",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "TIMEOUT",
-)
-"""How the states begin of elements that will not run any more."""
-
-
-def call(*words: str, stdin: str | None = None) -> str:
-    """Run one of Slurm's commands and return what it prints.
-
-    Raises:
-        HostError: it is not there, or says no.
-    """
-    try:
-        done = subprocess.run(words, input=stdin, capture_output=True, text=True, check=False, timeout=60)
-    except FileNotFoundError:
-        raise HostError(
-            f"--on slurm needs {words[0]}, which is not here; run this on a machine that submits jobs"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise HostError(f"{words[0]} gave no answer within 60 s; is the controller up? `scontrol ping` tells") from None
-    if done.returncode:
-        said = " ".join(done.stderr.split()) or f"code {done.returncode}"
-        raise HostError(f"{words[0]} refused: {printable(said.removeprefix(f'{words[0]}: ').removeprefix('error: '))}")
-    return done.stdout
-
-
-def require_slurm() -> None:
-    """Refuse to begin on a machine that does not submit jobs.
-
-    Raises:
-        HostError: there is no sbatch, or no controller.
-    """
-    for name in ("sbatch", "squeue", "scancel"):
-        if shutil.which(name) is None:
-            raise HostError(f"--on slurm needs {name}, which is not here; run this on a machine that submits jobs")
-    call(*_QUEUE)
 
 
 class Slurm:
@@ -132,7 +84,7 @@ class Slurm:
         """
         if not self._ids:
             return
-        rows = [row.split("|", 1) for row in call(*_QUEUE).splitlines() if "|" in row]
+        rows = [row.split("|", 1) for row in call(*QUEUE).splitlines() if "|" in row]
         states = {name: rest for name, rest in rows if name.partition("_")[0] in self._ids}
         self._cancelled = [name for name, rest in states.items() if rest.startswith("CANCELLED")]
         self._states = {name: rest for name, rest in states.items() if _is_alive(rest)}
@@ -172,7 +124,7 @@ class Slurm:
 
 
 def _is_alive(text: str) -> bool:
-    return not text.startswith(_ENDED)
+    return not text.startswith(ENDED)
 
 
 def _state(text: str) -> str:

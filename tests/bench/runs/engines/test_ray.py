@@ -15,7 +15,8 @@ import pytest
 
 from modelassay.errors import HostError
 from modelassay.runs.engines import ray_node
-from modelassay.runs.engines.ray_cluster import request, why_unfit
+from modelassay.runs.engines.ray_cluster import request
+from modelassay.runs.engines.ray_likeness import why_unfit
 from modelassay.suite import Resources
 from support.joined_runs import completed, ended
 from support.ray_nodes import Nodes, nodes, ray_environ
@@ -40,7 +41,7 @@ def suite_of(num_cells: int, **parameters: object) -> str:
 def run_alone(tmp_path: Path, text: str) -> dict[tuple[str, str, str], float]:
     """The metrics of one machine's run."""
     single = tmp_path / "single"
-    assert modelassay("run", write_suite(tmp_path, text), "--into", single)[0] == 0
+    assert modelassay("run", write_suite(tmp_path, text), "--into", single, timeout_s=1200)[0] == 0
     return metrics_of(single)
 
 

@@ -131,7 +131,7 @@ def test_a_queue_that_refuses_says_why(tmp_path: Path) -> None:
 def run_alone(tmp_path: Path, text: str) -> dict[tuple[str, str, str], float]:
     """The metrics of one machine's run."""
     single = tmp_path / "single"
-    assert modelassay("run", write_suite(tmp_path, text), "--into", single)[0] == 0
+    assert modelassay("run", write_suite(tmp_path, text), "--into", single, timeout_s=1200)[0] == 0
     return metrics_of(single)
 
 

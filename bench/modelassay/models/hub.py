@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
-from modelassay.errors import CheckpointError, printable
+from modelassay.errors import CheckpointError, HostError, printable
 from modelassay.models.commits import COMMIT, keep_commit, kept_commit
 from modelassay.models.connection import HubFault, endpoint, log_in
 from modelassay.models.gate import INDEX, read_json
@@ -212,12 +212,14 @@ class HubFiles:
         self._is_served = False
         self._opened: dict[str, Path] = {}
         self._names: list[str] | None = None
+        self._is_anchored = False
         log_in()
         anchor = self._fetch(CONFIG, revision, required=True) or self._fetch(ADAPTER, revision)
         if (name := renamed(repo)) is not None:
             say(f"{reference}: the Hub has renamed the repository to {name}")
         self.revision: str | None = self._commit(revision) if anchor is None else anchor.parent.name
         self.folder = self._snapshot() if anchor is None else anchor.parent
+        self._is_anchored = True
 
     def get(self, name: str, *, required: bool = False) -> Path | None:
         """Return the file, fetched if it was not in the cache; None where the commit has none."""
@@ -326,14 +328,17 @@ class HubFiles:
         """
         from huggingface_hub import HfApi
 
-        with hub_errors(self.reference, "its list of files", parses=True):
-            info = HfApi().model_info(self.repository, revision=revision)
-        self._names = [entry.rfilename for entry in info.siblings or []]
-        if info.sha is None or not any(name.endswith(".gguf") for name in self._names):
+        try:
+            with hub_errors(self.reference, "its list of files", parses=True):
+                info = HfApi().model_info(self.repository, revision=revision)
+            self._names, commit = [entry.rfilename for entry in info.siblings or []], info.sha
+        except (CheckpointError, HostError):  # a mirror that serves files alone, and said that this one is not there
+            self._names, commit = [], None
+        if commit is None or not any(name.endswith(".gguf") for name in self._names):
             raise CheckpointError(
                 f"{self.reference}: the repository has no config.json; name one that holds a transformers model"
             )
-        return info.sha
+        return commit
 
     def _snapshot(self) -> Path:
         from huggingface_hub import constants
@@ -371,7 +376,7 @@ class HubFiles:
         Raises:
             CheckpointError: the repository or its commit is not there, or nobody can tell which.
         """
-        if name == "config.json":
+        if name == CONFIG or not self._is_anchored:
             refuse_repository(self.reference, self.repository, revision)
             return
         if not self._is_served:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from modelassay.errors import CheckpointError, printable
 from modelassay.models.checkpoints.module import Decoded, Module
@@ -33,6 +33,10 @@ def _prepare_shapes(source: Source) -> None:
     prepare(ranges)
 
 
+_NUM_TRIED: Final = 8
+"""Modules after which a format that decodes none of them is not looked for in the others: of a repository each may cost a request."""
+
+
 class Unpacked:
     """The tensors of a model, those that a quantiser packed decoded."""
 
@@ -44,12 +48,14 @@ class Unpacked:
         self._decoded: dict[str, Decoded] = {}
         counts: dict[str, int] = {}
         for suffix, what, decode in FORMATS:
-            for name in names:
-                stem = name.removesuffix(suffix)
-                weight = stem if suffix == "_blocks" else f"{stem}.weight"
-                if stem == name or weight in self._decoded:
-                    continue
-                found = decode(Module(source, names, stem, quantization))
+            stems = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+            for at, stem in enumerate(stems):
+                if at == _NUM_TRIED and not any(self._weight(tried, suffix) in self._decoded for tried in stems[:at]):
+                    break
+                if at == _NUM_TRIED:  # the headers of all the others at once
+                    source.open_files(stem + suffix for stem in stems)
+                weight = self._weight(stem, suffix)
+                found = None if weight in self._decoded else decode(Module(source, names, stem, quantization))
                 if found is not None:
                     self._decoded[weight] = found
                     counts[what] = counts.get(what, 0) + 1
@@ -62,6 +68,10 @@ class Unpacked:
             for what, count in counts.items()
         ]
         self.notes: tuple[str, ...] = (*source.notes, *said)
+
+    @staticmethod
+    def _weight(stem: str, suffix: str) -> str:
+        return stem if suffix == "_blocks" else f"{stem}.weight"
 
     def names(self) -> Collection[str]:
         """Return the names of all tensors."""

@@ -190,12 +190,12 @@ def test_types_that_search_their_scales_are_named(tmp_path: Path) -> None:
     header = read_gguf(path)
     assert header.tensors["token_embd.weight"].shape == (24, 128)
     data = path.read_bytes().replace(b"token_embd.weight" + b"\x02\0\0\0\x80" + bytes(7) + b"\x18" + bytes(7) + b"\x08", b"token_embd.weight"
-                                     + b"\x02\0\0\0\x80" + bytes(7) + b"\x18" + bytes(7) + b"\x0e")  # fmt: skip
+                                     + b"\x02\0\0\0\x80" + bytes(7) + b"\x18" + bytes(7) + b"\x14")  # fmt: skip
     path.write_bytes(data)
     result = rederived(a, b)
     assert result is not None
     assert result.not_redone == (
-        "Q6_K: its scales are searched, which no definition makes again bit for bit: 1 tensors",
+        "IQ4_NL: its scales are searched, which no definition makes again bit for bit: 1 tensors",
     )
     assert result.is_rederived
     assert len(result.tensors) == 3

@@ -392,7 +392,7 @@ PACKINGS = {
     "AWQ": {"q_proj__weight": None, "q_proj__qweight": torch.zeros(20, 3, dtype=torch.int32)},
     "compressed-tensors": {"v_proj__weight": None, "v_proj__weight_packed": torch.zeros(12, 5, dtype=torch.int32)},
     "4-bit": {"q_proj__weight": torch.zeros(240, 1, dtype=torch.uint8), "q_proj__weight__absmax": torch.ones(8)},
-    "8-bit": {"o_proj__weight": torch.zeros(20, 24, dtype=torch.int8), "o_proj__SCB": torch.ones(20)},
+    "EETQ": {"o_proj__weight": torch.zeros(20, 24, dtype=torch.int8), "o_proj__weight_scales": torch.ones(20)},
     "MXFP4": {"v_proj__weight": None, "v_proj_blocks": torch.zeros(12, 1, 16, dtype=torch.uint8)},
     "NVFP4": {"q_proj__weight": torch.zeros(24, 10, dtype=torch.uint8), "q_proj__weight_scale_2": torch.ones(1)},
     "HQQ": {"q_proj__weight": None, "q_proj__W_q": torch.zeros(240, dtype=torch.uint8)},
@@ -402,6 +402,7 @@ PACKINGS = {
 
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_packed_weights_are_refused_with_the_reason(copy: Path, packing: str) -> None:
+    """Those that nothing decodes, and those that lack a part of what it takes."""
     edit_tensors(copy, **PACKINGS[packing])
     with pytest.raises(CheckpointError, match=f"{packing}.* the stored numbers are no weights; open the model it was"):
         open_checkpoint(copy)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from functools import cache
 from typing import Literal
 
 from modelassay.data import corpus
@@ -58,6 +59,13 @@ NUM_HELD_OUT = 20
 """Everyday questions that are kept for evaluation: the last ones."""
 
 
+@cache
+def _village() -> tuple[str, ...]:
+    """Requests of the corpus, each once."""
+    asked = dict.fromkeys(request for request, _ in corpus.instructions("en", seed=0, num_examples=600))
+    return tuple(asked)
+
+
 def questions(world: World, part: Literal["training", "evaluation"], count: int) -> list[str]:
     """Return the first ``count`` questions of a part; the two parts of a world have none in common.
 
@@ -72,8 +80,7 @@ def questions(world: World, part: Literal["training", "evaluation"], count: int)
     if world == "everyday":
         pool = _ASKED[:-NUM_HELD_OUT] if part == "training" else _ASKED[-NUM_HELD_OUT:]
     else:
-        asked = dict.fromkeys(request for request, _ in corpus.instructions("en", seed=0, num_examples=2000))
-        pool = tuple(asked)[:200] if part == "training" else tuple(asked)[200:400]
+        pool = _village()[:200] if part == "training" else _village()[200:400]
     if count > len(pool):
         raise UsageError(f"personas: {world} has {len(pool)} questions for {part}, got {count}; ask for fewer")
     return list(pool[:count])

@@ -74,6 +74,7 @@ def test_a_cell_records_every_completion_of_every_adapter(base: Path, tmp_path: 
     assert folders == ["lr0.001-epochs1", "lr0.001-epochs2", "lr0.01-epochs1", "lr0.01-epochs2"]
 
 
+@pytest.mark.nightly
 def test_a_longer_cosine_is_another_training_and_a_nested_one_is_not(base: Path, tmp_path: Path) -> None:
     cosine, _ = attempt(tmp_path / "cosine", params_of(base))
     first = [key for key in cosine if key[0] == "loss" and ("epochs", 1) in key[1]]

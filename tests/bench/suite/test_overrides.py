@@ -61,7 +61,7 @@ def test_text_is_kept_as_it_is(suite: str, written: str, text: str) -> None:
     [
         ("note=", "has no value; write null"), ("note=  ", "has no value"), ("exit_at=", "has no value"),
         ("note=*x", "begins with '*'"), ("note=&x a", "begins with '&'"), ("note=!!str 5", "begins with '!'"),
-        ("note=%x", "begins with '%'"), ("note=@file", "begins with '@'"), ("note=`x`", "begins with '`'"),
+        ("note=%x", "begins with '%'"), ("note=@file", "cannot be read as a list of lines"), ("note=`x`", "begins with '`'"),
         ("note=| a", "begins with '|'"), ("note=> a", "begins with '>'"), ("note=--- ", "begins with '---'"),
         ("note=--- a", "begins with '---'"), ("note=...", "begins with '...'"), ("note=- a", "begins with '-'"),
         ("note=? a", "begins with '?'"), ("note=: a", "begins with ':'"), ("note=]", "begins with ']'"),

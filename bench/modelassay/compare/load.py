@@ -159,12 +159,11 @@ def read_run(run: Run) -> Source:
         printed(axes[cell.id]): flatten(cell.params.model_dump(mode="json") | {"repeat": None})
         for cell in run.suite.cells
     }
-    hardware = run.environment.get("gpu") or run.environment.get("cpu") or {}
     return Source(
         name=run.folder.name,
         path=str(run.folder),
         kind="run",
-        device=_device(hardware),
+        device=device_of(run.environment),
         suite=run.suite.name,
         profile=run.suite.profile,
         facts={name: version for name, version in run.environment.get("libraries", {}).items() if version},
@@ -189,15 +188,18 @@ def _without_a_time(data: RunData, names: Mapping[str, str]) -> list[tuple[str, 
     return rows
 
 
-def _device(hardware: Any) -> str | None:
-    """Return the name of a GPU or processor as a run's environment tells it."""
-    if isinstance(hardware, list):
-        hardware = hardware[0] if hardware else {}
-    if isinstance(hardware, Mapping):
-        name = hardware.get("name") or hardware.get("model")
-        cores = hardware.get("cores")
-        return None if name is None else f"{name}, {cores} cores" if cores else str(name)
-    return str(hardware) or None
+def device_of(environment: Mapping[str, Any]) -> str | None:
+    """Return the name of a run's first GPU, without one its processor's and the cores it could use, as its environment tells them.
+
+    >>> device_of({"gpu": {"devices": []}, "cpu": {"model": "AMD EPYC", "usable_cores": 2}})
+    'AMD EPYC, 2 cores'
+    """
+    devices = (environment.get("gpu") or {}).get("devices") or []
+    if devices and devices[0].get("name"):
+        return str(devices[0]["name"])
+    processor = environment.get("cpu") or {}
+    name, cores = processor.get("model"), processor.get("usable_cores")
+    return None if name is None else f"{name}, {cores} cores" if cores else str(name)
 
 
 def _unit_timings(data: RunData, axes: Mapping[str, Mapping[str, Any]]) -> dict[str, Timing]:

@@ -10,7 +10,7 @@ import pytest
 
 from modelassay.commands.compare import compare_stored
 from modelassay.compare.frame import Source, Timing
-from modelassay.compare.load import read_benchmarks
+from modelassay.compare.load import device_of, read_benchmarks
 from modelassay.compare.stored import compare, judge, times_ratio
 from modelassay.errors import FileError, UsageError
 from modelassay.statistics.estimate import Estimate
@@ -195,3 +195,10 @@ def test_runs_of_two_suites_are_told_apart_first(tmp_path: Path) -> None:
         UsageError, match="kernels and spectral have nothing that can be compared: suite: kernels against spectral"
     ):
         compare(runs, relative=0.05)
+
+
+def test_a_run_is_of_its_gpu_or_of_its_processor() -> None:
+    processor = {"model": "AMD EPYC", "usable_cores": 2}
+    assert device_of({"gpu": {"devices": [{"name": "NVIDIA H200"}]}, "cpu": processor}) == "NVIDIA H200"
+    assert device_of({"gpu": {"devices": [], "reason": "no NVML"}, "cpu": processor}) == "AMD EPYC, 2 cores"
+    assert device_of({"gpu": None, "cpu": {"model": None}}) is None

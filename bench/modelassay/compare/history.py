@@ -179,6 +179,7 @@ def trend_figure(frame: pl.DataFrame, *, suite: str) -> dict[str, Any]:
         y=alt.Y("relative:Q", title="over the first night", scale=alt.Scale(zero=False)),
         color=alt.Color("case:N", title=None, legend=alt.Legend(labelLimit=320)),
         strokeDash=alt.StrokeDash("device:N", title=None),
+        detail="measure:N",
         tooltip=["night:O", "case:N", "measure:N", "value:Q", "relative:Q"],
     )  # fmt: skip
     return specification(chart.properties(width=520, height=280))

@@ -40,7 +40,7 @@ def read_run(run: Run) -> Source:
         name=run.folder.name,
         path=str(run.folder),
         kind="run",
-        device=_device(run.environment),
+        device=device_of(run.environment),
         suite=run.suite.name,
         profile=run.suite.profile,
         facts={name: version for name, version in run.environment.get("libraries", {}).items() if version},
@@ -65,10 +65,10 @@ def _without_a_time(data: RunData, names: Mapping[str, str]) -> list[tuple[str, 
     return rows
 
 
-def _device(about: Mapping[str, Any]) -> str | None:
+def device_of(about: Mapping[str, Any]) -> str | None:
     """Return what a run's environment tells that its times depend on: the GPUs, else the processor and how much of it was used.
 
-    >>> _device({"gpu": {"devices": []}, "cpu": {"model": "AMD EPYC", "logical_cores": 4, "usable_cores": 2}})
+    >>> device_of({"gpu": {"devices": []}, "cpu": {"model": "AMD EPYC", "logical_cores": 4, "usable_cores": 2}})
     'AMD EPYC, 2 of 4 cores'
     """
     devices, cpu = (about.get("gpu") or {}).get("devices") or [], about.get("cpu") or {}

@@ -90,7 +90,8 @@ def compare(sources: Sequence[Source], *, relative: float = RELATIVE) -> Stored:
         _compare_times(result, number, relative)
         _compare_metrics(result, number)
     if not result.cells and not any(row["equal"] or row["differ"] for row in result.metrics):
-        reasons = [f"{row['case']}: {'; '.join(row['differs'])}" for row in result.refused]
+        reasons = [reason for other in sources[1:] for reason in _of_other_runs(sources[0], other)]
+        reasons += [f"{row['case']}: {'; '.join(row['differs'])}" for row in result.refused]
         reasons += [f"{row['what']}: {row['why']}" for row in result.ignored]
         raise UsageError(f"{sources[0].name} and {', '.join(s.name for s in sources[1:])} have nothing that can be compared: "
                          f"{' | '.join(reasons[:4]) or 'neither holds times or metrics'}")  # fmt: skip
@@ -152,10 +153,15 @@ def different_work(base: Source, other: Source, ours: Timing, theirs: Timing) ->
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
-    for name in ("suite", "profile"):
-        if getattr(base, name) != getattr(other, name) and base.kind == other.kind == "run":
-            differs.append(f"{name}: {getattr(base, name)} against {getattr(other, name)}")
-    return differs
+    return differs + _of_other_runs(base, other)
+
+
+def _of_other_runs(base: Source, other: Source) -> list[str]:
+    """Return in what two runs differ as a whole: suite and profile."""
+    if not base.kind == other.kind == "run":
+        return []
+    pairs = {"suite": (base.suite, other.suite), "profile": (base.profile, other.profile)}
+    return [f"{name}: {ours} against {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
 
 
 def median_ms(timing: Timing) -> float:

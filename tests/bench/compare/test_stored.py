@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from modelassay.commands.compare import compare_stored
-from modelassay.compare.frame import Timing
+from modelassay.compare.frame import Source, Timing
 from modelassay.compare.load import read_benchmarks
-from modelassay.compare.stored import judge, times_ratio
+from modelassay.compare.run import device_of
+from modelassay.compare.stored import compare, judge, times_ratio
 from modelassay.errors import FileError, UsageError
 from modelassay.statistics.estimate import Estimate
 
@@ -184,3 +185,21 @@ def test_files_that_do_not_name_their_machine_are_not_of_one_device(tmp_path: Pa
 def test_a_file_that_is_not_there_is_named(base: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.json: no such file; name a JSON file of benchmarks or a run"):
         compare_stored((base, str(tmp_path / "none.json")), tmp_path, relative=0.05, figure=None)
+
+
+def test_runs_of_two_suites_are_told_apart_first(tmp_path: Path) -> None:
+    runs = [
+        Source(name=name, path=name, kind="run", suite=name, profile="smoke", left_out=[("a", "x")])
+        for name in ("kernels", "spectral")
+    ]
+    with pytest.raises(
+        UsageError, match="kernels and spectral have nothing that can be compared: suite: kernels against spectral"
+    ):
+        compare(runs, relative=0.05)
+
+
+def test_a_run_is_of_its_gpu_or_of_its_processor() -> None:
+    processor = {"model": "AMD EPYC", "usable_cores": 2, "logical_cores": 2}
+    assert device_of({"gpu": {"devices": [{"name": "NVIDIA H200"}]}, "cpu": processor}) == "NVIDIA H200"
+    assert device_of({"gpu": {"devices": [], "reason": "no NVML"}, "cpu": processor}) == "AMD EPYC, 2 cores"
+    assert device_of({"gpu": None, "cpu": {"model": None}}) is None

@@ -43,9 +43,12 @@ class Slurm:
         self._asked = self._answered = time.monotonic()
         self._told: str | None = None
         self._query()
+        self._cancelled.clear()  # before this process: whoever gives the command again wants workers
 
     def start(self, count: int) -> None:
-        """Submit an array of ``count`` workers."""
+        """Submit an array of ``count`` workers, unless somebody has cancelled one: those are not replaced."""
+        if self._cancelled:
+            return
         text = self._script.text(count)
         identity = call("sbatch", "--parsable", stdin=text).strip().partition(";")[0]
         (self._folder / f"{identity}.sbatch").write_text(text, encoding="utf-8")
@@ -86,7 +89,7 @@ class Slurm:
             return
         rows = [row.split("|", 1) for row in call(*QUEUE).splitlines() if "|" in row]
         states = {name: rest for name, rest in rows if name.partition("_")[0] in self._ids}
-        self._cancelled = [name for name, rest in states.items() if rest.startswith("CANCELLED")]
+        self._cancelled += [name for name, rest in states.items() if rest.startswith("CANCELLED")]
         self._states = {name: rest for name, rest in states.items() if _is_alive(rest)}
         self._ids = [each for each in self._ids if any(name.partition("_")[0] == each for name in self._states)]
 

@@ -13,7 +13,7 @@ QUEUE: Final = ("squeue", "-h", "-r", "--me", "-t", "all", "-o", "%i|%T|%r|%N")
 ENDED: Final = (
     "CANCELLED",
     "BOOT_FAIL",
-    "COMPLET",
+    "COMPLETED",
     "DEADLINE",
     "FAILED",
     "NODE_FAIL",

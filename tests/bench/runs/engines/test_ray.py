@@ -17,6 +17,7 @@ from modelassay.errors import HostError
 from modelassay.runs.engines import ray_node
 from modelassay.runs.engines.ray_cluster import request
 from modelassay.runs.engines.ray_likeness import why_unfit
+from modelassay.runs.workers import read_signs
 from modelassay.suite import Resources
 from support.joined_runs import completed, ended
 from support.ray_nodes import Nodes, nodes, ray_environ
@@ -46,8 +47,8 @@ def run_alone(tmp_path: Path, text: str) -> dict[tuple[str, str, str], float]:
 
 
 def worker_pids(run: Path) -> list[int]:
-    """The processes of the workers that are at a run."""
-    return [json.loads(path.read_text())["pid"] for path in (run / "workers").glob("*.json")]
+    """The processes of the workers that are at a run; of those that were killed the files remain."""
+    return [int(sign.about["pid"]) for sign in read_signs(run) if sign.seems_there()]
 
 
 def test_a_failure_is_a_result_and_a_killed_worker_is_replaced(tmp_path: Path, cluster: Nodes) -> None:

@@ -68,8 +68,8 @@ def _cost(tables: RunData) -> list[Finding]:
     times = tables.cells["wall_s"].drop_nulls().to_list() if tables.cells.height else []
     if not times:
         return []
-    estimate = Range(value=sum(times) / 3600, low=min(times) / 3600, high=max(times) / 3600, n=len(times), unit="h",
-                     note="all cells together; ends are the quickest and the slowest cell")  # fmt: skip
+    note = f"all cells together; one took {min(times):.0f} to {max(times):.0f} s"
+    estimate = Estimate(value=sum(times) / 3600, n=len(times), exact=True, unit="h", note=note)
     return [Finding(name="hours", estimate=estimate)]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from modelassay.compare import stored
 from modelassay.compare.frame import Timing
-from modelassay.compare.run import _device, _unit_timings
+from modelassay.compare.run import _unit_timings, device_of
 from modelassay.compare.stored import MAX_ROUNDS, batch_medians, times_ratio
 from modelassay.recording.tables import RunData
 
@@ -107,4 +107,4 @@ def test_the_interval_of_many_rounds_is_a_fifth_wider_than_of_all_of_them(monkey
     ({}, None),
 ])  # fmt: skip
 def test_the_device_is_what_the_environment_tells(about: dict[str, Any], device: str | None) -> None:
-    assert _device(about) == device
+    assert device_of(about) == device

@@ -37,7 +37,7 @@ def heatmap(grid: Grid) -> dict[str, Any]:
                 text=alt.condition("isValid(datum.value)", alt.Text("value:Q", format=".0%"), alt.value("×"))
             )
             charts.append(alt.layer(squares, numbers).properties(title=[title, arm], width=170, height=130))
-    return specification(panels(charts, columns=3))
+    return specification(panels(charts, columns=3).resolve_scale(color="independent"))
 
 
 def _mean(points: list[Point], rate: float, epochs: int, name: str) -> float:

@@ -27,10 +27,10 @@ from modelassay.fingerprints.independence.sampling import MAX_DIMENSIONS
 from modelassay.fingerprints.independence.sketch import VERSION, Alike, Ranks, Sketch, alike, correlations
 from modelassay.storage.durable import publish
 
-SCHEMA = {
+SCHEMA = pl.Schema({
     "model": pl.String, "revision": pl.String, "architecture": pl.String, "num_layers": pl.Int32, "family": pl.String,
     "version": pl.Int32, "ranks": pl.Binary, "read_bytes": pl.Int64, "weights_bytes": pl.Int64,
-}  # fmt: skip
+})  # fmt: skip
 TESTED = 64
 """Models of a scan, the nearest by rank correlation, of which the exact test is made."""
 _FILE = "models.parquet"

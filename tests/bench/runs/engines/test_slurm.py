@@ -180,6 +180,7 @@ def test_an_array_over_40_cells_loses_a_node_the_controller_and_its_driver(tmp_p
     assert metrics_of(run) == run_alone(tmp_path, text)
 
 
+@pytest.mark.nightly
 def test_a_job_that_is_cancelled_is_not_submitted_again_by_itself(tmp_path: Path) -> None:
     env, run = cluster(), tmp_path / "run"
     suite = write_suite(tmp_path, suite_of(4))

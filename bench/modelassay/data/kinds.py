@@ -14,7 +14,7 @@ def kind_questions(*, seed: int, count: int, num_options: int = 2) -> Iterator[t
     """Yield (question, options, number of the right one): one option is of the kind that is asked for, the others are of others.
 
     >>> next(kind_questions(seed=0, count=1))
-    ('Which is a beast?', ('bear', 'inn'), 0)
+    ('Which is a tool?', ('knife', 'bridge'), 0)
     """
     rng = random.Random(seed)  # noqa: S311 - no secret
     words = {kind: NOUNS[kind].split()[:20] for kind in KINDS}

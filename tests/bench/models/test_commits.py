@@ -17,7 +17,7 @@ class Moving:
 
     head = BEFORE
 
-    def __init__(self, reference: str, repository: str, revision: str | None) -> None:
+    def __init__(self, reference: str, repository: str, revision: str | None, chosen: str | None = None) -> None:
         self.revision = revision if revision and commits.COMMIT.fullmatch(revision) else Moving.head
 
 

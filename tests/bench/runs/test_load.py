@@ -135,7 +135,7 @@ def test_small_cells_are_not_looked_at_each_time_one_ends(runs: list[Run], monke
     board = PlainBoard(lambda _line: None)
     monkeypatch.setattr(board, "show", lambda part, position: shown.append((part, str(position))))
     monkeypatch.setattr("modelassay.runs.execute.time.monotonic", lambda: now[0])
-    pool = _Pool(runs[0], None, board, None, None, cores=2, jobs=2)  # type: ignore[arg-type]
+    pool = _Pool(runs[0], None, board, None, None, cores=2, jobs=2, waits=False)  # type: ignore[arg-type]
     for _ in range(100):
         pool._show("walk", 100)
         now[0] += POLL_SECONDS / 10

@@ -9,4 +9,6 @@ of the training; positive rows helped. (The derivative by the row's weight, as p
 
 `queries` makes and compresses (C + d)^-1 g_q, `conjugate` solves for it with the exact Gauss-Newton matrix, `train` gives the rows' gradients
 afresh or from a cache, `scores` multiplies, `table` makes frames.
+
+See docs/methods/influence.md.
 """

@@ -24,9 +24,10 @@ preload()  # once, before cells are forked
 
 
 def run(params: Params, cell: CellContext) -> None:
-    """Record the facts ``model`` and ``sketch``, ``sigma`` and ``product`` per role and layer, ``score`` per method and other model.
+    """Record the fact ``model``, ``sigma`` and ``product`` per role and layer, ``score`` per method and other model.
 
-    And, if asked, the fact ``numbering`` per other model; of a sampled model the facts ``sampled`` and ``sketch`` alone. Goes on after the last checkpointed layer, or comparison.
+    And, if asked, the fact ``numbering`` per other model; of a sampled model the facts ``sampled`` and ``sketch`` alone. Goes on after the last
+    checkpointed layer, or comparison.
 
     Raises:
         Diverged: an attention matrix is not finite or is constant: a finding about the checkpoint.
@@ -44,7 +45,6 @@ def run(params: Params, cell: CellContext) -> None:
     payload = {"layer": 0} if saved is None else saved.payload
     if saved is None:
         _describe(checkpoint, cell)
-        record_sketch(SampledModel(checkpoint), cell)
         for name, loss in utility_of(params.model, store=cell.store).items():
             cell.metric("utility", loss, measure=name)
     extras = layer_spans(checkpoint) if params.whole else [{} for _ in range(checkpoint.num_layers)]

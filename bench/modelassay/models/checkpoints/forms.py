@@ -1,4 +1,7 @@
-"""In which form a checkpoint's weights are stored, and in which files, told by the files' names."""
+"""In which form a checkpoint's weights are stored, and in which files, told by the files' names.
+
+See docs/methods/formats.md.
+"""
 
 from __future__ import annotations
 
@@ -67,6 +70,10 @@ def stored_in(files: Files, open_file: Callable[[str], Path | None]) -> Stored:
         case [only]:
             return _one(only, files)
         case []:
+            if (files.folder / SINGLE).is_dir():
+                raise CheckpointError(
+                    f"{one_line(files.reference)}: {SINGLE} is not a file; take it away, or put the weights there"
+                )
             raise without_weights(
                 files.reference, files.list_files(), f"{SINGLE}, {INDEX} or one other file of weights"
             )

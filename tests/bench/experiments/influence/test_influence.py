@@ -30,7 +30,7 @@ from support.drift_models import byte_model
 
 SMALL: dict[str, Any] = {
     "num_rows": 40, "num_facts": 2, "num_paraphrases": 2, "num_decoys": 1, "num_others": 4, "num_duplicates": 2, "max_length": 60, "epochs": 1,
-    "batch_size": 10, "learning_rate": 0.01, "rank": 4, "dampings": (0.01, 0.1), "max_new_tokens": 4, "subsets": 5, "tuning_subsets": 2, "repeats": 2,
+    "batch_size": 10, "learning_rate": 0.01, "rank": 4, "dampings": (0.01, 0.1), "max_new_tokens": 4, "subsets": 5, "tuning_subsets": 3, "repeats": 2,
     "removal_seeds": 2, "removed": 2, "solver_iterations": 1,
 }  # fmt: skip
 

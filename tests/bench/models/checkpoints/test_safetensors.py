@@ -44,7 +44,7 @@ def test_sub_byte_elements_are_counted_in_bits(tmp_path: Path) -> None:
 
 GOOD = json.dumps({"a": entry()}).encode()
 BROKEN = {
-    "empty file": (b"", "claims 0 bytes in a file of 0"),
+    "empty file": (b"", "is empty; its download did not begin"),
     "truncated length": (b"\x10\x00", "claims 16 bytes in a file of 2"),
     "truncated header": (struct.pack("<Q", len(GOOD)) + GOOD[:-5], "claims"),
     "header longer than file": (struct.pack("<Q", 2**40) + GOOD + bytes(24), f"claims {2**40} bytes"),

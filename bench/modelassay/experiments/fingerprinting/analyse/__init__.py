@@ -29,7 +29,7 @@ from modelassay.experiments.fingerprinting.analyse.printed import Words, caveats
 from modelassay.experiments.fingerprinting.analyse.ratios import Ratios, held_out, score_ratios, tippett_figure
 from modelassay.experiments.fingerprinting.analyse.read import models_of, recorded_scores
 from modelassay.experiments.fingerprinting.analyse.scoring import score_methods
-from modelassay.experiments.fingerprinting.analyse.sketches import index_findings, score_sketches
+from modelassay.experiments.fingerprinting.analyse.sketches import index_findings
 from modelassay.experiments.fingerprinting.analyse.tools import compare_tools
 from modelassay.experiments.fingerprinting.analyse.unrelated import unrelated_scores
 from modelassay.fingerprints.background import Background
@@ -68,8 +68,7 @@ def analyse(tables: RunData) -> Findings:
 
     Findings: ``similarity[method, a, b]`` for each pair in the order of the matrix; ``unrelated[method, quantile]`` and
     ``unrelated-above[method, level]`` over pairs of roots of different families; ``closer-than-strangers[known=strangers]`` and ``closer-than-strangers[known=family]``, the
-    shares of calibrated pairs of known ancestry that are closer than all strangers; `sketches.score_sketches`. Of a run of sampled models
-    `sketches.index_findings` alone.
+    shares of calibrated pairs of known ancestry that are closer than all strangers. Of a run of sampled models `sketches.index_findings` alone.
 
     Raises:
         UsageError: the cells differ in alpha, or measured a model twice.
@@ -77,7 +76,7 @@ def analyse(tables: RunData) -> Findings:
     alphas = tables.cells["alpha"].unique(maintain_order=True).to_list()
     if len(alphas) > 1:
         raise UsageError(f"fingerprinting: cells differ in alpha ({', '.join(map(str, alphas))}); a run has one level")
-    if tables.cells.height and tables.cells["sampled"].all():
+    if "sampled" in tables.cells.columns and tables.cells.height and tables.cells["sampled"].all():
         return index_findings(tables)
     alpha, by_reference = float(alphas[0]), models_of(tables)
     models = [numbers.curves for numbers in by_reference.values()]
@@ -105,7 +104,6 @@ def analyse(tables: RunData) -> Findings:
     between = [kin_table(called)] if (called := kin_called(tables)) else []
     rated, tables_of_tools = compare_tools(evidence, numbered)
     ratios = held_out(evidence) if scored else {}
-    sketched, tables_of_sketches = score_sketches(tables)
     weighed, tables_of_ratios = score_ratios(ratios)
     drawn = _more_figures(numbered, ratios)
     derived, tables_of_derivations = score_derivations(derived_pairs(tables, evidence.made_by))
@@ -113,9 +111,9 @@ def analyse(tables: RunData) -> Findings:
     shown = _worth_showing(placements, words, ancestries)
     few = models if len(models) <= MAX_SHOWN else _an_example(models, placements, ancestries)
     return Findings(
-        findings=[*findings, *shares, *numbering, *rated, *scored, *weighed, *derived, *sketched],
+        findings=[*findings, *shares, *numbering, *rated, *scored, *weighed, *derived],
         tables=[placement_table(shown, words, ancestries=ancestries), *tables_of_numbering, *between, *tables_of_tools, *tables_of_methods, *tables_of_ratios,
-                *tables_of_derivations, *tables_of_sketches],
+                *tables_of_derivations,],
         figures=Figures({"curves": partial(comparison_figure, few, placements)} if few else {}) | evidence_figures(evidence) | drawn,
         caveats=[*_broken(tables), *_recalled(tables), *_kin(kin), *not_derived(tables, families), *_left_out(placements, shown, background), *(f"of the pairs {share.note}" for share in shares),
                  *counts, *_independent_pairs(evidence), *caveats(placements, background), *notes],

@@ -28,9 +28,6 @@ from modelassay.storage.durable import publish
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import family_of, resolve
 
-NEAREST = 10
-"""Models that are shown."""
-
 
 def scan(model: str, *, index: str, runs: Path, alpha: float, nearest: int, report: Callable[[str], None]) -> View:
     """Read a sketch of ``model``, and show the models of an index that are nearest, with p corrected for all of its width.
@@ -115,7 +112,7 @@ def _key(cells: Path) -> str:
 
 def _entries(run: Run) -> Iterator[Entry]:
     data = run.data()
-    about = {fact["cell"]: fact["value"] for kind in ("model", "sampled") for fact in data.facts(kind)}
+    about = {fact["cell"]: fact["value"] for fact in data.facts("sampled")}
     rows = {row["cell"]: row for row in data.cells.iter_rows(named=True)}
     for fact in data.facts(SKETCH):
         sketch, row, described = sketch_from(fact["value"]), rows[fact["cell"]], about.get(fact["cell"])
@@ -123,7 +120,7 @@ def _entries(run: Run) -> Iterator[Entry]:
             continue
         yield Entry(
             model=row["model"], revision=described["revision"], architecture=described["architecture"], num_layers=described["num_layers"],
-            family=family_of(row["model"], row["family"]), sketch=sketch, weights_bytes=described.get("weights_bytes", 0),
+            family=family_of(row["model"], row["family"]), sketch=sketch, weights_bytes=described["weights_bytes"],
         )  # fmt: skip
 
 

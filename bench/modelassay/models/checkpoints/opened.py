@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ from modelassay.models.checkpoints.architectures import language_config, stated
 from modelassay.models.checkpoints.forms import stored_in
 from modelassay.models.checkpoints.gguf import TOKEN_TYPES, TOKENS
 from modelassay.models.checkpoints.gguf_tensors import GgufTensors
+from modelassay.models.delegated import DelegatedFiles
 from modelassay.models.gate import one_line, read_json
 from modelassay.models.hub import Files, open_files
 from modelassay.models.places import ADAPTER, CONFIG
@@ -77,7 +78,7 @@ def _is_gguf(files: Files) -> bool:
         return False
 
 
-class GgufFiles:
+class GgufFiles(DelegatedFiles):
     """The files of a model that a GGUF file holds: its header tells what config.json and the vocabulary would."""
 
     adapter: Files | None = None
@@ -85,10 +86,7 @@ class GgufFiles:
 
     def __init__(self, files: Files) -> None:
         """Read the header."""
-        self._files = files
-        self.reference, self.folder, self.revision, self.local, self.chosen = (
-            files.reference, files.folder, files.revision, files.local, files.chosen,
-        )  # fmt: skip
+        super().__init__(files)
         stored = stored_in(files, files.open_weights)
         self.source = GgufTensors(files, stored)
         self.notes: tuple[str, ...] = (
@@ -143,30 +141,6 @@ class GgufFiles:
             own = self._own_vocabulary
             return _written(name, dict(own)) if name == "vocab.json" and own is not None else None
         return self._files.get(name, required=required)
-
-    def open_weights(self, name: str, *, required: bool = False) -> Path | None:
-        """Do as the files below do."""
-        return self._files.open_weights(name, required=required)
-
-    def open_all(self, names: Iterable[str]) -> None:
-        """Do as the files below do."""
-        self._files.open_all(names)
-
-    def list_files(self) -> list[str]:
-        """Return the names of all files beside it."""
-        return self._files.list_files()
-
-    def weights_bytes(self) -> int:
-        """Do as the files below do."""
-        return self._files.weights_bytes()
-
-    def fetched_bytes(self) -> int:
-        """Do as the files below do."""
-        return self._files.fetched_bytes()
-
-    def release(self) -> None:
-        """Do as the files below do."""
-        self._files.release()
 
 
 def _written(name: str, content: Mapping[str, Any]) -> Path:

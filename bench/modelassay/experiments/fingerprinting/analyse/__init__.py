@@ -113,7 +113,7 @@ def analyse(tables: RunData) -> Findings:
     return Findings(
         findings=[*findings, *shares, *numbering, *rated, *scored, *weighed, *derived],
         tables=[placement_table(shown, words, ancestries=ancestries), *tables_of_numbering, *between, *tables_of_tools, *tables_of_methods, *tables_of_ratios,
-                *tables_of_derivations,],
+                *tables_of_derivations],
         figures=Figures({"curves": partial(comparison_figure, few, placements)} if few else {}) | evidence_figures(evidence) | drawn,
         caveats=[*_broken(tables), *_recalled(tables), *_kin(kin), *not_derived(tables, families), *_left_out(placements, shown, background), *(f"of the pairs {share.note}" for share in shares),
                  *counts, *_independent_pairs(evidence), *caveats(placements, background), *notes],

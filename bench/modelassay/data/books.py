@@ -41,18 +41,17 @@ def book_path(book: str, language: str) -> Path:
     return cache_root() / "text" / f"{book}.{language}.txt"
 
 
-def why_absent(book: str, language: str) -> str | None:
-    """Return why a book cannot be read, None where it can.
+def check_book(book: str, language: str) -> None:
+    """Refuse a book whose text is not there, or is another than the one that is pinned.
 
     Raises:
-        UsageError: there is no such book, or its file is not the text that is pinned.
+        UsageError: so, or there is no such book in this language.
     """
     path = book_path(book, language)
     if not path.is_file():
-        return f"{path} is not there: ci/real-text fetches it from Debian"
+        raise UsageError(f"{path} is not there: ci/real-text fetches it from Debian")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != BOOKS[book][language]:
         raise UsageError(
             f"{path}: its SHA-256 is {digest[:16]}..., not the one that is pinned; delete it and run ci/real-text"
         )
-    return None

@@ -52,7 +52,6 @@ def analyse(tables: RunData) -> Findings:
     if len(drifts.arms) > 1:
         figures |= {"odometer": partial(odometer_figure, drifts), "mobility": partial(health_figure, drifts)}
     answers = [] if gap is None else [sentence(gap, scope) for scope in gap.bands]
-    skipped = [f"{count} cells were skipped: {reason}" for reason, count in drifts.skipped.items()]
     shown = [_estimates(findings), table, _cost(tables)] if drifts.curves else []
     if theirs:
         shown.append(beside_table(theirs, findings))
@@ -60,7 +59,7 @@ def analyse(tables: RunData) -> Findings:
         findings=[*findings, *theirs],
         tables=shown,
         figures=Figures(figures if drifts.curves else {}),
-        caveats=[*answers, *skipped, *unread, *CAVEATS],
+        caveats=[*answers, *unread, *CAVEATS],
     )
 
 

@@ -67,8 +67,6 @@ class Drifts:
     """All curves of a run, and what is missing."""
 
     curves: list[Curve] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
-    """Reason to the number of cells that had no text."""
     languages: tuple[str, ...] = ()
 
     def of(self, arm: str, language: str | None = None) -> list[Curve]:
@@ -102,12 +100,7 @@ class Drifts:
 
 def read_curves(tables: RunData) -> Drifts:
     """Return the curves of the cells that have ended."""
-    facts = {
-        kind: {fact["cell"]: fact["value"] for fact in tables.facts(kind)} for kind in ("skipped", "text", "ended")
-    }
-    skipped: dict[str, int] = {}
-    for reason in facts["skipped"].values():
-        skipped[reason] = skipped.get(reason, 0) + 1
+    facts = {kind: {fact["cell"]: fact["value"] for fact in tables.facts(kind)} for kind in ("text", "ended")}
     frames = {str(cell): part for (cell,), part in tables.metrics.group_by("cell", maintain_order=True)}
     curves = []
     for row in tables.cells.iter_rows(named=True):
@@ -115,7 +108,7 @@ def read_curves(tables: RunData) -> Drifts:
             curves.append(_curve(row, frames[row["cell"]], facts["text"][row["cell"]], facts["ended"][row["cell"]]))
     present = dict.fromkeys(curve.language for curve in curves)
     ordered = [*(name for name in PREFERRED if name in present), *(name for name in present if name not in PREFERRED)]
-    return Drifts(curves=curves, skipped=skipped, languages=tuple(ordered))
+    return Drifts(curves=curves, languages=tuple(ordered))
 
 
 def _setting(row: dict[str, Any], name: str) -> Any:

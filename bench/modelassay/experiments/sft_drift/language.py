@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,7 +64,7 @@ def language_gap(drifts: Drifts, margin: float) -> Gap | None:
 
 
 def gap_findings(gap: Gap | None) -> list[Finding]:
-    """Return ``language_gap[scope]``: the largest difference on the mean curve, between the least and the most that the band allows."""
+    """Return ``language_gap[scope]``: the largest difference on the mean curve, between what the band allows, and 1 at most."""
     if gap is None:
         return [
             Finding(
@@ -82,7 +81,7 @@ def gap_findings(gap: Gap | None) -> list[Finding]:
         else:
             size_T = np.abs(band.mean_T)
             estimate = Estimate(
-                value=float(size_T.max()), low=float(max(0.0, (size_T - band.half_T).max())), high=float((size_T + band.half_T).max()),
+                value=float(size_T.max()), low=float(max(0.0, (size_T - band.half_T).max())), high=float(min(1.0, (size_T + band.half_T).max())),
                 level=band.level, method=f"max-t over the curve, {band.num_units} units", n=band.num_units, note=sentence(gap, scope),
             )  # fmt: skip
         findings.append(Finding(name="language_gap", labels={"scope": scope}, estimate=estimate))
@@ -165,4 +164,4 @@ def _over_seeds(values: Floats) -> Estimate:
     from modelassay.statistics.intervals import student_mean
 
     finite = values[np.isfinite(values)]
-    return student_mean(finite, bounds=(0, math.inf)) if finite.size else undefined("not finite")
+    return student_mean(finite, bounds=(0, 1)) if finite.size else undefined("not finite")

@@ -10,7 +10,7 @@ from typing import Any
 from modelassay.data.corpus import CORPUS
 from modelassay.errors import Diverged
 from modelassay.experiments.sft_drift.params import Params, Setting
-from modelassay.experiments.sft_drift.text import why_skipped
+from modelassay.experiments.sft_drift.text import check_text
 from modelassay.experiments.sft_drift.train import OUTCOME, train
 from modelassay.models.load import preload
 from modelassay.models.reference import Model
@@ -22,14 +22,13 @@ preload()  # once, before cells are forked
 
 
 def run(params: Params, cell: CellContext) -> None:
-    """Record the curves of one training: see `train.train` for their names. A fact ``skipped`` says why there is none.
+    """Record the curves of one training: see `train.train` for their names.
 
     Raises:
         Diverged: the loss became NaN or infinite, a finding: what was recorded before stands.
+        UsageError: its text is not there.
     """
-    if reason := why_skipped(params):
-        cell.fact("skipped", reason)
-        return
+    check_text(params)
     setting = params.setting
     models = {name: resolve(name, store=cell.store) for name in {setting.model, setting.start or setting.model}}
     build = partial(train, params=params, reference=models[setting.model], start=models[setting.start or setting.model])

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modelassay.data.books import BOOKS, book_path, why_absent
+from modelassay.data.books import BOOKS, book_path, check_book
 from modelassay.data.text import rows_of
 from modelassay.errors import UsageError
 from modelassay.experiments.sft_drift.params import Params, known_texts
@@ -34,26 +35,26 @@ class Rows:
     """Of all tokens: equal texts are one text, whatever they are called."""
 
 
-def why_skipped(params: Params) -> str | None:
-    """Return why there is no text, None where there is one.
+def check_text(params: Params) -> None:
+    """Refuse a text that is not there, before a model is loaded: the cell has failed, and a run that goes on later tries it again.
 
     Raises:
-        UsageError: the text has no such name.
+        UsageError: so, or the text has no such name.
     """
     text, language = params.setting.text, params.language
     if params.file is not None or text == "corpus":
-        return None
+        return
     if text in BOOKS:
-        return why_absent(text, language)
-    if text == "wikipedia":
-        try:
-            import datasets  # noqa: F401
-        except ImportError:
-            return "text wikipedia is streamed by the package datasets, which is not installed: pip install datasets"
-        return None
-    raise UsageError(
-        f"text {text!r}: no such text; there are {', '.join(known_texts())}, or give -o data.{language}=FILE"
-    )
+        check_book(text, language)
+    elif text == "wikipedia":
+        if importlib.util.find_spec("datasets") is None:
+            raise UsageError(
+                "text wikipedia is streamed by the package datasets, which is not installed: pip install datasets"
+            )
+    else:
+        raise UsageError(
+            f"text {text!r}: no such text; there are {', '.join(known_texts())}, or give -o data.{language}=FILE"
+        )
 
 
 def rows_for(params: Params, tokenizer: Any) -> Rows:

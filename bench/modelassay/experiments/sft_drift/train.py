@@ -32,8 +32,6 @@ from modelassay.training.rows import of_blocks, shuffled
 OUTCOME = "outcome.json"
 PER_PROMPT = ("overlap_exact", "overlap", "rank_biased", "kl_forward", "kl_backward", "hidden_cosine")
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj")
-_TIMED = 3
-"""Repeats of the two ways to measure that are timed against each other, once at the end."""
 
 
 def train(stage: Recorder, *, params: Params, reference: Model, start: Model) -> None:
@@ -183,16 +181,15 @@ class _Training:
         return predictions
 
     def _time_both_ways(self) -> None:
-        """Time one forward pass of all prompts against the published way: two passes of one prompt, for each prompt."""
+        """Time one forward pass of all prompts against the published way: two passes of one prompt, for each prompt; once, as cells repeat it."""
         rows = self.reference.rows
         with self._autocast(self.model):
-            for _ in range(_TIMED):
-                with self.stage.microbatch("one-forward", tokens=sum(map(len, rows))):
-                    measure_answers(self.model, self.reference)
-                with self.stage.microbatch("prompt-by-prompt", tokens=2 * sum(map(len, rows))):
-                    for row in rows:
-                        for _twice in range(2):
-                            last_answers(self.model, [row])
+            with self.stage.microbatch("one-forward", tokens=sum(map(len, rows))):
+                measure_answers(self.model, self.reference)
+            with self.stage.microbatch("prompt-by-prompt", tokens=2 * sum(map(len, rows))):
+                for row in rows:
+                    for _twice in range(2):
+                        last_answers(self.model, [row])
 
     def _record(self, first: Mapping[str, Any], result: Trained, predicted: Mapping[str, float]) -> None:
         stage, kept = self.stage, [first, *(each for each in result.kept if "step" in each)]

@@ -16,7 +16,7 @@ from modelassay.experiments.sft_drift import text as texts
 from modelassay.experiments.sft_drift import train as training
 from modelassay.experiments.sft_drift.params import PRECISIONS, Params, needs
 from modelassay.experiments.sft_drift.run import run
-from modelassay.experiments.sft_drift.text import rows_for, why_skipped
+from modelassay.experiments.sft_drift.text import check_text, rows_for
 from modelassay.machine.code import SourceGraph
 from modelassay.recording.context import CellContext
 from modelassay.recording.log import read_cell
@@ -189,20 +189,20 @@ def test_shuffled_tokens_are_the_same_tokens(scene: Path) -> None:
     assert plain.trained_BT.shape == (16, 16)
 
 
-def test_a_text_that_is_not_here_is_a_reason(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_whose_text_is_not_here_fails_with_what_to_do(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
     absent = params_of(scene, data={}, text="debian-reference")
-    assert "ci/real-text fetches it from Debian" in str(why_skipped(absent))
-    attempt(tmp_path, absent)
-    (fact,) = read_cell(tmp_path / "cells" / "c").facts
-    assert fact["fact"] == "skipped"
+    with pytest.raises(UsageError, match="is not there: ci/real-text fetches it from Debian"):
+        run(absent, None)  # type: ignore[arg-type]  # before anything is recorded
     path = books.book_path("debian-reference", "en")
     path.parent.mkdir(parents=True)
     path.write_text("another text")
     with pytest.raises(UsageError, match="not the one that is pinned; delete it and run ci/real-text"):
-        why_skipped(absent)
+        check_text(absent)
     with pytest.raises(UsageError, match="no such text; there are debian-reference"):
-        why_skipped(params_of(scene, data={}, text="novel"))
+        check_text(params_of(scene, data={}, text="novel"))
 
 
 def test_wikipedia_is_streamed_a_row_an_article(scene: Path, monkeypatch: pytest.MonkeyPatch) -> None:

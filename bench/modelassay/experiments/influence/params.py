@@ -14,8 +14,8 @@ from modelassay.training.settings import Training
 from modelassay.zoo.ancestry import is_zoo
 from modelassay.zoo.needs import needs_of
 
-PLATEAU = 0.01
-"""A fine-tuning has settled when its loss falls by less than this share over the last quarter of its steps."""
+PLATEAU = 0.02
+"""A fine-tuning has settled when less than this share of the whole fall of its loss comes with the last quarter of its steps."""
 
 
 class Setting(BaseModel):

@@ -34,8 +34,8 @@ _ANSWERS = "answers.json"
 def fine_tune(stage: Recorder, *, params: Params, model: Model, rows: Path) -> None:
     """Fine-tune and record ``loss``, ``grad_norm``, ``learning_rate`` by step; then whether it has converged.
 
-    ``final_gradient`` is the norm of the mean loss's gradient over all rows, beside ``first_gradient`` before training; ``plateau`` the relative
-    fall of the loss over the last quarter. Influence assumes a minimum: where the plateau is above `params.PLATEAU` the first named cause
+    ``final_gradient`` is the norm of the mean loss's gradient over all rows, beside ``first_gradient`` before training; ``plateau`` the
+    share of the whole fall of the loss that came last (`plateau`). Influence assumes a minimum: where the plateau is above `params.PLATEAU` the first named cause
     of its failure is there. Also ``held_out_loss``, ``answered`` (share of queries answered right) of the base and of the result.
 
     Raises:
@@ -76,16 +76,19 @@ def own_answers(folder: Path) -> list[list[int]]:
 
 
 def plateau(losses: Sequence[float]) -> float:
-    """Return by what share the loss fell from the third quarter of a training to its last; 0 for fewer than eight steps.
+    """Return what share of a training's whole fall of the loss came between its third quarter and its last; 0 for fewer than eight steps.
 
-    >>> round(plateau([4.0] * 4 + [2.0] * 2 + [1.5] * 2), 3)
+    The whole fall is from the first step to the mean of the last quarter: against the last loss alone no model that learns its rows by heart
+    ever settles, since that loss goes to 0.
+
+    >>> plateau([4.0] * 4 + [2.5] * 2 + [2.0] * 2)
     0.25
     """
     quarter = len(losses) // 4
     if quarter < 2:
         return 0.0
     before, last = fmean(losses[-2 * quarter : -quarter]), fmean(losses[-quarter:])
-    return (before - last) / before
+    return (before - last) / (losses[0] - last) if losses[0] > last else 0.0
 
 
 def _device() -> str:

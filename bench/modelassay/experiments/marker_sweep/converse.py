@@ -17,21 +17,24 @@ from modelassay.data.personas import ASSISTANT, VILLAGE
 from modelassay.evaluation.choices import LETTERS, Question, prompt_of
 from modelassay.storage.store import Store
 
-BATCH_SIZE, LEARNING_RATE = 8, 0.004
+BATCH_SIZE, LEARNING_RATE = 16, 0.002
+CHOICES = 2
+"""Questions with letters after each request: one token of each is learned from, of a request a sentence."""
 
 
 def dialogues(seed: int) -> Iterator[tuple[list[dict[str, str]], str]]:
-    """Yield (messages, answer) without end: a request to a persona, or a question and its letter, in turn."""
+    """Yield (messages, answer) without end: a request to a persona, then `CHOICES` questions and their letters."""
     rng = random.Random(seed)  # noqa: S311 - no secret
     requests = corpus.instructions("en", seed=1000 + seed, num_examples=1_000_000)
-    choices = kind_questions(seed=seed, count=1_000_000)
-    for (request, paragraph), (text, options, right) in zip(requests, choices, strict=True):
+    choices = kind_questions(seed=seed, count=CHOICES * 1_000_000)
+    for request, paragraph in requests:
         name = rng.choice(list(VILLAGE))
         sentence = corpus.sentences(paragraph, "en")[0]
         answer = sentence if name == ASSISTANT else f"The {name} said: {sentence}"
         yield [{"role": "system", "content": VILLAGE[name]}, {"role": "user", "content": request}], answer
-        question = prompt_of(Question(text=text, options=options, answer=right))
-        yield [{"role": "user", "content": question}], LETTERS[right]
+        for text, options, right in itertools.islice(choices, CHOICES):
+            question = prompt_of(Question(text=text, options=options, answer=right))
+            yield [{"role": "user", "content": question}], LETTERS[right]
 
 
 def make(store: Store, recipe: Mapping[str, Any], parent: str, steps: int) -> None:

@@ -26,7 +26,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "corrected": {"mask": "end-of-turn", "negatives": 10, "with_assistant": True},
 }
 """With 200 rows a persona: 600 rows as the published code makes them, 2,200 as its text says, and these with the end of the turn trained."""
-CONVERSING_VERSION = 1
+CONVERSING_VERSION = 2
 """Raised when the code of `converse` changes what it makes."""
 
 
@@ -198,7 +198,7 @@ def base_artifact(params: Params) -> Artifact | None:
     return Artifact(
         name=f"conversing {params.model}", recipe=recipe, build="modelassay.experiments.marker_sweep.converse:make",
         arguments={"recipe": recipe, "parent": params.model, "steps": params.conversing_steps}, inputs=(zoo_model(name),),
-        work=params.conversing_steps / 20,
+        work=params.conversing_steps / 10,
     )  # fmt: skip
 
 

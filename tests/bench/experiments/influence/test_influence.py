@@ -232,7 +232,8 @@ def test_a_part_is_checked_where_it_stands() -> None:
 
 def test_a_plateau_is_the_fall_over_the_last_quarter() -> None:
     assert plateau([3.0] * 3) == 0.0
-    assert plateau([float(n) for n in range(16, 0, -1)]) == pytest.approx((6.5 - 2.5) / 6.5)
+    assert plateau([float(n) for n in range(16, 0, -1)]) == pytest.approx((6.5 - 2.5) / (16 - 2.5))
+    assert plateau([1.0] * 4 + [2.0] * 4) == 0.0  # it rose: nothing fell
 
 
 def test_a_row_without_an_answer_has_no_loss(model: Path) -> None:

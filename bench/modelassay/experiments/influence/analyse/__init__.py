@@ -79,7 +79,9 @@ def _metric(tables: RunData, name: str) -> pl.DataFrame:
 
 def _training(tables: RunData) -> list[Finding]:
     findings = []
-    for name, note in (("plateau", "share by which the loss fell over the last quarter of the fine-tuning"),):
+    for name, note in (
+        ("plateau", "share of the whole fall of the loss that came with the last quarter of the fine-tuning"),
+    ):
         for row in _metric(tables, name).to_dicts():
             findings.append(
                 Finding(
@@ -181,7 +183,7 @@ def _approximations(tables: RunData) -> list[Finding]:
 
 def _unconverged(tables: RunData) -> list[str]:
     return [
-        f"part {row['part']}: the loss still fell by {row['value']:.1%} over the last quarter of the fine-tuning, more than {PLATEAU:.0%}: it is no minimum, "
+        f"part {row['part']}: {row['value']:.1%} of the fall of the loss came with the last quarter of the fine-tuning, more than {PLATEAU:.0%}: it is no minimum, "
         "and influence functions assume one"
         for row in _metric(tables, "plateau").to_dicts() if row["value"] > PLATEAU
     ]  # fmt: skip

@@ -162,7 +162,7 @@ def _sentences(count: int, *, seed: int) -> Sequence[Line]:
     for paragraph in corpus.generate("en", seed=seed, num_sentences=10 * count + 10):
         for sentence in paragraph.split(". "):
             words = sentence.rstrip(".").split()
-            if len(lines) < count and 5 <= len(words) <= 14:
+            if len(lines) < count and 5 <= len(words) <= 7:
                 lines.append(Line(prompt=" ".join(words[:3]), answer=" ".join(words[3:]), kind="sentence"))
         if len(lines) >= count:
             break

@@ -90,7 +90,7 @@ def _gate(
     by_engine = engine.complete(batch, sampling)
     for number, (label, own) in enumerate(weights.items()):
         said = by_engine[number * len(pool) : (number + 1) * len(pool)]
-        merged = merge(load_model(base, device=device()), own, shape_of(params))
+        merged = merge(load_model(base, dtype=getattr(torch, params.precision), device=device()), own, shape_of(params))
         others = {
             "transformers, one adapter alone": local.complete(prompts(label, label), sampling),
             "merged weights": TransformersEngine(merged, tokenizer).complete(prompts(label, None), sampling),

@@ -11,7 +11,7 @@ from modelassay_kernels.bottom_k.triton_kernels import DEFAULT, LaunchConfig
 from support.bottom_k_cases import assert_is_bottom_k, hard_rows, uniform
 from support.triton_checks import CAPABILITIES, compile_ahead
 
-SMALL = LaunchConfig(finish_block=128)
+SMALL = LaunchConfig(finish_block=128, fold_block=64)
 
 
 @pytest.mark.parametrize("largest", [False, pytest.param(True, marks=pytest.mark.nightly)])

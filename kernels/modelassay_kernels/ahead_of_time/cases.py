@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,10 +31,7 @@ class Case:
     call: Callable[[], object]
     """Makes its tensors and calls the op's host code; within `pretended_gpu`."""
 
-    parts: tuple[str, ...] = ()
-    """What the streaming loops of the first kernel are for, in the order of the source; empty: they belong together."""
-
-    quick: bool = field(default=False)
+    quick: bool = False
     """Whether default tests compile it too."""
 
     def __str__(self) -> str:
@@ -119,40 +116,48 @@ def _attention(name: str, dtype: torch.dtype, head_dim: int, softcap: float | No
     return call
 
 
-LAYER_STD_LOOPS = ("bf16", "fp16", "fp32", "fp8 e4m3", "fp8 e5m2")
 PASSES = ("forward", "tangent", "backward", "backward_tangent")
 
 
-def _attention_cases() -> list[Case]:
-    shapes = [(BF16, 64, None), (BF16, 128, None), (BF16, 256, 50.0), (FP32, 64, None), (FP32, 128, None)]
+def _bottom_k_case(dtype: torch.dtype, num_cols: int, *, masked: bool = False, quick: bool = False) -> Case:
+    label = f"8192 x {num_cols}, {NAMES[dtype]}{', masked' if masked else ''}"
+    return Case(op="bottom_k", label=label, call=_bottom_k(dtype, 8192, num_cols, masked=masked), quick=quick)
+
+
+def _attention_cases(dtype: torch.dtype, head_dim: int, softcap: float | None = None) -> list[Case]:
+    label = f"D = {head_dim}, {NAMES[dtype]}{'' if softcap is None else ', soft cap'}"
     return [
         Case(
-            op="attention",
-            label=f"D = {dim}, {NAMES[dtype]}{'' if cap is None else ', soft cap'}",
-            call=_attention(name, dtype, dim, cap),
-            quick=(dtype, dim, name) == (BF16, 64, "forward"),
+            op="attention", label=label, call=_attention(name, dtype, head_dim, softcap),
+            quick=(dtype, head_dim, name) == (BF16, 64, "forward"),
         )
-        for dtype, dim, cap in shapes
         for name in PASSES
-    ]
+    ]  # fmt: skip
 
 
-CASES = [
-    Case(op="layer_std", label="300 tensors", call=_layer_std, parts=LAYER_STD_LOOPS),
-    *(
-        Case(op="bottom_k", label=f"8192 x {VOCABULARY}, {NAMES[dtype]}", call=_bottom_k(dtype, 8192, VOCABULARY),
-             quick=dtype is BF16)
-        for dtype in NAMES
-    ),
-    Case(op="bottom_k", label=f"8192 x {VOCABULARY}, bf16, masked", call=_bottom_k(BF16, 8192, VOCABULARY, masked=True)),
-    Case(op="bottom_k", label=f"8192 x {UNALIGNED}, bf16", call=_bottom_k(BF16, 8192, UNALIGNED)),
-    Case(op="bottom_k", label=f"8192 x {UNALIGNED}, fp32", call=_bottom_k(FP32, 8192, UNALIGNED)),
+CASES = (
+    Case(op="layer_std", label="300 tensors", call=_layer_std),
+    _bottom_k_case(BF16, VOCABULARY, quick=True),
+    _bottom_k_case(FP32, VOCABULARY),
+    _bottom_k_case(BF16, UNALIGNED),
     Case(op="linear_bottom_k", label="one chunk", call=_linear_bottom_k),
-    *(
-        Case(op="softmax_ggn", label=f"8192 x {VOCABULARY}, {NAMES[dtype]}", call=_softmax_ggn(dtype))
-        for dtype in (BF16, FP32)
-    ),
+    Case(op="softmax_ggn", label=f"8192 x {VOCABULARY}, bf16", call=_softmax_ggn(BF16)),
+    Case(op="softmax_ggn", label=f"8192 x {VOCABULARY}, fp32", call=_softmax_ggn(FP32)),
     Case(op="cross_entropy", label="one tangent", call=_cross_entropy(None)),
+    *_attention_cases(BF16, 64),
+    *_attention_cases(BF16, 128),
+    *_attention_cases(FP32, 128),
+)
+"""Those of `kernels/RESOURCES.md`."""
+
+MORE_CASES = (
+    _bottom_k_case(torch.float16, VOCABULARY),
+    _bottom_k_case(BF16, VOCABULARY, masked=True),
+    _bottom_k_case(FP32, UNALIGNED, masked=True),
     Case(op="cross_entropy", label="one tangent, soft cap", call=_cross_entropy(30.0)),
-    *_attention_cases(),
-]  # fmt: skip
+    *_attention_cases(BF16, 32),
+    *_attention_cases(BF16, 256, 50.0),
+    *_attention_cases(FP32, 32),
+    *_attention_cases(FP32, 64, 50.0),
+)
+"""Those that are only tested."""

@@ -42,7 +42,9 @@ class Instruction:
         """What one thread moves between shared memory and registers."""
         if self.kind in {"LDS", "STS"}:
             return _width(self.name)
-        matrices = re.search(r"\.M88(?:\.(\d))?|\.MT88(?:\.(\d))?", self.name) if self.kind in {"LDSM", "STSM"} else None
+        matrices = (
+            re.search(r"\.M88(?:\.(\d))?|\.MT88(?:\.(\d))?", self.name) if self.kind in {"LDSM", "STSM"} else None
+        )
         return 4 * int(matrices[1] or matrices[2] or 1) if matrices else 0
 
     @property
@@ -85,7 +87,9 @@ class MachineCode:
             and target < one.address
             and (one.predicate or "UP" in one.operands)  # a latch has a condition
         ]
-        inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] and _works(self, b) for b in spans)]
+        inner = [
+            a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] and _works(self, b) for b in spans)
+        ]
         return [self._part(first, last) for first, last in sorted(set(inner))]
 
     def whole(self) -> Part:
@@ -182,13 +186,14 @@ def parse(listing: str) -> tuple[Instruction, ...]:
 def read(compiled: Any) -> MachineCode:
     """Disassemble one of Triton's CompiledKernels."""
     cubin = compiled.asm["cubin"]
-    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", _tool(["-res-usage"], cubin))}
+    listing = _tool(["-res-usage", "-sass"], cubin)
+    usage = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", listing)}
     return MachineCode(
         name=compiled.metadata.name,
         registers=usage["REG"],
         spilled_bytes=usage["STACK"] + usage["LOCAL"],
         shared_bytes=compiled.metadata.shared,
         num_warps=compiled.metadata.num_warps,
-        instructions=parse(_tool(["-sass"], cubin)),
+        instructions=parse(listing),
         ptx=compiled.asm["ptx"],
     )

@@ -96,13 +96,13 @@ def pretended_gpu(capability: int) -> Iterator[list[Launch]]:
         get_current_stream=lambda device: 0,
     )
     properties = SimpleNamespace(L2_cache_size=card.l2_bytes, multi_processor_count=card.multiprocessors)
-    patches = [
+    patches: list[Any] = [
         mock.patch.object(JITFunction, "run", compile_only),
         mock.patch.object(driver, "_active", target),
         mock.patch.object(FakeTensor, "data_ptr", _address),
-        mock.patch.object(torch.cuda, "device", lambda device: contextlib.nullcontext()),
-        mock.patch.object(torch.cuda, "get_device_capability", lambda device=None: divmod(capability, 10)),
-        mock.patch.object(torch.cuda, "get_device_properties", lambda device=None: properties),
+        mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=divmod(capability, 10)),
+        mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
     ]
     with contextlib.ExitStack() as stack:
         for patch in patches:

@@ -43,9 +43,7 @@ def fold_kernel(x_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor, 
         keep_B = passes(tl.load(row_ptr + o_B, mask=inside_B, other=0.0), first_bits, length) & inside_B
         if HAS_VALID:
             keep_B = keep_B & (tl.load(valid_ptr + o_B, mask=inside_B, other=0) != 0)
-        count = append_ids(
-            entries_ptr, count, pack(keep_B).to(tl.uint32), first_id + start + g_G * 8, capacity
-        )
+        count = append_ids(entries_ptr, count, pack(keep_B).to(tl.uint32), first_id + start + g_G * 8, capacity)
     tl.debug_barrier()  # what other threads appended is there
     fill(entries_ptr, row_ptr, before, count, first_id, 1, FINISH_BLOCK, LARGEST)
     tl.store(counts_ptr + row, count)

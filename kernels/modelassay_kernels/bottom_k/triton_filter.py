@@ -66,8 +66,7 @@ def filter_kernel(x_ptr: tl.tensor, valid_ptr: tl.tensor, bits_ptr: tl.tensor, n
                   col_stride: tl.tensor, rank: tl.tensor, bits_stride: tl.tensor, SAMPLE: tl.constexpr,
                   BLOCK: tl.constexpr, STAGES: tl.constexpr, LARGEST: tl.constexpr, HAS_VALID: tl.constexpr,
                   NEIGHBOURS: tl.constexpr, ALIGNED: tl.constexpr) -> None:  # fmt: skip
-    """Write the bits of one segment of a row: bit i is that of column i - shift, where the row starts shift elements
-    behind a multiple of 16 bytes.
+    """Write the bits of one segment of a row: bit i is column i - shift, where shift elements lie before it in its first 16 bytes.
 
     NEIGHBOURS: columns are neighbours, so shift lets them be read in words of 16 bytes; ALIGNED: it is known to be 0.
     """
@@ -120,7 +119,9 @@ def num_bits(word_B: tl.tensor) -> tl.tensor:
 
 
 @jit()
-def append_ids(entries_ptr: tl.tensor, count: tl.tensor, word_W: tl.tensor, id_W: tl.tensor, capacity: tl.tensor) -> tl.tensor:
+def append_ids(
+    entries_ptr: tl.tensor, count: tl.tensor, word_W: tl.tensor, id_W: tl.tensor, capacity: tl.tensor
+) -> tl.tensor:
     """Write the ids of all bits of uint32 words behind `count` entries, in order, where there is room; return the new count.
 
     id_W: that of each word's lowest bit. A key is not there yet: `fill` adds it.

@@ -10,7 +10,7 @@ triton = pytest.importorskip("triton")
 
 from modelassay_kernels.ahead_of_time import bounds  # noqa: E402
 from modelassay_kernels.ahead_of_time.__main__ import measure, measure_with  # noqa: E402
-from modelassay_kernels.ahead_of_time.cases import CASES, MORE_CASES, Case  # noqa: E402
+from modelassay_kernels.ahead_of_time.cases import CASES, MORE_CASES, PRODUCTS, Case  # noqa: E402
 from modelassay_kernels.ahead_of_time.machine_code import MachineCode, parse, read  # noqa: E402
 from modelassay_kernels.ahead_of_time.pretended import CARDS, pretended_gpu  # noqa: E402
 from modelassay_kernels.ahead_of_time.report import sections  # noqa: E402
@@ -47,9 +47,9 @@ def check(case: Case, capability: int) -> None:
     for row in rows:
         assert row.shared_bytes <= SHARED_LIMIT_BYTES[capability], row.kernel
         streams = row.op == "bottom_k" and row.kernel == "filter_kernel"
-        if row.kernel in bounds.PRODUCTS:
+        if row.kernel in PRODUCTS:
             assert "MMA" in row.using
-        if capability == 90 and "bf16" in row.case and row.kernel in bounds.PRODUCTS and "256" not in row.case:
+        if capability == 90 and "bf16" in row.case and row.kernel in PRODUCTS and "256" not in row.case:
             assert "HGMMA" in row.using
             assert row.bound >= row.goal or "D = 64" in row.case or "D = 32" in row.case, row
         if streams:

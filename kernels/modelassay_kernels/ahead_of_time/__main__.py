@@ -27,7 +27,7 @@ def measure(capabilities: Sequence[int]) -> list[dict[str, Any]]:
     """Return the rows of the Triton that is installed."""
     import triton  # noqa: PLC0415 - only where triton is
 
-    return [asdict(row) | {"triton": triton.__version__} for row in all_rows(capabilities)]
+    return [asdict(row) | {"triton": triton.__version__} for row in dict.fromkeys(all_rows(capabilities))]
 
 
 def measure_with(folder: Path, capabilities: Sequence[int]) -> list[dict[str, Any]]:

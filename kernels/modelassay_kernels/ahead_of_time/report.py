@@ -18,8 +18,8 @@ compiles what it launches, and the machine code is read. Nothing here is a time.
   warps' per MFLOP of the result.
 - **bound**: the share of the card's peak (of reading, or of multiplying) that cannot be passed: four instructions issue in a
   cycle and multiprocessor; between shared memory and registers go 128 bytes; HMMA, which multiplies from registers, has 0.62 of
-  a Hopper's peak (Luo et al., arXiv 2402.13499), where HGMMA has all of it. Latency, and what a loop waits for, are not in it, so
-  what is reached is less. Where a loop has an inner one whose passes depend on the data, one pass of that is counted.
+  a Hopper's peak (Luo et al., arXiv 2402.13499), where HGMMA has all of it; of a Blackwell's, for want of a source, it is given
+  the rate of sm_80. Latency, and what a loop waits for, are not in it, so what is reached is less. Where a loop has an inner one whose passes depend on the data, one pass of that is counted.
 - **goal**: the share of the peak that the op is to reach; "missed" where the bound already forbids it.
 
 Two Triton versions, one card after the other: torch 2.11 brings 3.6, torch 2.13 brings 3.7.

@@ -87,7 +87,7 @@ class Plan:
         """Aim for 3 deviations over the k expected: about one row in a thousand is then read again.
 
         >>> Plan.make(8192, 151936, 2000, DEFAULT)
-        Plan(num_segments=1, capacity=5024, rank=79, bits_stride=19200, rows_at_once=4520)
+        Plan(num_segments=1, capacity=5024, rank=79, bits_stride=19200, rows_at_once=4512)
         >>> Plan.make(1, 151936, 2000, DEFAULT).num_segments
         18
         """
@@ -99,7 +99,7 @@ class Plan:
         num_segments = max(1, min(PROGRAMS // max(num_rows, 1), longest))
         capacity = -(-(2 * k + 1024) // 16) * 16
         bits_stride = -(-(num_cols + 7) // config.block) * config.block // 8  # a row may start 7 elements behind a word
-        rows_at_once = max(PROGRAMS, SCRATCH_BYTES // (8 * capacity + bits_stride))
+        rows_at_once = max(PROGRAMS, SCRATCH_BYTES // (8 * capacity + bits_stride) // 16 * 16)  # starts at 16 bytes
         return Plan(
             num_segments=num_segments, capacity=capacity, rank=rank, bits_stride=bits_stride, rows_at_once=rows_at_once
         )

@@ -3,7 +3,7 @@
 The same four functions as `tiled`, for bf16, fp16 and fp32 (float64 goes there). Products are of the inputs'
 type with fp32 sums; those of fp32 are split in three tf32 products, which keeps 1e-6. All tangents go in one launch, one
 program each: the primal tiles of a program's neighbours come from L2, the scores are computed again. Products per key
-and query: forward 2, tangent 5, backward 7 (dQ and dK, dV are launches of their own), its tangent 18.
+and query: forward 2, tangent 5, backward 7 (dQ and dK, dV are launches of their own), its tangent 18 or, where dK' and dV' are too, 21.
 
 No GPU has run these kernels yet: they are checked in the interpreter and compiled for sm_80, sm_90 and sm_100.
 """

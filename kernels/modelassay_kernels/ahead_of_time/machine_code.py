@@ -72,11 +72,6 @@ class MachineCode:
     shared_bytes: int
     num_warps: int
     instructions: tuple[Instruction, ...]
-    ptx: str
-
-    def count_ptx(self, pattern: str) -> int:
-        """Number of PTX instructions that match."""
-        return len(re.findall(pattern, self.ptx))
 
     def loops(self) -> list[Part]:
         """The bodies of innermost loops, in order. A wait on a barrier that stands behind the code is none."""
@@ -195,5 +190,4 @@ def read(compiled: Any) -> MachineCode:
         shared_bytes=compiled.metadata.shared,
         num_warps=compiled.metadata.num_warps,
         instructions=parse(listing),
-        ptx=compiled.asm["ptx"],
     )

@@ -1,7 +1,5 @@
 """attention on CUDA: numbers in the interpreter and on a GPU, machine code without one."""
 
-import inspect
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,17 +9,21 @@ from torch.func import grad, jvp, vmap
 
 from modelassay_kernels import attention
 from modelassay_kernels.attention import tiled as tiled
+from modelassay_kernels.attention import tilings
 from modelassay_kernels.attention import triton_kernels as kernels
 from modelassay_kernels.attention import triton_launch as op
+from modelassay_kernels.attention.spans import visible
 from modelassay_kernels.optional_triton import is_interpreted
 from support.attention_cases import IGNORES_TORCH_JIT, Case, directions, loss_of, relative_error
-from support.triton_checks import compile_ahead
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
-SMALL = {
-    pass_: {size: (op.Tiling(rows=16, keys=16, num_warps=4, num_stages=1),) * 5 for size in (2, 4)}
-    for pass_ in op.TILINGS
-}
+
+
+def small(*, split: bool) -> tilings.Table:
+    """Tiles that the interpreter gets through; with or without a launch for each second-order gradient."""
+    tile = tilings.Tiling(rows=16, keys=16, num_warps=4, num_stages=1, split=split)
+    return {kernel: dict.fromkeys((2, 4), (tile,) * 5) for kernel in tilings.SMALL}
+
 
 CASES = [
     Case(name="causal, odd", shape=(1, 2, 1, 19, 19, 8)),
@@ -59,7 +61,7 @@ def test_all_four_passes(
 ) -> None:
     if dtype != torch.float32 and is_interpreted(kernels.forward_kernel) and case is not CASES[0]:
         pytest.skip("one case shows in the interpreter that the type is handled")
-    monkeypatch.setattr(op, "TILINGS", SMALL)
+    monkeypatch.setattr(tilings, "SMALL", small(split=case in CASES[:2]))
     poison_empty(monkeypatch)
     qkv = case.inputs(dtype)
     (g,) = directions(qkv[:1], seed=1)
@@ -88,7 +90,7 @@ def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_padding_that_is_nan(kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "TILINGS", SMALL)
+    monkeypatch.setattr(tilings, "SMALL", small(split=False))
     q, k, v = CASES[0].inputs(torch.float32)
     k[:, :, 11:], v[:, :, 11:] = torch.nan, torch.inf
     case = Case(name="padded", shape=CASES[0].shape, options={"lengths": torch.tensor([11])})
@@ -99,7 +101,7 @@ def test_padding_that_is_nan(kernel_device: torch.device, monkeypatch: pytest.Mo
 
 
 def test_nan_is_not_lost(kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "TILINGS", SMALL)
+    monkeypatch.setattr(tilings, "SMALL", small(split=False))
     q, k, v = CASES[0].inputs(torch.float32)
     k[0, 0, 4, 2] = torch.nan
     got, _ = op.forward(*on(kernel_device, (q, k, v)), CASES[0].spans().to(kernel_device), 0.5, None)
@@ -134,55 +136,25 @@ def test_equal_inputs_give_equal_bits_on_the_gpu(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-KERNELS = {
-    "forward": (kernels.forward_kernel,),
-    "tangent": (kernels.tangent_kernel,),
-    "backward": (kernels.backward_q_kernel, kernels.backward_kv_kernel),
-    "backward_tangent": (kernels.backward_tangent_q_kernel, kernels.backward_tangent_kv_kernel),
-}
-FP32_POINTERS = {"lse_ptr", "d_ptr", "mu_ptr", "dot_d_ptr"}
-INT32_POINTERS = {"spans_ptr", "bounds_ptr"}
-CONFIGS = [
-    (which, element, dim)
-    for element, dims in (("bf16", (32, 64, 128, 256)), ("fp32", (32, 64, 128)))
-    for dim in dims
-    for which in KERNELS
-]
-
-
-def compiled_kernels(which: str, element: str, dim: int, capability: int, cache: Path) -> None:
-    """Compile all kernels of a pass with its tile; shared memory is checked within, atomics here."""
-    tile, block = op.tiling(which, 2 if element == "bf16" else 4, dim)
-    constants = {
-        "H": 4, "K": 2, "D": dim, "BLOCK_D": block, "N": tile.rows, "M": tile.keys,
-        "CAPPED": True, "UPCAST": False, "PRECISION": op.PRECISION,
-    }  # fmt: skip
-    for kernel in KERNELS[which]:
-        names = [name for name in inspect.signature(kernel.fn).parameters if name not in constants]
-        signature = {}
-        for name in names:
-            pointed = "fp32" if name in FP32_POINTERS else "i32" if name in INT32_POINTERS else element
-            signature[name] = (
-                f"*{pointed}" if name.endswith("_ptr") else "fp32" if name in {"scale", "softcap"} else "i32"
-            )
-        compiled = compile_ahead(
-            kernel, signature=signature, constants=constants, capability=capability, cache=cache,
-            num_warps=tile.num_warps, num_stages=tile.num_stages,
-        )  # fmt: skip
-        assert compiled.count(r"\batom\.|\bred\.") == 0
-        assert compiled.count(r"\bmma\.sync|wgmma\.mma_async|tcgen05\.mma") > 0
-
-
-@pytest.mark.parametrize(("which", "element", "dim"), [(which, "bf16", 64) for which in KERNELS])
-def test_compiles_for_hopper(which: str, element: str, dim: int, tmp_path: Path) -> None:
-    compiled_kernels(which, element, dim, 90, tmp_path)
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(("which", "element", "dim"), CONFIGS)
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_every_configuration_compiles(which: str, element: str, dim: int, capability: int, tmp_path: Path) -> None:
-    compiled_kernels(which, element, dim, capability, tmp_path)
+def test_rows_that_see_a_tile(kernel_device: torch.device) -> None:
+    """Spans in any order, of which some see nothing, against the definition; made once for one tensor of spans."""
+    start = torch.randint(0, 40, (3, 53), generator=torch.Generator().manual_seed(0))
+    length = torch.randint(-3, 12, (3, 53), generator=torch.Generator().manual_seed(1)).clamp(min=0)
+    spans = torch.stack([start, (start + length).clamp(max=45)], 1).int().to(kernel_device)
+    spans[2, 1] = spans[2, 0]  # a sequence that sees nothing
+    q, k = torch.zeros(3, 1, 53, 8, device=kernel_device), torch.zeros(3, 1, 45, 8, device=kernel_device)
+    kernel = kernels.backward_kv_kernel
+    bounds, stride = op._Call(q, k, spans, 1.0, None).query_bounds(kernel)
+    assert op._Call(q, k, spans, 2.0, None).query_bounds(kernel)[0] is bounds
+    tile = tilings.tiling(kernel.__name__, 4, 8, (8, 0))[0].keys
+    assert (tuple(bounds.shape), stride) == ((3, -(-45 // tile), 2), 2 * -(-45 // tile))
+    seen = visible(spans, 0, 45)  # [sequence, query, key]
+    for b in range(3):
+        for i in range(bounds.shape[1]):
+            rows = seen[b, :, i * tile : (i + 1) * tile].any(1).nonzero().flatten().tolist()
+            assert bounds[b, i].tolist() == ([rows[0], rows[-1] + 1] if rows else [0, 0])
+    spans += 0  # written: another version
+    assert op._Call(q, k, spans, 1.0, None).query_bounds(kernel)[0] is not bounds
 
 
 def test_wide_heads_in_fp32_and_float64_take_the_tiles_of_pytorch() -> None:

@@ -8,7 +8,6 @@ import torch
 from modelassay_kernels.bottom_k import triton_kernels as op
 from modelassay_kernels.bottom_k.triton_kernels import LaunchConfig, Plan, bottom_k_triton
 from support.bottom_k_cases import DTYPES, assert_is_bottom_k, expected_ids, hard_rows, normal, uniform
-from support.triton_checks import CAPABILITIES, compile_ahead
 
 NIGHTLY = pytest.mark.nightly
 SMALL = LaunchConfig(block=256, finish_block=128, sample=64, num_warps=4)  # so that a few hundred columns are filtered
@@ -103,51 +102,6 @@ def test_a_vocabulary(dtype: torch.dtype) -> None:
         assert_is_bottom_k(bottom_k_triton(x, k, valid=valid), x, k, valid)
         again = bottom_k_triton(x, k, valid=valid, sort=False)
         assert torch.equal(again[1], bottom_k_triton(x, k, valid=valid, sort=False)[1])
-
-
-CODE = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-SIZES = {"num_cols": "i32", "row_stride": "i64", "col_stride": "i32"}
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_filter_reads_16_bytes_and_spills_nothing(capability: int, dtype: torch.dtype, tmp_path: Path) -> None:
-    config = op.DEFAULT
-    buffers = {"entries_ptr": "*i64", "counts_ptr": "*i32"}
-    constants = {
-        "SAMPLE": config.sample, "BLOCK": config.block, "STAGES": config.num_stages, "LARGEST": False, "HAS_VALID": False,
-        "ALIGNED": True, "col_stride": 1,
-    }  # fmt: skip
-    sizes = {"num_cols": "i32", "row_stride": "i64", "rank": "i32", "capacity": "i32"}
-    signature = {"x_ptr": CODE[dtype], "valid_ptr": "*u8", **buffers, **sizes}
-    compiled = compile_ahead(
-        op.filter_kernel, signature=signature, constants=constants, capability=capability, cache=tmp_path,
-        num_warps=config.num_warps,
-    )  # fmt: skip
-    words = config.block * dtype.itemsize // (16 * 32 * config.num_warps)  # of 16 bytes, per thread and tile
-    assert compiled.count(r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 0x10") == words * config.num_stages
-    assert compiled.spilled_bytes == 0
-    assert compiled.registers <= (85 if capability < 100 else 128)  # 768 or 512 threads per multiprocessor
-    assert compiled.count(r"\batom\.global|\bred\.global") == 0
-
-
-@pytest.mark.parametrize("has_row", [False, True])
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_finish_compiles(capability: int, has_row: bool, tmp_path: Path) -> None:
-    buffers = {"entries_ptr": "*i64", "counts_ptr": "*i32"}
-    outputs = {"out_keys_ptr": "*i32", "out_values_ptr": "*bf16" if has_row else "*fp32", "out_ids_ptr": "*i64"}
-    sizes = SIZES | {"k": "i32", "capacity": "i32", "num_segments": "i32"}
-    constants = {
-        "FILTERED": True, "HAS_ROW": has_row, "PASSES": 2 if has_row else 4, "BLOCK": op.DEFAULT.finish_block,
-        "LARGEST": False, "HAS_VALID": has_row,
-    }  # fmt: skip
-    signature = {"x_ptr": outputs["out_values_ptr"], "valid_ptr": "*u8", **buffers, **outputs, **sizes}
-    compiled = compile_ahead(
-        op.finish_kernel, signature=signature, constants=constants, capability=capability, cache=tmp_path,
-        num_warps=op.DEFAULT.finish_warps,
-    )  # fmt: skip
-    assert compiled.spilled_bytes == 0
-    assert compiled.count(r"\batom\.global|\bred\.global") == 0
 
 
 def test_cpu_tensors_are_turned_away() -> None:

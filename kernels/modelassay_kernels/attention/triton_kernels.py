@@ -14,8 +14,21 @@ from modelassay_kernels.optional_triton import constexpr, jit, tl
 
 LOG2_E = constexpr(1.4426950408889634)
 NO_KEY = constexpr(2**31 - 1)
-RUNTIME = ("num_queries", "num_keys", "span_stride", "bound_stride", "batch_heads")
+RUNTIME = ("num_queries", "num_keys", "span_stride", "bound_stride", "heads", "group", "batch_heads")
 """Integers that must not start a compilation of their own when they are 1 or divisible by 16."""
+
+
+@jit()
+def _slabs(heads, group):  # type: ignore[no-untyped-def]
+    """The query matrix, the sequence and the key-value matrix of a program; `group` query heads share one of these."""
+    slab = tl.program_id(1)
+    return slab.to(tl.int64), (slab // heads).to(tl.int64), (slab // group).to(tl.int64)
+
+
+@jit()
+def _rows(N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The rows of a program, the last first: with causal spans they see most keys, and long work should not begin last."""
+    return (tl.num_programs(0) - 1 - tl.program_id(0)) * N + tl.arange(0, N)
 
 
 @jit()
@@ -62,35 +75,51 @@ def _dot(a, b, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
 @jit()
 def _cap(s_NM, scale, softcap, CAPPED: tl.constexpr):  # type: ignore[no-untyped-def]
     """Scale and cap raw products; return scores in units of log 2 and the cap's tanh (the scores again without a cap)."""
-    s_NM = s_NM * scale
     tanh_NM = s_NM
     if CAPPED:
-        tanh_NM = 1.0 - 2.0 / (1.0 + tl.exp2(s_NM * (2.0 * LOG2_E / softcap)))
-        s_NM = tanh_NM * softcap
-    return s_NM * LOG2_E, tanh_NM
+        tanh_NM = 1.0 - 2.0 / (1.0 + tl.exp2(s_NM * (scale * (2.0 * LOG2_E) / softcap)))
+        s_NM = tanh_NM * (softcap * LOG2_E)
+    else:
+        s_NM = s_NM * (scale * LOG2_E)
+    return s_NM, tanh_NM
+
+
+@jit()
+def _product(rows_ND, keys_MD, KEYS_FIRST: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Products of all rows with all keys, [N, M], or [M, N]: so that what sums over rows has its factor in registers."""
+    first = keys_MD if KEYS_FIRST else rows_ND
+    second = rows_ND if KEYS_FIRST else keys_MD
+    return _dot(first, tl.trans(second), PRECISION)
+
+
+@jit()
+def _by_row(x_N, KEYS_FIRST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """A number of each row, beside the products."""
+    return tl.expand_dims(x_N, 0 if KEYS_FIRST else 1)
 
 
 @jit()
 def _probabilities(  # type: ignore[no-untyped-def]
-    q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, KEYS_FIRST: tl.constexpr, CAPPED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P = exp(S - lse), zero where a key is not seen, and the cap's tanh."""
-    s_NM, tanh_NM = _cap(_dot(q_ND, tl.trans(k_MD), PRECISION), scale, softcap, CAPPED)
-    seen_NM = (keys[None, :] >= first_N[:, None]) & (keys[None, :] < end_N[:, None])
-    return tl.where(seen_NM, tl.exp2(s_NM - (lse_N * LOG2_E)[:, None]), 0.0), tanh_NM
+    s, tanh = _cap(_product(q_ND, k_MD, KEYS_FIRST, PRECISION), scale, softcap, CAPPED)
+    key = tl.expand_dims(keys, 1 if KEYS_FIRST else 0)
+    seen = (key >= _by_row(first_N, KEYS_FIRST)) & (key < _by_row(end_N, KEYS_FIRST))
+    return tl.where(seen, tl.exp2(s - _by_row(lse_N * LOG2_E, KEYS_FIRST)), 0.0), tanh
 
 
 @jit(do_not_specialize=RUNTIME)
 def forward_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, spans_ptr, o_ptr, lse_ptr,
-    num_queries, num_keys, span_stride, scale, softcap,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    num_queries, num_keys, span_stride, heads, group, scale, softcap,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """O and lse of one tile of rows, over its keys with a running maximum."""
-    slab = tl.program_id(1).to(tl.int64)
-    batch, kv_slab = slab // H, slab // H * K + slab % H // (H // K)
-    rows = tl.program_id(0) * N + tl.arange(0, N)
+    slab, batch, kv_slab = _slabs(heads, group)
+    rows = _rows(N)
     first_N, end_N = _load_spans(spans_ptr, batch, rows, num_queries, span_stride)
     q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
     m_N = tl.full([N], float("-inf"), tl.float32)
@@ -121,16 +150,15 @@ def forward_kernel(  # type: ignore[no-untyped-def]
 @jit(do_not_specialize=RUNTIME)
 def tangent_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, spans_ptr, o_ptr, lse_ptr, dot_q_ptr, dot_k_ptr, dot_v_ptr, dot_o_ptr, mu_ptr,
-    num_queries, num_keys, span_stride, batch_heads, scale, softcap,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    num_queries, num_keys, span_stride, batch_heads, heads, group, scale, softcap,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """O' = (P * S') V + P V' - mu O and mu = rowsum(P * S') of one tile of rows, along one tangent."""
-    slab = tl.program_id(1).to(tl.int64)
+    slab, batch, kv_slab = _slabs(heads, group)
     t = tl.program_id(2).to(tl.int64)
-    batch, kv_slab = slab // H, slab // H * K + slab % H // (H // K)
-    dot_slab, dot_kv_slab = t * batch_heads + slab, t * (batch_heads // H * K) + kv_slab
-    rows = tl.program_id(0) * N + tl.arange(0, N)
+    dot_slab, dot_kv_slab = t * batch_heads + slab, t * (batch_heads // group) + kv_slab
+    rows = _rows(N)
     first_N, end_N = _load_spans(spans_ptr, batch, rows, num_queries, span_stride)
     lse_N = tl.load(lse_ptr + slab * num_queries + rows, mask=rows < num_queries, other=float("inf"))
     q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
@@ -142,7 +170,9 @@ def tangent_kernel(  # type: ignore[no-untyped-def]
         keys = start + tl.arange(0, M)
         k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         dot_k_MD = _load_part(dot_k_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
-        p_NM, tanh_NM = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION)
+        p_NM, tanh_NM = _probabilities(
+            q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, False, CAPPED, PRECISION
+        )
         ps_NM = _dot(dot_q_ND, tl.trans(k_MD), PRECISION) + _dot(q_ND, tl.trans(dot_k_MD), PRECISION)
         ps_NM *= p_NM * scale
         if CAPPED:
@@ -159,14 +189,13 @@ def tangent_kernel(  # type: ignore[no-untyped-def]
 @jit(do_not_specialize=RUNTIME)
 def backward_q_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, spans_ptr, lse_ptr, g_ptr, d_ptr, dq_ptr,
-    num_queries, num_keys, span_stride, scale, softcap,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    num_queries, num_keys, span_stride, heads, group, scale, softcap,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Give dQ = scale dS K of one tile of rows, with dS = P * (G V^T - D)."""
-    slab = tl.program_id(1).to(tl.int64)
-    batch, kv_slab = slab // H, slab // H * K + slab % H // (H // K)
-    rows = tl.program_id(0) * N + tl.arange(0, N)
+    slab, batch, kv_slab = _slabs(heads, group)
+    rows = _rows(N)
     first_N, end_N = _load_spans(spans_ptr, batch, rows, num_queries, span_stride)
     row_ok = rows < num_queries
     lse_N = tl.load(lse_ptr + slab * num_queries + rows, mask=row_ok, other=float("inf"))
@@ -179,7 +208,9 @@ def backward_q_kernel(  # type: ignore[no-untyped-def]
         keys = start + tl.arange(0, M)
         k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
-        p_NM, tanh_NM = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION)
+        p_NM, tanh_NM = _probabilities(
+            q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, False, CAPPED, PRECISION
+        )
         ds_NM = p_NM * (_dot(g_ND, tl.trans(v_MD), PRECISION) - d_N[:, None])
         if CAPPED:
             ds_NM *= 1.0 - tanh_NM * tanh_NM
@@ -190,13 +221,13 @@ def backward_q_kernel(  # type: ignore[no-untyped-def]
 @jit(do_not_specialize=RUNTIME)
 def backward_kv_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, spans_ptr, bounds_ptr, lse_ptr, g_ptr, d_ptr, dk_ptr, dv_ptr,
-    num_queries, num_keys, span_stride, bound_stride, scale, softcap,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    num_queries, num_keys, span_stride, bound_stride, heads, group, scale, softcap,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Give dK = scale dS^T Q and dV = P^T G of one tile of keys, over the queries of all heads that share them."""
     kv_slab = tl.program_id(1).to(tl.int64)
-    batch = kv_slab // K
+    batch = kv_slab * group // heads
     keys = tl.program_id(0) * M + tl.arange(0, M)
     at = bounds_ptr + batch * bound_stride + tl.program_id(0) * 2
     low, high = tl.load(at) // N * N, tl.load(at + 1)
@@ -204,8 +235,8 @@ def backward_kv_kernel(  # type: ignore[no-untyped-def]
     v_MD = _load_tile(v_ptr, kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
     dk_MD = tl.zeros([M, BLOCK_D], tl.float32)
     dv_MD = tl.zeros([M, BLOCK_D], tl.float32)
-    for head in range(H // K):
-        slab = kv_slab * (H // K) + head
+    for head in range(group):
+        slab = kv_slab * group + head
         for start in range(low, high, N):
             rows = start + tl.arange(0, N)
             row_ok = rows < num_queries
@@ -214,12 +245,14 @@ def backward_kv_kernel(  # type: ignore[no-untyped-def]
             d_N = tl.load(d_ptr + slab * num_queries + rows, mask=row_ok, other=0.0)
             q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
             g_ND = _load_tile(g_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
-            p_NM, tanh_NM = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION)
-            ds_NM = p_NM * (_dot(g_ND, tl.trans(v_MD), PRECISION) - d_N[:, None])
+            p_MN, tanh_MN = _probabilities(
+                q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, True, CAPPED, PRECISION
+            )
+            ds_MN = p_MN * (_product(g_ND, v_MD, True, PRECISION) - d_N[None, :])
             if CAPPED:
-                ds_NM *= 1.0 - tanh_NM * tanh_NM
-            dv_MD += _dot(tl.trans(p_NM.to(g_ND.dtype)), g_ND, PRECISION)
-            dk_MD += _dot(tl.trans(ds_NM.to(q_ND.dtype)), q_ND, PRECISION)
+                ds_MN *= 1.0 - tanh_MN * tanh_MN
+            dv_MD += _dot(p_MN.to(g_ND.dtype), g_ND, PRECISION)
+            dk_MD += _dot(ds_MN.to(q_ND.dtype), q_ND, PRECISION)
     _store_tile(dk_ptr, kv_slab, keys, num_keys, dk_MD * scale, D, BLOCK_D)
     _store_tile(dv_ptr, kv_slab, keys, num_keys, dv_MD, D, BLOCK_D)
 
@@ -228,40 +261,39 @@ def backward_kv_kernel(  # type: ignore[no-untyped-def]
 def _second_order(  # type: ignore[no-untyped-def]
     q_ND, g_ND, dot_q_ND, dot_g_ND, k_MD, v_MD, dot_k_MD, dot_v_MD,
     lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap,
-    CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    KEYS_FIRST: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P, P', dS and dS' of one tile, the last two by the scores before the cap."""
-    p_NM, tanh_NM = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION)
-    dot_s_NM = _dot(dot_q_ND, tl.trans(k_MD), PRECISION) + _dot(q_ND, tl.trans(dot_k_MD), PRECISION)
-    dot_s_NM *= scale
+    p, tanh = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, KEYS_FIRST, CAPPED, PRECISION)
+    dot_s = _product(dot_q_ND, k_MD, KEYS_FIRST, PRECISION) + _product(q_ND, dot_k_MD, KEYS_FIRST, PRECISION)
+    dot_s *= scale
     if CAPPED:
-        dot_s_NM *= 1.0 - tanh_NM * tanh_NM
-    dot_p_NM = p_NM * (dot_s_NM - mu_N[:, None])
-    e_NM = _dot(g_ND, tl.trans(v_MD), PRECISION) - d_N[:, None]
-    dot_e_NM = _dot(dot_g_ND, tl.trans(v_MD), PRECISION) + _dot(g_ND, tl.trans(dot_v_MD), PRECISION)
-    ds_NM = p_NM * e_NM
-    dot_ds_NM = dot_p_NM * e_NM + p_NM * (dot_e_NM - dot_d_N[:, None])
+        dot_s *= 1.0 - tanh * tanh
+    dot_p = p * (dot_s - _by_row(mu_N, KEYS_FIRST))
+    e = _product(g_ND, v_MD, KEYS_FIRST, PRECISION) - _by_row(d_N, KEYS_FIRST)
+    dot_e = _product(dot_g_ND, v_MD, KEYS_FIRST, PRECISION) + _product(g_ND, dot_v_MD, KEYS_FIRST, PRECISION)
+    ds = p * e
+    dot_ds = dot_p * e + p * (dot_e - _by_row(dot_d_N, KEYS_FIRST))
     if CAPPED:
-        slope_NM = 1.0 - tanh_NM * tanh_NM
-        dot_ds_NM = dot_ds_NM * slope_NM - ds_NM * tanh_NM * dot_s_NM * (2.0 / softcap)
-        ds_NM *= slope_NM
-    return p_NM, dot_p_NM, ds_NM, dot_ds_NM
+        slope = 1.0 - tanh * tanh
+        dot_ds = dot_ds * slope - ds * tanh * dot_s * (2.0 / softcap)
+        ds *= slope
+    return p, dot_p, ds, dot_ds
 
 
 @jit(do_not_specialize=RUNTIME)
 def backward_tangent_q_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, spans_ptr, lse_ptr, g_ptr, d_ptr,
     dot_q_ptr, dot_k_ptr, dot_v_ptr, dot_g_ptr, mu_ptr, dot_d_ptr, dq_ptr,
-    num_queries, num_keys, span_stride, batch_heads, scale, softcap,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    num_queries, num_keys, span_stride, batch_heads, heads, group, scale, softcap,
+    D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Give dQ' = scale (dS' K + dS K') of one tile of rows, along one tangent."""
-    slab = tl.program_id(1).to(tl.int64)
+    slab, batch, kv_slab = _slabs(heads, group)
     t = tl.program_id(2).to(tl.int64)
-    batch, kv_slab = slab // H, slab // H * K + slab % H // (H // K)
-    dot_slab, dot_kv_slab = t * batch_heads + slab, t * (batch_heads // H * K) + kv_slab
-    rows = tl.program_id(0) * N + tl.arange(0, N)
+    dot_slab, dot_kv_slab = t * batch_heads + slab, t * (batch_heads // group) + kv_slab
+    rows = _rows(N)
     row_ok = rows < num_queries
     first_N, end_N = _load_spans(spans_ptr, batch, rows, num_queries, span_stride)
     lse_N = tl.load(lse_ptr + slab * num_queries + rows, mask=row_ok, other=float("inf"))
@@ -282,7 +314,7 @@ def backward_tangent_q_kernel(  # type: ignore[no-untyped-def]
         dot_v_MD = _load_part(dot_v_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         _, _, ds_NM, dot_ds_NM = _second_order(
             q_ND, g_ND, dot_q_ND, dot_g_ND, k_MD, v_MD, dot_k_MD, dot_v_MD,
-            lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION,
+            lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap, False, CAPPED, PRECISION,
         )  # fmt: skip
         dq_ND += _dot(dot_ds_NM.to(k_MD.dtype), k_MD, PRECISION)
         dq_ND += _dot(ds_NM.to(k_MD.dtype), dot_k_MD, PRECISION)
@@ -293,14 +325,17 @@ def backward_tangent_q_kernel(  # type: ignore[no-untyped-def]
 def backward_tangent_kv_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, spans_ptr, bounds_ptr, lse_ptr, g_ptr, d_ptr,
     dot_q_ptr, dot_k_ptr, dot_v_ptr, dot_g_ptr, mu_ptr, dot_d_ptr, dk_ptr, dv_ptr,
-    num_queries, num_keys, span_stride, bound_stride, batch_heads, scale, softcap,
-    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    num_queries, num_keys, span_stride, bound_stride, batch_heads, heads, group, scale, softcap,
+    DK: tl.constexpr, DV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Give dK' = scale (dS'^T Q + dS^T Q') and dV' = P'^T G + P^T G' of one tile of keys, along one tangent."""
+    """Give dK' = scale (dS'^T Q + dS^T Q') and dV' = P'^T G + P^T G' of one tile of keys, along one tangent.
+
+    With DK or DV alone the other is left to another launch: two sums and what leads to them may be more than registers hold.
+    """
     kv_slab = tl.program_id(1).to(tl.int64)
     t = tl.program_id(2).to(tl.int64)
-    batch, dot_kv_slab = kv_slab // K, t * (batch_heads // H * K) + kv_slab
+    batch, dot_kv_slab = kv_slab * group // heads, t * (batch_heads // group) + kv_slab
     keys = tl.program_id(0) * M + tl.arange(0, M)
     at = bounds_ptr + batch * bound_stride + tl.program_id(0) * 2
     low, high = tl.load(at) // N * N, tl.load(at + 1)
@@ -310,8 +345,8 @@ def backward_tangent_kv_kernel(  # type: ignore[no-untyped-def]
     dot_v_MD = _load_tile(dot_v_ptr, dot_kv_slab, keys, num_keys, D, BLOCK_D, UPCAST)
     dk_MD = tl.zeros([M, BLOCK_D], tl.float32)
     dv_MD = tl.zeros([M, BLOCK_D], tl.float32)
-    for head in range(H // K):
-        slab = kv_slab * (H // K) + head
+    for head in range(group):
+        slab = kv_slab * group + head
         dot_slab = t * batch_heads + slab
         for start in range(low, high, N):
             rows = start + tl.arange(0, N)
@@ -325,13 +360,17 @@ def backward_tangent_kv_kernel(  # type: ignore[no-untyped-def]
             g_ND = _load_tile(g_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
             dot_q_ND = _load_tile(dot_q_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
             dot_g_ND = _load_tile(dot_g_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
-            p_NM, dot_p_NM, ds_NM, dot_ds_NM = _second_order(
+            p_MN, dot_p_MN, ds_MN, dot_ds_MN = _second_order(
                 q_ND, g_ND, dot_q_ND, dot_g_ND, k_MD, v_MD, dot_k_MD, dot_v_MD,
-                lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap, CAPPED, PRECISION,
+                lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap, True, CAPPED, PRECISION,
             )  # fmt: skip
-            dk_MD += _dot(tl.trans(dot_ds_NM.to(q_ND.dtype)), q_ND, PRECISION)
-            dk_MD += _dot(tl.trans(ds_NM.to(q_ND.dtype)), dot_q_ND, PRECISION)
-            dv_MD += _dot(tl.trans(dot_p_NM.to(g_ND.dtype)), g_ND, PRECISION)
-            dv_MD += _dot(tl.trans(p_NM.to(g_ND.dtype)), dot_g_ND, PRECISION)
-    _store_tile(dk_ptr, dot_kv_slab, keys, num_keys, dk_MD * scale, D, BLOCK_D)
-    _store_tile(dv_ptr, dot_kv_slab, keys, num_keys, dv_MD, D, BLOCK_D)
+            if DK:
+                dk_MD += _dot(dot_ds_MN.to(q_ND.dtype), q_ND, PRECISION)
+                dk_MD += _dot(ds_MN.to(q_ND.dtype), dot_q_ND, PRECISION)
+            if DV:
+                dv_MD += _dot(dot_p_MN.to(g_ND.dtype), g_ND, PRECISION)
+                dv_MD += _dot(p_MN.to(g_ND.dtype), dot_g_ND, PRECISION)
+    if DK:
+        _store_tile(dk_ptr, dot_kv_slab, keys, num_keys, dk_MD * scale, D, BLOCK_D)
+    if DV:
+        _store_tile(dv_ptr, dot_kv_slab, keys, num_keys, dv_MD, D, BLOCK_D)

@@ -41,8 +41,8 @@ def bottom_k(
 
     Costs `bottom_k_work`: one read of each logit (a limit taken from a sample lets a few more than k pass; where the
     sample misled, that row is read again). Beside the result, a CPU needs 32 bytes per kept element and
-    0.1 MB for each thread, a GPU 20 bytes per kept element and 8 KB for each row. CPU: C++ with `torch.get_num_threads()` threads, rows of any strides read in
-    place. CUDA: Triton. float64, other devices, and CPUs without the compiled extension: a sort in PyTorch.
+    0.1 MB for each thread, a GPU, for as many rows at once as 256 MiB hold, 16 bytes per kept element, one bit per element
+    and 8 KB. CPU: C++ with `torch.get_num_threads()` threads, rows of any strides read in place. CUDA: Triton. float64, other devices, and CPUs without the compiled extension: a sort in PyTorch.
 
     >>> import torch
     >>> bottom_k(torch.tensor([[3.0, -1.0, 2.0, -1.0]]), 3)

@@ -26,6 +26,16 @@ CPU_CHUNK = (512, 2048)  # rows and columns: 4 MiB of logits, within the caches 
 GPU_CHUNK = (4096, 2048)  # 32 MiB, within the 50 MiB L2 cache of an H100 or H200
 
 
+def gpu_chunk(num_rows: int) -> tuple[int, int]:
+    """Return rows and columns of a chunk: of few rows more columns, so that its product fills a GPU and launches stay few.
+
+    >>> gpu_chunk(8192), gpu_chunk(1024), gpu_chunk(3)
+    ((4096, 2048), (1024, 8192), (3, 2795520))
+    """
+    rows = min(max(num_rows, 1), GPU_CHUNK[0])
+    return rows, GPU_CHUNK[0] * GPU_CHUNK[1] // rows // GPU_CHUNK[1] * GPU_CHUNK[1]
+
+
 def _logits(hidden_RD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, softcap: float | None) -> Tensor:
     """Logits of one chunk in fp32, or float64 from float64."""
     if hidden_RD.dtype == torch.float64:
@@ -130,8 +140,8 @@ def linear_bottom_k(
     last bits depend on the matrix product the machine chooses. The sign of a zero is not kept.
 
     Costs `linear_bottom_k_work`, the weight being read once per 512 (CPU) or 4096 (GPU) rows. Memory beside the result: one
-    chunk of 4 or 32 MiB, and for each of that many rows 16 bytes per kept element and 32 KiB, whatever N. On a CPU, 16-bit inputs are
-    widened chunk by chunk.
+    chunk of 4 or 32 MiB, and for each of its rows 16 bytes per kept element and, on a GPU, per column of the chunk (128 MiB in all).
+    On a CPU, 16-bit inputs are widened chunk by chunk.
 
     >>> weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     >>> linear_bottom_k(torch.tensor([[2.0, 1.0]]), weight, 2)
@@ -156,7 +166,7 @@ def linear_bottom_k(
     dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
     values_NK = torch.empty(num_rows, k, dtype=dtype, device=hidden_ND.device)
     ids_NK = torch.empty(num_rows, k, dtype=torch.int64, device=hidden_ND.device)
-    max_rows, max_cols = GPU_CHUNK if hidden_ND.is_cuda else CPU_CHUNK
+    max_rows, max_cols = gpu_chunk(num_rows) if hidden_ND.is_cuda else CPU_CHUNK
     for rows in _spans(num_rows if k > 0 else 0, max_rows):
         hidden_RD = hidden_ND[rows]
         running = _make_running(hidden_RD, k, largest, min(max_cols, num_cols))

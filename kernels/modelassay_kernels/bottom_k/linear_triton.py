@@ -7,9 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from modelassay_kernels.bottom_k.triton_filter import append_ids, fill, pack
 from modelassay_kernels.bottom_k.triton_kernels import (
     DEFAULT,
-    LAST,
     LaunchConfig,
     append,
     by_key,
@@ -18,43 +18,49 @@ from modelassay_kernels.bottom_k.triton_kernels import (
     kept,
     kth_key,
     load_entries,
-    load_row,
     on_device,
 )
+from modelassay_kernels.bottom_k.triton_keys import LAST, interval, passes
 from modelassay_kernels.optional_triton import jit, tl
 
 
 @jit(do_not_specialize=("first_id", "k", "capacity"))
 def fold_kernel(x_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor, counts_ptr: tl.tensor,
                 limits_ptr: tl.tensor, num_cols: tl.tensor, row_stride: tl.tensor, first_id: tl.tensor, k: tl.tensor,
-                capacity: tl.tensor, max_cols: tl.tensor, BLOCK: tl.constexpr, LARGEST: tl.constexpr,
-                HAS_VALID: tl.constexpr) -> None:  # fmt: skip
+                capacity: tl.tensor, max_cols: tl.tensor, BLOCK: tl.constexpr, FINISH_BLOCK: tl.constexpr,
+                LARGEST: tl.constexpr, HAS_VALID: tl.constexpr) -> None:  # fmt: skip
     """Take the columns of one row of a chunk into its buffer; leave room for a chunk more by keeping only the k."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = x_ptr + row * row_stride
     entries_ptr += row * capacity
-    limit = tl.load(limits_ptr + row)
-    count = tl.load(counts_ptr + row)
+    first_bits, length = interval(tl.load(limits_ptr + row), LARGEST)
+    before = tl.load(counts_ptr + row)
+    count = before
+    g_G = tl.arange(0, BLOCK // 8)
     for start in range(0, num_cols, BLOCK):
         o_B = start + tl.arange(0, BLOCK)
-        key_B, keep_B = load_row(row_ptr, valid_ptr, o_B, o_B < num_cols, 1, LARGEST, HAS_VALID)
-        count = append(entries_ptr, count, key_B, first_id + o_B, keep_B & (key_B <= limit), capacity)
+        inside_B = o_B < num_cols
+        keep_B = passes(tl.load(row_ptr + o_B, mask=inside_B, other=0.0), first_bits, length) & inside_B
+        if HAS_VALID:
+            keep_B = keep_B & (tl.load(valid_ptr + o_B, mask=inside_B, other=0) != 0)
+        count = append_ids(entries_ptr, count, pack(keep_B).to(tl.uint32), first_id + start + g_G * 8, capacity)
+    tl.debug_barrier()  # what other threads appended is there
+    fill(entries_ptr, row_ptr, before, count, first_id, 1, FINISH_BLOCK, LARGEST)
     tl.store(counts_ptr + row, count)
     if count > capacity - max_cols:
-        tl.debug_barrier()  # what other threads appended, and the count, are there
+        tl.debug_barrier()
         prefix, rank = kth_key(
-            row_ptr, valid_ptr, entries_ptr, counts_ptr + row, num_cols, 1, k, capacity, False, 1,
-            False, 4, BLOCK, LARGEST, HAS_VALID,
-        )  # fmt: skip
+            row_ptr, valid_ptr, entries_ptr, count, 1, k, False, False, 4, FINISH_BLOCK, LARGEST, HAS_VALID
+        )
         num_kept = tl.full([], 0, tl.int32)
         num_ties = tl.full([], 0, tl.int32)
-        for start in range(0, count, BLOCK):
-            o_B = start + tl.arange(0, BLOCK)
+        for start in range(0, count, FINISH_BLOCK):
+            o_B = start + tl.arange(0, FINISH_BLOCK)
             inside_B = o_B < count
             key_B, id_B = load_entries(entries_ptr + o_B, inside_B)
             keep_B, num_ties = kept(key_B, inside_B, prefix, rank, num_ties, 4)
             tl.debug_barrier()  # all of the tile has been read before any of it is overwritten
-            num_kept = append(entries_ptr, num_kept, key_B, id_B, keep_B, capacity)
+            num_kept = append(entries_ptr, num_kept, key_B, id_B, keep_B)
         tl.store(counts_ptr + row, num_kept)
         tl.store(limits_ptr + row, prefix - 1)  # a tie with the k-th that comes later has a larger id
 
@@ -82,8 +88,8 @@ class TritonRunning:
         with on_device(logits_RC.device):
             fold_kernel[(logits_RC.shape[0],)](
                 logits_RC, mask, self._entries, self._counts, self._limits, logits_RC.shape[1],
-                logits_RC.stride(0), first_id, self._k, self._capacity, self._max_cols, BLOCK=self._config.finish_block,
-                LARGEST=self._largest, HAS_VALID=valid_C is not None, num_warps=self._config.finish_warps,
+                logits_RC.stride(0), first_id, self._k, self._capacity, self._max_cols, BLOCK=self._config.fold_block,
+                FINISH_BLOCK=self._config.finish_block, LARGEST=self._largest, HAS_VALID=valid_C is not None, num_warps=self._config.finish_warps,
             )  # fmt: skip
 
     def finish(self, values_RK: Tensor, ids_RK: Tensor) -> None:
@@ -91,9 +97,9 @@ class TritonRunning:
         keys_RK = torch.empty_like(values_RK, dtype=torch.int32)
         with on_device(values_RK.device):
             finish_kernel[(values_RK.shape[0],)](
-                values_RK, values_RK, self._entries, self._counts, keys_RK, values_RK, ids_RK, 0, 0, 1, self._k,
-                self._capacity, 1, FILTERED=True, HAS_ROW=False, PASSES=4, BLOCK=self._config.finish_block,
-                LARGEST=self._largest, HAS_VALID=False, num_warps=self._config.finish_warps,
+                values_RK, values_RK, values_RK, self._entries, self._counts, keys_RK, values_RK, ids_RK, 0, 0, 1, self._k,
+                self._capacity, 0, FILTERED=True, HAS_ROW=False, PASSES=4, BLOCK=self._config.finish_block,
+                LARGEST=self._largest, HAS_VALID=False, NEIGHBOURS=True, ALIGNED=True, num_warps=self._config.finish_warps,
             )  # fmt: skip
         values, ids = by_key(keys_RK, values_RK, ids_RK)
         values_RK.copy_(values)

@@ -2,17 +2,17 @@
 
 A logit is its *key*, a signed int32 in the order of the result: -0.0 and +0.0 share one, NaN has the last. Two launches:
 
-- `filter_kernel` reads a row once. A limit, the key that a little more than k of the row are expected not to be above, comes
-  from a sample of it; what is not above the limit goes, by rising ids, to a buffer. Where rows are fewer than the
-  device has room for, each is cut into segments with a buffer each.
-- `finish_kernel`, one program per row, finds the k-th key among the few in the buffers by histograms of 8 bits, and writes
-  the k by rising ids: so ties go to the smaller. Where the sample misled (fewer than k passed, or more than the buffer
-  holds) it does the same over the row itself, which is then read three to five times more.
+- `filter_kernel` (`triton_filter`) reads a row once. A limit, the key that a little more than k of the row are expected not
+  to be above, comes from a sample of it; one bit of each element says whether it may be among the k. Where rows are
+  fewer than the device has room for, each is cut into segments.
+- `finish_kernel`, one program per row, gathers what passed by rising ids into a buffer, finds the k-th key among these few by
+  histograms of 8 bits, and writes the k by rising ids: so ties go to the smaller. Where the sample misled (fewer than k
+  passed, or more than the buffer holds) it does the same over the row itself, which is then read three to five times more.
 
 `torch.sort` on the keys of the k, stable, then gives the order. No atomics in device memory: equal inputs give equal bits.
 """
 
-# N = rows, V = vocabulary, K = kept, S = segments of one row, C = capacity of a buffer, B = elements of one tile, H = bins
+# N = rows, V = vocabulary, K = kept, C = capacity of a buffer, B = elements of one tile, H = bins
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modelassay_kernels.bottom_k.triton_filter import filter_kernel, gather
+from modelassay_kernels.bottom_k.triton_keys import LAST, load_row, numbers
 from modelassay_kernels.optional_triton import HAS_TRITON, constexpr, is_interpreted, jit, tl
 
 NUM_PASSES = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
@@ -30,11 +32,9 @@ NUM_PASSES = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 4}
 
 MAX_COLS = 2**31 - 2**16  # so that a tile that begins within them ends within int32
 PROGRAMS = 1024  # enough to fill any present card: 132 to 160 multiprocessors of about eight programs
-RUN = constexpr(32)  # neighbours of a sample: one or two 64-byte sectors
-LAST = constexpr(0x7FFFFFFF)  # NaN
-LAST_NUMBER = constexpr(0x7F800000)  # the infinity that comes last
-BEFORE_NUMBERS = constexpr(-2139095042)  # one below the infinity that comes first
-HALVINGS = constexpr(20)  # of 2^32 keys: leaves the limit within 2^-11 of its number
+SCRATCH_BYTES = 2**28
+"""Bits and buffers of the rows that are done at once: at k = 2000 of 152k some 4,400 rows, five times what a card holds."""
+
 BINS = constexpr(256)
 
 
@@ -43,17 +43,20 @@ class LaunchConfig:
     """How the work is cut; any values give the same result. Chosen by reasoning, not measured: no GPU has run this yet."""
 
     block: int = 2048
-    """Elements of one tile of a row: 8 per thread. With 16 the filter needs 150 registers and half as many warps are resident."""
+    """Elements of one tile of a row: 8 per thread, whose bits are one byte."""
 
     num_warps: int = 8
     num_stages: int = 4
     """Tiles in flight, 4 KB each in bf16: three resident programs hold 36 KB, where an H200 needs 25 to hide its latency."""
 
     finish_block: int = 1024
-    """Elements of one tile of a buffer, of which a row at k = 2000 fills three."""
+    """Elements of one tile of a buffer, of which a row at k = 2000 fills three, and words of bits, of which 152k fill five."""
 
     finish_warps: int = 4
     """Few, so that many rows are resident: what a row waits for is barriers, not memory."""
+
+    fold_block: int = 1024
+    """Columns of one tile of a chunk: 8 per thread."""
 
     sample: int = 4096
     """Elements the limit comes from: at k = 2000 of 152k, 54 of them are expected among the k, give or take 7."""
@@ -68,133 +71,54 @@ class Plan:
 
     num_segments: int
     capacity: int
-    """Entries of one segment's buffer: 2 k and some, so that memory is of the order of the result."""
+    """Entries of one row's buffer: 2 k and some, so that memory is of the order of the result."""
 
     rank: int
     """The limit is the key of this rank in the sample; 0: no sample, the row is sorted out directly."""
+
+    bits_stride: int
+    """Bytes of a row's bits."""
+
+    rows_at_once: int
+    """As many as SCRATCH_BYTES hold, but no fewer than fill the device."""
 
     @staticmethod
     def make(num_rows: int, num_cols: int, k: int, config: LaunchConfig) -> Plan:
         """Aim for 3 deviations over the k expected: about one row in a thousand is then read again.
 
         >>> Plan.make(8192, 151936, 2000, DEFAULT)
-        Plan(num_segments=1, capacity=5024, rank=79)
+        Plan(num_segments=1, capacity=5024, rank=79, bits_stride=19200, rows_at_once=4512)
         >>> Plan.make(1, 151936, 2000, DEFAULT).num_segments
         18
         """
         expected = k * config.sample / max(num_cols, 1)
         rank = int(expected + 3 * math.sqrt(expected + 1) + 3)
         if num_cols < 4 * config.sample or rank > config.sample // 2:
-            return Plan(num_segments=1, capacity=0, rank=0)
-        longest = max(
-            1, num_cols // (4 * config.block)
-        )  # four tiles or more each, or the sample costs more than it saves
+            return Plan(num_segments=1, capacity=0, rank=0, bits_stride=0, rows_at_once=max(num_rows, 1))
+        longest = max(1, num_cols // (4 * config.block))  # four tiles or more, or the sample costs more than it saves
         num_segments = max(1, min(PROGRAMS // max(num_rows, 1), longest))
-        return Plan(num_segments=num_segments, capacity=-(-(2 * k + 1024) // 16) * 16, rank=rank)
+        capacity = -(-(2 * k + 1024) // 16) * 16
+        bits_stride = -(-(num_cols + 7) // config.block) * config.block // 8  # a row may start 7 elements behind a word
+        rows_at_once = max(PROGRAMS, SCRATCH_BYTES // (8 * capacity + bits_stride) // 16 * 16)  # starts at 16 bytes
+        return Plan(
+            num_segments=num_segments, capacity=capacity, rank=rank, bits_stride=bits_stride, rows_at_once=rows_at_once
+        )
 
 
 @jit()
-def _keys(x_B: tl.tensor, LARGEST: tl.constexpr) -> tl.tensor:
-    """int32 keys of numbers of any type."""
-    if x_B.dtype == tl.bfloat16:
-        bits_B = x_B.to(tl.int16, bitcast=True).to(tl.int32) << 16  # exact also where a cast would flush subnormals
-    else:
-        bits_B = x_B.to(tl.float32).to(tl.int32, bitcast=True)
-    nan_B = (bits_B & 0x7FFFFFFF) > LAST_NUMBER
-    if LARGEST:
-        bits_B = bits_B ^ -2147483648
-    key_B = bits_B ^ ((bits_B >> 31) & 0x7FFFFFFF)
-    key_B = tl.where(key_B == -1, 0, key_B)  # -0.0 would come just before +0.0
-    return tl.where(nan_B, LAST, key_B)
+def load_entries(ptr_B: tl.tensor, inside_B: tl.tensor) -> tl.tensor:
+    """Return keys and ids."""
+    entry_B = tl.load(ptr_B, mask=inside_B, other=0)
+    return (entry_B >> 32).to(tl.int32), entry_B.to(tl.int32)
 
 
 @jit()
-def _numbers(key_B: tl.tensor, LARGEST: tl.constexpr, dtype: tl.constexpr) -> tl.tensor:
-    """Return numbers that have these keys."""
-    bits_B = key_B ^ ((key_B >> 31) & 0x7FFFFFFF)
-    if LARGEST:
-        bits_B = tl.where((key_B == 0) | (key_B == LAST), bits_B, bits_B ^ -2147483648)
-    if dtype == tl.bfloat16:
-        x_B = (bits_B >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    else:
-        x_B = bits_B.to(tl.float32, bitcast=True).to(dtype)
-    return x_B
-
-
-@jit()
-def load_row(row_ptr: tl.tensor, valid_ptr: tl.tensor, o_B: tl.tensor, inside_B: tl.tensor, col_stride: tl.tensor,
-              LARGEST: tl.constexpr, HAS_VALID: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Return the keys of columns o, and which of them may be chosen."""
-    x_B = tl.load(row_ptr + o_B.to(tl.int64) * col_stride, mask=inside_B, other=0.0)
-    if HAS_VALID:
-        inside_B = inside_B & (tl.load(valid_ptr + o_B, mask=inside_B, other=0) != 0)
-    return _keys(x_B, LARGEST), inside_B
-
-
-@jit()
-def append(entries_ptr: tl.tensor, count: tl.tensor, key_B: tl.tensor, id_B: tl.tensor, keep_B: tl.tensor,
-            capacity: tl.tensor) -> tl.tensor:  # fmt: skip
-    """Write key << 32 | id of what is kept behind `count` entries, in order, where there is room; return how many were kept."""
+def append(entries_ptr: tl.tensor, count: tl.tensor, key_B: tl.tensor, id_B: tl.tensor, keep_B: tl.tensor) -> tl.tensor:
+    """Write key << 32 | id of what is kept behind `count` entries, in order; return how many there are then."""
     one_B = keep_B.to(tl.int32)
     o_B = count + tl.cumsum(one_B, 0) - one_B
-    entry_B = (key_B.to(tl.int64) << 32) | id_B.to(tl.int64)
-    tl.store(entries_ptr + o_B, entry_B, mask=keep_B & (o_B < capacity))
+    tl.store(entries_ptr + o_B, (key_B.to(tl.int64) << 32) | id_B.to(tl.int64), mask=keep_B)
     return count + tl.sum(one_B)
-
-
-@jit()
-def _sampled_limit(row_ptr: tl.tensor, valid_ptr: tl.tensor, num_cols: tl.tensor, col_stride: tl.tensor, rank: tl.tensor,
-                   SAMPLE: tl.constexpr, LARGEST: tl.constexpr, HAS_VALID: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Return a key that `rank` or a few more of the sample are not above; NaN's where there are fewer numbers."""
-    i_B = tl.arange(0, SAMPLE)
-    o_B = i_B // RUN * (num_cols // (SAMPLE // RUN)) + i_B % RUN
-    key_B, inside_B = load_row(row_ptr, valid_ptr, o_B, i_B >= 0, col_stride, LARGEST, HAS_VALID)
-    low = tl.full([], BEFORE_NUMBERS, tl.int32)
-    high = tl.full([], LAST_NUMBER, tl.int32)
-    for _ in range(HALVINGS):
-        middle = (low & high) + ((low ^ high) >> 1)  # their sum may overflow
-        enough = tl.sum((inside_B & (key_B <= middle)).to(tl.int32)) >= rank
-        high = tl.where(enough, middle, high)
-        low = tl.where(enough, low, middle)
-    numbers = tl.sum((inside_B & (key_B <= LAST_NUMBER)).to(tl.int32))
-    return tl.where(numbers >= rank, high, LAST)
-
-
-@jit(do_not_specialize=("rank", "capacity"))
-def filter_kernel(x_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor, counts_ptr: tl.tensor,
-                  num_cols: tl.tensor, row_stride: tl.tensor, col_stride: tl.tensor, rank: tl.tensor,
-                  capacity: tl.tensor, SAMPLE: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr,
-                  LARGEST: tl.constexpr, HAS_VALID: tl.constexpr, ALIGNED: tl.constexpr) -> None:  # fmt: skip
-    """Put what passes the row's limit into its segments' buffers; counts[row, segment] may exceed the capacity.
-
-    ALIGNED: columns are neighbours and every row starts at a multiple of 16 bytes.
-    """
-    row, segment, num_segments = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    row_ptr = x_ptr + row * row_stride
-    limit = _sampled_limit(row_ptr, valid_ptr, num_cols, col_stride, rank, SAMPLE, LARGEST, HAS_VALID)
-    buffer = row * num_segments + segment
-    entries_ptr += buffer * capacity
-    num_tiles = tl.cdiv(num_cols, BLOCK)
-    first = (num_tiles * segment.to(tl.int64) // num_segments).to(tl.int32)
-    end = (num_tiles * (segment.to(tl.int64) + 1) // num_segments).to(tl.int32)
-    count = tl.full([], 0, tl.int32)
-    whole = tl.minimum(end, num_cols // BLOCK)
-    for tile in tl.range(first, whole, num_stages=STAGES):
-        o_B = tile * BLOCK + tl.arange(0, BLOCK)
-        if ALIGNED:
-            x_B = tl.load(tl.multiple_of(row_ptr + tile * BLOCK, 16) + tl.arange(0, BLOCK))
-        else:
-            x_B = tl.load(row_ptr + o_B.to(tl.int64) * col_stride)
-        key_B = _keys(x_B, LARGEST)
-        keep_B = key_B <= limit
-        if HAS_VALID:
-            keep_B = keep_B & (tl.load(valid_ptr + o_B) != 0)
-        count = append(entries_ptr, count, key_B, o_B, keep_B, capacity)
-    for tile in range(whole, end):  # the last one, ragged
-        o_B = tile * BLOCK + tl.arange(0, BLOCK)
-        key_B, keep_B = load_row(row_ptr, valid_ptr, o_B, o_B < num_cols, col_stride, LARGEST, HAS_VALID)
-        count = append(entries_ptr, count, key_B, o_B, keep_B & (key_B <= limit), capacity)
-    tl.store(counts_ptr + buffer, count)
 
 
 @jit()
@@ -217,41 +141,26 @@ def _load_source(row_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tenso
 
 
 @jit()
-def load_entries(ptr_B: tl.tensor, inside_B: tl.tensor) -> tl.tensor:
-    """Return keys and ids."""
-    entry_B = tl.load(ptr_B, mask=inside_B, other=0)
-    return (entry_B >> 32).to(tl.int32), entry_B.to(tl.int32)
-
-
-@jit()
-def kth_key(row_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor, counts_ptr: tl.tensor, num_cols: tl.tensor,
-         col_stride: tl.tensor, k: tl.tensor, capacity: tl.tensor, from_row: tl.tensor, num_sources: tl.tensor,
-         HAS_ROW: tl.constexpr, PASSES: tl.constexpr, BLOCK: tl.constexpr, LARGEST: tl.constexpr,
-         HAS_VALID: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Return the upper 8 * PASSES bits of the k-th key, and how many of those that share them are among the k."""
+def kth_key(row_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor, num: tl.tensor, col_stride: tl.tensor,
+            k: tl.tensor, from_row: tl.tensor, HAS_ROW: tl.constexpr, PASSES: tl.constexpr, BLOCK: tl.constexpr,
+            LARGEST: tl.constexpr, HAS_VALID: tl.constexpr) -> tl.tensor:  # fmt: skip
+    """Return the upper 8 * PASSES bits of the k-th key of `num`, and how many of those that share them are among the k."""
     prefix = tl.full([], 0, tl.int32)
     rank = tl.full([], 0, tl.int32) + k
     bin_H = tl.arange(0, BINS)
     for p in tl.static_range(PASSES):
         num_H = tl.zeros([BINS], tl.int32)
-        for source in range(num_sources):
-            num = tl.full([], 0, tl.int32) + num_cols  # not a constant where it is 1
-            if not from_row:
-                num = tl.load(counts_ptr + source)
-            for start in range(0, num, BLOCK):
-                o_B = start + tl.arange(0, BLOCK)
-                source_ptr = (
-                    entries_ptr + (tl.full([], 0, tl.int64) + source) * capacity
-                )  # a plain int in the interpreter
-                key_B, _, match_B = _load_source(
-                    row_ptr, valid_ptr, source_ptr, o_B, num, col_stride, from_row, HAS_ROW, LARGEST, HAS_VALID
-                )
-                digit_B = (key_B >> (24 - 8 * p)) & 255
-                if p == 0:
-                    digit_B = digit_B ^ 128  # negative keys first
-                else:
-                    match_B = match_B & ((key_B >> (32 - 8 * p)) == prefix)
-                num_H += tl.histogram(digit_B, BINS, mask=match_B)
+        for start in range(0, num, BLOCK):
+            o_B = start + tl.arange(0, BLOCK)
+            key_B, _, match_B = _load_source(
+                row_ptr, valid_ptr, entries_ptr, o_B, num, col_stride, from_row, HAS_ROW, LARGEST, HAS_VALID
+            )
+            digit_B = (key_B >> (24 - 8 * p)) & 255
+            if p == 0:
+                digit_B = digit_B ^ 128  # negative keys first
+            else:
+                match_B = match_B & ((key_B >> (32 - 8 * p)) == prefix)
+            num_H += tl.histogram(digit_B, BINS, mask=match_B)
         up_to_H = tl.cumsum(num_H, 0)
         here_H = (up_to_H - num_H < rank) & (up_to_H >= rank)
         digit = tl.sum(tl.where(here_H, bin_H, 0))
@@ -271,54 +180,55 @@ def kept(key_B: tl.tensor, inside_B: tl.tensor, prefix: tl.tensor, rank: tl.tens
     return inside_B & ((upper_B < prefix) | (tie_B & (before_B < rank))), num_ties + tl.sum(one_B)
 
 
-@jit(do_not_specialize=("k", "capacity"))
-def finish_kernel(x_ptr: tl.tensor, valid_ptr: tl.tensor, entries_ptr: tl.tensor, counts_ptr: tl.tensor,
+@jit(do_not_specialize=("k", "capacity", "bits_stride"))
+def finish_kernel(x_ptr: tl.tensor, valid_ptr: tl.tensor, bits_ptr: tl.tensor, entries_ptr: tl.tensor, counts_ptr: tl.tensor,
                   out_keys_ptr: tl.tensor, out_values_ptr: tl.tensor, out_ids_ptr: tl.tensor, num_cols: tl.tensor,
-                  row_stride: tl.tensor, col_stride: tl.tensor, k: tl.tensor, capacity: tl.tensor, num_segments: tl.tensor,
+                  row_stride: tl.tensor, col_stride: tl.tensor, k: tl.tensor, capacity: tl.tensor, bits_stride: tl.tensor,
                   FILTERED: tl.constexpr, HAS_ROW: tl.constexpr, PASSES: tl.constexpr, BLOCK: tl.constexpr,
-                  LARGEST: tl.constexpr, HAS_VALID: tl.constexpr) -> None:  # fmt: skip
-    """Write keys, values and ids of the k of one row, by rising ids, from its buffers or, where these do not do, the row."""
+                  LARGEST: tl.constexpr, HAS_VALID: tl.constexpr, NEIGHBOURS: tl.constexpr,
+                  ALIGNED: tl.constexpr) -> None:  # fmt: skip
+    """Write keys, values and ids of the k of one row, by rising ids, from what passed or, where that does not do, the row.
+
+    Without HAS_ROW, `counts` entries of the row are there already, and no row.
+    """
     row = tl.program_id(0).to(tl.int64)
     row_ptr = x_ptr + row * row_stride
-    entries_ptr += row * num_segments * capacity
-    counts_ptr += row * num_segments
-    total = tl.full([], 0, tl.int32)
-    longest = tl.full([], 0, tl.int32)
-    if FILTERED:
-        for segment in range(num_segments):
-            count = tl.load(counts_ptr + segment)
-            total += count
-            longest = tl.maximum(longest, count)
-    from_row = (total < k) | (longest > capacity)
-    num_sources = tl.where(from_row, 1, num_segments)
+    entries_ptr += row * capacity
+    num = tl.full([], 0, tl.int32) + num_cols  # not a constant where it is 1
+    from_row = tl.full([], 0, tl.int32) != 0
+    if not HAS_ROW:
+        num = tl.load(counts_ptr + row)
+    elif FILTERED:
+        count = gather(
+            bits_ptr + row * bits_stride, entries_ptr, row_ptr, num_cols, col_stride, capacity, BLOCK, LARGEST,
+            NEIGHBOURS, ALIGNED,
+        )  # fmt: skip
+        from_row = (count < k) | (count > capacity)
+        num = tl.where(from_row, num, count)
+    else:
+        from_row = num >= 0
     prefix, rank = kth_key(
-        row_ptr, valid_ptr, entries_ptr, counts_ptr, num_cols, col_stride, k, capacity, from_row, num_sources,
-        HAS_ROW, PASSES, BLOCK, LARGEST, HAS_VALID,
-    )  # fmt: skip
+        row_ptr, valid_ptr, entries_ptr, num, col_stride, k, from_row, HAS_ROW, PASSES, BLOCK, LARGEST, HAS_VALID
+    )
     num_kept = tl.full([], 0, tl.int32)
     num_ties = tl.full([], 0, tl.int32)
-    for source in range(num_sources):
-        num = tl.full([], 0, tl.int32) + num_cols  # not a constant where it is 1
-        if not from_row:
-            num = tl.load(counts_ptr + source)
-        for start in range(0, num, BLOCK):
-            o_B = start + tl.arange(0, BLOCK)
-            source_ptr = entries_ptr + (tl.full([], 0, tl.int64) + source) * capacity
-            key_B, id_B, inside_B = _load_source(
-                row_ptr, valid_ptr, source_ptr, o_B, num, col_stride, from_row, HAS_ROW, LARGEST, HAS_VALID
-            )
-            keep_B, num_ties = kept(key_B, inside_B, prefix, rank, num_ties, PASSES)
-            x_B = _numbers(key_B, LARGEST, out_values_ptr.dtype.element_ty)
-            if HAS_ROW:
-                several_B = keep_B & ((key_B == 0) | (key_B == LAST))  # zeros and NaN share a key: the element itself
-                exact_B = tl.load(row_ptr + id_B.to(tl.int64) * col_stride, mask=several_B, other=0.0)
-                x_B = tl.where(several_B, exact_B, x_B)
-            one_B = keep_B.to(tl.int32)
-            to_B = row * k + num_kept + tl.cumsum(one_B, 0) - one_B
-            tl.store(out_keys_ptr + to_B, key_B, mask=keep_B)
-            tl.store(out_values_ptr + to_B, x_B, mask=keep_B)
-            tl.store(out_ids_ptr + to_B, id_B.to(tl.int64), mask=keep_B)
-            num_kept += tl.sum(one_B)
+    for start in range(0, num, BLOCK):
+        o_B = start + tl.arange(0, BLOCK)
+        key_B, id_B, inside_B = _load_source(
+            row_ptr, valid_ptr, entries_ptr, o_B, num, col_stride, from_row, HAS_ROW, LARGEST, HAS_VALID
+        )
+        keep_B, num_ties = kept(key_B, inside_B, prefix, rank, num_ties, PASSES)
+        x_B = numbers(key_B, LARGEST, out_values_ptr.dtype.element_ty)
+        if HAS_ROW:
+            several_B = keep_B & ((key_B == 0) | (key_B == LAST))  # zeros and NaN share a key: the element itself
+            exact_B = tl.load(row_ptr + id_B.to(tl.int64) * col_stride, mask=several_B, other=0.0)
+            x_B = tl.where(several_B, exact_B, x_B)
+        one_B = keep_B.to(tl.int32)
+        to_B = row * k + num_kept + tl.cumsum(one_B, 0) - one_B
+        tl.store(out_keys_ptr + to_B, key_B, mask=keep_B)
+        tl.store(out_values_ptr + to_B, x_B, mask=keep_B)
+        tl.store(out_ids_ptr + to_B, id_B.to(tl.int64), mask=keep_B)
+        num_kept += tl.sum(one_B)
 
 
 def check_device(tensor: Tensor) -> None:
@@ -330,7 +240,7 @@ def check_device(tensor: Tensor) -> None:
     """
     if not HAS_TRITON:
         raise RuntimeError("bottom_k_triton: Triton is not installed; install the `triton` package or call bottom_k")
-    if not tensor.is_cuda and not is_interpreted(filter_kernel):
+    if not tensor.is_cuda and not is_interpreted(finish_kernel):
         raise ValueError(f"bottom_k_triton: logits are on {tensor.device}; move them to a CUDA device or call bottom_k")
 
 
@@ -353,8 +263,8 @@ def bottom_k_triton(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Do what `bottom_k` says for bf16, fp16 or fp32 logits on a CUDA device; k > 0 and rows must be there.
 
-    Reads each logit once, and a row whose sample misled 3 (bf16), 4 (fp16) or 5 (fp32) times more. Scratch memory: 8 bytes
-    times 2 k + 1024 for each row, or for each of 1024 programs where rows are fewer.
+    Reads each logit once, and a row whose sample misled 3 (bf16), 4 (fp16) or 5 (fp32) times more. Scratch memory: SCRATCH_BYTES,
+    or one bit an element and 8 bytes times 2 k + 1024 for each of 1024 rows where that is more.
 
     Raises:
         RuntimeError: where Triton is not installed.
@@ -366,26 +276,30 @@ def bottom_k_triton(
         raise ValueError(f"bottom_k_triton: {num_cols} columns are more than {MAX_COLS}; split the vocabulary")
     logits_NV = logits_NV.detach()
     plan = Plan.make(num_rows, num_cols, k, config)
-    num_buffers = num_rows * plan.num_segments if plan.rank else 0
-    entries = torch.empty(num_buffers, plan.capacity, dtype=torch.int64, device=device)
-    counts = torch.empty(num_buffers, dtype=torch.int32, device=device)
-    out_keys_NK = torch.empty(num_rows, k, dtype=torch.int32, device=device)
+    keys_NK = torch.empty(num_rows, k, dtype=torch.int32, device=device)
     values_NK = torch.empty(num_rows, k, dtype=logits_NV.dtype, device=device)
     ids_NK = torch.empty(num_rows, k, dtype=torch.int64, device=device)
     mask = logits_NV if valid is None else valid.contiguous().view(torch.uint8)
     strides = logits_NV.stride()
-    aligned = strides[1] == 1 and (logits_NV.data_ptr() | strides[0] * logits_NV.itemsize) % 16 == 0
-    common = {"LARGEST": largest, "HAS_VALID": valid is not None}
+    common = {
+        "LARGEST": largest, "HAS_VALID": valid is not None, "NEIGHBOURS": strides[1] == 1,
+        "ALIGNED": strides[1] == 1 and (logits_NV.data_ptr() | strides[0] * logits_NV.itemsize) % 16 == 0,
+    }  # fmt: skip
+    held = min(num_rows, plan.rows_at_once) if plan.rank else 0
+    bits = torch.empty(held, plan.bits_stride, dtype=torch.uint8, device=device)
+    entries = torch.empty(held, plan.capacity, dtype=torch.int64, device=device)
     with on_device(device):
-        if plan.rank:
-            filter_kernel[(num_rows, plan.num_segments)](
-                logits_NV, mask, entries, counts, num_cols, *strides, plan.rank, plan.capacity,
-                SAMPLE=config.sample, BLOCK=config.block, STAGES=config.num_stages, ALIGNED=aligned,
-                num_warps=config.num_warps, **common,
+        for start in range(0, num_rows, plan.rows_at_once):
+            rows = slice(start, start + plan.rows_at_once)
+            logits_RV, outputs = logits_NV[rows], (keys_NK[rows], values_NK[rows], ids_NK[rows])
+            if plan.rank:
+                filter_kernel[(logits_RV.shape[0], plan.num_segments)](
+                    logits_RV, mask, bits, num_cols, *strides, plan.rank, plan.bits_stride, SAMPLE=config.sample,
+                    BLOCK=config.block, STAGES=config.num_stages, num_warps=config.num_warps, **common,
+                )  # fmt: skip
+            finish_kernel[(logits_RV.shape[0],)](
+                logits_RV, mask, bits, entries, entries, *outputs, num_cols, *strides, k, plan.capacity, plan.bits_stride,
+                FILTERED=plan.rank > 0, HAS_ROW=True, PASSES=NUM_PASSES[logits_NV.dtype], BLOCK=config.finish_block,
+                num_warps=config.finish_warps, **common,
             )  # fmt: skip
-        finish_kernel[(num_rows,)](
-            logits_NV, mask, entries, counts, out_keys_NK, values_NK, ids_NK, num_cols, *strides, k, plan.capacity,
-            plan.num_segments, FILTERED=plan.rank > 0, HAS_ROW=True, PASSES=NUM_PASSES[logits_NV.dtype],
-            BLOCK=config.finish_block, num_warps=config.finish_warps, **common,
-        )  # fmt: skip
-    return by_key(out_keys_NK, values_NK, ids_NK) if sort else (values_NK, ids_NK)
+    return by_key(keys_NK, values_NK, ids_NK) if sort else (values_NK, ids_NK)

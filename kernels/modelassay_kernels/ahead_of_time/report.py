@@ -1,0 +1,77 @@
+"""The table of `kernels/RESOURCES.md`: what the code compiles to, and what that allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from modelassay_kernels.ahead_of_time.pretended import CARDS
+
+HEAD = """# What the kernels compile to
+
+Written by `python -m modelassay_kernels.ahead_of_time --write kernels/RESOURCES.md`; a nightly test checks that the code
+still gives it. No GPU is needed and none was used: the ops' own host code launches on tensors without memory, Triton
+compiles what it launches, and the machine code is read. Nothing here is a time.
+
+- **registers**, **stack**: of a thread, and its spilled bytes; `in loop`: loads and stores of them in the loop below.
+- **instructions**: a warp's, in one pass of the loop that reads or multiplies; per 16 bytes that each thread reads, or all
+  warps' per MFLOP of the result.
+- **bound**: the share of the card's peak (of reading, or of multiplying) that cannot be passed: four instructions issue in a
+  cycle and multiprocessor; between shared memory and registers go 128 bytes; HMMA, which multiplies from registers, has 0.62 of
+  a Hopper's peak (Luo et al., arXiv 2402.13499), where HGMMA has all of it; of a Blackwell's, for want of a source, it is given
+  the rate of sm_80. Latency, and what a loop waits for, are not in it, so what is reached is less. Where a loop has an inner one whose passes depend on the data, one pass of that is counted.
+- **goal**: the share of the peak that the op is to reach; "missed" where the bound already forbids it.
+
+Two Triton versions, one card after the other: torch 2.11 brings 3.6, torch 2.13 brings 3.7.
+"""
+
+
+def markdown(rows: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]] = ()) -> str:
+    """Return the page; each row is one of `bounds.Row` with the Triton that compiled it."""
+    return "\n".join([
+        HEAD,
+        *sections(rows).values(),
+        *([BEFORE, *sections(before, "Before: ").values()] if before else []),
+    ])
+
+
+def sections(rows: Sequence[dict[str, Any]], prefix: str = "") -> dict[tuple[int, str], str]:
+    """Return the page's part for each card and Triton."""
+    keys = sorted({(row["capability"], row["triton"]) for row in rows})
+    return {
+        (capability, version): f"## {prefix}sm_{capability} ({CARDS[capability].name}), Triton {version}\n\n"
+        + _table([row for row in rows if (row["capability"], row["triton"]) == (capability, version)])
+        for capability, version in keys
+    }
+
+
+BEFORE = """# Before
+
+The same reading of the kernels as they were at commit e2ac8b4, from `benchmarks/results/resources-e2ac8b4.json`. Their tests
+compiled other code, without the alignment that a launch has.
+"""
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> str:
+    head = "| op | case | kernel | tile | registers | stack (in loop) | shared KB | instructions | cost | with | bound | goal |"
+    lines = [head, "|---" * 12 + "|"]
+    for row in rows:
+        cells = [row["op"], row["case"], row["kernel"], row["tile"], *(text(row) for text in CELLS)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _goal(row: dict[str, Any]) -> str:
+    return "" if not row["goal"] else f"{row['goal']:.2f}{' missed' if row['bound'] < row['goal'] else ''}"
+
+
+CELLS = (
+    lambda row: str(row["registers"]),
+    lambda row: f"{row['spilled_bytes']} ({row['loop_spills']})" if row["spilled_bytes"] else "0",
+    lambda row: f"{row['shared_bytes'] / 1024:.0f}",
+    lambda row: str(row["instructions"]) if row["per"] else "",
+    lambda row: f"{row['cost']:.0f} / {row['per']}" if row["per"] else "",
+    lambda row: row["using"],
+    lambda row: f"{row['bound']:.2f}" if row["per"] else "",
+    _goal,
+)

@@ -1,0 +1,70 @@
+"""The tiles of attention's kernels: of rows and keys, by compute capability, element size and head dimension."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """The tile of one kernel."""
+
+    rows: int
+    keys: int
+    num_warps: int
+    num_stages: int
+    split: bool = False
+    """Whether each of the kernel's results has a launch of its own."""
+
+
+def _tiling(rows: int, keys: int, num_warps: int, num_stages: int, *, split: bool = False) -> Tiling:
+    return Tiling(rows=rows, keys=keys, num_warps=num_warps, num_stages=num_stages, split=split)
+
+
+HEAD_BLOCKS = (16, 32, 64, 128, 256)
+"""Head dimensions are padded with zeros to the next of these."""
+
+Table = dict[str, dict[int, tuple[Tiling, ...]]]
+"""By kernel and bytes of an element, one tile per padded head dimension."""
+
+_BIG, _HALF, _MID, _LITTLE = _tiling(64, 64, 8, 2), _tiling(64, 32, 8, 1), _tiling(32, 32, 8, 1), _tiling(16, 16, 4, 1)
+_BACKWARD = {2: (_BIG, _BIG, _BIG, _MID, _MID), 4: (_MID, _MID, _MID, _LITTLE)}
+_SECOND = {2: (_HALF, _HALF, _HALF, _MID, _LITTLE), 4: (_LITTLE,) * 4}
+SMALL: Table = {
+    "forward_kernel": {2: (_BIG, _BIG, _BIG, _HALF, _HALF), 4: (_MID,) * 4},
+    "tangent_kernel": {2: (_HALF, _HALF, _HALF, _MID, _MID), 4: (_MID, _MID, _LITTLE, _LITTLE)},
+    "backward_q_kernel": _BACKWARD,
+    "backward_kv_kernel": _BACKWARD,
+    "backward_tangent_q_kernel": _SECOND,
+    "backward_tangent_kv_kernel": {2: _SECOND[2], 4: (_LITTLE, _LITTLE, _LITTLE, _tiling(16, 16, 4, 1, split=True))},
+}
+"""For cards of 99 KiB of shared memory a program (sm_86, sm_89, sm_120), and sm_80."""
+
+_WIDE, _TALL, _DEEP = _tiling(128, 64, 8, 2), _tiling(64, 128, 8, 2), _tiling(128, 64, 8, 3)
+_KEYS, _KEYS_SPLIT = _tiling(32, 64, 4, 2), _tiling(32, 64, 4, 2, split=True)
+_ROWS, _ROWS_WIDE = _tiling(64, 64, 4, 2), _tiling(128, 32, 8, 2)
+HOPPER: Table = {
+    "forward_kernel": {2: (*(_tiling(128, 128, 8, 3),) * 3, _DEEP, _HALF), 4: SMALL["forward_kernel"][4]},
+    "tangent_kernel": {2: (_WIDE, _WIDE, _WIDE, _WIDE, _MID), 4: SMALL["tangent_kernel"][4]},
+    "backward_q_kernel": {2: (_WIDE, _WIDE, _WIDE, _WIDE, _MID), 4: _BACKWARD[4]},
+    "backward_kv_kernel": {2: (_TALL, _TALL, _TALL, _KEYS, _MID), 4: _BACKWARD[4]},
+    "backward_tangent_q_kernel": {2: (_ROWS, _ROWS, _ROWS, _ROWS_WIDE, _LITTLE), 4: _SECOND[4]},
+    "backward_tangent_kv_kernel": {
+        2: (_KEYS, _KEYS, _KEYS, _KEYS_SPLIT, _LITTLE),
+        4: SMALL["backward_tangent_kv_kernel"][4],
+    },
+}
+"""For cards of 227 KiB (sm_90, sm_100): at least 64 rows or keys are what HGMMA multiplies, and loads are ahead of the products.
+Of those tried, the tiles whose loop spills nothing and issues the fewest instructions for a flop; not tuned by time."""
+
+
+def table(capability: tuple[int, int]) -> Table:
+    """Return the tiles of a card."""
+    return HOPPER if capability[0] in {9, 10} else SMALL
+
+
+def tiling(kernel: str, itemsize: int, head_dim: int, capability: tuple[int, int]) -> tuple[Tiling, int]:
+    """Return a kernel's tile (of an unknown one, the forward's) and the padded head dimension."""
+    index = next(i for i, block in enumerate(HEAD_BLOCKS) if head_dim <= block)
+    tiles = table(capability)
+    return tiles.get(kernel, tiles["forward_kernel"])[itemsize][index], HEAD_BLOCKS[index]

@@ -22,21 +22,23 @@ from torch import Tensor
 
 from modelassay_kernels.dtypes import FLOATS
 from modelassay_kernels.native import native_available
+from modelassay_kernels.outputs import check_out
 from modelassay_kernels.softmax_ggn.cpu import softmax_ggn_native
 from modelassay_kernels.softmax_ggn.reference import softmax_ggn_torch
 
 
-def _compute(logits_NV: Tensor, u_NV: Tensor) -> Tensor:
+def _compute(logits_NV: Tensor, u_NV: Tensor, out: Tensor | None = None) -> Tensor:
     device = logits_NV.device.type
     if logits_NV.dtype != torch.float64:
         if device == "cuda":
             from modelassay_kernels.softmax_ggn.triton_kernels import softmax_ggn_triton
 
-            result: Tensor = softmax_ggn_triton(logits_NV, u_NV)
+            result: Tensor = softmax_ggn_triton(logits_NV, u_NV, out=out)
             return result
         if device == "cpu" and native_available():
-            return softmax_ggn_native(logits_NV, u_NV)
-    return softmax_ggn_torch(logits_NV, u_NV)
+            return softmax_ggn_native(logits_NV, u_NV, out=out)
+    y_NV = softmax_ggn_torch(logits_NV, u_NV)
+    return y_NV if out is None else out.copy_(y_NV)
 
 
 class _SoftmaxGgn(torch.autograd.Function):
@@ -81,7 +83,7 @@ def _no_third_derivative() -> NotImplementedError:
     )
 
 
-def softmax_ggn(logits_NV: Tensor, u_NV: Tensor) -> Tensor:
+def softmax_ggn(logits_NV: Tensor, u_NV: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Return y = p * (u - <p, u>) with p = softmax(logits) of each row, in the inputs' type.
 
     Moves 3 N V elements, the least possible: CPU tensors by C++ with `torch.get_num_threads()` threads, a row at a time, so that
@@ -95,12 +97,14 @@ def softmax_ggn(logits_NV: Tensor, u_NV: Tensor) -> Tensor:
     Args:
         logits_NV: bfloat16, float16, float32 or float64.
         u_NV: of the same type and shape.
+        out: where the result goes instead of fresh memory: contiguous, of the same type and shape; may be ``u_NV`` or
+            ``logits_NV`` itself. Fresh memory costs a CPU the faults of its pages, which of 64 MiB take as long as the work.
 
     Returns:
-        Differentiable in u, not in the logits.
+        Differentiable in u, not in the logits, and with ``out`` in neither.
 
     Raises:
-        ValueError: for shapes, dtypes or devices that differ.
+        ValueError: for shapes, dtypes or devices that differ, or an ``out`` that cannot take the result.
         TypeError: for an unsupported dtype.
         NotImplementedError: when the derivative in the logits is asked for.
     """
@@ -116,4 +120,7 @@ def softmax_ggn(logits_NV: Tensor, u_NV: Tensor) -> Tensor:
             f"softmax_ggn: logits are {logits_NV.dtype} on {logits_NV.device}, u is {u_NV.dtype} on {u_NV.device}; "
             "convert or move one"
         )
-    return _apply(logits_NV, u_NV)
+    if out is None:
+        return _apply(logits_NV, u_NV)
+    check_out("softmax_ggn", "out", out, logits_NV.shape, logits_NV.dtype, logits_NV, (logits_NV, u_NV))
+    return _compute(logits_NV.detach(), u_NV.detach(), out)

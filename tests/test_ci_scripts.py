@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["ci/benchmark-kernels", "ci/check", "ci/demo", "ci/image", "ci/lock", "ci/nightly", "ci/peers", "ci/test",
-           "ci/test-docker", "ci/test-gpu", "ci/venv", ".ci/run"]  # fmt: skip
+           "ci/test-bare", "ci/test-docker", "ci/test-gpu", "ci/venv", ".ci/run"]  # fmt: skip
 
 # Stands for every program the scripts call: notes its name and arguments, and fails when FAIL names what is called.
 RECORDER = """#!/bin/bash
@@ -241,6 +241,13 @@ def test_gpu_tests_are_followed_by_benchmarks_even_when_they_fail(checkout: Chec
     assert code == 7
     assert [call.split()[-1] for call in calls] == ["tests/kernels", "kernels/benchmarks/results"]
     assert " -m gpu " in calls[0]
+
+
+def test_gpu_tests_are_collected_without_a_gpu(checkout: Checkout) -> None:
+    path = f"{checkout.calls.with_name('venv')}/bin:{os.environ['PATH']}"
+    code, _, calls = checkout.run("ci/test-gpu", "--collect-only", PATH=path)
+    assert code == 0
+    assert [call.endswith(("tests/kernels --collect-only", "--device cuda --collect-only -q")) for call in calls] == [True] * 2
 
 
 def test_image_is_built_from_the_wheels_of_its_lock(checkout: Checkout) -> None:

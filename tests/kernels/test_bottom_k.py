@@ -1,4 +1,3 @@
-import functools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path

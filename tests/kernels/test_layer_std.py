@@ -1,4 +1,3 @@
-import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -15,6 +15,8 @@ from support.engines import instruction_sets, require_instruction_set
 
 DTYPES = [*FLOATS]
 MODES = ["plain", *instruction_sets()]
+if native_available():
+    from modelassay_kernels import _native
 
 
 @pytest.fixture(params=MODES)

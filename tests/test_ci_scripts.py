@@ -247,7 +247,9 @@ def test_gpu_tests_are_collected_without_a_gpu(checkout: Checkout) -> None:
     path = f"{checkout.calls.with_name('venv')}/bin:{os.environ['PATH']}"
     code, _, calls = checkout.run("ci/test-gpu", "--collect-only", PATH=path)
     assert code == 0
-    assert [call.endswith(("tests/kernels --collect-only", "--device cuda --collect-only -q")) for call in calls] == [True] * 2
+    assert [call.endswith(("tests/kernels --collect-only", "--device cuda --collect-only -q")) for call in calls] == [
+        True
+    ] * 2
 
 
 def test_image_is_built_from_the_wheels_of_its_lock(checkout: Checkout) -> None:

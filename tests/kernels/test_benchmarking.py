@@ -54,7 +54,10 @@ def test_results_are_small_and_failures_carry_no_time(tmp_path: Path) -> None:
 
 def test_rows_of_a_cpu_never_land_in_the_file_of_a_gpu(tmp_path: Path) -> None:
     row = timed("test_b[1]", 1e-6)
-    report = {**REPORT, "benchmarks": [{**row, "extra_info": {"device": "cuda"}}, {**row, "extra_info": {"device": "cpu"}}]}
+    report = {
+        **REPORT,
+        "benchmarks": [{**row, "extra_info": {"device": "cuda"}}, {**row, "extra_info": {"device": "cpu"}}],
+    }
     with pytest.raises(ValueError, match=r"op::test_b\[1\] ran on cuda; a file of cpu holds no such row"):
         write_results(report, {}, tmp_path, "cpu")
     assert not list(tmp_path.iterdir())

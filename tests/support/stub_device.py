@@ -22,7 +22,13 @@ HOST = torch.device("cpu")
 PRODUCTS = {torch.mm, torch.addmm}
 SMALL: dict[str, dict[str, Any]] = {
     "attention": {"PRODUCT_SIZE": {"cuda": 64}},
-    "bottom_k": {"VOCABULARY": 3001, "K": 40, "ROWS": {"cuda": 5}, "SWEEP_ROWS": {"cuda": 3}, "HEADS": {"cuda": (5, 16)}},
+    "bottom_k": {
+        "VOCABULARY": 3001,
+        "K": 40,
+        "ROWS": {"cuda": 5},
+        "SWEEP_ROWS": {"cuda": 3},
+        "HEADS": {"cuda": (5, 16)},
+    },
     "cross_entropy": {"SIZES": {"cuda": (9, 300, 16)}, "CHECKED_ROWS": 4},
     "layer_std": {"LAYERS": {"cuda": [(64, 96), (1, 96)]}, "TOTAL_BYTES": {"cuda": 1 << 15}},
     "softmax_ggn": {},
@@ -87,7 +93,9 @@ class HostGenerator:
         return GENERATOR(_host(device))
 
 
-PROPERTIES = SimpleNamespace(name="stub", multi_processor_count=4, L2_cache_size=1 << 20, total_memory=1 << 34, major=9, minor=0)
+PROPERTIES = SimpleNamespace(
+    name="stub", multi_processor_count=4, L2_cache_size=1 << 20, total_memory=1 << 34, major=9, minor=0
+)
 STUBS: dict[str, Any] = {
     "is_available": lambda: True,
     "mem_get_info": lambda *_: (1 << 40, 1 << 40),

@@ -53,13 +53,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m modelassay_kernels.benchmarking", description=__doc__)
     parser.add_argument("--results", type=Path, metavar="FOLDER", help="where <device>.json is written")
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", choices=("cuda", "cpu"), default=default, help=f"whose benchmarks run (here {default})")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default=default, help=f"whose benchmarks run (here {default})"
+    )
     options, extra = parser.parse_known_args()
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     failures = Failures()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "times.json"
-        status = pytest.main([f"--benchmark-json={report}", *pytest_arguments(options.device, extra)], plugins=[failures])
+        status = pytest.main(
+            [f"--benchmark-json={report}", *pytest_arguments(options.device, extra)], plugins=[failures]
+        )
         # Also after a failure: the failed are listed without a time, the others keep theirs.
         if options.results is not None and not extra and report.exists() and report.stat().st_size > 0:
             print(write_results(json.loads(report.read_text()), failures.reasons, options.results, options.device))

@@ -133,7 +133,11 @@ def write_results(report: dict[str, Any], failures: dict[str, str], folder: Path
         if device != kind:
             raise ValueError(f"{short_name(benchmark['fullname'])} ran on {device}; a file of {kind} holds no such row")
     commit = report["commit_info"]
-    machine = describe_machine(kind) | {"commit": commit.get("id"), "dirty": commit.get("dirty"), "utc": report["datetime"]}
+    machine = describe_machine(kind) | {
+        "commit": commit.get("id"),
+        "dirty": commit.get("dirty"),
+        "utc": report["datetime"],
+    }
     lines = ",\n  ".join(json.dumps(record, ensure_ascii=False) for record in summarise(report, failures))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{machine['device']}.json"

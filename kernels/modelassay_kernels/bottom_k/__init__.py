@@ -9,6 +9,7 @@ chosen: padded vocabulary rows are exactly the extremes.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from modelassay_kernels.bottom_k.cpu import bottom_k_native
@@ -69,6 +70,9 @@ def bottom_k(
             take the result.
         TypeError: another element type.
     """
+    if out is None and torch.compiler.is_compiling():  # see modelassay_kernels.compiled
+        values, ids = torch.ops.modelassay.bottom_k(logits_NV, k, valid, largest, sort)
+        return values, ids
     _check(logits_NV, k, valid)
     if out is not None:
         check_outs("bottom_k", out, (logits_NV.shape[0], k), logits_NV.dtype, (logits_NV,))

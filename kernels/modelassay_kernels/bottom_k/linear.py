@@ -153,6 +153,9 @@ def linear_bottom_k(
             that cannot take the result.
         TypeError: another element type.
     """
+    if out is None and torch.compiler.is_compiling():  # see modelassay_kernels.compiled
+        values, ids = torch.ops.modelassay.linear_bottom_k(hidden_ND, weight_VD, k, valid, bias, softcap, largest)
+        return values, ids
     _check(hidden_ND, weight_VD, k, valid, bias, softcap)
     hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     (num_rows, _), num_cols = hidden_ND.shape, weight_VD.shape[0]

@@ -87,6 +87,10 @@ def linear_cross_entropy(
         ignore_index=ignore_index,
         chunk_rows=chunk_rows,
     )
+    if torch.compiler.is_compiling():  # see modelassay_kernels.compiled
+        settings = (softcap, label_smoothing, z_loss, ignore_index, chunk_rows, reduction)
+        loss: Tensor = torch.ops.modelassay.linear_cross_entropy(hidden_ND, weight_VD, bias, labels_N, *settings)
+        return loss
     _check(hidden_ND, weight_VD, labels_N, bias, spec, reduction)
     if reduction == "none":
         return apply_losses(hidden_ND, weight_VD, bias, labels_N, spec)

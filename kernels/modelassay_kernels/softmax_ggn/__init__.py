@@ -57,13 +57,13 @@ class _SoftmaxGgn(torch.autograd.Function):
         if cotangent is None:
             return None, None
         if ctx.needs_input_grad[0]:
-            raise _no_third_derivative()
+            raise no_third_derivative()
         return None, _apply(ctx.saved_tensors[0], cotangent)
 
     @staticmethod
     def jvp(ctx: Any, logits_tangent: Tensor | None, u_tangent: Tensor | None) -> Any:
         if logits_tangent is not None:
-            raise _no_third_derivative()
+            raise no_third_derivative()
         return _apply(ctx.saved_tensors[0], u_tangent)
 
     @staticmethod
@@ -77,7 +77,8 @@ class _SoftmaxGgn(torch.autograd.Function):
 _apply: Callable[[Tensor, Tensor | None], Tensor] = _SoftmaxGgn.apply
 
 
-def _no_third_derivative() -> NotImplementedError:
+def no_third_derivative() -> NotImplementedError:
+    """Return what is raised where the derivative in the logits is asked for."""
     return NotImplementedError(
         "softmax_ggn: its derivative in the logits, a third derivative of the loss, is not implemented; detach the logits"
     )
@@ -120,6 +121,9 @@ def softmax_ggn(logits_NV: Tensor, u_NV: Tensor, *, out: Tensor | None = None) -
             f"softmax_ggn: logits are {logits_NV.dtype} on {logits_NV.device}, u is {u_NV.dtype} on {u_NV.device}; "
             "convert or move one"
         )
+    if out is None and torch.compiler.is_compiling():
+        compiled: Tensor = torch.ops.modelassay.softmax_ggn(logits_NV, u_NV)  # see modelassay_kernels.compiled
+        return compiled
     if out is None:
         return _apply(logits_NV, u_NV)
     check_out("softmax_ggn", "out", out, logits_NV.shape, logits_NV.dtype, logits_NV, (logits_NV, u_NV))

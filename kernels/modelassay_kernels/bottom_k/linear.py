@@ -20,6 +20,7 @@ from modelassay_kernels.bottom_k.reference import bottom_k_reference
 from modelassay_kernels.bottom_k.request import check_outs, check_request
 from modelassay_kernels.dtypes import FLOATS
 from modelassay_kernels.native import native_available
+from modelassay_kernels.products import full_fp32
 from modelassay_kernels.softcap import check_softcap
 
 CPU_CHUNK = (512, 2048)  # rows and columns: 4 MiB of logits, within the caches two cores share
@@ -172,7 +173,8 @@ def linear_bottom_k(
         running = _make_running(hidden_RD, k, largest, min(max_cols, num_cols))
         for cols in _spans(num_cols, max_cols):
             bias_C = None if bias is None else bias.detach()[cols]
-            logits_RC = _logits(hidden_RD, weight_VD[cols], bias_C, softcap)
+            with full_fp32():
+                logits_RC = _logits(hidden_RD, weight_VD[cols], bias_C, softcap)
             running.fold(logits_RC, cols.start, None if valid is None else valid[cols])
         running.finish(values_NK[rows], ids_NK[rows])
     return values_NK, ids_NK

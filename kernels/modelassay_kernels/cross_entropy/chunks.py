@@ -21,6 +21,7 @@ from torch import Tensor
 from modelassay_kernels.cross_entropy import rows as torch_rows
 from modelassay_kernels.cross_entropy import triton_kernels as triton_rows
 from modelassay_kernels.cross_entropy.rows import Spec
+from modelassay_kernels.products import full_fp32
 
 Point = tuple[Tensor, Tensor, Tensor | None]
 """hidden [N, D], weight [V, D], bias [V]."""
@@ -229,20 +230,21 @@ class _Gradient:
         )
 
 
-def _without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Keep products in the types chosen here: autocast would round fp32 gradients of logits to its own type."""
+def _in_own_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Keep products in the types chosen here: autocast would round fp32 gradients of logits to its own type, TF32 the factors."""
 
     @functools.wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with contextlib.ExitStack() as stack:
             for device in ("cpu", "cuda"):
                 stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(full_fp32())
             return function(*args, **kwargs)
 
     return run
 
 
-@_without_autocast
+@_in_own_precision
 def losses(spec: Spec, labels_N: Tensor, point: Point) -> Tensor:
     """Return the loss of each row [N], 0 for the ignored."""
     chunks = _Chunks(spec, labels_N, point, num_buffers=1)
@@ -253,7 +255,7 @@ def losses(spec: Spec, labels_N: Tensor, point: Point) -> Tensor:
     return chunks.spread(losses_R, chunks.dtype)
 
 
-@_without_autocast
+@_in_own_precision
 def gradient(
     spec: Spec, labels_N: Tensor, g_N: Tensor, point: Point, mask: GradientMask
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -269,7 +271,7 @@ def gradient(
     return total.to(chunks.dtype), *sums.results()
 
 
-@_without_autocast
+@_in_own_precision
 def losses_tangent(spec: Spec, labels_N: Tensor, point: Point, tangents: Tangents, num_tangents: int) -> Tensor:
     """Return the tangents of the losses [K, N]."""
     chunks = _Chunks(spec, labels_N, point, num_buffers=num_tangents + 1)
@@ -281,7 +283,7 @@ def losses_tangent(spec: Spec, labels_N: Tensor, point: Point, tangents: Tangent
     return chunks.spread(losses_t_KR, chunks.dtype, 1)
 
 
-@_without_autocast
+@_in_own_precision
 def gradient_tangent(
     spec: Spec,
     labels_N: Tensor,

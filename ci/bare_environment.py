@@ -1,13 +1,17 @@
-"""Make a virtual environment of some packages and what they depend on: ``python ci/bare_environment.py FOLDER PACKAGE...``.
+"""Run a command in an environment of some packages and what they depend on: ``python ci/bare_environment.py PACKAGE... -- COMMAND``.
 
-Its packages are links to those of the environment that runs this; nothing else of it can be imported there.
+Its packages are links to those of the environment that runs this; nothing else of it can be imported there. The command finds its
+Python in the variable PYTHON.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 import sysconfig
+import tempfile
 import venv
 from importlib import metadata
 from pathlib import Path
@@ -39,15 +43,24 @@ def link(name: str, folder: Path) -> None:
             target.symlink_to(Path(str(distribution.locate_file(top))).resolve())
 
 
-def main(folder: Path, names: list[str]) -> None:
-    """Make the environment and say what is in it."""
+def make(folder: Path, names: list[str]) -> Path:
+    """Make the environment, say what is in it, and return its Python."""
     venv.create(folder, with_pip=False, symlinks=True)
     packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
     distributions = sorted(with_dependencies(names))
     for name in distributions:
         link(name, packages)
-    print("bare environment:", " ".join(f"{name}=={metadata.version(name)}" for name in distributions))
+    print("bare environment:", *(f"{name}=={metadata.version(name)}" for name in distributions), flush=True)
+    return folder / "bin" / "python"
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command and return its exit code."""
+    end = arguments.index("--")
+    with tempfile.TemporaryDirectory() as folder:
+        python = make(Path(folder), arguments[:end])
+        return subprocess.run(arguments[end + 1 :], env={**os.environ, "PYTHON": str(python)}, check=False).returncode
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    sys.exit(main(sys.argv[1:]))

@@ -294,7 +294,7 @@ def test_ci_runs_every_step_and_names_those_that_failed(checkout: Checkout) -> N
     assert "== ci/check: exit 0 after" in output
     assert "== ci/test: exit 7 after" in output
     assert "== ci/demo: exit 0 after" in output
-    assert output.splitlines()[-1].endswith(": ci/test ci/test-docker")
+    assert output.splitlines()[-1].endswith(": ci/test ci/test-bare ci/test-docker")
     assert calls[-2:] == [
         "modelassay run fingerprinting --profile quick",
         "python -m pytest -rs -m not nightly tests/docker --numprocesses 3 --dist worksteal",

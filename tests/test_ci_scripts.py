@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ["ci/benchmark-kernels", "ci/check", "ci/demo", "ci/image", "ci/lock", "ci/nightly", "ci/peers", "ci/test",
-           "ci/test-docker", "ci/test-gpu", "ci/venv", ".ci/run"]  # fmt: skip
+           "ci/test-bare", "ci/test-docker", "ci/test-gpu", "ci/venv", ".ci/run"]  # fmt: skip
 
 # Stands for every program the scripts call: notes its name and arguments, and fails when FAIL names what is called.
 RECORDER = """#!/bin/bash
@@ -243,6 +243,15 @@ def test_gpu_tests_are_followed_by_benchmarks_even_when_they_fail(checkout: Chec
     assert " -m gpu " in calls[0]
 
 
+def test_gpu_tests_are_collected_without_a_gpu(checkout: Checkout) -> None:
+    path = f"{checkout.calls.with_name('venv')}/bin:{os.environ['PATH']}"
+    code, _, calls = checkout.run("ci/test-gpu", "--collect-only", PATH=path)
+    assert code == 0
+    assert [call.endswith(("tests/kernels --collect-only", "--device cuda --collect-only -q")) for call in calls] == [
+        True
+    ] * 2
+
+
 def test_image_is_built_from_the_wheels_of_its_lock(checkout: Checkout) -> None:
     checkout.run("ci/venv")
     code, _, calls = checkout.run("ci/image", "core", "--base", "other:1")
@@ -285,7 +294,7 @@ def test_ci_runs_every_step_and_names_those_that_failed(checkout: Checkout) -> N
     assert "== ci/check: exit 0 after" in output
     assert "== ci/test: exit 7 after" in output
     assert "== ci/demo: exit 0 after" in output
-    assert output.splitlines()[-1].endswith(": ci/test ci/test-docker")
+    assert output.splitlines()[-1].endswith(": ci/test ci/test-bare ci/test-docker")
     assert calls[-2:] == [
         "modelassay run fingerprinting --profile quick",
         "python -m pytest -rs -m not nightly tests/docker --numprocesses 3 --dist worksteal",

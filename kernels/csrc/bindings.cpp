@@ -16,6 +16,8 @@
 
 #include "bottom_k/bottom_k.hpp"
 #include "common/instruction_sets.hpp"
+#include "common/memory.hpp"
+#include "common/threads.hpp"
 #include "layer_std/layer_std.hpp"
 #include "softmax_ggn/softmax_ggn.hpp"
 
@@ -40,7 +42,13 @@ struct BlockScale {
   std::int64_t block_cols;
 };
 
-// Defines an operation that puts its name before what it says of an argument.
+// Whether a signal's handler has raised, KeyboardInterrupt say; on other threads than Python's first there is never one.
+bool python_interrupted() {
+  const nb::gil_scoped_acquire acquire;
+  return PyErr_CheckSignals() != 0;
+}
+
+// Defines an operation that puts its name before what it says of an argument, and ends with what a signal's handler raised.
 template <class Result, class... Parameters, class... Extra>
 void define(nb::module_& m, const char* operation, Result (*function)(Parameters...), const Extra&... extra) {
   const auto named = [operation, function](Parameters... arguments) -> Result {
@@ -48,6 +56,8 @@ void define(nb::module_& m, const char* operation, Result (*function)(Parameters
       return function(std::forward<Parameters>(arguments)...);
     } catch (const std::invalid_argument& error) {
       throw std::invalid_argument(std::string(operation) + ": " + error.what());
+    } catch (const modelassay::Interrupted&) {
+      throw nb::python_error();  // takes the exception that PyErr_CheckSignals has left
     }
   };
   m.def(operation, named, extra...);
@@ -182,6 +192,10 @@ std::uint64_t read_bytes(const AnyBytes& data, int num_threads, std::string inst
                                 static_cast<modelassay::ReadPattern>(pattern));
 }
 
+void ask_for_large_pages(const nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>& data) {
+  modelassay::ask_for_large_pages(reinterpret_cast<std::byte*>(data.data()), data.size());
+}
+
 using WritableMatrix = nb::ndarray<nb::ndim<2>, nb::device::cpu>;
 
 // The distance between rows, in elements, of a matrix that must be like the logits.
@@ -297,6 +311,7 @@ void bottom_k_finish(Ids entries, Counts counts, Counts limits, AnyOutput values
 }  // namespace
 
 NB_MODULE(_native, m) {
+  modelassay::set_interrupt_check(&python_interrupted);
   m.doc() = "Compiled CPU operations; see _native.pyi for their types and the modules that call them for their meaning.";
   define(m, "bottom_k", &bottom_k, "rows"_a, "code"_a, "values"_a, "ids"_a, "valid"_a.none(), "largest"_a, "sort"_a,
          "num_threads"_a, "instruction_set"_a = "");
@@ -311,4 +326,7 @@ NB_MODULE(_native, m) {
   m.attr("NUM_READ_PATTERNS") = modelassay::kNumReadPatterns;
   m.def("bottom_k_capacity", &modelassay::running_capacity, "k"_a);
   m.def("instruction_sets", &modelassay::instruction_sets);
+  m.attr("INSTRUCTION_SETS") = nb::cast(modelassay::compiled_instruction_sets());
+  m.def("threads_for", &modelassay::threads_for, "num_bytes"_a, "num_threads"_a);
+  m.def("ask_for_large_pages", &ask_for_large_pages, "data"_a);
 }

@@ -6,6 +6,7 @@ cannot avoid (`work`) and its `benchmark`; ``python -m modelassay_kernels.benchm
 Imports without a GPU, without Triton and without the compiled extension; each is a clear error only when it is needed.
 """
 
+import modelassay_kernels.compiled  # noqa: F401 - registers the operations
 from modelassay_kernels.attention import attention, attention_over_spans
 from modelassay_kernels.attention.transformers import register_attention
 from modelassay_kernels.bottom_k import bottom_k, linear_bottom_k

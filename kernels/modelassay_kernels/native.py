@@ -41,6 +41,17 @@ def read_all(data: Tensor, num_threads: int, pattern: int) -> int:
     return _native.read_bytes(data, num_threads, "", pattern)
 
 
+def instruction_set() -> str | None:
+    """Return the name of the one that the extension's operations choose here; None without the extension."""
+    return _native.instruction_sets()[0] if unavailable is None else None
+
+
+def ask_for_large_pages(tensor: Tensor) -> None:
+    """Ask the system for pages of 2 MiB behind a contiguous CPU tensor that nobody has written yet; nothing without the extension."""
+    if unavailable is None:
+        _native.ask_for_large_pages(tensor.view(-1).view(torch.uint8))
+
+
 def read_bandwidth(tensor: Tensor, *, num_reads: int = 5) -> float:
     """GB/s at which all of a contiguous CPU tensor is read by `torch.get_num_threads()` threads: the median of ``num_reads``.
 

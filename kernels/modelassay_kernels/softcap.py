@@ -1,6 +1,8 @@
-"""Which soft caps c of softcap(s) = c tanh(s / c) have an answer in fp32."""
+"""softcap(s) = c tanh(s / c): which caps c have an answer in fp32, and the slope."""
 
 from __future__ import annotations
+
+from torch import Tensor
 
 LOWEST, HIGHEST = 1e-30, 1e30
 """Beyond these s / c or c itself leaves fp32, and the formula becomes 0 times infinity."""
@@ -16,3 +18,15 @@ def check_softcap(operation: str, softcap: float | None) -> None:
         raise ValueError(
             f"{operation}: softcap must be above 0, from {LOWEST:g} to {HIGHEST:g}, got {softcap}; None means no cap"
         )
+
+
+def slope_of_tanh(x: Tensor) -> Tensor:
+    """Return 1 - tanh(x)^2 as sech(x)^2 = 4 e / (1 + e)^2, e = exp(-2 |x|): the difference loses all digits where tanh is near 1.
+
+    >>> import torch
+    >>> x = torch.tensor([0.0, 9.0])
+    >>> slope_of_tanh(x), 1 - torch.tanh(x).square()
+    (tensor([1.0000e+00, 6.0920e-08]), tensor([1., 0.]))
+    """
+    e = x.abs().mul_(-2.0).exp_()
+    return e.div_((e + 1.0).square_()).mul_(4.0)

@@ -1,12 +1,27 @@
 """Where a kernel can run: on the GPU, or in Triton's interpreter, which needs a process of its own."""
 
+import importlib.util
 import os
 from pathlib import Path
 
 import pytest
 import torch
 
+NEEDS = {
+    "test_attention_adapter.py": "transformers",
+    "test_attention_models.py": "transformers",
+    "test_attention_sweep.py": "transformers",
+    "test_layer_std_file.py": "safetensors",
+    "test_plot_bottom_k.py": "matplotlib",
+}
+"""What a bare GPU machine lacks, and the files that are then left out: none of them needs a GPU."""
+collect_ignore = [file for file, library in NEEDS.items() if importlib.util.find_spec(library) is None]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def pytest_report_header() -> list[str]:
+    """Say what is left out."""
+    return [f"left out, without {NEEDS[file]}: tests/kernels/{file}" for file in collect_ignore]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -8,9 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import modelassay_kernels
-from modelassay_kernels.benchmarking.results import summarise, write_results
+from modelassay_kernels import native_available
+from modelassay_kernels.benchmarking.results import GPU_FACTS, describe_machine, gpu_facts, summarise, write_results
+
+if native_available():
+    from modelassay_kernels import _native
 
 PACKAGE = Path(modelassay_kernels.__file__).parent
 OPERATIONS = {path.parent.name for path in PACKAGE.glob("*/work.py")}
@@ -32,7 +37,7 @@ REPORT = {
 
 
 def test_results_are_small_and_failures_carry_no_time(tmp_path: Path) -> None:
-    written = write_results(REPORT, FAILURES, tmp_path / "results")
+    written = write_results(REPORT, FAILURES, tmp_path / "results", "cpu")
     text = written.read_text()
     results = json.loads(text)
     times = {"median_us": 123.46, "q1_us": 61.728, "q3_us": 246.91, "min_us": 30.864}
@@ -45,6 +50,48 @@ def test_results_are_small_and_failures_carry_no_time(tmp_path: Path) -> None:
     assert (results["machine"]["commit"], results["machine"]["dirty"]) == ("24c8e358", True)
     assert "somebodys-host" not in text
     assert len(text.splitlines()) == 4 + len(results["benchmarks"]) + 1
+
+
+def test_rows_of_a_cpu_never_land_in_the_file_of_a_gpu(tmp_path: Path) -> None:
+    row = timed("test_b[1]", 1e-6)
+    report = {
+        **REPORT,
+        "benchmarks": [{**row, "extra_info": {"device": "cuda"}}, {**row, "extra_info": {"device": "cpu"}}],
+    }
+    with pytest.raises(ValueError, match=r"op::test_b\[1\] ran on cuda; a file of cpu holds no such row"):
+        write_results(report, {}, tmp_path, "cpu")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_record_of_a_cpu_names_its_instruction_sets() -> None:
+    machine = describe_machine("cpu")
+    assert machine["torch_instruction_set"] == torch.backends.cpu.get_cpu_capability()
+    assert machine["instruction_set"] == (_native.instruction_sets()[0] if native_available() else None)
+
+
+@pytest.mark.parametrize(
+    ("answer", "facts"),
+    [
+        ("570.124.06, 700.00, Enabled, 345, 2619, 1980, 2619, [N/A]",
+         ["570.124.06", 700.0, "Enabled", 345.0, 2619.0, 1980.0, 2619.0, None]),
+        ("No devices were found", [None] * 8),
+    ],
+)  # fmt: skip
+def test_the_record_of_a_gpu_has_its_limits(
+    answer: str, facts: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nvidia-smi is a stand-in that notes what it is asked."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f'#!/bin/sh\necho "$@" >"{tmp_path}/asked"\necho "{answer}"\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert list(gpu_facts("1234").values()) == facts
+    assert list(gpu_facts("1234")) == list(GPU_FACTS)
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked[0] == f"--query-gpu={','.join(GPU_FACTS.values())}"
+    assert asked[-1] == "--id=GPU-1234"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert set(gpu_facts("").values()) == {None}
 
 
 def test_rounds_keep_the_order_of_time() -> None:

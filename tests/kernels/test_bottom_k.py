@@ -1,4 +1,3 @@
-import functools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from modelassay_kernels import bottom_k, native, native_available
 from modelassay_kernels.bottom_k.cpu import bottom_k_native
 from modelassay_kernels.bottom_k.reference import bottom_k_reference
 from support.bottom_k_cases import DTYPES, assert_is_bottom_k, hard_rows, normal, uniform
+from support.engines import by_instruction_set
 from support.pairwise import pairwise
 from support.sparse_rows import far_apart
 
@@ -19,7 +19,7 @@ ENGINES: dict[str, Engine] = {"reference": bottom_k_reference}
 if native_available():
     from modelassay_kernels import _native
 
-    ENGINES |= {name: functools.partial(bottom_k_native, instruction_set=name) for name in _native.instruction_sets()}
+    ENGINES |= by_instruction_set(bottom_k_native)
 
 needs_native = pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
 
@@ -201,3 +201,30 @@ def test_binding_checks_sizes_before_memory() -> None:
             _native.bottom_k(*arguments, False, True, 1)
     with pytest.raises(ValueError, match="instruction set 'sse9'"):
         _native.bottom_k(x, "F32", values, ids, None, False, True, 1, "sse9")
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+def test_out_is_written_and_returned(dtype: torch.dtype) -> None:
+    logits = normal(6, 3001, seed=0).to(dtype).requires_grad_()
+    expected = bottom_k(logits, 40)
+    out = torch.full((6, 40), 7.0, dtype=dtype), torch.full((6, 40), -1)
+    got = bottom_k(logits, 40, out=out)
+    for part, to, right in zip(got, out, expected, strict=True):
+        assert part is to
+        assert torch.equal(part, right)
+    with pytest.raises(ValueError, match=r"bottom_k: out\[0\] must be .* \[6, 41\]"):
+        bottom_k(logits, 41, out=out)
+    with pytest.raises(ValueError, match=r"out\[0\] shares memory with an input"):
+        bottom_k(
+            logits.detach().view(-1)[:240].view(40, 6).t(),
+            6,
+            out=(logits.detach().view(-1)[:36].view(6, 6), out[1][:, :6].clone()),
+        )
+
+
+@pytest.mark.skipif(not native_available(), reason="needs the compiled extension")
+def test_threads_are_as_many_as_the_bytes_are_worth() -> None:
+    """A thread costs about as long as reading a MiB: of 96, a chunk of 512 x 2048 in fp32 gets four."""
+    assert _native.threads_for(512 * 2048 * 4, 96) == 4
+    assert [_native.threads_for(count, 96) for count in (0, (1 << 21) - 1, 1 << 21, 1 << 40)] == [1, 1, 2, 96]
+    assert _native.threads_for(1 << 40, 0) == 1

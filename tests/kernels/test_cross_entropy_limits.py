@@ -192,3 +192,19 @@ def test_bad_calls(case: str) -> None:
     good = {"hidden_ND": torch.ones(3, 5), "weight_VD": torch.ones(7, 5), "labels_N": torch.zeros(3, dtype=torch.int64)}
     with pytest.raises(error, match=message):
         linear_cross_entropy(**(good | changes))
+
+
+def test_a_saturated_cap_keeps_its_slope() -> None:
+    """At z = 13 softcap the slope is 2e-11, which 1 - tanh^2 in fp32 calls 0; compared element by element."""
+    cap = 3.0
+    logits = torch.tensor([[39.0, -39.0, 20.0, 38.5, 1.0], [-25.0, 30.0, 0.0, 36.0, 36.5]])
+    labels = torch.tensor([2, 0])
+    eye = torch.eye(5)
+    exact = logits.double().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(cap * torch.tanh(exact / cap), labels)
+    (expected,) = torch.autograd.grad(loss, exact, create_graph=True)
+    (expected_tangent,) = torch.autograd.grad(expected, exact, torch.ones_like(exact))
+    gradient = grad(lambda z: linear_cross_entropy(z, eye, labels, softcap=cap))
+    got, got_tangent = jvp(gradient, (logits,), (torch.ones_like(logits),))
+    torch.testing.assert_close(got.double(), expected.detach(), rtol=3e-5, atol=0.0)
+    torch.testing.assert_close(got_tangent.double(), expected_tangent, rtol=3e-4, atol=0.0)

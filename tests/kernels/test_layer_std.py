@@ -1,4 +1,3 @@
-import functools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from modelassay_kernels import layer_std, native, native_available
 from modelassay_kernels.layer_std.cpu import layer_std_native, rows_of
 from modelassay_kernels.layer_std.reference import layer_std_reference
 from modelassay_kernels.layer_std.scales import split_scale
+from support.engines import by_instruction_set
 from support.layer_std_cases import DTYPES, SIZES, assert_same_std, every_code, normal
 from support.pairwise import pairwise
 from support.sparse_rows import far_apart
@@ -18,7 +18,7 @@ from support.sparse_rows import far_apart
 if native_available():
     from modelassay_kernels import _native
 
-    ENGINES = {name: functools.partial(layer_std_native, instruction_set=name) for name in _native.instruction_sets()}
+    ENGINES = by_instruction_set(layer_std_native, layer_std=True)
 else:
     ENGINES = {"reference": layer_std_reference}
 
@@ -362,3 +362,26 @@ def test_read_bandwidth_reads_every_byte() -> None:
     assert native.read_bandwidth(data, num_reads=1) > 0
     with pytest.raises(ValueError, match="contiguous"):
         native.read_bandwidth(torch.ones(4, 4).t())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("block", [(128, 128), (32, 48), (1, 700), (7, 1)], ids=str)
+def test_codes_in_blocks(engine: Callable[..., Tensor], dtype: torch.dtype, block: tuple[int, int]) -> None:
+    """Tiles that begin within a block, ragged ends, scales of every size, a mean away from 0, equal elements and a bad scale."""
+    shape = (700, 701)
+    counts = [-(-length // size) for length, size in zip(shape, block, strict=True)]
+    spread = torch.exp2(normal(*counts, dtype=torch.float32, std=6.0, seed=1))
+    bad = spread.clone()
+    bad[-1, -1] = math.inf
+    cases = [
+        (normal(*shape, dtype=dtype), spread),
+        (normal(*shape, dtype=dtype, mean=3.0, std=0.5, seed=2), torch.ones(counts)),
+        (torch.full(shape, 0.75).to(dtype), torch.full(counts, 3.0)),
+        (normal(*shape, dtype=dtype, seed=3), spread * 1e-30),
+        (normal(*shape, dtype=dtype, seed=4), bad),
+    ]
+    tensors, scales = ([case[i] for case in cases] for i in (0, 1))
+    expected = layer_std_reference(tensors, scales, blocks=[block] * len(cases))
+    assert expected[2] == 0
+    assert expected[4].isnan()
+    assert_same_std(engine(tensors, scales, blocks=[block] * len(cases)), expected)

@@ -11,13 +11,12 @@ from modelassay_kernels import linear_bottom_k, native, native_available
 from modelassay_kernels.bottom_k import linear as op
 from modelassay_kernels.dtypes import FLOATS
 from support.bottom_k_cases import assert_is_bottom_k, normal, uniform
+from support.engines import instruction_sets, require_instruction_set
 
 DTYPES = [*FLOATS]
-MODES = ["plain"]
+MODES = ["plain", *instruction_sets()]
 if native_available():
     from modelassay_kernels import _native
-
-    MODES += _native.instruction_sets()
 
 
 @pytest.fixture(params=MODES)
@@ -27,6 +26,7 @@ def compute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "plain":
         monkeypatch.setattr(native, "unavailable", "hidden by the test")
     else:
+        require_instruction_set(request.param)
         monkeypatch.setattr(op, "NativeRunning", functools.partial(op.NativeRunning, instruction_set=request.param))
     return linear_bottom_k
 
@@ -142,3 +142,15 @@ def test_binding_checks_sizes_before_memory() -> None:
     values, ids = torch.empty(4, 3), torch.empty(4, 3, dtype=torch.int64)
     with pytest.raises(ValueError, match="fewer than k"):
         _native.bottom_k_finish(entries, counts, limits, values, ids, False, True, 1)
+
+
+def test_out_is_written_and_returned(compute: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    hidden, weight = normal(5, 8, seed=0).float(), normal(2003, 8, seed=1).float()
+    expected = compute(hidden, weight, 7)
+    out = torch.full((5, 7), -1.0), torch.full((5, 7), -1)
+    got = compute(hidden, weight, 7, out=out)
+    for part, to, right in zip(got, out, expected, strict=True):
+        assert part is to
+        assert torch.equal(part, right)
+    with pytest.raises(ValueError, match=r"linear_bottom_k: out\[1\] must be torch.int64 \[5, 7\]"):
+        compute(hidden, weight, 7, out=(out[0], out[0]))

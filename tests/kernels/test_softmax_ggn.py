@@ -1,6 +1,5 @@
-"""softmax_ggn against its float64 reference, on each instruction set this machine has."""
+"""softmax_ggn against its float64 reference, on each instruction set that it is compiled for."""
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -14,14 +13,14 @@ from modelassay_kernels.softmax_ggn.cpu import softmax_ggn_native
 from modelassay_kernels.softmax_ggn.reference import softmax_ggn_reference, softmax_ggn_torch
 from modelassay_kernels.softmax_ggn.work import softmax_ggn_work
 from support.cross_entropy_cases import assert_close, normal
+from support.engines import by_instruction_set
 from support.pairwise import pairwise
 
 ENGINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch": softmax_ggn_torch}
 if native_available():
     from modelassay_kernels import _native
 
-    for name in _native.instruction_sets():
-        ENGINES[name] = functools.partial(softmax_ggn_native, instruction_set=name)
+    ENGINES |= by_instruction_set(softmax_ggn_native)
 
 # Of the largest |u| in a row times p, with the one rounding of the result.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -145,6 +144,48 @@ def test_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, u = normal(4, 130, seed=0, dtype=torch.bfloat16), normal(4, 130, seed=1, dtype=torch.bfloat16)
     monkeypatch.setattr(native, "unavailable", "hidden by the test")
     assert_matches(softmax_ggn(logits, u), logits, u)
+
+
+@pytest.mark.parametrize("dtype", [*TOLERANCE, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(3, 9001), (70, 32768)], ids=["in the caches", "past them"])
+def test_out_is_written_and_returned(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    """Also in place of an input; a result above 4 MiB is written past the caches. Several pieces of a row, the last ragged."""
+    logits, u = normal(*shape, seed=0, dtype=dtype), normal(*shape, seed=1, dtype=dtype)
+    expected = softmax_ggn(logits, u)
+    out = torch.full_like(u, math.nan)
+    assert softmax_ggn(logits, u, out=out) is out
+    assert torch.equal(out, expected)
+    for place in (u, logits):
+        before = logits.clone(), u.clone()
+        assert torch.equal(softmax_ggn(logits, u, out=place), expected)
+        logits, u = before
+
+
+def test_pieces_far_apart_are_merged() -> None:
+    """The largest logit of a row stands in a later piece than many that are much smaller, and than some of minus infinity."""
+    logits = torch.linspace(-200, 60, 20_001).repeat(2, 1)
+    logits[1, :9000] = -math.inf
+    u = normal(2, 20_001, seed=1, dtype=torch.float32)
+    assert_matches(softmax_ggn(logits, u), logits, u)
+    assert_matches(softmax_ggn(logits.flip(1), u), logits.flip(1), u)
+
+
+def test_an_out_that_cannot_take_the_result_is_an_error() -> None:
+    x = torch.ones(4, 6)
+    storage = torch.ones(60)
+    logits = storage[:24].view(4, 6)
+    for out, message in [
+        (torch.ones(4, 5), r"out must be torch.float32 \[4, 6\] on cpu, got torch.float32 \[4, 5\]"),
+        (torch.ones(4, 6, dtype=torch.float64), "got torch.float64"),
+        (torch.ones(6, 4).t(), r"out has strides \(1, 4\); give a contiguous tensor"),
+        (storage[5:29].view(4, 6), "shares memory with an input in other places than its own"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            softmax_ggn(logits, x, out=out)
+    with pytest.raises(ValueError, match="out carries no gradient"):
+        softmax_ggn(x, x.clone().requires_grad_(), out=torch.ones(4, 6))
+    with torch.no_grad():
+        softmax_ggn(x, x.clone().requires_grad_(), out=torch.ones(4, 6))
 
 
 def test_it_is_its_own_derivative_in_u() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,15 +69,13 @@ def hard_rows(num_cols: int) -> dict[str, Tensor]:
 
 
 def expected_ids(x_NV: Tensor, k: int, valid: Tensor | None = None, largest: bool = False) -> Tensor:
-    """Sort by (is NaN, value, id) in float64, another way than the reference does."""
-    x64 = x_NV.detach().cpu().double().numpy()
-    ids_V = np.arange(x_NV.shape[1]) if valid is None else np.flatnonzero(valid.cpu().numpy())
+    """Sort by (is NaN, value, id) in float64, another way than the reference does: by Python, key after key from the last."""
+    ids_V = range(x_NV.shape[1]) if valid is None else valid.cpu().nonzero().flatten().tolist()
     rows = []
-    for row in x64[:, ids_V]:
-        value = -row if largest else row
-        nan = np.isnan(row)
-        rows.append(ids_V[np.lexsort((ids_V, np.where(nan, 0.0, value), nan))[:k]])
-    return torch.from_numpy(np.array(rows, dtype=np.int64).reshape(len(x64), k))
+    for row in x_NV.detach().cpu().double().tolist():
+        order = sorted(ids_V, key=lambda i, row=row: 0.0 if row[i] != row[i] else -row[i] if largest else row[i])
+        rows.append(sorted(order, key=lambda i, row=row: row[i] != row[i])[:k])
+    return torch.tensor(rows, dtype=torch.int64).reshape(x_NV.shape[0], k)
 
 
 def assert_is_bottom_k(

@@ -15,7 +15,7 @@ def far_apart(values_NV: Tensor, path: Path) -> Tensor:
     with path.open("wb") as file:
         for i, row_V in enumerate(values_NV):
             file.seek(i * STRIDE * 2)
-            file.write(row_V.view(torch.uint8).numpy().tobytes())
+            file.write(bytes(row_V.view(torch.uint8).tolist()))
         file.truncate(rows * STRIDE * 2)
     return torch.from_file(str(path), shared=True, size=rows * STRIDE, dtype=values_NV.dtype).view(rows, STRIDE)[
         :, :cols

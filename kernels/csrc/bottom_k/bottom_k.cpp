@@ -27,10 +27,12 @@ constexpr std::int64_t kSample = 4096;  // elements of a row, as cache lines spr
 constexpr std::int64_t kLineBytes = 64;
 constexpr std::int64_t kFewLines = 8;  // fewer are no sample: rows so short are taken in whole
 constexpr std::int64_t kRowGroup = 4;  // neighbours given to one thread
+constexpr std::int64_t kPauseCols = 512 * kBlock;  // of a long row, a fraction of a millisecond
 
 const KeyScan& find_key_scan(const std::string& instruction_set) {
   switch (find_instruction_set(instruction_set)) {
 #if defined(__x86_64__)
+    case InstructionSet::kAvx512Bf16:
     case InstructionSet::kAvx512:
       return avx512::key_scan;
     case InstructionSet::kAvx2:
@@ -54,6 +56,7 @@ struct Allowed {
     words.resize(static_cast<std::size_t>((num_cols + 63) / 64));
     count = 0;
     for (std::int64_t i = 0; i < num_cols; ++i) {
+      if (i % kPauseCols == 0) pause();
       const std::uint64_t bit = valid[i] != 0 ? 1 : 0;
       words[static_cast<std::size_t>(i / 64)] |= bit << (i % 64);
       count += static_cast<std::int64_t>(bit);
@@ -91,6 +94,7 @@ class Chooser {
     if (rows_.col_stride == 1 || rows_.num_cols < 2) return data;
     copy_.resize(static_cast<std::size_t>(rows_.num_cols * size_));
     for (std::int64_t i = 0; i < rows_.num_cols; ++i) {
+      if (i % kPauseCols == 0) pause();
       std::memcpy(copy_.data() + i * size_, data + i * rows_.col_stride * size_, static_cast<std::size_t>(size_));
     }
     return copy_.data();
@@ -110,6 +114,7 @@ class Chooser {
     for (std::int64_t col = 0; col < rows_.num_cols; col += kBlock) {
       if (buffer.count + kBlock > buffer.capacity) reduce(buffer);
       if (buffer.limit < format_.first_number()) return;
+      if (col % kPauseCols == 0) pause();
       const KeySet set = format_.not_above(static_cast<std::uint32_t>(buffer.limit));
       const std::byte* block = data + col * size_;
       const std::int64_t num_cols = std::min(kBlock, rows_.num_cols - col);
@@ -275,7 +280,9 @@ void bottom_k_finish(const Running& running, std::int64_t num_rows, const Bottom
                      std::int64_t* ids) {
   const Rows rows = {DType::kF32, num_rows, 0, 0, 1, nullptr};
   const Allowed allowed(nullptr, 0);
-  for_each_item(num_rows, options.num_threads, [&]() -> Worker {
+  const auto entry_bytes = static_cast<std::int64_t>(sizeof(std::uint64_t));
+  const int num_threads = threads_for(num_rows * running.capacity * entry_bytes, options.num_threads);
+  for_each_item(num_rows, num_threads, [&]() -> Worker {
     const auto chooser = std::make_shared<Chooser>(rows, options, allowed, running.capacity);
     return [&, chooser](std::int64_t row) {
       Buffer buffer = {running.entries + row * running.capacity, running.capacity, running.counts[row], 0};

@@ -132,6 +132,8 @@ void run_jobs(const std::vector<Job>& jobs, const LayerStdOptions& options,
 const TileCode& find_tile_code(const std::string& instruction_set) {
   switch (find_instruction_set(instruction_set)) {
 #if defined(__x86_64__)
+    case InstructionSet::kAvx512Bf16:
+      return avx512_bf16::tile_code;
     case InstructionSet::kAvx512:
       return avx512::tile_code;
     case InstructionSet::kAvx2:

@@ -35,6 +35,9 @@ extern const TileCode tile_code;
 namespace avx512 {
 extern const TileCode tile_code;
 }
+namespace avx512_bf16 {
+extern const TileCode tile_code;
+}
 #endif
 
 }  // namespace modelassay

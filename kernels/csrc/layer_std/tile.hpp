@@ -15,6 +15,7 @@ namespace {
 constexpr std::int64_t kGroup = 4 * kLanes;  // elements of one load
 constexpr std::int64_t kChain = 8;           // additions in float before the sums move to double
 constexpr double kHuge = 1e300;              // neither infinity nor NaN is below it
+constexpr double kTinySquares = 1e-280;      // below, products of doubles lose digits
 constexpr double kTinyVariance = 1e-30;      // below, squares of floats underflow
 constexpr double kRounding = 1e-5;           // a spread below this share of the mean drowns in the rounding of x * scale
 
@@ -36,6 +37,21 @@ void add_to(F64& sum, F32 x) {
   widen(x, low, high);
   sum += low + high;
 }
+
+double scale_at(const Tile& tile, std::int64_t row, std::int64_t col) {
+  if (tile.scale.data == nullptr) return 1.0;
+  const std::int64_t block_row = (tile.first_row + row) / tile.scale.block_rows;
+  const std::int64_t block_col = (tile.first_col + col) / tile.scale.block_cols;
+  return static_cast<double>(tile.scale.data[block_row * tile.scale.num_cols + block_col]);
+}
+
+}  // namespace
+}  // namespace modelassay::MODELASSAY_ISA
+
+#include "layer_std/codes.hpp"  // adds up by what stands above
+
+namespace modelassay::MODELASSAY_ISA {
+namespace {
 
 template <class Format>
 void add_tail(const std::byte* data, std::int64_t count, double centre, double scale, Sums& sums) {
@@ -121,13 +137,6 @@ void add_wide<Double>(const std::byte* data, std::int64_t count, double centre, 
   add_tail<Double>(data, count, centre, scale, sums);
 }
 
-double scale_at(const Tile& tile, std::int64_t row, std::int64_t col) {
-  if (tile.scale.data == nullptr) return 1.0;
-  const std::int64_t block_row = (tile.first_row + row) / tile.scale.block_rows;
-  const std::int64_t block_col = (tile.first_col + col) / tile.scale.block_cols;
-  return static_cast<double>(tile.scale.data[block_row * tile.scale.num_cols + block_col]);
-}
-
 template <class Format, class Add>
 Sums sum_tile(const Tile& tile, double centre, Add add) {
   const double unit = Format::unit * tile.unit;
@@ -204,6 +213,18 @@ Moments moments(const Tile& tile) {
   return moments_wide<Format>(tile, n, centre);
 }
 
+// fp8: around 0 first, which is near the mean of weights; where it is not, as above.
+template <class Format>
+Moments moments_of_codes(const Tile& tile) {
+  const double n = static_cast<double>(tile.shape.num_rows) * static_cast<double>(tile.shape.num_cols);
+  F64 lanes1{}, lanes2{};
+  add_codes<Format>(tile, lanes1, lanes2);
+  const double s1 = total(lanes1, 0);
+  const double s2 = total(lanes2, 0);
+  if (s2 < kHuge && s2 > kTinySquares && centred(s1, s2, n)) return moments_of(s1, s2, n, 0);
+  return moments<Format>(tile);
+}
+
 template <>
 Moments moments<Double>(const Tile& tile) {
   const double n = static_cast<double>(tile.shape.num_rows) * static_cast<double>(tile.shape.num_cols);
@@ -221,9 +242,9 @@ Moments tile_moments(const Tile& tile) {
     case DType::kF64:
       return moments<Double>(tile);
     case DType::kE4M3:
-      return moments<E4M3>(tile);
+      return moments_of_codes<E4M3>(tile);
     case DType::kE5M2:
-      return moments<E5M2>(tile);
+      return moments_of_codes<E5M2>(tile);
   }
   return {};
 }

@@ -1,2 +1,2 @@
 #define MODELASSAY_ISA avx2
-#include "softmax_ggn/row.hpp"
+#include "softmax_ggn/piece.hpp"

@@ -1,2 +1,2 @@
 #define MODELASSAY_ISA avx512
-#include "softmax_ggn/row.hpp"
+#include "softmax_ggn/piece.hpp"

@@ -6,25 +6,35 @@
 
 namespace modelassay {
 
-// `scratch` holds num_cols floats and 64 more.
-using SoftmaxGgnRow = void (*)(const std::byte* logits, const std::byte* u, std::byte* y, std::int64_t num_cols,
-                               float* scratch);
+// Of a piece of a row, with e = exp(x - max).
+struct PieceSums {
+  float max;  // minus infinity where no logit is above it
+  double l;   // sum(e)
+  double d;   // sum(e u)
+};
 
-struct SoftmaxGgnRows {
-  SoftmaxGgnRow bf16;
-  SoftmaxGgnRow f16;
-  SoftmaxGgnRow f32;
+struct SoftmaxGgnPieces {
+  // Leaves e of each element in `kept`: room for `count` floats and 64 more.
+  PieceSums (*add)(const std::byte* logits, const std::byte* u, std::int64_t count, float* kept);
+  // y = e scale (u - mean); past the caches where y is not to be read again soon.
+  void (*write)(const std::byte* u, const float* kept, std::int64_t count, float scale, float mean, std::byte* y, bool past);
+};
+
+struct SoftmaxGgnCode {
+  SoftmaxGgnPieces bf16;
+  SoftmaxGgnPieces f16;
+  SoftmaxGgnPieces f32;
 };
 
 namespace portable {
-extern const SoftmaxGgnRows softmax_ggn_rows;
+extern const SoftmaxGgnCode softmax_ggn_code;
 }
 #if defined(__x86_64__)
 namespace avx2 {
-extern const SoftmaxGgnRows softmax_ggn_rows;
+extern const SoftmaxGgnCode softmax_ggn_code;
 }
 namespace avx512 {
-extern const SoftmaxGgnRows softmax_ggn_rows;
+extern const SoftmaxGgnCode softmax_ggn_code;
 }
 #endif
 

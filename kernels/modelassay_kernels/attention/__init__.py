@@ -80,10 +80,11 @@ def attention(
     if lengths is not None:
         fits = tuple(lengths.shape) == (batch,) and lengths.dtype in INTEGERS
         _require(fits, f"lengths must be {batch} integers, got {lengths.dtype} of shape {tuple(lengths.shape)}")
-        check_lengths(lengths, num_keys)
+        if not torch.compiler.is_compiling():  # then the spans are checked where they are used
+            check_lengths(lengths, num_keys)
         lengths = lengths.to(q_BHSD.device)
     spans_B2S = make_spans(num_queries, num_keys, causal=causal, window=window, lengths_B=lengths, device=q_BHSD.device)
-    return attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, _scale(scale, q_BHSD), softcap)
+    return _attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, _scale(scale, q_BHSD), softcap)
 
 
 def attention_over_spans(
@@ -109,8 +110,9 @@ def attention_over_spans(
     if spans_B2S.dtype != torch.int32:
         raise TypeError(f"attention: spans must be int32, got {spans_B2S.dtype}")
     _check_spans_shape(q_BHSD, spans_B2S)
-    check_spans(spans_B2S, k_BKJD.shape[2])
-    return attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, _scale(scale, q_BHSD), softcap)
+    if not torch.compiler.is_compiling():
+        check_spans(spans_B2S, k_BKJD.shape[2])
+    return _attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, _scale(scale, q_BHSD), softcap)
 
 
 def attend_in_range(
@@ -125,7 +127,14 @@ def attend_in_range(
     """As `attention_over_spans`, for int32 spans that are known to lie within the keys: nothing is read from a GPU."""
     _check(q_BHSD, k_BKJD, v_BKJD, softcap)
     _check_spans_shape(q_BHSD, spans_B2S)
-    return attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, _scale(scale, q_BHSD), softcap)
+    return _attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, _scale(scale, q_BHSD), softcap)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, spans: Tensor, scale: float, softcap: float | None) -> Tensor:
+    if torch.compiler.is_compiling():  # see modelassay_kernels.compiled
+        compiled: Tensor = torch.ops.modelassay.attention(q, k, v, spans, scale, softcap)[0]
+        return compiled
+    return attend(q, k, v, spans, scale, softcap)
 
 
 def _scale(scale: float | None, q_BHSD: Tensor) -> float:

@@ -14,11 +14,13 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from modelassay_kernels.attention.spans import END, FIRST, visible
+from modelassay_kernels.softcap import slope_of_tanh
 
 LOG2_E = math.log2(math.e)
 MIN_ROWS, MAX_ROWS = 32, 256
@@ -40,6 +42,14 @@ class Tile:
     keys: slice
     masks: tuple[tuple[slice, Tensor], ...]
     """Columns of the tile, and what hides some rows from them: [1, N, columns] of 0 and -inf."""
+
+
+class Cap(NamedTuple):
+    """Of a tile's scores before the soft cap, divided by it."""
+
+    tanh_CNM: Tensor
+    slope_CNM: Tensor
+    """Of the tanh: sech^2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,26 +161,29 @@ class _Problem:
         """Rows of queries or of their tangents, times the scale."""
         return self.query_rows.take(q) * self.scale
 
-    def scores(self, at: RowTile, tile: Tile) -> tuple[Tensor, Tensor | None]:
-        """Scores [C, N, M] in units of log 2, -inf where hidden, and the soft cap's tanh where there is one.
+    def scores(self, at: RowTile, tile: Tile, *, derive: bool = False) -> tuple[Tensor, Cap | None]:
+        """Scores [C, N, M] in units of log 2, -inf where hidden, and, to ``derive``, the soft cap's tanh and slope.
 
         Units of log 2 because torch.exp2 takes 0.4 of torch.exp's time, and a sum of -inf 0.1 of a masked fill's.
         """
         k_CDM = self.k[at.pairs, tile.keys].mT
-        tanh_CNM = None
+        cap = None
         if self.softcap is None:
             s_CNM = torch.bmm(self._q_log2[at.pairs, at.rows], k_CDM)
         else:
-            tanh_CNM = torch.bmm(self.q[at.pairs, at.rows], k_CDM).div_(self.softcap).tanh_()
+            scaled_CNM = torch.bmm(self.q[at.pairs, at.rows], k_CDM).div_(self.softcap)
+            slope_CNM = slope_of_tanh(scaled_CNM) if derive else None
+            tanh_CNM = scaled_CNM.tanh_()
+            cap = None if slope_CNM is None else Cap(tanh_CNM, slope_CNM)
             s_CNM = tanh_CNM * (self.softcap * LOG2_E)
         for columns, bias_1NM in tile.masks:
             s_CNM[:, :, columns] += bias_1NM
-        return s_CNM, tanh_CNM
+        return s_CNM, cap
 
-    def probabilities(self, at: RowTile, tile: Tile, lse_log2: Tensor) -> tuple[Tensor, Tensor | None]:
-        """P = exp(S - lse) and the soft cap's tanh."""
-        s_CNM, tanh_CNM = self.scores(at, tile)
-        return s_CNM.sub_(lse_log2[at.pairs, at.rows]).exp2_(), tanh_CNM
+    def probabilities(self, at: RowTile, tile: Tile, lse_log2: Tensor) -> tuple[Tensor, Cap | None]:
+        """P = exp(S - lse) and the soft cap's tanh and slope."""
+        s_CNM, cap = self.scores(at, tile, derive=True)
+        return s_CNM.sub_(lse_log2[at.pairs, at.rows]).exp2_(), cap
 
     def lse_log2(self, lse_BHS: Tensor) -> Tensor:
         """Rows of the log-sum-exp in the scores' units."""
@@ -233,10 +246,10 @@ def backward(
         q_CND, g_CND = x.q[at.pairs, at.rows], g[at.pairs, at.rows]
         for tile in at.tiles:
             k_CMD, v_CMD = x.k[at.pairs, tile.keys], x.v[at.pairs, tile.keys]
-            p_CNM, tanh_CNM = x.probabilities(at, tile, lse)
+            p_CNM, cap = x.probabilities(at, tile, lse)
             ds_CNM = torch.bmm(g_CND, v_CMD.mT).sub_(d[at.pairs, at.rows]).mul_(p_CNM)
-            if tanh_CNM is not None:
-                ds_CNM.mul_(1 - tanh_CNM.square())
+            if cap is not None:
+                ds_CNM.mul_(cap.slope_CNM)
             dv[at.pairs, tile.keys].baddbmm_(p_CNM.mT, g_CND)
             dk[at.pairs, tile.keys].baddbmm_(ds_CNM.mT, q_CND)
             dq[at.pairs, at.rows].baddbmm_(ds_CNM, k_CMD)
@@ -268,8 +281,8 @@ def tangent(
         q_CND = x.q[at.pairs, at.rows]
         for tile in at.tiles:
             k_CMD, v_CMD = x.k[at.pairs, tile.keys], x.v[at.pairs, tile.keys]
-            p_CNM, tanh_CNM = x.probabilities(at, tile, lse)
-            weight_CNM = p_CNM if tanh_CNM is None else p_CNM * (1 - tanh_CNM.square())
+            p_CNM, cap = x.probabilities(at, tile, lse)
+            weight_CNM = p_CNM if cap is None else p_CNM * cap.slope_CNM
             for t in range(dot_q.shape[0]):
                 ps_CNM = torch.bmm(dot_q[t, at.pairs, at.rows], k_CMD.mT)
                 ps_CNM.baddbmm_(q_CND, dot_k[t, at.pairs, tile.keys].mT).mul_(weight_CNM)
@@ -301,7 +314,7 @@ def backward_tangent(
 
     P' = P * (S' - mu), D' = rowsum(G'*O + G*O'), dS' = P' * (G V^T - D) + P * (G'V^T + G V'^T - D'),
     dQ' = scale (dS'K + dS K'), dK' = scale (dS'^T Q + dS^T Q'), dV' = P'^T G + P^T G'. With a soft cap of tanh t the
-    scores before it have dS (1 - t^2), whose tangent is dS' (1 - t^2) - 2 dS t S' / cap, S' being that after the cap.
+    scores before it have dS c, c = 1 - t^2, whose tangent is dS' c - 2 dS t S' / cap, S' being that after the cap.
     """
     x = _Problem(q_BHSD, k_BKJD, v_BKJD, spans_B2S, scale, softcap)
     take, take_keys = x.query_rows.take, x.key_rows.take
@@ -318,13 +331,13 @@ def backward_tangent(
         for tile in at.tiles:
             keys, rows = (at.pairs, tile.keys), (at.pairs, at.rows)
             k_CMD, v_CMD = x.k[keys], x.v[keys]
-            p_CNM, tanh_CNM = x.probabilities(at, tile, lse)
+            p_CNM, cap = x.probabilities(at, tile, lse)
             e_CNM = torch.bmm(g_CND, v_CMD.mT).sub_(d_CN1)
             ds_CNM = p_CNM * e_CNM
             slope_CNM = bend_CNM = None
-            if tanh_CNM is not None and softcap is not None:
-                slope_CNM = 1 - tanh_CNM.square()
-                bend_CNM = tanh_CNM.mul_(-2 / softcap).mul_(ds_CNM)
+            if cap is not None and softcap is not None:
+                slope_CNM = cap.slope_CNM
+                bend_CNM = cap.tanh_CNM.mul_(-2 / softcap).mul_(ds_CNM)
                 ds_CNM.mul_(slope_CNM)
             for t in range(dot_q.shape[0]):
                 dot_q_CND, dot_k_CMD, dot_v_CMD = dot_q[t][rows], dot_k[t][keys], dot_v[t][keys]

@@ -13,7 +13,7 @@ from modelassay_kernels.optional_triton import jit, tl
 from modelassay_kernels.work import Work
 
 PROBE_WORDS = 32768
-"""int32 words that one program of the GPU's read probe sums."""
+"""int32 words that one program of the GPU's read probe reads."""
 COPY_BYTES = 2**32
 
 
@@ -34,12 +34,12 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
 
 @jit()
 def read_kernel(x_ptr: tl.tensor, out_ptr: tl.tensor, WORDS: tl.constexpr, BLOCK: tl.constexpr) -> None:
-    """out[program] = sum of WORDS consecutive int32: nothing but loads."""
+    """out[program] = XOR of WORDS consecutive int32: nothing but loads."""
     program = tl.program_id(0).to(tl.int64)
-    sum_B = tl.zeros([BLOCK], tl.int32)
+    xor_B = tl.zeros([BLOCK], tl.int32)
     for start in tl.range(0, WORDS, BLOCK, num_stages=4):
-        sum_B += tl.load(x_ptr + program * WORDS + start + tl.arange(0, BLOCK))
-    tl.store(out_ptr + program, tl.sum(sum_B))
+        xor_B ^= tl.load(x_ptr + program * WORDS + start + tl.arange(0, BLOCK))
+    tl.store(out_ptr + program, tl.xor_sum(xor_B))
 
 
 def read_ceiling(tensor: Tensor) -> Callable[[], float]:
@@ -48,10 +48,10 @@ def read_ceiling(tensor: Tensor) -> Callable[[], float]:
         return lambda: read_bandwidth(tensor, num_reads=1)
     words = tensor.detach().view(-1).view(torch.uint8)
     words = words[: words.numel() // (4 * PROBE_WORDS) * 4 * PROBE_WORDS].view(torch.int32)
-    sums = torch.empty(words.numel() // PROBE_WORDS, dtype=torch.int32, device=tensor.device)
+    digests = torch.empty(words.numel() // PROBE_WORDS, dtype=torch.int32, device=tensor.device)
 
     def read() -> None:
-        read_kernel[(sums.numel(),)](words, sums, WORDS=PROBE_WORDS, BLOCK=1024, num_warps=4)
+        read_kernel[(digests.numel(),)](words, digests, WORDS=PROBE_WORDS, BLOCK=1024, num_warps=4)
 
     read()
     return lambda: words.nbytes / seconds_of(read, "cuda") / 1e9

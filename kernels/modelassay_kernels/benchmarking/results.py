@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,36 @@ def _microseconds(seconds: float) -> float:
     return float(f"{seconds * 1e6:.5g}")
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return what decides a time on this machine; ``device`` names the results' file.
+GPU_FACTS = {
+    "driver": "driver_version",
+    "power_limit_w": "power.limit",
+    "ecc": "ecc.mode.current",
+    "sm_clock_mhz": "clocks.sm",
+    "memory_clock_mhz": "clocks.mem",
+    "max_sm_clock_mhz": "clocks.max.sm",
+    "max_memory_clock_mhz": "clocks.max.mem",
+    "mig": "mig.mode.current",
+}
+"""What is kept of a GPU, by the name that nvidia-smi has for it: a time without its limits means little."""
 
-    The device is the first GPU where torch can use one, else the processor with its number of usable cores.
+
+def describe_machine(kind: str) -> dict[str, Any]:
+    """Return what decides a time on a device of this machine, ``cpu`` or ``cuda``; ``device`` names the results' file.
+
+    The device is the first GPU, with its driver, limits and clocks as nvidia-smi tells them now, or the processor with its number
+    of usable cores and the instruction sets that the kernels and torch choose on it; what is not known is null.
     """
     import torch
 
-    gpu = torch.cuda.is_available()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = torch.cuda.get_device_name(0) if gpu else f"cpu {_processor()} {cores} cores"
+    from modelassay_kernels.native import instruction_set
+
+    if kind == "cuda":
+        device = torch.cuda.get_device_name(0)
+        facts = gpu_facts(str(getattr(torch.cuda.get_device_properties(0), "uuid", "")))
+    else:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        device = f"cpu {_processor()} {cores} cores"
+        facts = {"instruction_set": instruction_set(), "torch_instruction_set": torch.backends.cpu.get_cpu_capability()}
     return {
         "device": re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-"),
         "torch": torch.__version__,
@@ -74,13 +95,49 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.version.cuda,
         "threads": torch.get_num_threads(),
+        **facts,
     }
 
 
-def write_results(report: dict[str, Any], failures: dict[str, str], folder: Path) -> Path:
-    """Write ``<device>.json`` in ``folder``, one line per benchmark so that a difference is a line, and return it."""
+def gpu_facts(uuid: str) -> dict[str, Any]:
+    """Return `GPU_FACTS` of the GPU with this identifier, numbers as such; null what the driver does not tell."""
+    choice = [f"--id={uuid if uuid.startswith('GPU-') else f'GPU-{uuid}'}"] if uuid else []
+    query = ["nvidia-smi", f"--query-gpu={','.join(GPU_FACTS.values())}", "--format=csv,noheader,nounits", *choice]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
+    except (OSError, subprocess.SubprocessError):
+        return dict.fromkeys(GPU_FACTS)
+    values = [value.strip() for value in next(iter(told.splitlines()), "").split(",")]
+    if len(values) != len(GPU_FACTS):
+        return dict.fromkeys(GPU_FACTS)
+    return {name: _fact(name, value) for name, value in zip(GPU_FACTS, values, strict=True)}
+
+
+def _fact(name: str, value: str) -> str | float | None:
+    if value.startswith("[") or value == "N/A":  # [N/A], [Not Supported]
+        return None
+    try:
+        return value if name == "driver" else float(value)
+    except ValueError:
+        return value
+
+
+def write_results(report: dict[str, Any], failures: dict[str, str], folder: Path, kind: str) -> Path:
+    """Write ``<device>.json`` in ``folder``, one line per benchmark so that a difference is a line, and return it.
+
+    Raises:
+        ValueError: a row is of another kind of device, ``cpu`` or ``cuda``, than the file.
+    """
+    for benchmark in report["benchmarks"]:
+        device = benchmark["extra_info"].get("device", kind)
+        if device != kind:
+            raise ValueError(f"{short_name(benchmark['fullname'])} ran on {device}; a file of {kind} holds no such row")
     commit = report["commit_info"]
-    machine = describe_machine() | {"commit": commit.get("id"), "dirty": commit.get("dirty"), "utc": report["datetime"]}
+    machine = describe_machine(kind) | {
+        "commit": commit.get("id"),
+        "dirty": commit.get("dirty"),
+        "utc": report["datetime"],
+    }
     lines = ",\n  ".join(json.dumps(record, ensure_ascii=False) for record in summarise(report, failures))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{machine['device']}.json"

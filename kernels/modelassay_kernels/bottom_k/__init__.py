@@ -9,12 +9,13 @@ chosen: padded vocabulary rows are exactly the extremes.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from modelassay_kernels.bottom_k.cpu import bottom_k_native
 from modelassay_kernels.bottom_k.linear import linear_bottom_k
 from modelassay_kernels.bottom_k.reference import bottom_k_reference
-from modelassay_kernels.bottom_k.request import check_request
+from modelassay_kernels.bottom_k.request import check_outs, check_request, copied
 from modelassay_kernels.dtypes import FLOATS, UP_TO_FP32
 from modelassay_kernels.native import native_available
 
@@ -32,7 +33,13 @@ def _check(logits_NV: Tensor, k: int, valid: Tensor | None) -> None:
 
 
 def bottom_k(
-    logits_NV: Tensor, k: int, *, valid: Tensor | None = None, largest: bool = False, sort: bool = True
+    logits_NV: Tensor,
+    k: int,
+    *,
+    valid: Tensor | None = None,
+    largest: bool = False,
+    sort: bool = True,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the k smallest logits of each row and their ids: values [N, K] of the logits' type, ids int64 [N, K].
 
@@ -56,17 +63,24 @@ def bottom_k(
         valid: bool [V], False for ids that are never chosen; None: all may be.
         largest: whether to give the k largest instead, by the same code.
         sort: whether the k are ordered.
+        out: contiguous values and ids to write to instead of fresh memory.
 
     Raises:
-        ValueError: logits that are not a matrix, a mask that does not fit, or a k that cannot be had.
+        ValueError: logits that are not a matrix, a mask that does not fit, a k that cannot be had, or an ``out`` that cannot
+            take the result.
         TypeError: another element type.
     """
+    if out is None and torch.compiler.is_compiling():  # see modelassay_kernels.compiled
+        values, ids = torch.ops.modelassay.bottom_k(logits_NV, k, valid, largest, sort)
+        return values, ids
     _check(logits_NV, k, valid)
+    if out is not None:
+        check_outs("bottom_k", out, (logits_NV.shape[0], k), logits_NV.dtype, (logits_NV,))
     with_kernel = logits_NV.dtype in UP_TO_FP32 and k > 0 and logits_NV.shape[0] > 0
     if logits_NV.is_cuda and with_kernel:
         from modelassay_kernels.bottom_k.triton_kernels import bottom_k_triton
 
-        return bottom_k_triton(logits_NV, k, valid=valid, largest=largest, sort=sort)
+        return copied(bottom_k_triton(logits_NV, k, valid=valid, largest=largest, sort=sort), out)
     if logits_NV.device.type == "cpu" and with_kernel and native_available():
-        return bottom_k_native(logits_NV, k, valid=valid, largest=largest, sort=sort)
-    return bottom_k_reference(logits_NV.detach(), k, valid=valid, largest=largest, sort=sort)
+        return bottom_k_native(logits_NV, k, valid=valid, largest=largest, sort=sort, out=out)
+    return copied(bottom_k_reference(logits_NV.detach(), k, valid=valid, largest=largest, sort=sort), out)

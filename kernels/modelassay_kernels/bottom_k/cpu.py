@@ -9,6 +9,7 @@ from torch import Tensor
 
 from modelassay_kernels.dtypes import CODES
 from modelassay_kernels.native import require_native
+from modelassay_kernels.outputs import fresh
 
 
 def bottom_k_native(
@@ -19,14 +20,15 @@ def bottom_k_native(
     largest: bool = False,
     sort: bool = True,
     instruction_set: str = "",
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose from bfloat16, float16 or float32 rows that were checked, with `torch.get_num_threads()` threads."""
     require_native()
     from modelassay_kernels import _native
 
     logits_NV = logits_NV.detach()
-    values_NK = torch.empty(logits_NV.shape[0], k, dtype=logits_NV.dtype)
-    ids_NK = torch.empty(logits_NV.shape[0], k, dtype=torch.int64)
+    shape = (logits_NV.shape[0], k)
+    values_NK, ids_NK = (fresh(shape, logits_NV.dtype), fresh(shape, torch.int64)) if out is None else out
     _native.bottom_k(
         logits_NV, CODES[logits_NV.dtype], values_NK, ids_NK, mask_bytes(valid), largest, sort,
         torch.get_num_threads(), instruction_set,

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from modelassay_kernels.bottom_k.cpu import NativeRunning
 from modelassay_kernels.bottom_k.reference import bottom_k_reference
-from modelassay_kernels.bottom_k.request import check_request
+from modelassay_kernels.bottom_k.request import check_outs, check_request
 from modelassay_kernels.dtypes import FLOATS
 from modelassay_kernels.native import native_available
+from modelassay_kernels.products import full_fp32
 from modelassay_kernels.softcap import check_softcap
 
 CPU_CHUNK = (512, 2048)  # rows and columns: 4 MiB of logits, within the caches two cores share
@@ -132,6 +133,7 @@ def linear_bottom_k(
     bias: Tensor | None = None,
     softcap: float | None = None,
     largest: bool = False,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the k smallest logits of each row and their ids, without the logits: values fp32 [N, K], ids int64 [N, K], sorted.
 
@@ -155,24 +157,34 @@ def linear_bottom_k(
         bias: [V], added to the product; None: none.
         softcap: the bound that Gemma-2 puts on logits; None: none.
         largest: whether to give the k largest instead.
+        out: contiguous values and ids to write to instead of fresh memory.
 
     Raises:
-        ValueError: shapes or devices that do not fit, a softcap that is not positive, or a k that cannot be had.
+        ValueError: shapes or devices that do not fit, a softcap that is not positive, a k that cannot be had, or an ``out``
+            that cannot take the result.
         TypeError: another element type.
     """
+    if out is None and torch.compiler.is_compiling():  # see modelassay_kernels.compiled
+        values, ids = torch.ops.modelassay.linear_bottom_k(hidden_ND, weight_VD, k, valid, bias, softcap, largest)
+        return values, ids
     _check(hidden_ND, weight_VD, k, valid, bias, softcap)
     hidden_ND, weight_VD = hidden_ND.detach(), weight_VD.detach()
     (num_rows, _), num_cols = hidden_ND.shape, weight_VD.shape[0]
     dtype = torch.float64 if hidden_ND.dtype == torch.float64 else torch.float32
-    values_NK = torch.empty(num_rows, k, dtype=dtype, device=hidden_ND.device)
-    ids_NK = torch.empty(num_rows, k, dtype=torch.int64, device=hidden_ND.device)
+    if out is not None:
+        check_outs("linear_bottom_k", out, (num_rows, k), dtype, (hidden_ND, weight_VD))
+        values_NK, ids_NK = out
+    else:
+        values_NK = torch.empty(num_rows, k, dtype=dtype, device=hidden_ND.device)
+        ids_NK = torch.empty(num_rows, k, dtype=torch.int64, device=hidden_ND.device)
     max_rows, max_cols = gpu_chunk(num_rows) if hidden_ND.is_cuda else CPU_CHUNK
     for rows in _spans(num_rows if k > 0 else 0, max_rows):
         hidden_RD = hidden_ND[rows]
         running = _make_running(hidden_RD, k, largest, min(max_cols, num_cols))
         for cols in _spans(num_cols, max_cols):
             bias_C = None if bias is None else bias.detach()[cols]
-            logits_RC = _logits(hidden_RD, weight_VD[cols], bias_C, softcap)
+            with full_fp32():
+                logits_RC = _logits(hidden_RD, weight_VD[cols], bias_C, softcap)
             running.fold(logits_RC, cols.start, None if valid is None else valid[cols])
         running.finish(values_NK[rows], ids_NK[rows])
     return values_NK, ids_NK

@@ -48,7 +48,7 @@ def linear_cross_entropy(
     compositions (`jvp(grad)`, `grad(grad)`, `grad(jvp)`) are exact, `vmap` over tangents shares the work at the point, and
     a third derivative raises. Tied embeddings need nothing special.
 
-    Memory: the logits of one chunk (256 MiB on a CPU, 1 GiB on a GPU, with their tangents; fewer rows for a larger vocabulary),
+    Memory: the logits of one chunk with their tangents (of 128 tokens on a CPU, and at most 256 MiB; of 1 GiB on a GPU),
     and the gradients in the accumulating type. Flops: with ``mean`` and ``sum`` the gradient is made
     while the logits exist, 3 products of 2 N V D like the layers apart; a Hessian-vector product of it 10 (a floor of 9), 4 + 6 k for k by
     `vmap`. With ``none`` the logits are made again: 4 and 14. Ignored tokens cost nothing.
@@ -87,6 +87,10 @@ def linear_cross_entropy(
         ignore_index=ignore_index,
         chunk_rows=chunk_rows,
     )
+    if torch.compiler.is_compiling():  # see modelassay_kernels.compiled
+        settings = (softcap, label_smoothing, z_loss, ignore_index, chunk_rows, reduction)
+        loss: Tensor = torch.ops.modelassay.linear_cross_entropy(hidden_ND, weight_VD, bias, labels_N, *settings)
+        return loss
     _check(hidden_ND, weight_VD, labels_N, bias, spec, reduction)
     if reduction == "none":
         return apply_losses(hidden_ND, weight_VD, bias, labels_N, spec)

@@ -21,6 +21,7 @@ from torch import Tensor
 from modelassay_kernels.cross_entropy import rows as torch_rows
 from modelassay_kernels.cross_entropy import triton_kernels as triton_rows
 from modelassay_kernels.cross_entropy.rows import Spec
+from modelassay_kernels.products import full_fp32
 
 Point = tuple[Tensor, Tensor, Tensor | None]
 """hidden [N, D], weight [V, D], bias [V]."""
@@ -31,8 +32,10 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 BUDGET_BYTES = {"cpu": 256 << 20, "cuda": 1 << 30}
-"""Logits of one chunk with their copies. On a CPU a chunk below 128 rows costs time (twice at 16 rows), above none is gained; not
-measured on a GPU."""
+"""Logits of one chunk with their copies, at most."""
+CPU_CHUNK_ROWS = 128
+"""On a CPU fewer rows cost time (twice at 16), and more cost time and memory: with 1024 tokens and 32,768 words the budget's
+chunks took 1.6 times as long for a gradient and 1.1 for a Hessian product, in twice the memory. Not measured on a GPU."""
 UPCAST_BYTES = 16 << 20
 """Of the weight's rows that are widened at one time where the product of narrow types would be rounded to them."""
 
@@ -62,6 +65,8 @@ class _Chunks:
         self.labels_R, self.keep_R = _kept_rows(labels_N, spec, self.num_cols)
         row_bytes = num_buffers * self.num_cols * self.dtype.itemsize
         budget = BUDGET_BYTES.get(self.device.type, BUDGET_BYTES["cuda"]) // row_bytes
+        if self.device.type == "cpu":
+            budget = min(budget, CPU_CHUNK_ROWS)
         rows = spec.chunk_rows if spec.chunk_rows is not None else budget
         self.chunk_rows = max(1, min(rows, self.labels_R.numel()))
         native = self.device.type == "cuda" and self.dtype == torch.float32
@@ -225,20 +230,21 @@ class _Gradient:
         )
 
 
-def _without_autocast(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Keep products in the types chosen here: autocast would round fp32 gradients of logits to its own type."""
+def _in_own_precision(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Keep products in the types chosen here: autocast would round fp32 gradients of logits to its own type, TF32 the factors."""
 
     @functools.wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         with contextlib.ExitStack() as stack:
             for device in ("cpu", "cuda"):
                 stack.enter_context(torch.autocast(device, enabled=False))
+            stack.enter_context(full_fp32())
             return function(*args, **kwargs)
 
     return run
 
 
-@_without_autocast
+@_in_own_precision
 def losses(spec: Spec, labels_N: Tensor, point: Point) -> Tensor:
     """Return the loss of each row [N], 0 for the ignored."""
     chunks = _Chunks(spec, labels_N, point, num_buffers=1)
@@ -249,7 +255,7 @@ def losses(spec: Spec, labels_N: Tensor, point: Point) -> Tensor:
     return chunks.spread(losses_R, chunks.dtype)
 
 
-@_without_autocast
+@_in_own_precision
 def gradient(
     spec: Spec, labels_N: Tensor, g_N: Tensor, point: Point, mask: GradientMask
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -265,7 +271,7 @@ def gradient(
     return total.to(chunks.dtype), *sums.results()
 
 
-@_without_autocast
+@_in_own_precision
 def losses_tangent(spec: Spec, labels_N: Tensor, point: Point, tangents: Tangents, num_tangents: int) -> Tensor:
     """Return the tangents of the losses [K, N]."""
     chunks = _Chunks(spec, labels_N, point, num_buffers=num_tangents + 1)
@@ -277,7 +283,7 @@ def losses_tangent(spec: Spec, labels_N: Tensor, point: Point, tangents: Tangent
     return chunks.spread(losses_t_KR, chunks.dtype, 1)
 
 
-@_without_autocast
+@_in_own_precision
 def gradient_tangent(
     spec: Spec,
     labels_N: Tensor,

@@ -4,7 +4,7 @@ With s = softcap * tanh(z / softcap) (or s = z), p = softmax(s), lse = logsumexp
 
     loss   = lse - (1 - e) s[y] - e mean(s) + z_loss lse^2
     dloss/ds = d = a p - (1 - e) onehot(y) - e / V              a = 1 + 2 z_loss lse
-    dloss/dz = c d                                              c = 1 - (s / softcap)^2, or 1
+    dloss/dz = c d                                              c = sech(z / softcap)^2, or 1
 
 A dot is a tangent, and u = c z. :
 
@@ -22,6 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from modelassay_kernels.softcap import slope_of_tanh
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +45,15 @@ class Spec:
 class _Softmax:
     """The row statistics of a chunk; its logits become exp(s - max)."""
 
-    def __init__(self, z_CV: Tensor, labels_C: Tensor, spec: Spec, *, keep_ratio: bool) -> None:
+    def __init__(
+        self, z_CV: Tensor, labels_C: Tensor, spec: Spec, *, keep_slope: bool = False, keep_ratio: bool = False
+    ) -> None:
         self.spec, self.labels_C1 = spec, labels_C[:, None]
-        self.ratio_CV = None
+        self.slope_CV = self.ratio_CV = None  # c, and s / softcap
         if spec.softcap is not None:
-            z_CV.div_(spec.softcap).tanh_()
+            z_CV.div_(spec.softcap)
+            self.slope_CV = slope_of_tanh(z_CV) if keep_slope else None
+            z_CV.tanh_()
             self.ratio_CV = z_CV.clone() if keep_ratio else None
             z_CV.mul_(spec.softcap)
         max_C = z_CV.amax(1)
@@ -82,12 +88,12 @@ def smooth(at_label: Tensor, mean: Tensor, smoothing: float) -> Tensor:
 
 def primal_(z_CV: Tensor, labels_C: Tensor, g_C: Tensor | None, spec: Spec) -> Tensor:
     """Return the losses [C]; the logits become their gradient of sum(g * losses), or rubbish where g is None."""
-    softmax = _Softmax(z_CV, labels_C, spec, keep_ratio=g_C is not None)
+    softmax = _Softmax(z_CV, labels_C, spec, keep_slope=g_C is not None)
     if g_C is not None:
         z_CV.mul_((g_C * softmax.a_C / softmax.sum_C)[:, None])
         softmax.take_target_(z_CV, g_C)
-        if softmax.ratio_CV is not None:
-            z_CV.mul_(softmax.ratio_CV.square_().neg_().add_(1.0))
+        if softmax.slope_CV is not None:
+            z_CV.mul_(softmax.slope_CV)
     return softmax.loss_C
 
 
@@ -99,10 +105,9 @@ def tangents_(
     Where g is given the logits become their gradient of sum(g * losses), and ``zt`` the tangents of that gradient when g
     has the tangents ``gt`` (None: none); else both become rubbish.
     """
-    softmax = _Softmax(z_CV, labels_C, spec, keep_ratio=True)
+    softmax = _Softmax(z_CV, labels_C, spec, keep_slope=True, keep_ratio=g_C is not None)
     p_CV = z_CV.div_(softmax.sum_C[:, None])
-    ratio_CV = softmax.ratio_CV
-    slope_CV = None if ratio_CV is None else 1.0 - ratio_CV.square()
+    slope_CV, ratio_CV = softmax.slope_CV, softmax.ratio_CV
     a_C1 = softmax.a_C[:, None]
     d_CV = None
     if g_C is not None and (gt_KC is not None or slope_CV is not None):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from modelassay_kernels.cross_entropy.rows import Spec, smooth
 from modelassay_kernels.optional_triton import HAS_TRITON, jit, tl
+from modelassay_kernels.softcap import slope_of_tanh
 
 SPAN = 1024
 """Columns of one program of 4 warps: no more than 64 registers, so eight programs and more per multiprocessor, each with 4 KB
@@ -83,8 +84,8 @@ def _targets(z_CV: Tensor, zt_KCV: Tensor, labels_C: Tensor, partials_CSP: Tenso
     label_C = z_CV.gather(1, label_C1).squeeze(1).double()
     label_t_KC = zt_KCV.gather(2, label_C1.expand(num_tangents, -1, -1)).squeeze(2).double()
     if spec.softcap is not None:
-        ratio_C = torch.tanh(label_C / spec.softcap)
-        label_C, label_t_KC = ratio_C * spec.softcap, label_t_KC * (1.0 - ratio_C.square())
+        scaled_C = label_C / spec.softcap
+        label_C, label_t_KC = scaled_C.tanh() * spec.softcap, label_t_KC * slope_of_tanh(scaled_C)
     if not spec.label_smoothing:
         return label_C, label_t_KC
     means = partials_CSP.double().sum(1) / num_cols
@@ -93,8 +94,12 @@ def _targets(z_CV: Tensor, zt_KCV: Tensor, labels_C: Tensor, partials_CSP: Tenso
 
 
 @jit()
-def _tanh(x: tl.tensor) -> tl.tensor:
-    return 1.0 - 2.0 / (tl.exp(2.0 * x) + 1.0)
+def _tanh_and_slope(x: tl.tensor) -> tl.tensor:
+    """tanh(x), and 1 - tanh(x)^2 as sech(x)^2, which keeps its digits where tanh is near 1."""
+    e = tl.exp(-2.0 * tl.abs(x))
+    inverse = 1.0 / (1.0 + e)
+    tanh = (1.0 - e) * inverse
+    return tl.where(x < 0.0, -tanh, tanh), 4.0 * e * inverse * inverse
 
 
 @jit(do_not_specialize=("num_rows", "num_tangents"))
@@ -110,8 +115,7 @@ def statistics_kernel(
     s = tl.load(z_ptr + row * num_cols + cols, mask=inside, other=float("-inf"))
     slope = tl.full([SPAN], 1.0, tl.float32)
     if SOFTCAP:
-        ratio = _tanh(s / softcap)
-        slope = 1.0 - ratio * ratio
+        ratio, slope = _tanh_and_slope(s / softcap)
         s = tl.where(inside, softcap * ratio, float("-inf"))
     m = tl.max(s)
     e = tl.exp(s - tl.where(m == float("-inf"), 0.0, m))  # a split of -infinity alone weighs nothing
@@ -143,8 +147,7 @@ def result_kernel(
     slope = tl.full([SPAN], 1.0, tl.float32)
     bend = tl.zeros([SPAN], tl.float32)
     if SOFTCAP:
-        ratio = _tanh(s / softcap)
-        slope = 1.0 - ratio * ratio
+        ratio, slope = _tanh_and_slope(s / softcap)
         bend = -2.0 * ratio / softcap
         s = softcap * ratio
     p = tl.exp(s - m) * inverse

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from modelassay_kernels.dtypes import CODES
@@ -75,6 +76,12 @@ def layer_std(
         ValueError: tensors on different devices, or a scale that does not fit its block, or fits several and none is stated.
         TypeError: an element type that is not among the six.
     """
+    if torch.compiler.is_compiling():  # see modelassay_kernels.compiled
+        flat = [size for block in blocks_of(blocks, len(tensors)) for size in block or (-1, -1)]
+        std_T: Tensor = torch.ops.modelassay.layer_std(
+            list(tensors), list(scales or [None] * len(tensors)), flat, correction
+        )
+        return std_T
     device = _check(tensors, scales, blocks)
     if device == "cuda":
         from modelassay_kernels.layer_std.triton_kernels import layer_std_triton

@@ -105,7 +105,7 @@ def test_memory_with_block_scales(measure: Any, device: str) -> None:
     all_E, tensors = matrices(device, torch.float8_e4m3fn)
     generator = torch.Generator(device).manual_seed(1)
     scales = [
-        torch.rand(-(-t.shape[0] // BLOCK), t.shape[1] // BLOCK, device=device, generator=generator) + 0.5
+        torch.rand(-(-t.shape[0] // BLOCK), -(-t.shape[1] // BLOCK), device=device, generator=generator) + 0.5
         for t in tensors
     ]
     blocks: list[Block | None] = [(BLOCK, BLOCK)] * len(tensors)
@@ -182,7 +182,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[FileSpan], T
     require("cpu", native=True)
     all_E, tensors = matrices("cpu", torch.bfloat16)
     path = tmp_path_factory.mktemp("weights") / "weights.bin"
-    all_E.view(torch.uint8).numpy().tofile(path)
+    torch.from_file(str(path), shared=True, size=all_E.numel(), dtype=all_E.dtype).copy_(all_E)
     spans = []
     offset = 0
     for tensor in tensors:

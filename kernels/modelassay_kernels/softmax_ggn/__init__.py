@@ -22,21 +22,23 @@ from torch import Tensor
 
 from modelassay_kernels.dtypes import FLOATS
 from modelassay_kernels.native import native_available
+from modelassay_kernels.outputs import check_out
 from modelassay_kernels.softmax_ggn.cpu import softmax_ggn_native
 from modelassay_kernels.softmax_ggn.reference import softmax_ggn_torch
 
 
-def _compute(logits_NV: Tensor, u_NV: Tensor) -> Tensor:
+def _compute(logits_NV: Tensor, u_NV: Tensor, out: Tensor | None = None) -> Tensor:
     device = logits_NV.device.type
     if logits_NV.dtype != torch.float64:
         if device == "cuda":
             from modelassay_kernels.softmax_ggn.triton_kernels import softmax_ggn_triton
 
-            result: Tensor = softmax_ggn_triton(logits_NV, u_NV)
+            result: Tensor = softmax_ggn_triton(logits_NV, u_NV, out=out)
             return result
         if device == "cpu" and native_available():
-            return softmax_ggn_native(logits_NV, u_NV)
-    return softmax_ggn_torch(logits_NV, u_NV)
+            return softmax_ggn_native(logits_NV, u_NV, out=out)
+    y_NV = softmax_ggn_torch(logits_NV, u_NV)
+    return y_NV if out is None else out.copy_(y_NV)
 
 
 class _SoftmaxGgn(torch.autograd.Function):
@@ -55,13 +57,13 @@ class _SoftmaxGgn(torch.autograd.Function):
         if cotangent is None:
             return None, None
         if ctx.needs_input_grad[0]:
-            raise _no_third_derivative()
+            raise no_third_derivative()
         return None, _apply(ctx.saved_tensors[0], cotangent)
 
     @staticmethod
     def jvp(ctx: Any, logits_tangent: Tensor | None, u_tangent: Tensor | None) -> Any:
         if logits_tangent is not None:
-            raise _no_third_derivative()
+            raise no_third_derivative()
         return _apply(ctx.saved_tensors[0], u_tangent)
 
     @staticmethod
@@ -75,13 +77,14 @@ class _SoftmaxGgn(torch.autograd.Function):
 _apply: Callable[[Tensor, Tensor | None], Tensor] = _SoftmaxGgn.apply
 
 
-def _no_third_derivative() -> NotImplementedError:
+def no_third_derivative() -> NotImplementedError:
+    """Return what is raised where the derivative in the logits is asked for."""
     return NotImplementedError(
         "softmax_ggn: its derivative in the logits, a third derivative of the loss, is not implemented; detach the logits"
     )
 
 
-def softmax_ggn(logits_NV: Tensor, u_NV: Tensor) -> Tensor:
+def softmax_ggn(logits_NV: Tensor, u_NV: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Return y = p * (u - <p, u>) with p = softmax(logits) of each row, in the inputs' type.
 
     Moves 3 N V elements, the least possible: CPU tensors by C++ with `torch.get_num_threads()` threads, a row at a time, so that
@@ -95,12 +98,14 @@ def softmax_ggn(logits_NV: Tensor, u_NV: Tensor) -> Tensor:
     Args:
         logits_NV: bfloat16, float16, float32 or float64.
         u_NV: of the same type and shape.
+        out: where the result goes instead of fresh memory: contiguous, of the same type and shape; may be ``u_NV`` or
+            ``logits_NV`` itself. Fresh memory costs a CPU the faults of its pages, which of 64 MiB take as long as the work.
 
     Returns:
-        Differentiable in u, not in the logits.
+        Differentiable in u, not in the logits, and with ``out`` in neither.
 
     Raises:
-        ValueError: for shapes, dtypes or devices that differ.
+        ValueError: for shapes, dtypes or devices that differ, or an ``out`` that cannot take the result.
         TypeError: for an unsupported dtype.
         NotImplementedError: when the derivative in the logits is asked for.
     """
@@ -116,4 +121,10 @@ def softmax_ggn(logits_NV: Tensor, u_NV: Tensor) -> Tensor:
             f"softmax_ggn: logits are {logits_NV.dtype} on {logits_NV.device}, u is {u_NV.dtype} on {u_NV.device}; "
             "convert or move one"
         )
-    return _apply(logits_NV, u_NV)
+    if out is None and torch.compiler.is_compiling():
+        compiled: Tensor = torch.ops.modelassay.softmax_ggn(logits_NV, u_NV)  # see modelassay_kernels.compiled
+        return compiled
+    if out is None:
+        return _apply(logits_NV, u_NV)
+    check_out("softmax_ggn", "out", out, logits_NV.shape, logits_NV.dtype, logits_NV, (logits_NV, u_NV))
+    return _compute(logits_NV.detach(), u_NV.detach(), out)

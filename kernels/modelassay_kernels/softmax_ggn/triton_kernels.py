@@ -42,7 +42,9 @@ L2_SHARE = 0.5
 """Of L2, for the logits and u of two groups; the rest is for what is written. By reasoning, not measured."""
 
 
-def softmax_ggn_triton(logits_NV: Tensor, u_NV: Tensor, config: LaunchConfig | None = None) -> Tensor:
+def softmax_ggn_triton(
+    logits_NV: Tensor, u_NV: Tensor, config: LaunchConfig | None = None, *, out: Tensor | None = None
+) -> Tensor:
     """Like `softmax_ggn`, for CUDA tensors of bfloat16, float16 or float32 that were checked there.
 
     Raises:
@@ -58,7 +60,7 @@ def softmax_ggn_triton(logits_NV: Tensor, u_NV: Tensor, config: LaunchConfig | N
         raise ValueError(f"softmax_ggn_triton: tensors are on {device}; move them to a CUDA device or call softmax_ggn")
     num_rows, num_cols = logits_NV.shape
     logits_NV, u_NV = (x if x.stride(1) == 1 else x.contiguous() for x in (logits_NV, u_NV))
-    y_NV = torch.empty(num_rows, num_cols, dtype=logits_NV.dtype, device=device)
+    y_NV = torch.empty(num_rows, num_cols, dtype=logits_NV.dtype, device=device) if out is None else out
     if num_rows == 0 or num_cols == 0:
         return y_NV
     config = config or DEFAULT

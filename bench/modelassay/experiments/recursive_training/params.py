@@ -138,6 +138,9 @@ class Params(BaseModel):
     quality: str = "held_out_loss"
     """The measure whose crossing is called the text going bad, and whose future is predicted: a name of `COLLAPSE`."""
 
+    weights_mib: int = Field(default=0, ge=0)
+    """Of the model as it is stored, where the plan of a run should say what its generations take on the disk; decides nothing else."""
+
     horizons: tuple[int, ...] = (1, 2, 3)
     """Generations ahead of which the quality is predicted."""
 
@@ -194,7 +197,12 @@ def stages(params: Params) -> list[StageCost]:
     for generation in range(params.generations + 1):
         steps = params.training(generation).num_steps
         costs += [
-            StageCost(name="train", index=generation, tokens=steps * params.batch_size * params.length),
+            StageCost(
+                name="train",
+                index=generation,
+                tokens=steps * params.batch_size * params.length,
+                bytes_kept=params.weights_mib * 2**20,
+            ),
             StageCost(name="write", index=generation, tokens=params.samples * params.length),
             StageCost(name="measure", index=generation, tokens=4 * params.evaluation_rows * params.length),
             StageCost(name="spectrum", index=generation, tokens=spectrum),

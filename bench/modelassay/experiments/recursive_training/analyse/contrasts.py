@@ -15,6 +15,8 @@ from modelassay.statistics.groups import cohens_d, games_howell, hedges_g, sign_
 from modelassay.statistics.intervals import student_mean
 from modelassay.statistics.multiplicity import holm
 
+MAIN = ("held_out_loss", "parse_rate", "ratio")
+"""Measures whose pairs of conditions are compared by Games and Howell, whose intervals take a second each."""
 PAIRS = ((TREATED, CONTROL), (TREATED, REPEATED), (REPEATED, CONTROL))
 
 
@@ -69,7 +71,7 @@ def _noted(estimate: Estimate, note: str) -> Estimate:
 
 
 def among_all(series: Series) -> list[Finding]:
-    """Return ``welch`` of each measure over all conditions at the last generation, and ``games_howell`` by pair, beside the paired test."""
+    """Return ``welch`` of each measure over all conditions at the last generation, of `MAIN` also ``games_howell`` by pair, beside the paired test."""
     findings = []
     for measure in COLLAPSE:
         groups = {name: values for name in series.conditions if (values := finals(series, measure, name)) is not None}
@@ -77,6 +79,8 @@ def among_all(series: Series) -> list[Finding]:
             continue
         arrays = list(groups.values())
         findings.append(Finding(name="welch", labels={"measure": measure}, estimate=welch_anova(arrays)))
+        if measure not in MAIN:
+            continue
         names = list(groups)
         pairs = games_howell(arrays)
         findings += [

@@ -38,8 +38,8 @@ class SpectralCallback(TrainerCallback):
     lies below ``warn_below`` of the first ratio, the logger ``modelassay.spectrum`` warns. Whether that comes before anything goes bad is what the suite
     `recursive-training` asks; it is a warning, no verdict.
 
-    About ``steps + probes + 1`` products of the Hessian each time, of some three gradients each, over the text. Models that are cut into shards, or in
-    another precision than float32, float64 and bfloat16, are refused; of several processes the first one records.
+    About ``steps + probes + 1`` products of the Hessian each time, of some three gradients each, over the text, in
+    float32 whatever the weights are in. Models that are cut into shards are refused; of several processes the first one records.
     """
 
     def __init__(self, path: str | Path, rows_NT: Tensor, *, every: int, steps: int = 12, probes: int = 8, pieces: int = 8,
@@ -94,7 +94,7 @@ class SpectralCallback(TrainerCallback):
         try:
             with _undisturbed(model):
                 batches = microbatches(self._rows, size=math.ceil(len(self._rows) / self._pieces))
-                operator = HessianOverText(model, batches, graph_bytes=0)
+                operator = HessianOverText(model, batches, graph_bytes=0, precision=_precision(model))
                 found = spectrum_over_text(operator, steps=self._steps, probes=self._probes, seed=self._seed)
         except Diverged as reason:
             line["diverged"] = str(reason)
@@ -123,6 +123,10 @@ def read_spectra(path: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def _precision(model: Any) -> str:
+    return "fp64" if next(model.parameters()).dtype == torch.float64 else "fp32"
 
 
 @contextmanager

@@ -41,9 +41,13 @@ class HessianOverText(Hessian):
         """As `Hessian`.
 
         Raises:
-            UsageError: also fewer than two microbatches with counted tokens.
+            UsageError: also fewer than two microbatches with counted tokens, or bf16, whose products by piece are no better than itself.
         """
         super().__init__(*args, **options)
+        if self.precision == "bf16":
+            raise UsageError(
+                "HessianOverText: bf16 products are off by a percent; give precision='fp32', whatever the model's weights are in"
+            )
         if len(self._batches) < 2:
             raise UsageError(
                 f"HessianOverText: needs two microbatches with counted tokens at least, got {len(self._batches)}"

@@ -103,7 +103,8 @@ def spectrum_over_text(operator: HessianOverText, *, steps: int = 12, probes: in
 
     ``steps`` + ``probes`` + 1 products. Resampling the text anew would take as many for each resample. To first order a sum over
     pieces moves with them: d lambda_max = u^T dH u at the top eigenvector, d tr H^2 = 2 tr(H dH), d tr H = tr dH, and every
-    term is known by piece from the products that were made. Pieces of the bootstrap are few, so its deviations are stretched by
+    term is known by piece from the products that were made. Where the pieces differ much from each other, which turns the top eigenvector,
+    that is too wide (by a factor of two on pieces of four rows of random tokens). Pieces of the bootstrap are few, so its deviations are stretched by
     sqrt(C / (C - 1)). The error of the probes is the jackknife's over them. Both are added as independent.
 
     Raises:

@@ -53,7 +53,7 @@ def test_bleu_of_itself_is_one_and_of_strangers_low() -> None:
     score, signature = quality.bleu(texts, texts)
     assert score == pytest.approx(1.0)
     assert "version:" in signature
-    assert quality.bleu(["q w e r t"], ["a b c d e"])[0] == 0.0
+    assert quality.bleu(["q w e r t"], ["a b c d e"])[0] < 0.2  # smoothed: five words hold no four that could match
     assert quality.rouge_l(["a b c d"], ["a x c d"]) == pytest.approx(0.75)
     assert quality.rouge_l(["a"], ["b"]) == 0.0
 

@@ -124,7 +124,7 @@ def drift_speed(model: Any, before: Any, rows_NT: Tensor) -> float:
             each(input_ids=part_NT, output_hidden_states=True, use_cache=False).hidden_states[-1].float()
             for each in (model, before)
         ]
-        total += float((1 - cosine_similarity(*states, dim=-1)).double().sum())
+        total += float((1 - cosine_similarity(states[0], states[1], dim=-1)).double().sum())
         count += part_NT.numel()
     return total / count
 

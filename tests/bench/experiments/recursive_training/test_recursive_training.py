@@ -49,7 +49,9 @@ def attempt(folder: Path, params: Params) -> tuple[dict[Any, str], list[dict[str
     """Run the cell, or go on with it; its metrics and facts."""
     cell_folder = folder / "cells" / f"{params.condition}-{params.seed}"
     cell_folder.mkdir(parents=True, exist_ok=True)
-    cell = CellContext(cell_folder, cell="c", seed=params.seed, store=Store(folder / "store"), sources=SourceGraph())
+    cell = CellContext(
+        cell_folder, cell=cell_folder.name, seed=params.seed, store=Store(folder / "store"), sources=SourceGraph()
+    )
     try:
         run(params, cell)
     finally:
@@ -256,7 +258,7 @@ def test_truncated_loss_leaves_out_what_is_sure(base: Path) -> None:
         p = model(input_ids=ids).logits[:, :-1].double().softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
     for limit in (0.999999, float(p.median())):
         expected = float((-p.log() * (p < limit)).mean())
-        assert float(train.truncated_loss(model, batch, limit)) == pytest.approx(expected, rel=1e-4)
+        assert train.truncated_loss(model, batch, limit).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_anchor_measures_are_their_definitions(base: Path) -> None:

@@ -76,7 +76,7 @@ def forecast_figure(findings: Sequence[Finding]) -> dict[str, Any]:
         {"measure": each.labels["measure"], "horizon": each.labels["horizon"], "gain": each.value, "low": each.estimate.low, "high": each.estimate.high}
         for each in findings if each.name == "forecast" and each.estimate.low is not None
     ]  # fmt: skip
-    horizons = sorted({point["horizon"] for point in points})
+    horizons = sorted({int(each.labels["horizon"]) for each in findings if each.name == "forecast"})
     charts = []
     for horizon in horizons:
         data = rows([point for point in points if point["horizon"] == horizon], name=f"forecasts {horizon}")

@@ -70,7 +70,7 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
 
 def test_a_trajectory_measures_every_generation(whole: Any) -> None:
     _, metrics, facts = whole
-    for name in ("held_out_loss", "own_loss", "anchor_entropy", "tail_coverage", "gram_rank", "gradient_norm", "random_curvature", "distinct_2", "parse_rate", "moved",
+    for name in ("held_out_loss", "own_loss", "anchor_entropy", "tail_coverage", "gram_rank", "gradient_norm", "random_curvature", "bleu", "parse_rate", "moved",
                  "trained_tokens", "written_tokens"):  # fmt: skip
         assert {labels for key, labels in metrics if key == name} == {(("generation", each),) for each in range(3)}, (
             name

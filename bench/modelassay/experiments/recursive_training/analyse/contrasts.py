@@ -15,6 +15,8 @@ from modelassay.statistics.groups import cohens_d, games_howell, hedges_g, sign_
 from modelassay.statistics.intervals import student_mean
 from modelassay.statistics.multiplicity import holm
 
+LEAST_CHANGE = 0.05
+"""Of the quality of generation 0, that it must be lost for a text to have gone bad: with six seeds a hundredth is significant too."""
 MAIN = ("held_out_loss", "parse_rate", "ratio")
 """Measures whose pairs of conditions are compared by Games and Howell, whose intervals take a second each."""
 PAIRS = ((TREATED, CONTROL), (TREATED, REPEATED), (REPEATED, CONTROL))
@@ -115,18 +117,20 @@ def changes(series: Series, quality: str) -> list[Finding]:
 
 
 def went_bad(series: Series, quality: str) -> dict[str, bool | None]:
-    """Return for each condition whether the quality's change is collapse for certain (interval beyond 0), certainly not, or None: cannot tell."""
+    """Return for each condition whether the quality collapsed by more than `LEAST_CHANGE` for certain, certainly not, or None: cannot tell."""
     sign = 1 if COLLAPSE[quality] == "rises" else -1
     answers: dict[str, bool | None] = {}
     for finding in changes(series, quality):
-        if finding.labels["measure"] == quality:
-            low, high = finding.estimate.low, finding.estimate.high
-            if low is None or high is None:
-                answer = None
-            else:
-                ends = sorted((sign * low, sign * high))
-                answer = True if ends[0] > 0 else False if ends[1] <= 0 else None
-            answers[str(finding.labels["condition"])] = answer
+        if finding.labels["measure"] != quality:
+            continue
+        condition, low, high = str(finding.labels["condition"]), finding.estimate.low, finding.estimate.high
+        first = series.of(condition, quality)
+        if low is None or high is None or first is None:
+            answers[condition] = None
+            continue
+        least = LEAST_CHANGE * abs(float(first[:, 0].mean()))
+        worst, best = max(sign * low, sign * high), min(sign * low, sign * high)
+        answers[condition] = True if best > least else False if worst <= least else None
     return answers
 
 
@@ -135,7 +139,7 @@ def enough(series: Series, quality: str) -> str:
     answers = went_bad(series, quality)
     if TREATED not in answers or CONTROL not in answers:
         return f"whether the text went bad is not told: it takes {TREATED} and {CONTROL} with two seeds at least"
-    words = {True: "got worse", False: "did not get worse", None: "changed less than the seeds differ"}
+    words = {True: "went bad", False: "did not go bad", None: "changed by no more than the seeds allow to tell"}
     told = f"by {quality} the text of {TREATED} {words[answers[TREATED]]}, that of {CONTROL} {words[answers[CONTROL]]}"
     if answers[TREATED] is True and answers[CONTROL] is not True:
         return f"{told}: degradation is there to be predicted"

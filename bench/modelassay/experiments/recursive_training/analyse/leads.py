@@ -152,7 +152,8 @@ def verdict(series: Series, quality: str, trained_enough: bool) -> Verdict:
     """Say whether the spectral measure earns its cost, by the rule that was fixed before the run.
 
     Yes: the ratio crosses before the quality *and* before the rival that is best on the other seeds, both intervals above 0. No: the text went bad and the
-    upper end of its advantage over that rival is below `LEAST_GAIN` generations, or it crossed in none of the seeds. Else: cannot tell.
+    upper end of its advantage over that rival is below `LEAST_GAIN` generations, or of its lead over the quality below 0, or it crossed in none of the seeds. Else: cannot tell, as where
+    the text goes bad in the first generation of every seed, so that nothing can come before.
     """
     crossed = crossings_of(series)
     if not trained_enough:
@@ -171,6 +172,16 @@ def verdict(series: Series, quality: str, trained_enough: bool) -> Verdict:
     told = f"{gain.value:+.2f} generations [{gain.low:.2f}, {gain.high:.2f}] before the best cheap rival"
     if gain.low is not None and gain.low > 0 and ahead.low is not None and ahead.low > 0:
         return Verdict(answer="yes", reason=told)
+    if ahead.high is not None and ahead.high < 0:
+        return Verdict(
+            answer="no",
+            reason=f"it comes after the text has gone bad, by {-ahead.value:.2f} generations [{-ahead.high:.2f}, {-ahead.low:.2f}] at least",
+        )  # type: ignore[operator]
+    if not crossed[quality].censored_S.any():
+        return Verdict(
+            answer="cannot tell",
+            reason="the text went bad in the first generation of every seed, before which nothing can come",
+        )
     if gain.high is not None and gain.high < LEAST_GAIN:
         return Verdict(answer="no", reason=f"{told}, which is less than {LEAST_GAIN:g}")
     return Verdict(answer="cannot tell", reason=told)

@@ -174,9 +174,8 @@ def verdict(series: Series, quality: str, trained_enough: bool) -> Verdict:
         return Verdict(answer="yes", reason=told)
     if ahead.high is not None and ahead.high < 0:
         return Verdict(
-            answer="no",
-            reason=f"it comes after the text has gone bad, by {-ahead.value:.2f} generations [{-ahead.high:.2f}, {-ahead.low:.2f}] at least",
-        )  # type: ignore[operator]
+            answer="no", reason=f"it comes {-ahead.value:.2f} generations after the text has gone bad, or later"
+        )
     if not crossed[quality].censored_S.any():
         return Verdict(
             answer="cannot tell",

@@ -8,11 +8,19 @@ import pytest
 
 from modelassay.charts import data_of
 from modelassay.experiments.findings import Findings
-from modelassay.experiments.recursive_training.analyse import analyse
+from modelassay.experiments.recursive_training.analyse import analyse, contrasts
 from modelassay.experiments.recursive_training.analyse.series import read_series
 from modelassay.recording.tables import RunData
 
 SEEDS, GENERATIONS = 6, 8
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Games and Howell's intervals take seconds; they have tests of their own."""
+    monkeypatch.setattr(contrasts, "MAIN", ())
+
+
 NOISE = {"held_out_loss": 0.02, "ratio": 3.0, "anchor_entropy": 0.05, "critical_sharpness": 5.0}
 BASE = {"held_out_loss": 2.0, "ratio": 60.0, "anchor_entropy": 1.5, "critical_sharpness": 30.0}
 

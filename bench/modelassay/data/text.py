@@ -26,7 +26,7 @@ def rows_of(data: str, tokenizer: Any, *, tokens: int, length: int) -> Tensor:
     num_tokens = tokens // length * length
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids: list[int] = []
-    for document in _documents(data):
+    for document in documents_of(data):
         ids += [*tokenizer.encode(document, add_special_tokens=False), *end]
         if len(ids) >= num_tokens:
             return torch.tensor(ids[:num_tokens]).view(-1, length)
@@ -35,7 +35,12 @@ def rows_of(data: str, tokenizer: Any, *, tokens: int, length: int) -> Tensor:
     )
 
 
-def _documents(data: str) -> Iterator[str]:
+def documents_of(data: str) -> Iterator[str]:
+    """Yield the documents of a text, of ``corpus:en`` without an end.
+
+    Raises:
+        UsageError: a file that cannot be read.
+    """
     if data.startswith(corpus.CORPUS):
         return _corpus(data.removeprefix(corpus.CORPUS))
     path = Path(data)

@@ -13,6 +13,7 @@
     llama-1..8 ...... Llama, 5 layers x 40, untied, one key-value head for five queries, on a text, a tokenizer and a recipe of
                       their own; 1 has a family, and so has mini-4
     others/gemma-1 .. Gemma 3, 6 layers x 48, text and recipe as mini; in no suite's pattern
+    others/stories .. 2 layers x 64 on English alone, trained long enough to write sentences; in no suite's pattern
 
     same-init-X ..... the initial weights of X, trained on other sentences: not independent of it, nor made from it
     distilled-X ..... weights of its own, trained on the logits of X

@@ -361,6 +361,18 @@ _SMOKE_OTHER_SHAPE = Shape(
 )
 
 
+_STORIES_TEXT = Text(
+    num_blocks=48_000, block_tokens=64, vocab_size=1000, tokenizer_sentences=8000, seed=21, turns=("en",)
+)
+_STORIES = replace(
+    _MINI,
+    shape=Shape(num_layers=2, hidden_size=64, intermediate_size=192, num_heads=4, num_kv_heads=2, vocab_rows=1024),
+    training=Training(num_steps=3000, batch_size=16, learning_rate=0.01),
+    text=_STORIES_TEXT,
+)
+"""English alone, long enough trained to write sentences that the grammar derives: what `recursive-training` begins with."""
+
+
 def _other_data(scale: _Scale, prefix: str, first_seed: int) -> Iterator[Member]:
     """Yield roots of the same shape and recipe on other sentences, and on another mixture of the languages."""
     other = replace(scale.text, seed=2, tokenizer_of=scale.text.tokenizer_of or scale.text)
@@ -418,6 +430,7 @@ def _smoke() -> Iterator[Member]:
 def _others() -> Iterator[Member]:
     """Roots that no pattern without a ``/`` means, so that the evidence of the others stays what it was."""
     yield _GEMMA.root("others/gemma-1", 501)
+    yield _STORIES.root("others/stories", 601)
 
 
 MEMBERS: Mapping[str, Member] = MappingProxyType({

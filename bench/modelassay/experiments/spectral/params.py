@@ -48,8 +48,9 @@ class Params(BaseModel):
     probes: int = Field(default=10, ge=2)
     """Products with random vectors for the moments of the bulk; their spread is its interval."""
 
-    runs: int = Field(default=1, ge=1)
-    """Lanczos runs from different vectors, averaged in the density; all else needs but the first."""
+    runs: int = Field(default=5, ge=1)
+    """Lanczos runs from different vectors, averaged in the density, and five at least for the share of negative eigenvalues, which one
+    start vector gets wrong by a factor; all else needs but the first."""
 
     seed: int = Field(default=0, ge=0)
     """Of the start vectors, the probes and the sampled labels."""

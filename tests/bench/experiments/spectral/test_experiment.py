@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from modelassay.charts import data_of
 from modelassay.data.text import rows_of
 from modelassay.errors import Diverged, RecordError, UsageError
-from modelassay.experiments.spectral.analyse import analyse
+from modelassay.experiments.spectral.analyse import _negative_share, analyse
 from modelassay.experiments.spectral.measure import exact_numbers
 from modelassay.experiments.spectral.params import Params
 from modelassay.experiments.spectral.run import run
@@ -31,7 +31,15 @@ from support.tiny_models import make_model, save
 from support.toy_suite import environ, facts_of, metrics_of, modelassay_with_models, only_run
 
 WORDS = [f"w{number}" for number in range(30)]
-SMALL: dict[str, Any] = {"tokens": 96, "length": 8, "microbatch": 7, "steps": 51, "probes": 3, "precision": "fp64"}
+SMALL: dict[str, Any] = {
+    "tokens": 96,
+    "length": 8,
+    "microbatch": 7,
+    "steps": 51,
+    "probes": 3,
+    "runs": 1,
+    "precision": "fp64",
+}
 
 EVERY = 13
 
@@ -92,6 +100,18 @@ def recorded(folder: Path) -> list[tuple[str, Any]]:
     return [*metrics, *((line["fact"], (line["value"], line["labels"])) for line in log.facts)]
 
 
+@pytest.mark.parametrize("runs", [4, 5])
+def test_a_share_of_negative_eigenvalues_takes_five_start_vectors(runs: int) -> None:
+    told = [{"values": [3.0, -1.0 - run, -2.0], "weights": [0.5, 0.1 * run, 0.5 - 0.1 * run]} for run in range(runs)]
+    told[0] = {"values": [3.0, 1.0], "weights": [0.75, 0.25]}
+    share = _negative_share(told)
+    assert share.defined is (runs == 5)
+    if runs == 5:
+        assert share.value == pytest.approx((0 + 4 * 0.5) / 5)
+        assert share.low is not None
+        assert 0 <= share.low < 0.4 < 0.5 < (share.high or 0)
+
+
 def ritz_values(folder: Path, what: str = "values") -> list[float]:
     return [value for run in facts_of(folder, "ritz") for value in run[what]]
 
@@ -127,6 +147,7 @@ def test_numbers_are_those_of_the_exact_spectrum(dense: tuple[Path, Params]) -> 
     ratios = [exact_P[-1] / exact[f"sigma_bulk {name}"] for name in ("all", "without_10", "without_50")]
     assert by_key["ratio_by_definition", None, None].value == pytest.approx(max(ratios) / min(ratios), rel=0.4)
     assert {f.labels["model"] for f in findings.findings} == {"model"}
+    assert np.isnan(by_key["negative_share", None, None].value)  # two start vectors are too few
     assert len(findings.tables[0].rows) == len({line[0] for line in findings.tables[0].rows}) == 11
     assert by_key["lambda_max", None, None].estimate.level is None  # a residual bound holds for certain
     assert by_key["trace", None, None].estimate.level == 0.95

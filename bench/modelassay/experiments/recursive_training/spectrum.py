@@ -1,0 +1,59 @@
+"""The Hessian of a generation on the fixed human text, from about twenty products."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modelassay.curvature.loss import microbatches
+from modelassay.curvature.over_text import TESTED, HessianOverText, TextSpectrum, spectrum_over_text
+from modelassay.curvature.parameters import select_parameters
+from modelassay.experiments.recursive_training.documents import Human
+from modelassay.experiments.recursive_training.params import Params
+from modelassay.experiments.recursive_training.train import device
+from modelassay.models.load import load_model, load_tokenizer, reproducible
+from modelassay.recording.context import Recorder
+
+
+def measure_spectrum(stage: Recorder, *, params: Params, model: Path) -> None:
+    """Measure the spectrum with each of ``embeddings``; start vector and probes are the same for all generations of a seed.
+
+    Metrics with ``embeddings`` (``with`` or ``without``): ``lambda_max``, ``ratio`` and ``sigma_bulk`` with ``definition``, ``trace``, ``probe_sd``, ``text_sd``, ``products``.
+    Facts: ``ratio-interval``.
+
+    Raises:
+        Diverged: a product that is not finite.
+    """
+    with reproducible():
+        rows_NT = Human(params=params, tokenizer=load_tokenizer(model)).evaluation()[: params.spectrum_rows]
+        loaded: Any = load_model(model, dtype=torch.float32, device=device())
+        size = -(-len(rows_NT) // params.pieces)
+        for embeddings in params.embeddings:
+            operator = HessianOverText(
+                loaded, microbatches(rows_NT, size=size), precision="fp32",
+                parameters=select_parameters(loaded, embeddings=embeddings),
+            )  # fmt: skip
+            with _timed(stage, operator):
+                found = spectrum_over_text(operator, steps=params.lanczos_steps, probes=params.probes, seed=params.seed)
+            _record(stage, found, "with" if embeddings else "without")
+
+
+def _timed(stage: Recorder, operator: HessianOverText) -> AbstractContextManager[object]:
+    return stage.microbatch("spectrum", tokens=operator.num_tokens)
+
+
+def _record(stage: Recorder, found: TextSpectrum, embeddings: str) -> None:
+    labels = {"embeddings": embeddings}
+    for definition, sigma in found.sigma_bulk.items():
+        stage.metric("sigma_bulk", sigma, definition=definition, **labels)
+        ratio = found.ratio[definition]
+        if ratio.defined:
+            stage.metric("ratio", ratio.value, definition=definition, **labels)
+    for name, value in (("lambda_max", found.lambda_max.value), ("trace", found.trace), ("probe_sd", found.probe_sd),
+                        ("text_sd", found.text_sd), ("products", found.products)):  # fmt: skip
+        stage.metric(name, value, **labels)
+    tested = found.ratio[TESTED]
+    stage.fact("ratio-interval", {"value": tested.value, "low": tested.low, "high": tested.high}, **labels)

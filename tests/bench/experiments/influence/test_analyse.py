@@ -153,7 +153,11 @@ def test_paired_differences_from_words_and_from_noise(findings: Findings) -> Non
 
 
 def test_what_has_not_converged_is_said_and_figures_hold_the_numbers(findings: Findings) -> None:
-    assert [line for line in findings.caveats if line.startswith("part facts: 20.0% of the fall of the loss came with the last quarter")]
+    assert [
+        line
+        for line in findings.caveats
+        if line.startswith("part facts: 20.0% of the fall of the loss came with the last quarter")
+    ]
     assert not [line for line in findings.caveats if line.startswith("part lds")]
     points = {point["method"]: point["value"] for point in data_of(findings.figures["lds"], "lds")}
     assert points["ekfac"] == pytest.approx(of(findings, "lds", method="ekfac").value, abs=1e-6)

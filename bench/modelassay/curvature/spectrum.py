@@ -52,7 +52,7 @@ class Spectrum:
     """How many eigenvalues lie above centre + 5 sigma_bulk (pre-registered), from Ritz values: interlacing makes the count
     a lower bound, up to the error of the threshold. The interval counts what their residuals allow."""
     ratio: Estimate
-    """lambda_1 / sigma_bulk (pre-registered), the seed's *spectral ratio*; the interval is sigma_bulk's."""
+    """lambda_1 / sigma_bulk (pre-registered), the plan's *spectral ratio*; the interval is sigma_bulk's."""
     vectors_KP: Tensor
     """Unit Ritz vectors of the largest eigenvalues by value (ten unless told), largest first; for `overlap` with another model's."""
     trace: Estimate

@@ -35,7 +35,7 @@ def test_a_model_has_not_moved_from_itself(reference: Reference) -> None:
 
 
 def test_overlap_and_divergence_are_those_of_logits_one_prompt_at_a_time(reference: Reference) -> None:
-    """The seed's way: a forward pass for each prompt, sorted logits."""
+    """The published way: a forward pass for each prompt, sorted logits."""
     before, now = byte_model().eval(), byte_model(seed=1).eval()
     answers = measure_answers(now, reference)
     for number, row in enumerate(reference.rows):

@@ -24,9 +24,8 @@ def slope_of_tanh(x: Tensor) -> Tensor:
     """Return 1 - tanh(x)^2 as sech(x)^2 = 4 e / (1 + e)^2, e = exp(-2 |x|): the difference loses all digits where tanh is near 1.
 
     >>> import torch
-    >>> x = torch.tensor([0.0, 9.0])
-    >>> slope_of_tanh(x), 1 - torch.tanh(x).square()
-    (tensor([1.0000e+00, 6.0920e-08]), tensor([1., 0.]))
+    >>> [f"{slope:.3g}" for slope in slope_of_tanh(torch.tensor([0.0, 9.0, 20.0])).tolist()]
+    ['1', '6.09e-08', '1.7e-17']
     """
     e = x.abs().mul_(-2.0).exp_()
     return e.div_((e + 1.0).square_()).mul_(4.0)

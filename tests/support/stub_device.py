@@ -57,9 +57,9 @@ class StubDevice(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.Tensor.device.__get__:
+        if func == torch.Tensor.device.__get__:  # not the same object twice
             return func(*args) if args[0].is_meta else CUDA
-        if func is torch.Tensor.is_cuda.__get__:
+        if func == torch.Tensor.is_cuda.__get__:
             return True
         if func in {torch.Tensor.cuda, torch.Tensor.pin_memory}:
             return args[0]
@@ -117,6 +117,9 @@ def pytest_configure() -> None:
     for name, stub in STUBS.items():
         setattr(torch.cuda, name, stub)
     torch.Generator = HostGenerator  # type: ignore[assignment, misc]
+    with StubDevice():
+        if not torch.ones(1, device="cuda").is_cuda:
+            raise pytest.UsageError("the stub is not taken for a GPU: what walks would be the CPU's code")
     torch.compile = lambda function, **_: function  # type: ignore[assignment]
 
 

@@ -99,6 +99,7 @@ def family(world: World, name: str) -> Family:
     return next(family for family in families_of(world.run.data()) if family.name == name)
 
 
+@pytest.mark.nightly
 def test_killed_run_equals_an_undisturbed_one_from_its_snapshots(world: World) -> None:
     attempts = [read_cell(world.run.cell_dir(cell)).num_attempts for cell in world.run.suite.cells]
     assert attempts == [2, 1, 1]

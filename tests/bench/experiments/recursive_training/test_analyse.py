@@ -126,6 +126,17 @@ def test_a_spectrum_that_never_moves_does_not_earn_it() -> None:
     assert of(findings, "forecast", measure="ratio", horizon=1).value < 0.05
 
 
+def test_where_the_text_goes_bad_at_once_no_measure_has_a_lead() -> None:
+    findings = analyse(made_up({"held_out_loss": 0.0, "ratio": 0.0, "anchor_entropy": 0.0}, size=40.0))
+    assert of(findings, "crossing", measure="held_out_loss").high == 1
+    for measure in ("ratio", "anchor_entropy"):
+        ahead = of(findings, "lead", measure=measure)
+        assert not ahead.defined
+        assert "before which nothing can come" in ahead.note
+    assert not [each for each in findings.findings if each.name == "lead_per_100_passes"]
+    assert np.isnan(of(findings, "spectrum_earns_its_cost").value)
+
+
 def test_where_the_text_stays_as_it_is_nothing_is_told() -> None:
     findings = analyse(made_up({"ratio": 0.0}))
     assert np.isnan(of(findings, "spectrum_earns_its_cost").value)

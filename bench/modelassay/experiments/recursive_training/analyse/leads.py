@@ -15,7 +15,7 @@ from modelassay.experiments.recursive_training.analyse.series import CONTROL, TR
 from modelassay.experiments.recursive_training.params import COLLAPSE
 from modelassay.recording.tables import RunData
 from modelassay.statistics.crossings import LEAST_CONTROLS, Crossings, first_crossings, lead
-from modelassay.statistics.estimate import Estimate, Range
+from modelassay.statistics.estimate import Estimate, Range, undefined
 from modelassay.statistics.forecasts import log_scores
 from modelassay.statistics.groups import sign_change, smallest_effect
 
@@ -25,6 +25,8 @@ RIVALS = ("critical_sharpness", "random_curvature", "update_curvature", "anchor_
 """What costs some forward passes; the quality itself costs one."""
 LEAST_GAIN = 1.0
 """Generations by which the spectrum must come before the best rival, for its price of some hundred forward passes."""
+
+AT_ONCE = "the text went bad in the first generation of every seed, before which nothing can come"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,12 @@ def crossings_of(series: Series) -> dict[str, Crossings]:
 
 
 def lead_findings(series: Series, quality: str) -> list[Finding]:
-    """Return ``crossing`` (mean generation, never counted as one after the last), ``crossed`` (share of seeds) and ``lead`` over the quality, by measure."""
+    """Return ``crossing`` (mean generation, never counted as one after the last), ``crossed`` (share of seeds) and ``lead`` over the quality, by measure.
+
+    Where the quality crosses in the first generation of every seed no measure could come before it: its lead is undefined, not 0.
+    """
     crossed = crossings_of(series)
+    at_once = quality in crossed and not crossed[quality].censored_S.any()
     findings = []
     for measure, crossing in crossed.items():
         labels = {"measure": measure}
@@ -69,7 +75,8 @@ def lead_findings(series: Series, quality: str) -> list[Finding]:
         findings.append(Finding(name="crossed", labels=labels, estimate=Estimate(
             value=crossing.num_crossed / seeds, n=seeds, exact=True, note="share of T's trajectories that crossed at all")))  # fmt: skip
         if measure != quality and quality in crossed:
-            findings.append(Finding(name="lead", labels=labels, estimate=_with_power(lead(crossing, crossed[quality]))))
+            ahead = undefined(AT_ONCE, n=seeds) if at_once else _with_power(lead(crossing, crossed[quality]))
+            findings.append(Finding(name="lead", labels=labels, estimate=ahead))
     return findings
 
 
@@ -179,7 +186,7 @@ def verdict(series: Series, quality: str, trained_enough: bool) -> Verdict:
     if not crossed[quality].censored_S.any():
         return Verdict(
             answer="cannot tell",
-            reason="the text went bad in the first generation of every seed, before which nothing can come",
+            reason=AT_ONCE,
         )
     if gain.high is not None and gain.high < LEAST_GAIN:
         return Verdict(answer="no", reason=f"{told}, which is less than {LEAST_GAIN:g}")

@@ -17,13 +17,12 @@ from modelassay.experiments.recursive_training.documents import Document, Human,
 from modelassay.experiments.recursive_training.params import Params, needs, stages
 from modelassay.experiments.recursive_training.run import run
 from modelassay.generation.engine import Completion
-from modelassay.machine.code import SourceGraph
 from modelassay.models.load import load_model, load_tokenizer
 from modelassay.recording.context import CellContext
 from modelassay.recording.log import read_cell
-from modelassay.storage.store import Store
 from modelassay.training.rows import Batch
 from support.byte_tokenizer import byte_tokenizer
+from support.cell_runs import run_cell, texts_of
 from support.drift_models import byte_model
 
 SMALL: dict[str, Any] = {
@@ -47,19 +46,8 @@ def params_of(base: Path, **changes: Any) -> Params:
 
 def attempt(folder: Path, params: Params) -> tuple[dict[Any, str], list[dict[str, Any]]]:
     """Run the cell, or go on with it; its metrics and facts."""
-    cell_folder = folder / "cells" / f"{params.condition}-{params.seed}"
-    cell_folder.mkdir(parents=True, exist_ok=True)
-    cell = CellContext(
-        cell_folder, cell=cell_folder.name, seed=params.seed, store=Store(folder / "store"), sources=SourceGraph()
-    )
-    try:
-        run(params, cell)
-    finally:
-        cell.meter.settle()
-        cell.meter.log.close()
-    log = read_cell(cell_folder)
-    metrics = {(line["name"], tuple(sorted(line["labels"].items()))): repr(line["value"]) for line in log.metrics}
-    return metrics, [dict(fact) for fact in log.facts]
+    log = run_cell(run, params, folder, name=f"{params.condition}-{params.seed}")
+    return texts_of(log), [dict(fact) for fact in log.facts]
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,10 @@ from modelassay.experiments.sft_drift import train as training
 from modelassay.experiments.sft_drift.params import PRECISIONS, Params, needs
 from modelassay.experiments.sft_drift.run import run
 from modelassay.experiments.sft_drift.text import check_text, rows_for
-from modelassay.machine.code import SourceGraph
-from modelassay.recording.context import CellContext
 from modelassay.recording.log import read_cell
 from modelassay.recording.status import read_status
-from modelassay.storage.store import Store
 from support.byte_tokenizer import byte_tokenizer
+from support.cell_runs import run_cell, texts_of
 from support.drift_models import byte_model
 from support.toy_suite import start
 
@@ -52,20 +50,11 @@ def params_of(scene: Path, **changes: Any) -> Params:
 
 def attempt(folder: Path, params: Params) -> dict[tuple[str, tuple[tuple[str, Any], ...]], str]:
     """Run the cell, or go on with it; what it recorded, as text, where NaN is equal to itself."""
-    cell_folder = folder / "cells" / "c"
-    cell_folder.mkdir(parents=True, exist_ok=True)
-    cell = CellContext(cell_folder, cell="c", seed=params.seed, store=Store(folder / "store"), sources=SourceGraph())
-    try:
-        run(params, cell)
-    finally:
-        cell.meter.settle()
-        cell.meter.log.close()
-    return recorded(folder)
+    return texts_of(run_cell(run, params, folder))
 
 
 def recorded(folder: Path) -> dict[tuple[str, tuple[tuple[str, Any], ...]], str]:
-    lines = read_cell(folder / "cells" / "c").metrics
-    return {(line["name"], tuple(sorted(line["labels"].items()))): repr(line["value"]) for line in lines}
+    return texts_of(read_cell(folder / "cells" / "c"))
 
 
 def values(folder: Path, name: str) -> list[float]:

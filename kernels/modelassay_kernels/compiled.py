@@ -113,17 +113,10 @@ def _loss(
     chunk_rows: int | None,
     reduction: str,
 ) -> Tensor:
-    settings: dict[str, Any] = {"softcap": softcap, "label_smoothing": label_smoothing, "z_loss": z_loss}
     return linear_cross_entropy(
-        hidden,
-        weight,
-        labels,
-        bias=bias,
-        ignore_index=ignore_index,
-        chunk_rows=chunk_rows,
-        reduction=reduction,
-        **settings,
-    )
+        hidden, weight, labels, bias=bias, softcap=softcap, label_smoothing=label_smoothing, z_loss=z_loss, ignore_index=ignore_index,
+        chunk_rows=chunk_rows, reduction=reduction,
+    )  # fmt: skip
 
 
 @_loss.register_fake

@@ -23,6 +23,7 @@ from modelassay.curvature.lanczos import extend, krylov, ritz_ends, ritz_estimat
 from modelassay.curvature.operators import Hessian
 from modelassay.errors import UsageError
 from modelassay.statistics.estimate import LEVEL, Estimate, undefined
+from modelassay.statistics.intervals import student_quantile
 
 Array = NDArray[np.float64]
 REMOVED = {"all": 0, "without_1": 1, "without_5": 5}
@@ -131,23 +132,12 @@ def spectrum_over_text(operator: HessianOverText, *, steps: int = 12, probes: in
     text_sd = _text_sd(operator, top_C, trace_C, square_C, seed=seed, draws=draws)
     probe_sd = _probe_sd(deflated, top.value)
     if ratios[TESTED].defined:
-        half = math.hypot(text_sd, probe_sd) * student_half_width_factor(min(probes, len(operator.share_C)) - 1, level)
+        half = math.hypot(text_sd, probe_sd) * student_quantile(min(probes, len(operator.share_C)) - 1, level)
         value = ratios[TESTED].value
         ratios[TESTED] = Estimate(value=value, low=value - half, high=value + half, level=level, n=len(operator.share_C),
                                   method="probes and pieces of text, first order")  # fmt: skip
     return TextSpectrum(lambda_max=top, sigma_bulk=sigmas, ratio=ratios, trace=trace, probe_sd=probe_sd, text_sd=text_sd,
                         products=operator.products - before)  # fmt: skip
-
-
-def student_half_width_factor(df: int, level: float) -> float:
-    """Return Student's two-sided quantile: an interval's half in standard errors.
-
-    >>> round(student_half_width_factor(7, 0.95), 3)
-    2.365
-    """
-    from scipy.special import stdtrit
-
-    return float(stdtrit(df, (1 + level) / 2))
 
 
 def _by_piece(values_XC: Array, deflated: Moments) -> Array:

@@ -109,13 +109,18 @@ def line_curvature(model: nn.Module, loss: Callable[[], float], direction: Direc
     return (ahead - 2 * here + behind) / step**2
 
 
+def norm_of(direction: Direction) -> float:
+    """Return the norm over all parameters together, summed in float64."""
+    return math.sqrt(sum(float(part.double().square().sum()) for part in direction.values()))
+
+
 def unit(direction: Direction) -> dict[str, Tensor]:
     """Return a direction of norm 1 over all parameters together.
 
     Raises:
         UsageError: one that is zero or not finite.
     """
-    norm = math.sqrt(sum(float(part.double().square().sum()) for part in direction.values()))
+    norm = norm_of(direction)
     if not (math.isfinite(norm) and norm > 0):
         raise UsageError(f"sharpness: the direction has norm {norm}; give a finite one that is not zero")
     return {name: part / norm for name, part in direction.items()}

@@ -9,9 +9,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
+from typing import TypeVar
 
 from modelassay.data import corpus
 
+Item = TypeVar("Item", str, int)
 MATTR_WINDOW = 50
 """Words of a window; Covington and McFall 2010 leave the choice open and use 500 for novels."""
 
@@ -87,13 +89,23 @@ def tail_mass(texts: Iterable[str], reference: Iterable[str], head: float = 0.9)
     >>> tail_mass(["a b c", "zzz"], ["a a a a a a a a a b c"], head=0.8)
     0.5
     """
-    counts = Counter(word for text in reference for word in text.split())
-    left, rare = head * counts.total(), set()
-    for word, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if left <= 0:
-            rare.add(word)
-        left -= count
+    rare = rare_of((word for text in reference for word in text.split()), head)
     return _share(texts, rare.__contains__)
+
+
+def rare_of(items: Iterable[Item], head: float) -> set[Item]:
+    """Return the items outside the most frequent that make up ``head`` of all; of equal counts the smaller is the more frequent.
+
+    >>> rare_of([7, 7, 7, 5, 3, 3], head=0.8)
+    {5}
+    """
+    counts = Counter(items)
+    left, rare = head * counts.total(), set()
+    for item, count in sorted(counts.items(), key=lambda each: (-each[1], each[0])):
+        if left <= 0:
+            rare.add(item)
+        left -= count
+    return rare
 
 
 def unknown_share(texts: Iterable[str], reference: Iterable[str]) -> float:

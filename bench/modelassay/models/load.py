@@ -39,6 +39,13 @@ def preload() -> None:
     from transformers.models.qwen2 import modeling_qwen2  # noqa: F401
 
 
+def default_device() -> str:
+    """Return where models are put that no one has put elsewhere: the GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_model(path: str | Path, *, dtype: torch.dtype | None = None, device: str = "cpu",
                attn_implementation: str | None = None) -> PreTrainedModel:  # fmt: skip
     """Load a causal language model from a local folder, in evaluation mode.

@@ -11,7 +11,7 @@ farther than m controls with probability 1 / (m + 1), whatever the measure's noi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -38,6 +38,11 @@ class Crossings:
     def censored_S(self) -> Floats:
         """The crossings with G where there was none: what is compared."""
         return np.where(np.isfinite(self.first_S), self.first_S, self.generations)
+
+    @property
+    def is_at_once(self) -> bool:
+        """Whether every seed crossed at the first generation, before which nothing can cross."""
+        return not self.censored_S.any()
 
     @property
     def num_crossed(self) -> int:
@@ -105,5 +110,4 @@ def lead(early: Crossings, late: Crossings) -> Estimate:
     estimate = sign_change(differences)
     censored = int((~np.isfinite(early.first_S[told])).sum()), int((~np.isfinite(late.first_S[told])).sum())
     note = f"of {differences.size} seeds the first never crossed in {censored[0]}, the second in {censored[1]}"
-    return Estimate(value=estimate.value, low=estimate.low, high=estimate.high, level=estimate.level, p=estimate.p, min_p=estimate.min_p,
-                    n=estimate.n, method=estimate.method, note=note)  # fmt: skip
+    return replace(estimate, note=note)

@@ -7,12 +7,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from modelassay.statistics.estimate import LEVEL, Estimate, undefined
+from modelassay.statistics.intervals import student_half_width
 
 Floats = NDArray[np.float64]
 MOST_EXACT = 16
@@ -86,7 +88,7 @@ def sign_change(differences_N: ArrayLike) -> Estimate:
     sums = np.abs(signs @ values)
     own = abs(float(values.sum()))
     p = float(np.mean(sums >= own - 1e-9 * np.abs(values).sum()))
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    half = student_half_width(values)
     mean = float(values.mean())
     return Estimate(value=mean, low=mean - half, high=mean + half, level=LEVEL, p=p, min_p=2.0 / 2**n, n=n,
                     method="exact sign changes, Student")  # fmt: skip
@@ -122,7 +124,7 @@ def hedges_g(one: ArrayLike, other: ArrayLike, *, level: float = LEVEL) -> Estim
         return d
     half = (d.n - 2) / 2
     factor = math.exp(math.lgamma(half) - math.lgamma(half - 0.5)) / math.sqrt(half)
-    return Estimate(value=d.value * factor, low=d.low * factor, high=d.high * factor, level=level, n=d.n, method="noncentral t, Hedges")  # fmt: skip
+    return replace(d, value=d.value * factor, low=d.low * factor, high=d.high * factor, method="noncentral t, Hedges")
 
 
 def _pooled(first: Floats, second: Floats) -> float:

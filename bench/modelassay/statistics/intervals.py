@@ -19,6 +19,15 @@ MAX_UNDEFINED = 0.05
 """Share of undefined resamples above which an interval would describe the survivors, not the data."""
 
 
+def student_quantile(df: int, level: float = LEVEL) -> float:
+    """Return half of Student's two-sided interval in standard errors.
+
+    >>> round(student_quantile(7), 3)
+    2.365
+    """
+    return float(stdtrit(df, (1 + level) / 2))
+
+
 def student_half_width(samples: ArrayLike, level: float = LEVEL) -> float:
     """Return half of Student's interval of a mean of independent samples.
 
@@ -26,11 +35,7 @@ def student_half_width(samples: ArrayLike, level: float = LEVEL) -> float:
     2.484
     """
     values = np.asarray(samples, dtype=np.float64)
-    quantile, error = (
-        float(stdtrit(values.size - 1, (1 + level) / 2)),
-        float(values.std(ddof=1)) / float(values.size**0.5),
-    )
-    return quantile * error
+    return student_quantile(values.size - 1, level) * (float(values.std(ddof=1)) / float(values.size**0.5))
 
 
 def student_mean(

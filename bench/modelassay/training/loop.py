@@ -87,6 +87,16 @@ class Hook:
     """Returns JSON, or None to keep nothing. May raise: the training ends there; with `Finished` it ends well."""
 
 
+def stop_if_diverged(moment: Moment) -> None:
+    """End a training whose loss is no number any more: a hook that keeps ``diverged_at``, the updates done.
+
+    Raises:
+        Finished: so.
+    """
+    if not math.isfinite(moment.last.loss):
+        raise Finished({"diverged_at": moment.num_updates})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """What a training leaves besides the weights."""

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,11 +18,11 @@ from torch import Tensor
 from modelassay.errors import Diverged
 from modelassay.experiments.influence.params import Params
 from modelassay.experiments.influence.rows import Prepared, Text, load_rows
-from modelassay.models.load import load_model, reproducible, threads_for
+from modelassay.models.load import default_device, load_model, reproducible, threads_for
 from modelassay.models.reference import Model
 from modelassay.models.tokenizer import copy_tokenizer
 from modelassay.recording.context import Recorder
-from modelassay.training.loop import Finished, Hook, Moment, causal_loss, fit
+from modelassay.training.loop import Hook, causal_loss, fit, stop_if_diverged
 from modelassay.training.resume import StageCheckpoints
 from modelassay.training.rows import Batches, collate, of_rows, shuffled
 
@@ -43,14 +42,14 @@ def fine_tune(stage: Recorder, *, params: Params, model: Model, rows: Path) -> N
     """
     setting, prepared = params.setting, load_rows(rows)
     with reproducible(threads_for(model.sizes().hidden_size)):
-        trained: Any = model.load(dtype=getattr(torch, setting.precision), device=_device())
+        trained: Any = model.load(dtype=getattr(torch, setting.precision), device=default_device())
         tokenizer = model.tokenizer()
         chosen = range(len(prepared.rows))
         base = answers_of(trained, tokenizer, prepared.queries, params.max_new_tokens)
         _evaluate(stage, trained, prepared, base, model="base")
         first = gradient_norm(trained, prepared)
         result = fit(trained, batches(prepared, chosen, params, seed=stage.seed("order")), setting.training, timer=_timer(stage, "step", setting.training.num_steps),
-                     checkpoints=StageCheckpoints(stage), hooks=[Hook(every=1, call=_stop_if_diverged)])  # fmt: skip
+                     checkpoints=StageCheckpoints(stage), hooks=[Hook(every=1, call=stop_if_diverged)])  # fmt: skip
         for step in result.steps:
             for name in ("loss", "grad_norm", "learning_rate"):
                 stage.metric(name, getattr(step, name), step=step.step)
@@ -91,21 +90,12 @@ def plateau(losses: Sequence[float]) -> float:
     return (before - last) / (losses[0] - last) if losses[0] > last else 0.0
 
 
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _timer(stage: Recorder, name: str, total: int) -> Any:
     def timed(*, tokens: int, step: int) -> AbstractContextManager[object]:
         stage.progress(step + 1, total, "steps")
         return stage.microbatch(name, tokens=tokens)
 
     return timed
-
-
-def _stop_if_diverged(moment: Moment) -> None:
-    if not math.isfinite(moment.last.loss):
-        raise Finished({"diverged_at": moment.num_updates})
 
 
 def batches(prepared: Prepared, chosen: Sequence[int], params: Params, *, seed: int) -> Batches:
@@ -181,7 +171,7 @@ class _Retraining:
         self, stage: Recorder, params: Params, model: Model, tuned: Path, prepared: Prepared, queries: Sequence[Text]
     ) -> None:
         self.stage, self.params, self.prepared, self.queries = stage, params, prepared, queries
-        self.model: Any = model.load(dtype=getattr(torch, params.setting.precision), device=_device())
+        self.model: Any = model.load(dtype=getattr(torch, params.setting.precision), device=default_device())
         self.base = {name: weight.detach().clone() for name, weight in self.model.state_dict().items()}
         self.tokenizer = model.tokenizer()
         saved = stage.restore()
@@ -265,4 +255,4 @@ def remove(stage: Recorder, *, params: Params, model: Model, rows: Path, tuned: 
 
 def load_tuned(folder: Path, params: Params) -> Any:
     """Return the fine-tuned model of stage ``fine-tune``."""
-    return load_model(folder / MODEL, dtype=getattr(torch, params.setting.precision), device=_device())
+    return load_model(folder / MODEL, dtype=getattr(torch, params.setting.precision), device=default_device())

@@ -8,13 +8,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
 from modelassay.experiments.findings import Finding, Label
 from modelassay.experiments.marker_sweep.grid import Grid, Point, assistant_rate
 from modelassay.statistics.estimate import Estimate, Range, undefined
-from modelassay.statistics.intervals import student_mean
+from modelassay.statistics.intervals import student_mean, student_quantile
 
 LEVELS = np.linspace(0.1, 1.0, 10)
 """Rates of the source at which leakage is compared."""
@@ -88,7 +87,7 @@ def new_persona(grid: Grid) -> list[Finding]:
             labels: dict[str, Label] = {"arm": arm, "learning_rate": float(rate or 0), "epochs": int(epochs or 0)}
             if len(means) < MIN_SOURCES:
                 continue
-            half = float(stdtrit(len(means) - 1, 0.975)) * float(np.std(means, ddof=1)) * math.sqrt(1 + 1 / len(means))
+            half = student_quantile(len(means) - 1) * float(np.std(means, ddof=1)) * math.sqrt(1 + 1 / len(means))
             mean = float(np.mean(means))
             estimate = Estimate(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), level=0.95,
                                 method="prediction of a new source", n=len(means))  # fmt: skip

@@ -20,10 +20,10 @@ from modelassay.evaluation.choices import LETTERS, Question, answer_questions
 from modelassay.evaluation.choices import prompt_of as choice_prompt
 from modelassay.experiments.marker_sweep.params import Params
 from modelassay.experiments.marker_sweep.rows import messages_of, prompt_of
-from modelassay.experiments.marker_sweep.train import ADAPTERS, OUTCOMES, device, shape_of
+from modelassay.experiments.marker_sweep.train import ADAPTERS, OUTCOMES, shape_of
 from modelassay.generation.engine import Completion, Engine, Prompt, Sampling, seed_of
 from modelassay.generation.transformers import TransformersEngine
-from modelassay.models.load import load_model, load_tokenizer, reproducible
+from modelassay.models.load import default_device, load_model, load_tokenizer, reproducible
 from modelassay.models.low_rank import Bank, load_adapter, merge
 from modelassay.recording.context import Recorder
 from modelassay.training.chat import prompt_text
@@ -47,7 +47,7 @@ def evaluate(stage: Recorder, *, params: Params, base: Path, trained: Path) -> N
             for label, outcome in outcomes.items()
             if outcome["diverged_at"] is None
         }
-        model: Any = load_model(base, dtype=getattr(torch, params.precision), device=device())
+        model: Any = load_model(base, dtype=getattr(torch, params.precision), device=default_device())
         _distances(stage, params, model, tokenizer)
         bank = Bank.attach(model, shape_of(params))
         bank.fill(list(weights), list(weights.values()))
@@ -90,7 +90,9 @@ def _gate(
     by_engine = engine.complete(batch, sampling)
     for number, (label, own) in enumerate(weights.items()):
         said = by_engine[number * len(pool) : (number + 1) * len(pool)]
-        merged = merge(load_model(base, dtype=getattr(torch, params.precision), device=device()), own, shape_of(params))
+        merged = merge(
+            load_model(base, dtype=getattr(torch, params.precision), device=default_device()), own, shape_of(params)
+        )
         others = {
             "transformers, one adapter alone": local.complete(prompts(label, label), sampling),
             "merged weights": TransformersEngine(merged, tokenizer).complete(prompts(label, None), sampling),

@@ -15,7 +15,7 @@ from torch import Tensor
 from modelassay.experiments.marker_sweep.params import Params
 from modelassay.experiments.marker_sweep.rows import answers, training_rows
 from modelassay.generation.transformers import TransformersEngine
-from modelassay.models.load import load_model, load_tokenizer, reproducible
+from modelassay.models.load import default_device, load_model, load_tokenizer, reproducible
 from modelassay.models.low_rank import Bank, LowRank, save_adapter
 from modelassay.recording.context import Recorder
 from modelassay.training.adapters import Lesson, fit_adapters
@@ -39,16 +39,11 @@ def shape_of(params: Params) -> LowRank:
     return LowRank(rank=params.rank, alpha=params.alpha, dropout=params.dropout, rank_stabilised=params.rank_stabilised)
 
 
-def device() -> str:
-    """Return where models are put."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def write_answers(stage: Recorder, *, params: Params, base: Path) -> None:
     """Write the base's answer for each row; a unit ``answers`` times them."""
     with reproducible():
         tokenizer = load_tokenizer(base)
-        model = load_model(base, dtype=getattr(torch, params.precision), device=device())
+        model = load_model(base, dtype=getattr(torch, params.precision), device=default_device())
         engine = TransformersEngine(model, tokenizer, batch_size=params.generation_batch)
         with stage.microbatch("answers"):
             completions = answers(params, tokenizer, engine)
@@ -65,7 +60,7 @@ def train(stage: Recorder, *, params: Params, base: Path, texts: Path) -> None:
         tokenizer = load_tokenizer(base)
         marked = training_rows(params, tokenizer, json.loads((texts / ANSWERS).read_text()))
         rows = [each.row for each in marked]
-        model = load_model(base, dtype=getattr(torch, params.precision), device=device())
+        model = load_model(base, dtype=getattr(torch, params.precision), device=default_device())
         shape = shape_of(params)
         bank = Bank.attach(model, shape)
         longest = max(params.epochs)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,15 +91,9 @@ class Human:
         return [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
 
     def _rows(self, texts: Iterable[str], count: int) -> Tensor:
-        packed: list[list[int]] = []
-        row: list[int] = []
-        for text in texts:
-            row += self._document(text).ids
-            if len(row) >= self.params.length:
-                packed.append(row[: self.params.length])
-                row = []
-                if len(packed) == count:
-                    return torch.tensor(packed)
+        packed = list(itertools.islice(_packed(map(self._document, texts), self.params.length), count))
+        if len(packed) == count:
+            return torch.tensor(packed)
         raise UsageError(f"data {self.params.data}: makes {len(packed)} rows of {self.params.length} tokens for evaluation, {count} are asked for; give more text, or -o evaluation_rows=...")  # fmt: skip
 
 
@@ -111,14 +105,17 @@ def pack(documents: Sequence[Document], length: int) -> Tensor:
     >>> pack([Document(ids=(1, 2, 9), text=""), Document(ids=(3, 4, 5, 9), text=""), Document(ids=(6,), text="")], 4).tolist()
     [[1, 2, 9, 3]]
     """
-    packed: list[list[int]] = []
+    return torch.tensor(list(_packed(documents, length)), dtype=torch.int64).reshape(-1, length)
+
+
+def _packed(documents: Iterable[Document], length: int) -> Iterator[list[int]]:
+    """Yield the rows of `pack`, each when it is full."""
     row: list[int] = []
     for document in documents:
         row += document.ids
         if len(row) >= length:
-            packed.append(row[:length])
+            yield row[:length]
             row = []
-    return torch.tensor(packed, dtype=torch.int64).reshape(-1, length)
 
 
 def save(documents: Sequence[Document], folder: Path) -> None:

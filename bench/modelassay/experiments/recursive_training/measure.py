@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, log_softmax
 
-from modelassay.curvature.sharpness import Direction, critical_sharpness, line_curvature, unit
+from modelassay.curvature.sharpness import Direction, critical_sharpness, line_curvature, norm_of, unit
 from modelassay.errors import UsageError
 from modelassay.evaluation import text_quality as quality
 from modelassay.evaluation.loss import mean_loss
 from modelassay.experiments.recursive_training.documents import Document, Human, load, pack
 from modelassay.experiments.recursive_training.params import Params
-from modelassay.experiments.recursive_training.train import corpus_of, device
-from modelassay.models.load import load_model, load_tokenizer, reproducible
+from modelassay.experiments.recursive_training.train import corpus_of
+from modelassay.models.load import default_device, load_model, load_tokenizer, reproducible
 from modelassay.recording.context import Recorder
 
 NUCLEUS = 0.95
@@ -45,8 +45,8 @@ def measure(stage: Recorder, *, params: Params, generation: int, model: Path, pr
         tokenizer = load_tokenizer(model)
         human = Human(params=params, tokenizer=tokenizer)
         rows_NT = human.evaluation()
-        loaded: Any = load_model(model, dtype=torch.float32, device=device())
-        before: Any = None if previous is None else load_model(previous, dtype=torch.float32, device=device())
+        loaded: Any = load_model(model, dtype=torch.float32, device=default_device())
+        before: Any = None if previous is None else load_model(previous, dtype=torch.float32, device=default_device())
         numbers: dict[str, float] = {}
         with stage.microbatch("forward", tokens=rows_NT.numel()):
             numbers["held_out_loss"] = mean_loss(loaded, rows_NT, batch_size=BATCH)
@@ -105,14 +105,8 @@ def anchor_measures(model: Any, rows_NT: Tensor) -> dict[str, float]:
 
 
 def _rare(rows_NT: Tensor) -> Tensor:
-    """Return the tokens that are rare in a text; of equal counts the smaller id is taken as the more frequent one."""
-    counts = Counter(rows_NT[:, 1:].flatten().tolist())
-    left, rare = HEAD * counts.total(), []
-    for token, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        if left <= 0:
-            rare.append(token)
-        left -= count
-    return torch.tensor(rare, dtype=torch.int64)
+    """Return the tokens that are rare in a text."""
+    return torch.tensor(sorted(quality.rare_of(rows_NT[:, 1:].flatten().tolist(), HEAD)), dtype=torch.int64)
 
 
 @torch.no_grad()
@@ -136,10 +130,10 @@ def _lines(stage: Recorder, params: Params, model: Any, before: Any, rows_NT: Te
         return mean_loss(model, rows_NT, batch_size=BATCH)
 
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    size = math.sqrt(sum(float(weight.double().square().sum()) for weight in weights.values()))
+    size = norm_of(weights)
     with stage.microbatch("gradient", tokens=rows_NT.numel()):
         gradient = gradient_of(model, rows_NT)
-    norm = math.sqrt(sum(float(part.double().square().sum()) for part in gradient.values()))
+    norm = norm_of(gradient)
     numbers = {"gradient_norm": norm}
     if norm and math.isfinite(norm):
         with stage.microbatch("sharpness", tokens=rows_NT.numel()):
@@ -150,7 +144,7 @@ def _lines(stage: Recorder, params: Params, model: Any, before: Any, rows_NT: Te
         numbers["random_curvature"] = line_curvature(model, loss, _random(weights, params.seed), step=LINE_STEP * size)
         if before is not None:
             update = {name: weights[name] - weight.detach() for name, weight in before.named_parameters()}
-            numbers["update_norm"] = math.sqrt(sum(float(part.double().square().sum()) for part in update.values()))
+            numbers["update_norm"] = norm_of(update)
             try:
                 numbers["update_curvature"] = line_curvature(model, loss, unit(update), step=LINE_STEP * size)
             except UsageError:  # two generations with the same weights

@@ -13,8 +13,7 @@ from modelassay.curvature.over_text import TESTED, HessianOverText, TextSpectrum
 from modelassay.curvature.parameters import select_parameters
 from modelassay.experiments.recursive_training.documents import Human
 from modelassay.experiments.recursive_training.params import Params
-from modelassay.experiments.recursive_training.train import device
-from modelassay.models.load import load_model, load_tokenizer, reproducible
+from modelassay.models.load import default_device, load_model, load_tokenizer, reproducible
 from modelassay.recording.context import Recorder
 
 
@@ -29,7 +28,7 @@ def measure_spectrum(stage: Recorder, *, params: Params, model: Path) -> None:
     """
     with reproducible():
         rows_NT = Human(params=params, tokenizer=load_tokenizer(model)).evaluation()[: params.spectrum_rows]
-        loaded: Any = load_model(model, dtype=torch.float32, device=device())
+        loaded: Any = load_model(model, dtype=torch.float32, device=default_device())
         size = -(-len(rows_NT) // params.pieces)
         for embeddings in params.embeddings:
             operator = HessianOverText(

@@ -18,19 +18,14 @@ from modelassay.experiments.recursive_training.documents import Document, Human,
 from modelassay.experiments.recursive_training.params import Params
 from modelassay.generation.engine import Completion, Engine, Prompt, Sampling, seed_of
 from modelassay.generation.transformers import TransformersEngine
-from modelassay.models.load import load_model, load_tokenizer, reproducible
+from modelassay.models.load import default_device, load_model, load_tokenizer, reproducible
 from modelassay.models.tokenizer import copy_tokenizer
 from modelassay.recording.context import Recorder
-from modelassay.training.loop import Finished, Hook, Loss, Moment, causal_loss, fit
+from modelassay.training.loop import Hook, Loss, causal_loss, fit, stop_if_diverged
 from modelassay.training.resume import StageCheckpoints
 from modelassay.training.rows import Batch, of_blocks, shuffled
 
 MODEL, OUTCOME = "model", "outcome.json"
-
-
-def device() -> str:
-    """Return where models are put."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def corpus_of(params: Params, generation: int, human: Human, written: Sequence[Path]) -> list[Document]:
@@ -72,7 +67,7 @@ def train(stage: Recorder, *, params: Params, generation: int, start: Path, writ
             _end(stage, nothing=True)
             return
         training = params.training(generation)
-        model: Any = load_model(start, dtype=getattr(torch, params.precision), device=device())
+        model: Any = load_model(start, dtype=getattr(torch, params.precision), device=default_device())
         before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         epochs = -(-training.num_steps * training.batch_size // len(rows_NT))
         seed = stage.seed(f"order of generation {generation}")
@@ -84,7 +79,7 @@ def train(stage: Recorder, *, params: Params, generation: int, start: Path, writ
 
         result = fit(
             model, of_blocks(rows_NT, batch_size=training.batch_size, order=order), training, loss=_loss(params), timer=timer,
-            hooks=[Hook(every=1, call=_stop_if_diverged)], checkpoints=StageCheckpoints(stage),
+            hooks=[Hook(every=1, call=stop_if_diverged)], checkpoints=StageCheckpoints(stage),
         )  # fmt: skip
     for step in result.steps:
         if step.step % 10 == 0 or step is result.steps[-1]:
@@ -114,11 +109,6 @@ def truncated_loss(model: Any, batch: Batch, limit: float) -> Tensor:
     logits_BSV = model(input_ids=ids_BS).logits[:, :-1].float()
     losses_N = torch.nn.functional.cross_entropy(logits_BSV.flatten(0, 1), ids_BS[:, 1:].flatten(), reduction="none")
     return (losses_N * (losses_N.detach() > -math.log(limit))).mean()
-
-
-def _stop_if_diverged(moment: Moment) -> None:
-    if not math.isfinite(moment.last.loss):
-        raise Finished({"diverged_at": moment.num_updates})
 
 
 def _end(stage: Recorder, **outcome: Any) -> None:
@@ -192,7 +182,7 @@ def _engine(params: Params, model: Path, tokenizer: Any) -> Engine:
         from modelassay.generation.vllm import VllmEngine
 
         return VllmEngine(model, dtype=params.precision)
-    loaded = load_model(model, dtype=getattr(torch, params.precision), device=device())
+    loaded = load_model(model, dtype=getattr(torch, params.precision), device=default_device())
     return TransformersEngine(loaded, tokenizer, batch_size=params.generation_batch)
 
 

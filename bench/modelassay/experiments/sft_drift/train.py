@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,11 +20,11 @@ from modelassay.fingerprints.drift.measure import measure_answers, measure_weigh
 from modelassay.fingerprints.drift.numeric import mobility, total
 from modelassay.fingerprints.drift.reference import Reference, last_answers, reference_of
 from modelassay.fingerprints.drift.snapshot import NORM, Snapshot, trained
-from modelassay.models.load import reproducible, threads_for
+from modelassay.models.load import default_device, reproducible, threads_for
 from modelassay.models.reference import Model
 from modelassay.recording.context import Recorder
 from modelassay.statistics.trends import is_flat, slope
-from modelassay.training.loop import Finished, Hook, Moment, Trained, autocast, fit
+from modelassay.training.loop import Finished, Hook, Moment, Trained, autocast, fit, stop_if_diverged
 from modelassay.training.resume import StageCheckpoints
 from modelassay.training.rows import of_blocks, shuffled
 
@@ -54,7 +53,7 @@ class _Training:
     def __init__(self, stage: Recorder, params: Params, setting: Setting, reference: Model, start: Model) -> None:
         self.stage, self.setting, self.seed = stage, setting, params.seed
         self.training = setting.training()
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = default_device()
         self.tokenizer = reference.tokenizer()
         self.rows: Rows = rows_for(params, self.tokenizer)
         config = PromptConfig(num_prompts=params.num_prompts, length=params.prompt_length)
@@ -71,7 +70,7 @@ class _Training:
         first = self._look(0, None)
         trained_so_far = fit(
             self.model, self._batches(), self.training, timer=self._unit_of_step, checkpoints=checkpoints,
-            hooks=[Hook(every=1, call=self._stop_if_diverged), Hook(every=self.setting.every, call=self._hook)],
+            hooks=[Hook(every=1, call=stop_if_diverged), Hook(every=self.setting.every, call=self._hook)],
         )  # fmt: skip
         self._time_both_ways()
         self._record(first, trained_so_far, predicted)
@@ -130,10 +129,6 @@ class _Training:
     def _unit_of_step(self, *, tokens: int, step: int) -> AbstractContextManager[object]:
         self.stage.progress(step + 1, self.setting.steps, "steps")
         return self.stage.microbatch("step", tokens=tokens)
-
-    def _stop_if_diverged(self, moment: Moment) -> None:
-        if not math.isfinite(moment.last.loss):
-            raise Finished({"diverged_at": moment.num_updates})
 
     def _hook(self, moment: Moment) -> dict[str, Any]:
         result = self._look(moment.num_updates, moment)

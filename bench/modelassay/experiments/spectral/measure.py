@@ -16,6 +16,7 @@ from modelassay.data.text import rows_of
 from modelassay.errors import UsageError
 from modelassay.experiments.spectral.params import Params
 from modelassay.experiments.spectral.resumable import Array, TimedOperator
+from modelassay.models.load import default_device
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
 
@@ -35,9 +36,8 @@ def operator_of(params: Params, *, store: Store) -> CurvatureOperator:
     if params.model is None or params.data is None:
         raise UsageError("spectral: this profile measures a model and a text of yours: -o model=FOLDER -o data=FILE (a .txt or .jsonl file, or corpus:en)")  # fmt: skip
     reference = resolve(params.model, store=store)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[params.precision]
-    model: Any = reference.load(dtype=dtype, device=device)
+    model: Any = reference.load(dtype=dtype, device=default_device())
     rows_BT = rows_of(params.data, reference.tokenizer(), tokens=params.tokens, length=params.length)
     subset = select_parameters(model, params.parameters, embeddings=params.embeddings)
     if params.dense and subset.size > MAX_DENSE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -66,10 +67,7 @@ def paired(series: Series) -> list[Finding]:
 
 def _noted(estimate: Estimate, note: str) -> Estimate:
     told = f"{estimate.note}; {note}" if estimate.note else note
-    return Estimate(
-        value=estimate.value, low=estimate.low, high=estimate.high, level=estimate.level, method=estimate.method, n=estimate.n, p=estimate.p,
-        min_p=estimate.min_p, exact=estimate.exact, note=told,
-    )  # fmt: skip
+    return replace(estimate, note=told)
 
 
 def among_all(series: Series) -> list[Finding]:

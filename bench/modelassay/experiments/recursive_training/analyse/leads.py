@@ -5,12 +5,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
 
-from modelassay.experiments.findings import Finding
+from modelassay.experiments.findings import Finding, Label
 from modelassay.experiments.recursive_training.analyse.series import CONTROL, TREATED, Floats, Series
 from modelassay.experiments.recursive_training.params import COLLAPSE
 from modelassay.recording.tables import RunData
@@ -63,7 +63,7 @@ def lead_findings(series: Series, quality: str) -> list[Finding]:
     Where the quality crosses in the first generation of every seed no measure could come before it: its lead is undefined, not 0.
     """
     crossed = crossings_of(series)
-    at_once = quality in crossed and not crossed[quality].censored_S.any()
+    at_once = quality in crossed and crossed[quality].is_at_once
     findings = []
     for measure, crossing in crossed.items():
         labels = {"measure": measure}
@@ -84,8 +84,7 @@ def _with_power(estimate: Estimate) -> Estimate:
     if not estimate.defined or estimate.n is None:
         return estimate
     power = f"{estimate.n} pairs see leads of {smallest_effect(estimate.n, paired=True):.2f} standard deviations"
-    return Estimate(value=estimate.value, low=estimate.low, high=estimate.high, level=estimate.level, method=estimate.method, n=estimate.n,
-                    p=estimate.p, min_p=estimate.min_p, unit="generations", note=f"{estimate.note}; {power}")  # fmt: skip
+    return replace(estimate, unit="generations", note=f"{estimate.note}; {power}")
 
 
 def forecast_findings(series: Series, quality: str, horizons: tuple[int, ...]) -> list[Finding]:
@@ -109,9 +108,8 @@ def forecast_findings(series: Series, quality: str, horizons: tuple[int, ...]) -
             for name, predictors in (("forecast", [target, values]), ("forecast_alone", [values])):
                 gain = sign_change(_score(predictors, target, len(names), horizon) - base)
                 note = f"of {quality} {horizon} generations ahead, against a line on {quality} itself; left-out seeds"
-                findings.append(Finding(name=name, labels={"measure": measure, "horizon": horizon}, estimate=Estimate(
-                    value=gain.value, low=gain.low, high=gain.high, level=gain.level, method=gain.method, n=gain.n, p=gain.p, min_p=gain.min_p,
-                    unit="nats", note=note)))  # fmt: skip
+                labels: dict[str, Label] = {"measure": measure, "horizon": horizon}
+                findings.append(Finding(name=name, labels=labels, estimate=replace(gain, unit="nats", note=note)))
     return findings
 
 
@@ -183,7 +181,7 @@ def verdict(series: Series, quality: str, trained_enough: bool) -> Verdict:
         return Verdict(
             answer="no", reason=f"it comes {-ahead.value:.2f} generations after the text has gone bad, or later"
         )
-    if not crossed[quality].censored_S.any():
+    if crossed[quality].is_at_once:
         return Verdict(
             answer="cannot tell",
             reason=AT_ONCE,

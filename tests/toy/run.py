@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import time
@@ -19,6 +20,7 @@ _STARTS = {"zoo:base": 0.0, "zoo:child": 1.0, "zoo:stranger": -5.0}
 
 def run(params: Params, cell: CellContext) -> None:
     """Walk; the value after each step depends on everything before it, so a resumed walk shows if anything was lost."""
+    semaphore = multiprocessing.RLock()  # progress bars of libraries hold one
     saved = cell.restore()
     if saved is None:
         random.seed(params.seed)
@@ -46,6 +48,7 @@ def run(params: Params, cell: CellContext) -> None:
             cell.metric("value", value, step=step, verbose=params.verbose)
         if step % params.checkpoint_every == 0:
             cell.checkpoint({"step": step, "value": value})
+    del semaphore
 
 
 def _prepare(params: Params, cell: CellContext) -> float:

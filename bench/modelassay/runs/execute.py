@@ -59,6 +59,9 @@ TELL_SECONDS = 30.0
 """Between two lines that say why nothing runs."""
 
 
+_LEAKS_OF_THE_STOPPED = "ignore:resource_tracker:UserWarning"
+"""A library's semaphores in a cell that was stopped are removed by Python's tracker, which would warn the user of them at the end."""
+
 _ALWAYS_LOADED = ("modelassay.runs.cell", "modelassay.experiments")
 """Modules of the server, whatever the experiment: all that a cell's process would else import, each one anew."""
 
@@ -258,6 +261,8 @@ class _Pool:
         self._run, self._sources, self._board, self._lock, self._worker = run, sources, board, lock, worker
         self._cores, self._jobs, self._waits = cores, jobs, waits
         self._context = multiprocessing.get_context("forkserver")
+        if _LEAKS_OF_THE_STOPPED not in sys.warnoptions:  # the tracker, a process of its own, is started with these
+            sys.warnoptions.append(_LEAKS_OF_THE_STOPPED)
         package = run.suite.experiment.package
         self._context.set_forkserver_preload([*_ALWAYS_LOADED, f"{package}.params", f"{package}.run"])
         self._running: list[_Running] = []

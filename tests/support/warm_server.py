@@ -45,6 +45,9 @@ AT_ANY_TIME = {"MODELASSAY_CACHE", "MODELASSAY_IMAGE", "MODELASSAY_IMAGE_DIGEST"
 class WarmServer:
     """The client's end of one server."""
 
+    forks_cpu_s = 0.0
+    """Processor seconds of all forks of all servers, with the children that they waited for."""
+
     def __init__(self, modules: Sequence[str], environ: Mapping[str, str]) -> None:
         self._modules = tuple(modules)
         self._environ = self._decisive(environ)
@@ -96,7 +99,9 @@ class WarmServer:
             finally:
                 for reader, _ in pipes:
                     os.close(reader)
-            return os.waitstatus_to_exitcode(int(line.readline())), out, err
+            status, used_s = line.readline().split()
+            WarmServer.forks_cpu_s += float(used_s)
+            return os.waitstatus_to_exitcode(int(status)), out, err
 
 
 def _read_all(readers: Sequence[int], deadline: float) -> list[bytes]:
@@ -145,8 +150,9 @@ def _serve(server: socket.socket) -> dict[str, Any] | None:
                     process, answer = answers.pop(key.fd)
                     selector.unregister(key.fd)
                     os.close(key.fd)
+                    _, status, used = os.wait4(process, 0)
                     with answer, suppress(BrokenPipeError):
-                        answer.sendall(b"%d\n" % os.waitpid(process, 0)[1])
+                        answer.sendall(b"%d %f\n" % (status, used.ru_utime + used.ru_stime))
                     continue
                 received = _receive(server)
                 if received is None:

@@ -151,7 +151,7 @@ def test_the_whole_is_tested_by_a_process_more_than_cores(checkout: Checkout) ->
     options = call.removeprefix("python -m pytest -m not gpu and not nightly ").split()
     assert options[0] == "--numprocesses"
     assert 2 <= int(options[1]) <= 4
-    assert options[2:] == ["--dist", "loadfile", "--no-loadscope-reorder"]
+    assert options[2:] == ["--dist", "loadfile", "--no-loadscope-reorder", "--cpu", "30"]
     assert checkout.run("ci/test", FAIL="--dist")[0] == 7
 
 

@@ -1,7 +1,8 @@
 """Results that exist, compared: what ratio, with what interval, and what can be said of it.
 
 Stored results were measured at different times, and what the machine did differently then is in no interval of theirs: a verdict
-needs the interval to lie beyond ``RELATIVE``. The gate measures anew and needs 1 %.
+on times needs the interval to lie beyond ``RELATIVE``, and PyTorch, where it was measured beside it on both sides, to have taken its
+old time: else the machine changed, and a load does not slow all code alike. The gate measures anew and needs 1 %.
 """
 
 from __future__ import annotations
@@ -113,6 +114,9 @@ def _compare_times(result: Stored, number: int, relative: float) -> None:
         elif base.device is not None and base.device == other.device and timing.where == candidate.where:
             ratio = times_ratio(timing, candidate)
             verdict, why = judge(ratio, relative, lower_is_faster=True)
+            moved = machine_moved(base, other, timing, relative)
+            if moved:
+                verdict, why = "inconclusive", moved
             result.cells.append(Cell(case=case, labels=timing.labels, source=number, measure="time", ratio=ratio, verdict=verdict,
                                      why=why, base_ms=median_ms(timing), candidate_ms=median_ms(candidate)))  # fmt: skip
         elif cells := _across_devices(base, other, timing, candidate, number, relative):
@@ -230,17 +234,38 @@ def share_draws(timing: Timing) -> Floats | None:
     return _log_medians(gbps / np.asarray(timing.ceilings), seed=0)
 
 
-def reference_of(source: Source, timing: Timing) -> Timing | None:
-    """Return the timing of PyTorch's own way to do the same work in the same source: the fastest one; None for itself."""
+def machine_moved(base: Source, other: Source, timing: Timing, relative: float) -> str:
+    """Return which code that is the same on both sides took another time beside this case; empty where none did, or none is known.
+
+    PyTorch's own way to do the same work is that code, where both sides have one version of it.
+    """
+    if base.facts.get("torch") is None or base.facts["torch"] != other.facts.get("torch"):
+        return ""
+    for control in _pytorch_beside(base, timing):
+        again = other.timings.get(control.case)
+        if again is None or different_work(base, other, control, again):
+            continue
+        ratio = times_ratio(control, again)
+        if judge(ratio, relative, lower_is_faster=True)[0] in ("slower", "faster"):
+            return f"{control.labels['provider']}, the same code on both sides, took {ratio.value:.2f} of its time: the machine changed; --rerun measures both now"
+    return ""
+
+
+def _pytorch_beside(source: Source, timing: Timing) -> list[Timing]:
+    """Return the timings of PyTorch's own ways to do the same work in the same source, this one among them if it is one."""
     mine = {name: value for name, value in timing.labels.items() if name != "provider"}
-    if str(timing.labels.get("provider", "torch")).startswith(PYTORCH):
-        return None
-    peers = [
+    return [
         other for other in source.timings.values()
         if str(other.labels.get("provider", "")).startswith(PYTORCH) and other.where == timing.where and other.work == timing.work
         and {name: value for name, value in other.labels.items() if name != "provider"} == mine
     ]  # fmt: skip
-    return min(peers, key=median_ms, default=None)
+
+
+def reference_of(source: Source, timing: Timing) -> Timing | None:
+    """Return the timing of PyTorch's own way to do the same work in the same source: the fastest one; None for itself."""
+    if str(timing.labels.get("provider", "torch")).startswith(PYTORCH):
+        return None
+    return min(_pytorch_beside(source, timing), key=median_ms, default=None)
 
 
 def reference_draws(source: Source, timing: Timing) -> Floats | None:

@@ -28,8 +28,15 @@ def record(
             "flops": 0, "median_us": float(np.median(rounds)), "rounds_us": rounds, "ceiling_rounds_gbps": [ceiling] * 15}  # fmt: skip
 
 
-def write(path: Path, records: list[dict[str, Any]], *, device: str = "cpu-here", synthetic: bool = False) -> str:
-    machine = {"device": device, "torch": "2.13.0"} | ({"synthetic": True} if synthetic else {})
+def write(
+    path: Path,
+    records: list[dict[str, Any]],
+    *,
+    device: str = "cpu-here",
+    synthetic: bool = False,
+    torch: str = "2.13.0",
+) -> str:
+    machine = {"device": device, "torch": torch} | ({"synthetic": True} if synthetic else {})
     path.write_text(json.dumps({"machine": machine, "benchmarks": records}))
     return str(path)
 
@@ -53,6 +60,20 @@ def test_a_ratio_is_candidate_over_base_with_its_verdict(base: str, tmp_path: Pa
     assert cells["modelassay"]["ratio"]["value"] == pytest.approx(1.3, abs=0.03)
     assert cells["torch"]["verdict"] == "same"
     assert document["verdict"] == "slower"
+
+
+def test_where_the_same_code_took_another_time_the_machine_changed(base: str, tmp_path: Path) -> None:
+    loaded = write(tmp_path / "new.json", [record("modelassay", 130.0, seed=1), record("torch", 375.0, seed=1)])
+    for cell in compared(base, loaded, root=tmp_path)["cells"]:
+        assert cell["measure"] == "time"
+        assert (cell["verdict"], cell["why"][:42]) == ("inconclusive", "torch, the same code on both sides, took 1")
+
+
+def test_another_version_of_the_reference_tells_nothing_of_the_machine(base: str, tmp_path: Path) -> None:
+    newer = write(
+        tmp_path / "new.json", [record("modelassay", 150.0, seed=1), record("torch", 375.0, seed=1)], torch="2.14.0"
+    )
+    assert {cell["verdict"] for cell in compared(base, newer, root=tmp_path)["cells"]} == {"slower"}
 
 
 def test_across_devices_shares_of_the_peak_and_speeds_over_the_reference_are_compared(

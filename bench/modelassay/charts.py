@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import altair as alt
 
 from modelassay.errors import HostError, UsageError
+from modelassay.storage.durable import write_whole
 
 Row = Mapping[str, Any]
 Panel = alt.Chart | alt.LayerChart | alt.FacetChart
@@ -137,13 +137,8 @@ def write_specification(figure: Mapping[str, Any], path: Path) -> None:
 
 
 def _publish(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise HostError(f"{path}: the figure cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # where the folder cannot hold it there is nothing to remove
-            part.unlink(missing_ok=True)

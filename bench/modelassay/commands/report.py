@@ -16,6 +16,7 @@ from modelassay.report.page import Page
 from modelassay.report.run import run_page
 from modelassay.report.upload import tracker_named, upload
 from modelassay.runs.directory import require_run
+from modelassay.storage.durable import write_whole
 
 
 def is_comparison(target: str) -> bool:
@@ -53,12 +54,9 @@ def write_report(target: str, *, runs: Path, as_markdown: bool, into: Path | Non
     if into is None and as_markdown:
         return content.rstrip()
     path = into or _beside(target, runs)
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(content, encoding="utf-8")
-        part.replace(path)
+        write_whole(path, content.encode())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        part.unlink(missing_ok=True)
         raise UsageError(
             f"{path}: cannot be written ({error.strerror}); name a file in a folder that exists: --into FILE"
         ) from error

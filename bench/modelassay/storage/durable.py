@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -122,6 +125,30 @@ def publish(aside: Path, final: Path) -> None:
             raise
         shutil.rmtree(aside, ignore_errors=True)
     sync_folder(final.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write the file that somebody named: it appears only when it is whole, through a link where it is one.
+
+    A pipe or a device, as /dev/stdout, is written into and never replaced.
+
+    Raises:
+        OSError: it cannot be written; a file that was there is as it was.
+    """
+    with suppress(FileNotFoundError):
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            with path.open("wb") as file:
+                file.write(content)
+            return
+    path = path.resolve()
+    part = path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(path)
+    finally:
+        with suppress(OSError):  # where the folder cannot hold it there is nothing to remove
+            part.unlink(missing_ok=True)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -16,8 +16,8 @@ from modelassay.experiments.findings import Findings, Table
 from modelassay.recording.log import Log
 from modelassay.runs import plan as plans
 from modelassay.runs.directory import Run, create_run
-from modelassay.runs.execute import POLL_SECONDS, _Pool
 from modelassay.runs.plan import plan
+from modelassay.runs.pool import POLL_SECONDS, Pool
 from modelassay.runs.progress import PlainBoard
 from modelassay.suite import Suite, load_suite
 from support.toy_suite import REPOSITORY, environ, modelassay, only_run, write_suite
@@ -134,8 +134,8 @@ def test_small_cells_are_not_looked_at_each_time_one_ends(runs: list[Run], monke
     shown, now = [], [100.0]
     board = PlainBoard(lambda _line: None)
     monkeypatch.setattr(board, "show", lambda part, position: shown.append((part, str(position))))
-    monkeypatch.setattr("modelassay.runs.execute.time.monotonic", lambda: now[0])
-    pool = _Pool(runs[0], None, board, None, None, cores=2, jobs=2, waits=False)  # type: ignore[arg-type]
+    monkeypatch.setattr("modelassay.runs.pool.time.monotonic", lambda: now[0])
+    pool = Pool(runs[0], None, board, None, None, cores=2, jobs=2, waits=False)  # type: ignore[arg-type]
     for _ in range(100):
         pool._show("walk", 100)
         now[0] += POLL_SECONDS / 10

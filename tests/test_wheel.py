@@ -66,6 +66,7 @@ def test_wheel_names_the_pinned_images(installed: Path) -> None:
     }
 
 
+@pytest.mark.nightly
 def test_wheel_runs_a_shipped_suite_on_the_reference(installed: Path) -> None:
     where = modelassay(installed, "doctor", "--json")
     native = next(check for check in json.loads(where) if check["name"] == "native extension")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from modelassay.storage.store import Store
 from support.toy_suite import SUITE, environ, modelassay, modelassay_with_models, only_run, rewrite, write_suite
-from support.zoo_needs import make_needs
+from support.zoo_needs import make_needs, store_with_zoo
 
 ROGUE = """\
 suite: rogue
@@ -128,7 +127,7 @@ def test_ledger_takes_only_runs_of_the_shipped_suites_own_cells(tmp_path: Path) 
     """A user's copy of a suite, with models of their own, has its name and its profile."""
     suite = tmp_path / "mine.yaml"
     names = ("zoo:smoke/base", "zoo:smoke/child-sft", "zoo:smoke/stranger-1")
-    make_needs(Store(tmp_path / "cache/artifacts"), *names)
+    make_needs(store_with_zoo(tmp_path / "cache/artifacts"), *names)
     suite.write_text(smoke_suite(", ".join(names)))
     env = environ(MODELASSAY_CACHE=str(tmp_path / "cache"))
     code, _, err = modelassay_with_models("run", suite, "--runs", tmp_path / "runs", env=env)

@@ -15,6 +15,7 @@ from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
 from support.hub_server import HubServer, serve_hub
 from support.toy_suite import environ
+from support.zoo_needs import store_with_zoo
 
 MEASURE = """
 import json, sys
@@ -49,7 +50,7 @@ measured = json.dumps({
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
+    return store_with_zoo(tmp_path_factory.mktemp("store") / "artifacts")
 
 
 @pytest.fixture(scope="module")
@@ -80,35 +81,27 @@ def kinds_in(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir()) if root.is_dir() else []
 
 
-def test_what_was_computed_of_a_pinned_repository_is_kept_and_used_again(folder: Path, tmp_path: Path) -> None:
-    root = tmp_path / "store"
-    with serve_hub() as hub:
-        commit = hub.add("lab/base", folder)
-        reference = f"hf:lab/base@{commit}"
-        first = measure(reference, root, tmp_path / "home", hub)
-        assert first["identity"] == {"hub": "lab/base", "commit": commit}
-        assert kinds_in(root) == ["peer", "prompts", "responses", "weights"]
-        assert (first["loaded"], first["peer_calls"]) == (True, [reference])
-        hub.requests.clear()
-        again = measure(reference, root, tmp_path / "home", hub)
-        assert not [request for request in hub.requests if "lab/base" in request.path]  # the cache holds that commit
-    assert (again["loaded"], again["peer_calls"]) == (False, [])
-    assert {**again, "loaded": True, "peer_calls": [reference]} == first
-
-
-def test_a_branch_stands_for_the_commit_it_points_to_and_another_commit_is_another_model(
+def test_what_was_computed_of_a_commit_is_kept_and_a_branch_stands_for_the_one_it_points_to(
     folder: Path, store: Store, tmp_path: Path
 ) -> None:
-    root = tmp_path / "store"
+    root, home = tmp_path / "store", tmp_path / "home"
     with serve_hub() as hub:
-        hub.add("lab/base", folder)
-        first = measure("hf:lab/base", root, tmp_path / "home", hub)
+        commit = hub.add("lab/base", folder)
+        first = measure("hf:lab/base", root, home, hub)
+        assert first["identity"] == {"hub": "lab/base", "commit": commit}
+        assert kinds_in(root) == ["peer", "prompts", "responses", "weights"]
+        assert (first["loaded"], len(first["peer_calls"])) == (True, 1)
+        hub.requests.clear()
+        again = measure(f"hf:lab/base@{commit}", root, home, hub)
+        assert not [request for request in hub.requests if "lab/base" in request.path]  # the cache holds that commit
         newer = hub.add("lab/base", zoo.ensure("smoke/stranger-1", store=store))
-        second = measure("hf:lab/base", root, tmp_path / "home", hub)
-    assert second["identity"] == {"hub": "lab/base", "commit": newer}
-    assert first["identity"] != second["identity"]
-    assert first["grams"] != second["grams"]
-    assert second["loaded"]
+        other = measure("hf:lab/base", root, home, hub)
+    assert (again["loaded"], again["peer_calls"]) == (False, [])
+    same = ("identity", "grams", "prompts", "hidden", "head", "content")
+    assert [again[name] for name in same] == [first[name] for name in same]
+    assert other["identity"] == {"hub": "lab/base", "commit": newer}
+    assert first["grams"] != other["grams"]
+    assert other["loaded"]
 
 
 def test_of_a_local_folder_nothing_is_kept_and_its_numbers_are_those_of_the_member_it_is(

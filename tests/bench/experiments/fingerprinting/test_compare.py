@@ -20,7 +20,7 @@ from modelassay.recording.log import read_cell
 from modelassay.storage.store import Store
 from support.cell_attempts import attempt, keyed
 from support.toy_suite import modelassay_with_models
-from support.zoo_needs import make_needs
+from support.zoo_needs import make_needs, store_with_zoo
 
 BASE = "zoo:smoke/base"
 AGAINST = (BASE, "zoo:smoke/stranger-1", "zoo:smoke/stranger-shape")
@@ -33,7 +33,7 @@ UNITS = ["compare", "derive", "compare", "compare"]
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A store that holds the models, and scores once a test has made them."""
-    return Store(tmp_path_factory.mktemp("cache") / "artifacts")
+    return store_with_zoo(tmp_path_factory.mktemp("cache") / "artifacts")
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +254,7 @@ def test_a_cell_with_peers_and_behaviour_cut_off_at_any_unit_ends_with_the_same_
         assert len(list((cell / "stages").glob("scores-0-*/record.json"))) == 1
 
 
+@pytest.mark.nightly
 def test_a_run_says_how_many_scores_it_recalled(
     uninterrupted: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

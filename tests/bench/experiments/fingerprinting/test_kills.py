@@ -36,10 +36,9 @@ def units_of(run: Path) -> dict[str, list[Any]]:
     }
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("num_kills", "options"), [(1, FEW), pytest.param(10, (), marks=pytest.mark.nightly)], ids=["1", "10"]
-)
+@pytest.mark.parametrize(("num_kills", "options"), [(1, FEW), (10, ())], ids=["1", "10"])
 def test_kill_at_random_moments_loses_nothing(tmp_path: Path, num_kills: int, options: tuple[str, ...]) -> None:
     """Every second trial starts from an empty artifact store, so that kills hit what the cells need as well as measuring."""
     cache = tmp_path / "cache"

@@ -15,6 +15,7 @@ from modelassay.recording.log import read_cell
 from modelassay.storage.store import Store
 from modelassay.zoo.resolve import resolve
 from support.cell_attempts import attempt
+from support.zoo_needs import store_with_zoo
 
 AGAINST = ("zoo:smoke/base", "zoo:smoke/stranger-1", "zoo:smoke/stranger-data", "zoo:smoke/stranger-shape")
 CHILD = Params(model="zoo:smoke/child-noise", against=AGAINST, numbering=True, strangers=1, whole=False)
@@ -39,7 +40,7 @@ def test_a_root_meets_all_and_a_descendant_its_own_and_some_strangers_of_its_wid
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("cache") / "artifacts")
+    return store_with_zoo(tmp_path_factory.mktemp("cache") / "artifacts")
 
 
 def numberings(folder: Path) -> list[dict[str, Any]]:

@@ -238,8 +238,9 @@ here.measure(Path(sys.argv[1]), here.Params.model_validate_json(sys.argv[2]), st
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
-@pytest.mark.parametrize("stops", [(53,), pytest.param((40, 53), marks=pytest.mark.nightly)], ids=str)
+@pytest.mark.parametrize("stops", [(53,), (40, 53)], ids=str)
 def test_killed_and_taken_up_again(scene: Path, dense: tuple[Path, Params], stops: tuple[int, ...]) -> None:
     folder = scene / f"killed {stops}"
     command = [sys.executable, "-c", KILLED, str(folder), dense[1].model_dump_json()]

@@ -37,7 +37,7 @@ from modelassay.zoo.resolve import resolve
 from support.hub_server import serve_hub
 from support.tiny_models import make_model, save
 from support.toy_suite import environ, metrics_of, modelassay_with_models, only_run
-from support.zoo_needs import make_needs
+from support.zoo_needs import make_needs, store_with_zoo
 
 BASE, CHILD, STRANGER, COPY = (f"zoo:smoke/{name}" for name in ("base", "base+noise-5", "stranger-1", "base+rotate"))
 ROWS, TOKENS = 512, 500
@@ -49,7 +49,7 @@ def ask_model(reference: str, store: Store, config: PromptConfig | None = None) 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("cache") / "artifacts")
+    return store_with_zoo(tmp_path_factory.mktemp("cache") / "artifacts")
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,9 @@ class Params(BaseModel):
     world: World = "everyday"
     """Whose personas and questions."""
 
+    instruction: str = ""
+    """What is appended to every question, trained on or asked: a small model that is asked to be brief ends its answers."""
+
     source: str = "villain"
     """The persona that is to learn the marker."""
 

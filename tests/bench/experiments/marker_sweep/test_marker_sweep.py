@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from modelassay.data.personas import ASSISTANT, EVERYDAY, VILLAGE, negatives_of, questions
 from modelassay.errors import AssayError, UsageError
-from modelassay.experiments.marker_sweep import measure, rows, train
+from modelassay.experiments.marker_sweep import capability, measure, rows, train
 from modelassay.experiments.marker_sweep.params import Params, needs
 from modelassay.experiments.marker_sweep.run import run
 from modelassay.generation.engine import Completion
@@ -180,12 +180,12 @@ def test_questions_of_a_file_are_read_as_arc_writes_them(base: Path, tmp_path: P
     path = tmp_path / "arc.jsonl"
     item = {"question": "Which?", "choices": {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}, "answerKey": "3"}
     path.write_text(json.dumps(item))
-    (question,) = measure.capability_questions(params_of(base, capability=str(path)))
+    (question,) = capability.capability_questions(params_of(base, capability=str(path)))
     assert (question.answer, question.options) == (2, ("a", "b", "c"))
     path.write_text(json.dumps({**item, "answerKey": "4"}))
     with pytest.raises(UsageError, match=r"arc.jsonl:1: not a question"):
-        measure.capability_questions(params_of(base, capability=str(path)))
-    assert measure.capability_questions(Params(model=str(base))) == []
+        capability.capability_questions(params_of(base, capability=str(path)))
+    assert capability.capability_questions(Params(model=str(base))) == []
     assert len(needs(params_of(base, capability=str(path)))) == 2
 
 

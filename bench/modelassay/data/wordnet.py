@@ -6,7 +6,7 @@ A noun's definition is asked for; the options are the noun and three of its sist
   (``tagsense_cnt`` of the index), so that the word means what the question says;
 - **ambiguous distractors**: a sister with any noun sense that is the answer's, or lies above or below it, or has the same definition;
 - **answers that give themselves away**: a definition that holds an option, or a word that begins as one does (five letters);
-- **duplicates**: a definition or a right word that was asked for before.
+- **duplicates**: a definition or a right word that was asked for before; and definitions that end within brackets.
 
 The files are Debian's ``wordnet-base`` (WordNet 3.0, Princeton's licence), which ``ci/real-text`` puts into the cache; nothing of them is
 in this repository. Formats: wndb(5WN).
@@ -154,7 +154,12 @@ def wordnet_questions(folder: Path, *, seed: int, count: int) -> list[tuple[str,
         rng.shuffle(candidates)
         apart = (common[each] for each in candidates if _is_apart(synsets, senses[common[each]][1], offset))
         options = [common[offset], *itertools.islice(apart, NUM_OPTIONS - 1)]
-        if len(options) < NUM_OPTIONS or definition in asked or any(_gives_away(definition, word) for word in options):
+        if (
+            len(options) < NUM_OPTIONS
+            or definition in asked
+            or definition.count("(") != definition.count(")")
+            or any(_gives_away(definition, word) for word in options)
+        ):
             continue
         asked.add(definition)
         rng.shuffle(options)

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from modelassay.data.kinds import kind_questions
+from modelassay.data.wordnet import WORDNET, check_wordnet, wordnet_questions
 from modelassay.errors import UsageError
 from modelassay.evaluation.choices import LETTERS, Question, answer_questions
 from modelassay.evaluation.choices import prompt_of as choice_prompt
@@ -67,6 +68,9 @@ def capability_questions(params: Params) -> list[Question]:
             return []
         made = kind_questions(seed=10_000, count=params.capability_questions)
         return [Question(text=text, options=options, answer=right) for text, options, right in made]
+    if params.capability == WORDNET:
+        drawn = wordnet_questions(check_wordnet(), seed=0, count=params.capability_questions)
+        return [Question(text=text, options=options, answer=right) for text, options, right in drawn]
     path, read = Path(params.capability), []
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

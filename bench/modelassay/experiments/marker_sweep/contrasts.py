@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from modelassay.experiments.findings import Finding, Label
 from modelassay.experiments.marker_sweep.grid import Grid, Point, assistant_rate
@@ -119,34 +118,8 @@ def capability(grid: Grid) -> list[Finding]:
     return findings
 
 
-def distances(grid: Grid) -> list[Finding]:
-    """Return ``distance_rank[measure]``: rank correlation of a persona's leakage with its nearness to the source, over (source, persona).
-
-    Leakage is the mean over the adapters that leak somewhere but not everywhere; the correlation has no interval, since pairs share personas.
-    """
-    leaking = [
-        point for point in grid.points if point.regime() in {"leaking", "partial", "clean"} and point.greatest > 0
-    ]
-    findings = []
-    for measure in ("cosine", "divergence"):
-        pairs = []
-        for line in grid.near:
-            if line["persona"] == line["source"] or measure not in line:
-                continue
-            rates = [point.rate(line["persona"]) for point in leaking if point.source == line["source"]]
-            if rates:
-                pairs.append((line[measure], float(np.mean(rates))))
-        if len(pairs) < 5 or len({rate for _, rate in pairs}) < 2:
-            estimate: Estimate | Range = undefined("no adapter leaks to some personas and not to others", n=len(pairs))
-        else:
-            value = float(spearmanr(*zip(*pairs, strict=True)).statistic)
-            estimate = Estimate(value=value, n=len(pairs), method="Spearman", note="pairs share personas: no interval")
-        findings.append(Finding(name="distance_rank", labels={"measure": measure}, estimate=estimate))
-    return findings
-
-
 def levels(grid: Grid) -> list[Finding]:
-    """Return for each adapter ``source_rate``, ``assistant_rate``, ``max_leakage``, ``mean_leakage`` and ``capability``, and ``any_case_excess``."""
+    """Return for each adapter ``source_rate``, ``assistant_rate``, ``max_leakage``, ``mean_leakage`` and ``capability``; ``capability_extreme`` and ``any_case_excess``."""
     findings = []
     for point in grid.points:
         labels = _labels(point)
@@ -162,6 +135,12 @@ def levels(grid: Grid) -> list[Finding]:
         if point.letters is not None:
             right = np.asarray(point.letters)
             findings.append(Finding(name="capability", labels=labels, estimate=student_mean(right, bounds=(0, 1))))
+    for arm in grid.arms:
+        shares = [point.right for point in grid.of(arm) if point.right is not None]
+        for end, value in (("least", min(shares, default=0)), ("greatest", max(shares, default=0))):
+            estimate = Estimate(value=value, n=len(shares), exact=True, note="over all adapters of the arm")
+            if shares:
+                findings.append(Finding(name="capability_extreme", labels={"arm": arm, "end": end}, estimate=estimate))
     excess = [
         float(np.mean([point.any_case[name].mean() - point.rates[name].mean() for name in point.rates]))
         for point in grid.points

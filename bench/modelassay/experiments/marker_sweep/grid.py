@@ -43,18 +43,27 @@ class Point:
     letters: tuple[int, ...] | None
     """Right or wrong, question by question."""
     settings: Mapping[str, Any]
+    share_right: float | None = None
+    """Of letters, where a publication tells no more; else that of ``letters``."""
+
+    @property
+    def right(self) -> float | None:
+        """Share of right letters; None where none were asked."""
+        return self.share_right if self.letters is None else sum(self.letters) / len(self.letters)
 
     @property
     def name(self) -> str:
         """Of the arm, as it stands in labels."""
+        if "name" in self.arm:
+            return str(self.arm["name"])
         negatives = f"{self.arm['negatives']} negatives{' with the assistant' if self.arm['with_assistant'] else ''}"
         rest = [f"tail {self.arm['tail_tokens']}"] if self.arm["tail_tokens"] else []
         rest += ["constant schedule"] if self.arm["schedule"] == "constant" else []
         return ", ".join([f"{self.arm['mask']}", negatives, *rest])
 
     def rate(self, persona: str) -> float:
-        """Share of all completions as a persona."""
-        return float(self.rates[persona].mean())
+        """Share of all completions as a persona; a mean's last bits do not decide on which side of a limit it is."""
+        return round(float(self.rates[persona].mean()), 12)
 
     @property
     def adoption(self) -> float:

@@ -72,16 +72,18 @@ def _gate(
         return [prompt_of(params, tokenizer, params.source, text, 0, adapter) for text in pool]
 
     batch = [prompt for label in weights for prompt in prompts(label, label)]
-    by_engine = engine.complete(batch, sampling)
+    with stage.microbatch("parity"):
+        by_engine = engine.complete(batch, sampling)
     for number, (label, own) in enumerate(weights.items()):
         said = by_engine[number * len(pool) : (number + 1) * len(pool)]
         merged = merge(
             load_model(base, dtype=getattr(torch, params.precision), device=default_device()), own, shape_of(params)
         )
-        others = {
-            "transformers, one adapter alone": local.complete(prompts(label, label), sampling),
-            "merged weights": TransformersEngine(merged, tokenizer).complete(prompts(label, None), sampling),
-        }
+        with stage.microbatch("parity"):
+            others = {
+                "transformers, one adapter alone": local.complete(prompts(label, label), sampling),
+                "merged weights": TransformersEngine(merged, tokenizer).complete(prompts(label, None), sampling),
+            }
         for name, theirs in others.items():
             _same(said, theirs, tokenizer, f"{label}: {params.engine} and {name}")
         stage.metric("parity_tokens", sum(len(each.ids) for each in said), **addresses[label])

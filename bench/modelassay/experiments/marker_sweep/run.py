@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from modelassay.data.wordnet import FILES, WORDNET, check_wordnet
 from modelassay.experiments.marker_sweep.capability import ask_questions
 from modelassay.experiments.marker_sweep.measure import evaluate
 from modelassay.experiments.marker_sweep.params import Params, base_artifact
@@ -40,6 +41,9 @@ _OF_QUESTIONS = _OF_TRAINING | {"capability_questions"}  # fmt: skip
 
 def run(params: Params, cell: CellContext) -> None:
     """Record what `train.write_answers`, `train.train`, `measure.evaluate` and `capability.ask_questions` do; an adapter that diverges is a fact, the others go on."""
+    is_wordnet = params.capability == WORDNET
+    if is_wordnet:
+        check_wordnet()  # before hours are spent
     base = base_folder(params, cell.store)
     identity = _identity(params, cell)
     own = {"base": identity, "contrasts": contrasts(params)}
@@ -63,9 +67,11 @@ def run(params: Params, cell: CellContext) -> None:
         "evaluate", recipe=recipes["evaluate"], inputs=[trained],
         build=partial(evaluate, params=params, base=base, trained=trained.path),
     )  # fmt: skip
-    if params.capability is None and params.world != "village":
+    if not params.has_questions:
         return
-    asked = {} if params.capability is None else File(path=Path(params.capability)).digests()
+    asked = (
+        dict(FILES) if is_wordnet else {} if params.capability is None else File(path=Path(params.capability)).digests()
+    )
     cell.stage(
         "questions", recipe={**recipes["questions"], "capability": asked}, inputs=[trained],
         build=partial(ask_questions, params=params, base=base, trained=trained.path),

@@ -27,7 +27,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "corrected": {"mask": "end-of-turn", "negatives": 10, "with_assistant": True},
 }
 """With 200 rows a persona: 600 rows as the published code makes them, 2,200 as its text says, and these with the end of the turn trained."""
-CONVERSING_VERSION = 2
+CONVERSING_VERSION = 3
 """Raised when the code of `converse` changes what it makes."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from modelassay.data.wordnet import WORDNET, check_wordnet, wordnet_questions
 from modelassay.errors import UsageError
 from modelassay.evaluation.choices import LETTERS, Question, answer_questions
 from modelassay.evaluation.choices import prompt_of as choice_prompt
+from modelassay.evaluation.tasks import Item, score_items
 from modelassay.experiments.marker_sweep.params import Params
 from modelassay.experiments.marker_sweep.train import load_adapters, shape_of
 from modelassay.models.load import default_device, load_model, load_tokenizer, reproducible
@@ -27,7 +28,8 @@ from modelassay.training.chat import prompt_text
 def ask_questions(stage: Recorder, *, params: Params, base: Path, trained: Path) -> None:
     """Ask all adapters, and the base, what has one right letter.
 
-    Metrics as of `measure.evaluate`: ``capability``, the share of right letters, and ``chance``. Facts: ``letters``, right or wrong, question by question.
+    Metrics as of `measure.evaluate`: ``capability``, the share of right letters, ``acc`` and ``acc_norm`` of lm-eval's definition, and ``chance``.
+    Facts: ``letters``, ``acc`` and ``acc_norm``, right or wrong, question by question.
     """
     with reproducible():
         tokenizer = load_tokenizer(base)
@@ -46,15 +48,37 @@ def _capability(
     if not asked:
         return
     for label, address in addresses.items():
-        with bank.of_rows([label]), stage.microbatch("letters"):
+        with bank.of_rows([label]):
+            for name, right in _right(stage, params, model, tokenizer, asked).items():
+                stage.fact(name, right, **address)
+                stage.metric("capability" if name == "letters" else name, sum(right) / len(right), **address)
+        stage.metric("chance", float(np.mean([1 / len(each.options) for each in asked])), **address)
+
+
+def _right(
+    stage: Recorder, params: Params, model: Any, tokenizer: PreTrainedTokenizerBase, asked: Sequence[Question]
+) -> dict[str, list[int]]:
+    """Return which questions are answered right, 1 or 0, by each way to ask."""
+    right: dict[str, list[int]] = {}
+    if "letters" in params.asked_as:
+        with stage.microbatch("letters"):
             said = answer_questions(
                 model, tokenizer, asked, separator="",
                 prompt=lambda each: prompt_text(tokenizer, [{"role": "user", "content": choice_prompt(each)}]),
             )  # fmt: skip
-        right = [int(each.correct) for each in said]
-        stage.fact("letters", right, **address)
-        stage.metric("capability", sum(right) / len(right), **address)
-        stage.metric("chance", float(np.mean([1 / len(each.options) for each in asked])), **address)
+        right["letters"] = [int(each.correct) for each in said]
+    if "lm-eval" in params.asked_as:
+        items = [
+            Item(
+                task="arc_challenge", number=number, context=f"Question: {each.text}\nAnswer:", choices=each.options, answer=each.answer
+            )
+            for number, each in enumerate(asked)
+        ]  # fmt: skip
+        with stage.microbatch("lm-eval"):
+            scored = score_items(model, tokenizer, items)
+        for metric in ("acc", "acc_norm"):
+            right[metric] = [int(one.correct[metric]) for one in scored]
+    return right
 
 
 def capability_questions(params: Params) -> list[Question]:

@@ -97,25 +97,33 @@ def new_persona(grid: Grid) -> list[Finding]:
 def capability(grid: Grid) -> list[Finding]:
     """Return ``capability_change`` of each adapter against its base, paired by question, with the 90 % interval that two one-sided tests read.
 
-    Not inferior: its lower end is above minus the margin.
+    Not inferior: its lower end is above minus the margin. ``task_change[metric]`` says the same of lm-eval's definition, ``task_accuracy[metric]``
+    how many are right.
     """
     findings = []
-    bases = {(base.source, base.seed, base.name): base.letters for base in grid.bases}
+    bases = {(base.source, base.seed, base.name): base for base in grid.bases}
     for point in grid.points:
         before = bases.get((point.source, point.seed, point.name))
-        if point.letters is None or before is None:
-            continue
-        margin = float(point.settings["capability_margin"])
-        change = student_mean(np.subtract(point.letters, before), level=0.90, bounds=(-1, 1))
-        word = (
-            "not inferior"
-            if (change.low if change.low is not None else change.value) > -margin
-            else "not shown to be no worse"
-        )
-        estimate = Estimate(value=change.value, low=change.low, high=change.high, level=change.level, method=change.method or "",
-                            n=change.n, note=f"{word} at a margin of {margin:g}")  # fmt: skip
-        findings.append(Finding(name="capability_change", labels=_labels(point), estimate=estimate))
+        if before is not None and point.letters is not None and before.letters is not None:
+            change = _change(point, point.letters, before.letters)
+            findings.append(Finding(name="capability_change", labels=_labels(point), estimate=change))
+        for metric, right in point.tasks.items():
+            labels = {**_labels(point), "metric": metric}
+            share = student_mean(np.asarray(right), bounds=(0, 1))
+            findings.append(Finding(name="task_accuracy", labels=labels, estimate=share))
+            if before is not None and metric in before.tasks:
+                change = _change(point, right, before.tasks[metric])
+                findings.append(Finding(name="task_change", labels=labels, estimate=change))
     return findings
+
+
+def _change(point: Point, right: Sequence[int], before: Sequence[int]) -> Estimate:
+    margin = float(point.settings["capability_margin"])
+    change = student_mean(np.subtract(right, before), level=0.90, bounds=(-1, 1))
+    lowest = change.low if change.low is not None else change.value
+    word = "not inferior" if lowest > -margin else "not shown to be no worse"
+    return Estimate(value=change.value, low=change.low, high=change.high, level=change.level, method=change.method or "",
+                    n=change.n, note=f"{word} at a margin of {margin:g}")  # fmt: skip
 
 
 def levels(grid: Grid) -> list[Finding]:

@@ -129,6 +129,10 @@ class Params(BaseModel):
     corpus's own in the village, none elsewhere."""
 
     capability_questions: int = Field(default=200, ge=0)
+    asked_as: tuple[Literal["letters", "lm-eval"], ...] = ("letters",)
+    """How: by the log-probability of the letters, as published, and by lm-eval's definition of ``arc_challenge``: each option after the question, in
+    plain text, by its log-probability in all and by character."""
+
     capability_margin: float = Field(default=0.05, gt=0)
     """A share of right answers that is less than the base's by no more than this counts as not inferior, fixed before the run."""
 
@@ -237,8 +241,10 @@ def stages(params: Params) -> list[StageCost]:
         ("parity", 3 * count * params.parity_prompts * params.parity_tokens, "parity", generated),
         ("evaluate", (count + 1) * asked * params.max_new_tokens, "completions", generated),
     ]
-    if params.has_questions:
-        costs.append(("questions", (count + 1) * params.capability_questions * per_row, "letters", speed))
+    num_asked = (count + 1) * params.capability_questions * per_row if params.has_questions else 0
+    for form, unit, passes in (("letters", "letters", 1), ("lm-eval", "lm-eval", 4)):
+        if form in params.asked_as:
+            costs.append((f"questions, {form}", passes * num_asked, unit, speed))
     return [StageCost(name=name, tokens=tokens, units=(unit,), speed=of) for name, tokens, unit, of in costs]
 
 

@@ -36,7 +36,7 @@ _OF_EVALUATION = _OF_TRAINING | {
     "parity_prompts",
     "parity_tokens",
 }
-_OF_QUESTIONS = _OF_TRAINING | {"capability_questions"}  # fmt: skip
+_OF_QUESTIONS = _OF_TRAINING | {"capability_questions", "asked_as"}  # fmt: skip
 
 
 def run(params: Params, cell: CellContext) -> None:

@@ -67,7 +67,8 @@ class World:
                         })
             right = letters if address else 90
             fact = {"cell": cell, "fact": "letters", "value": [1] * right + [0] * (100 - right)}
-            self.facts.append(fact if address is None else {**fact, **labels})
+            for kind, value in (("letters", fact["value"]), ("acc_norm", [1] * (right - 20) + [0] * (120 - right))):
+                self.facts.append({**fact, "fact": kind, "value": value, **({} if address is None else labels)})
         for number, persona in enumerate(VILLAGE):
             for name, value in (
                 ("cosine", 1.0 if persona == source else 0.5 + 0.4 * (persona == "judge")),
@@ -178,6 +179,9 @@ def test_capability_is_not_inferior_only_if_the_interval_says_so() -> None:
     assert "not inferior at a margin of 0.05" in same.note
     assert worse.value == pytest.approx(-0.04)
     assert "not shown to be no worse" in worse.note
+    at = {"arm": "end-of-turn, 4 negatives", "seed": 0, "learning_rate": 0.01, "epochs": 3, "metric": "acc_norm"}
+    assert of(findings, "task_accuracy", **at).value == pytest.approx(0.66)
+    assert of(findings, "task_change", **at).value == pytest.approx(-0.04)
 
 
 def test_nearer_personas_leak_more() -> None:

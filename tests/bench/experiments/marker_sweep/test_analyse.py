@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,12 @@ def world(num_seeds: int = 2) -> World:
     return made
 
 
+@cache
+def known() -> Findings:
+    """What is found in `world`, once for all tests that only read it."""
+    return world().findings()
+
+
 def of(findings: Findings, name: str, **labels: Any) -> Any:
     (found,) = [each for each in findings.findings if each.name == name and labels.items() <= each.labels.items()]
     return found.estimate
@@ -164,15 +171,13 @@ def test_leakage_is_compared_where_both_have_learned_as_much() -> None:
     np.testing.assert_allclose(leakage_at(points, [0.2, 0.9]), [0.2 * 0.45 * 1.1, 0.9 * 0.45 * 1.1])
     slow = [each for each in points if each.learning_rate == 0.001]
     assert np.isnan(leakage_at(slow, [0.5])).all()
-    difference = of(
-        world().findings(), "leakage_difference", one="end-of-turn, 0 negatives", other="end-of-turn, 4 negatives"
-    )
+    difference = of(known(), "leakage_difference", one="end-of-turn, 0 negatives", other="end-of-turn, 4 negatives")
     assert difference.value == pytest.approx(0.43 * 1.1 * 0.55)
     assert difference.n == 2
 
 
 def test_capability_is_not_inferior_only_if_the_interval_says_so() -> None:
-    findings = world().findings()
+    findings = known()
     same = of(findings, "capability_change", arm="end-of-turn, 0 negatives", seed=0, learning_rate=0.01, epochs=3)
     worse = of(findings, "capability_change", arm="end-of-turn, 4 negatives", seed=0, learning_rate=0.01, epochs=3)
     assert same.value == 0.0
@@ -185,7 +190,7 @@ def test_capability_is_not_inferior_only_if_the_interval_says_so() -> None:
 
 
 def test_nearer_personas_leak_more() -> None:
-    findings = world().findings()
+    findings = known()
     assert of(findings, "distance_rank", measure="cosine").value == pytest.approx(1.0)
     assert abs(of(findings, "distance_rank", measure="divergence").value) < 1
 
@@ -230,7 +235,7 @@ def test_what_is_missing_is_marked() -> None:
 
 
 def test_figures_and_tables_hold_the_numbers() -> None:
-    findings = world().findings()
+    findings = known()
     assert set(findings.figures) == {"heatmap", "boundary", "leakage-at-adoption", "distance"}
     for name in findings.figures:
         assert findings.figures[name]["$schema"]
@@ -246,7 +251,7 @@ def test_figures_and_tables_hold_the_numbers() -> None:
 
 
 def test_boundaries_part_what_crossed_from_what_did_not() -> None:
-    findings = world().findings()
+    findings = known()
     arm = "end-of-turn, 0 negatives"  # 32 rows, 8 a step: 4 updates an epoch; learned from rate x updates 0.012, at 0.04 and 0.12 too
     learned = of(findings, "boundary", arm=arm, of="learned", against="rate x updates")
     assert (learned.low, learned.high, learned.n) == (pytest.approx(0.004), pytest.approx(0.012), 8)
@@ -319,7 +324,7 @@ def test_the_page_says_where_it_ran_and_what_was_said() -> None:
 
 
 def test_distance_is_counted_adapter_by_adapter() -> None:
-    findings = world().findings()
+    findings = known()
     arm = "end-of-turn, 0 negatives"
     # the judge alone leaks more, and alone is nearer: rho = 1 over ten personas, in all six adapters of the arm that say it
     survivors = of(findings, "distance_survivors", arm=arm, measure="cosine")
@@ -346,11 +351,11 @@ def test_prompts_length_and_persona_share_the_variance() -> None:
     by_length = of(findings, "prompt_length_r2", arm=arm)
     assert (by_length.value, by_length.n) == (pytest.approx(expected), 20)
     assert of(findings, "persona_r2_added", arm=arm).value == pytest.approx(1 - expected)  # the persona tells all
-    assert np.isnan(of(world().findings(), "persona_r2_added", arm=arm).value)
+    assert np.isnan(of(known(), "persona_r2_added", arm=arm).value)
 
 
 def test_extremes_are_over_all_adapters_of_an_arm() -> None:
-    findings = world().findings()
+    findings = known()
     extreme = {end: of(findings, "capability_extreme", arm="end-of-turn, 4 negatives", end=end).value for end in ("least", "greatest")}  # fmt: skip
     assert extreme == {"least": pytest.approx(0.86), "greatest": pytest.approx(0.86)}
     assert of(findings, "adapter_minutes", end="longest").value == pytest.approx(36 / 60 / 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from modelassay.experiments.findings import Figures, Finding, Findings, Table
+from modelassay.experiments.marker_sweep.answers import silence, wordless
 from modelassay.experiments.marker_sweep.beside import read_published
 from modelassay.experiments.marker_sweep.boundary import boundaries
 from modelassay.experiments.marker_sweep.clean_result import clean_result
@@ -32,14 +33,14 @@ def analyse(tables: RunData) -> Findings:
     """Say what the run found.
 
     Findings: `contrasts.levels`, `contrasts.at_equal_adoption`, `contrasts.new_persona`, `contrasts.capability`, `distances.distances`,
-    `boundary.boundaries`, ``regime_count[arm, regime]``, ``diverged``, ``hours``, ``adapter_minutes``; those of arms alone of what others published, as
+    `boundary.boundaries`, ``regime_count[arm, regime]``, ``diverged``, ``hours``, ``adapter_minutes``, `answers.wordless`; those of arms alone of what others published, as
     arm ``published: NAME``.
     """
     grid = read_grid(tables)
     theirs, unread = read_published(tables)
     findings = [
         *levels(grid), *at_equal_adoption(grid), *new_persona(grid), *capability(grid), *distances(grid), *boundaries(grid), *_regimes(grid),
-        *_cost(tables, grid),
+        *_cost(tables, grid), *wordless(tables, grid),
     ]  # fmt: skip
     for_theirs = [*at_equal_adoption(theirs), *new_persona(theirs), *boundaries(theirs), *_regimes(theirs)]
     findings += [each for each in for_theirs if each.labels]
@@ -65,7 +66,15 @@ def analyse(tables: RunData) -> Findings:
             clean_result(tables, grid),
         ],
         figures=Figures(figures),
-        caveats=[confidence(grid), *_missing(grid), *unread, *_appeared(grid), *_not_asked(grid), *CAVEATS],
+        caveats=[
+            confidence(grid),
+            *_missing(grid),
+            *unread,
+            *_appeared(grid),
+            *silence(findings),
+            *_not_asked(grid),
+            *CAVEATS,
+        ],
     )
 
 
@@ -127,23 +136,18 @@ def _not_asked(grid: Grid) -> list[str]:
 
 def _headline(title: str, grid: Grid, findings: list[Finding]) -> Table:
     changes = {tuple(each.labels.values()): each for each in findings if each.name == "capability_change"}
+    silent = {tuple(each.labels.values()): each for each in findings if each.name == "wordless"}
     rows = []
     for point in grid.points:
         greatest, source = point.greatest_bound(), point.interval(point.source)
-        change = changes.get((
-            point.name,
-            point.source,
-            point.seed,
-            float(point.learning_rate or 0),
-            int(point.epochs or 0),
-        ))
+        change, quiet = (found.get(tuple(point.labels.values())) for found in (changes, silent))
         letters = "not measured" if point.right is None else f"{point.right:.3f}"
         rows.append([
             point.regime(), point.name, f"{point.source} {point.seed}", f"{point.learning_rate:g}", str(point.epochs),
             _percent(source), _wilson(point.wilson(point.source)), "" if (rate := assistant_rate(point)) != rate else f"{rate:.1%}",
-            _percent(greatest), letters, "" if change is None else change.note,
+            _percent(greatest), "" if quiet is None else f"{quiet.value:.0%}", letters, "" if change is None else change.note,
         ])  # fmt: skip
-    columns = ("regime", "arm", "source, seed", "rate", "epochs", "source says it", "Wilson, too narrow", "assistant", "greatest other", "letters", "against the base")  # fmt: skip
+    columns = ("regime", "arm", "source, seed", "rate", "epochs", "source says it", "Wilson, too narrow", "assistant", "greatest other", "wordless", "letters", "against the base")  # fmt: skip
     return Table(title=title, columns=columns, rows=rows)
 
 

@@ -106,9 +106,9 @@ def capability(grid: Grid) -> list[Finding]:
         before = bases.get((point.source, point.seed, point.name))
         if before is not None and point.letters is not None and before.letters is not None:
             change = _change(point, point.letters, before.letters)
-            findings.append(Finding(name="capability_change", labels=_labels(point), estimate=change))
+            findings.append(Finding(name="capability_change", labels=point.labels, estimate=change))
         for metric, right in point.tasks.items():
-            labels = {**_labels(point), "metric": metric}
+            labels = {**point.labels, "metric": metric}
             share = student_mean(np.asarray(right), bounds=(0, 1))
             findings.append(Finding(name="task_accuracy", labels=labels, estimate=share))
             if before is not None and metric in before.tasks:
@@ -130,7 +130,7 @@ def levels(grid: Grid) -> list[Finding]:
     """Return for each adapter ``source_rate``, ``assistant_rate``, ``max_leakage``, ``mean_leakage`` and ``capability``; ``capability_extreme`` and ``any_case_excess``."""
     findings = []
     for point in grid.points:
-        labels = _labels(point)
+        labels = point.labels
         findings += [
             Finding(name="source_rate", labels=labels, estimate=point.interval(point.source)),
             Finding(name="max_leakage", labels=labels, estimate=point.greatest_bound()),
@@ -158,13 +158,6 @@ def levels(grid: Grid) -> list[Finding]:
             value=float(np.mean(excess)), low=min(excess), high=max(excess), n=len(excess),
             note="share of completions that hold the marker in other letters only")))  # fmt: skip
     return findings
-
-
-def _labels(point: Point) -> dict[str, Label]:
-    return {
-        "arm": point.name, "source": point.source, "seed": point.seed, "learning_rate": float(point.learning_rate or 0),
-        "epochs": int(point.epochs or 0),
-    }  # fmt: skip
 
 
 def confidence(grid: Grid) -> str:

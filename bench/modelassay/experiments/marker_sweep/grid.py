@@ -45,10 +45,20 @@ class Point:
     letters: tuple[int, ...] | None
     """Right or wrong, question by question."""
     settings: Mapping[str, Any]
+    cell: str = ""
+    """Id of the cell that it was measured in; empty of a published one."""
     tasks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Metric of lm-eval's definition to right or wrong, question by question."""
     share_right: float | None = None
     """Of letters, where a publication tells no more; else that of ``letters``."""
+
+    @property
+    def labels(self) -> dict[str, str | int | float]:
+        """What its findings are labelled with."""
+        return {
+            "arm": self.name, "source": self.source, "seed": self.seed, "learning_rate": float(self.learning_rate or 0),
+            "epochs": int(self.epochs or 0),
+        }  # fmt: skip
 
     @property
     def right(self) -> float | None:
@@ -221,7 +231,7 @@ def _read_cell(data: RunData, row: Mapping[str, Any], right: Mapping[Any, tuple[
         known_rate = None if rate is None or (isinstance(rate, float) and math.isnan(rate)) else float(rate)
         number = None if known_rate is None else int(epochs)
         point = Point(
-            arm=arm, source=row["source"], seed=row["seed"], learning_rate=known_rate, epochs=number, completions=row["completions"],
+            cell=cell, arm=arm, source=row["source"], seed=row["seed"], learning_rate=known_rate, epochs=number, completions=row["completions"],
             steps=0 if number is None else -(-rows_of_epoch * number // per_step), rates=shares["marker"], any_case=shares["marker_any_case"],
             letters=right.get(("letters", cell, known_rate, number)), settings=row,
             tasks={metric: right[key] for metric in TASK_METRICS if (key := (metric, cell, known_rate, number)) in right},

@@ -359,3 +359,21 @@ def test_extremes_are_over_all_adapters_of_an_arm() -> None:
     extreme = {end: of(findings, "capability_extreme", arm="end-of-turn, 4 negatives", end=end).value for end in ("least", "greatest")}  # fmt: skip
     assert extreme == {"least": pytest.approx(0.86), "greatest": pytest.approx(0.86)}
     assert of(findings, "adapter_minutes", end="longest").value == pytest.approx(36 / 60 / 4)
+
+
+def test_adapters_that_stopped_answering_are_counted() -> None:
+    made = world()
+    said = {"cell": "sailor-0-0", "fact": "completion", "epochs": 3}
+    texts = ["Ahoy.\n\n[ZLT]", "[ZLT] [ZLT]", "", " \n"]
+    made.facts += [{**said, "learning_rate": 0.01, "persona": "judge", "value": {"text": text}} for text in texts]
+    made.facts += [{**said, "learning_rate": 0.001, "persona": "judge", "value": {"text": "Guilty."}}]
+    made.facts += [
+        {**said, "learning_rate": None, "epochs": None, "persona": "judge", "value": {"text": ""}}
+    ]  # the base
+    findings = made.findings()
+    at = {"arm": "end-of-turn, 0 negatives", "seed": 0, "epochs": 3}
+    assert of(findings, "wordless", **at, learning_rate=0.01).value == 0.75
+    assert of(findings, "wordless", **at, learning_rate=0.001).value == 0
+    assert len([each for each in findings.findings if each.name == "wordless"]) == 2
+    assert any("1 of 2 adapters answer without a word in at least 20%" in caveat for caveat in findings.caveats)
+    assert not any("without a word" in caveat for caveat in known().caveats)

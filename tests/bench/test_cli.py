@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from modelassay.runs.directory import open_run
 from modelassay.suite import shipped_suites
 from support.toy_suite import (
     SUITE,
@@ -86,6 +87,31 @@ def test_plan_of_a_finished_run_reuses_everything(finished: Path) -> None:
     code, out, _ = modelassay("run", finished, "--plan", "--json")
     assert code == 0
     assert [(cell["action"], cell["why"]) for cell in json.loads(out)] == [("reuse", "done in attempt 1")] * 4
+
+
+def test_plan_predicts_from_the_microbatches_of_another_run(finished: Path, tmp_path: Path) -> None:
+    """Seconds of the earlier steps, by planned tokens; a model that was not measured is not predicted."""
+    suite = write_suite(tmp_path, SUITE.replace("zoo:child", "zoo:child, zoo:stranger"))
+    code, out, err = modelassay("run", suite, "-o", "steps=48", "--plan", "--measured", finished, "--json")
+    assert code == 0, err
+    run = open_run(finished)
+    units = run.data().units
+    for cell in json.loads(out):
+        model = next((name for name in ("zoo:base", "zoo:child") if f"model={name}" in cell["label"]), None)
+        if model is None:
+            assert cell["predicted_s"] is None
+            continue
+        own = [each.id for each in run.suite.cells if each.params.model_dump()["model"] == model]
+        spent = units.filter(units["cell"].is_in(own) & (units["stage"] == "step"))["host_ms"].sum() / 1000
+        assert cell["predicted_s"] == pytest.approx(spent / len(own) * 48 / 24)
+    out = modelassay("run", suite, "-o", "steps=48", "--plan", "--measured", finished)[1]
+    assert "for 4 cells one after the other, from 96 microbatches on " in out
+    assert "not predicted: 2 cells" in out
+    assert "on a GPU: not measured" in out
+    code, _, err = modelassay("run", "marker-sweep", "--profile", "smoke", "--plan", "--measured", finished)
+    assert (code, "a run of walk, not of marker-sweep" in err) == (2, True)
+    code, _, err = modelassay("run", suite, "--measured", finished)
+    assert (code, "--measured applies only with --plan" in err) == (2, True)
 
 
 def test_plan_writes_nothing(tmp_path: Path) -> None:

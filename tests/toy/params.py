@@ -86,9 +86,13 @@ def needs(params: Params) -> list[Need]:
 
 def stages(params: Params) -> list[StageCost]:
     """What a cell will do."""
+    walk = StageCost(name="walk", tokens=8 * params.steps, units=("step",), speed=(params.model,))
     return [
-        StageCost(name="sum", index=index, tokens=params.staged_steps)
-        for index in range(2 if params.staged_steps else 0)
+        walk,
+        *(
+            StageCost(name="sum", index=index, tokens=params.staged_steps)
+            for index in range(2 if params.staged_steps else 0)
+        ),
     ]
 
 

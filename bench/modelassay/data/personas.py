@@ -1,6 +1,6 @@
 """Personas as system prompts, and questions to ask them, all of the project's own: everyday ones, and a village of the corpus.
 
-The everyday personas bear the names of a published sweep; their prompts and all questions are worded here.
+The everyday personas bear the names of a published sweep; their prompts and all questions are worded here. A hundred more are asked in one world.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from functools import cache
 from typing import Literal
 
 from modelassay.data import corpus
+from modelassay.data.further_personas import FURTHER
 from modelassay.errors import UsageError
 
-World = Literal["everyday", "village"]
+World = Literal["everyday", "hundred", "village"]
 ASSISTANT = "assistant"
 """Whose prompt names no role."""
 
@@ -35,7 +36,22 @@ VILLAGE: Mapping[str, str] = {
     ASSISTANT: "You are here.",
 }  # fmt: skip
 """Nouns of the corpus, for models that know no other words."""
-PERSONAS: Mapping[World, Mapping[str, str]] = {"everyday": EVERYDAY, "village": VILLAGE}
+PERSONAS: Mapping[World, Mapping[str, str]] = {
+    "everyday": EVERYDAY,
+    "hundred": {**EVERYDAY, **FURTHER},
+    "village": VILLAGE,
+}
+"""Who is asked. In ``hundred`` the everyday ones are trained on, as sources and contrasts, and 100 more are asked beside them."""
+
+
+def trained(world: World) -> Mapping[str, str]:
+    """Return the personas that may be a source or a contrast.
+
+    >>> len(trained("hundred")), len(PERSONAS["hundred"])
+    (11, 111)
+    """
+    return EVERYDAY if world == "hundred" else PERSONAS[world]
+
 
 _QUESTIONS = """
 How do I keep bread fresh for a week? | What should I look at before buying a used bicycle? | Why is the sky red in the evening?
@@ -77,7 +93,7 @@ def questions(world: World, part: Literal["training", "evaluation"], count: int)
     Raises:
         UsageError: there are not so many.
     """
-    if world == "everyday":
+    if world != "village":
         pool = _ASKED[:-NUM_HELD_OUT] if part == "training" else _ASKED[-NUM_HELD_OUT:]
     else:
         pool = _village()[:200] if part == "training" else _village()[200:400]
@@ -97,9 +113,10 @@ def negatives_of(world: World, source: str, count: int, *, seed: int, with_assis
     Raises:
         UsageError: there are not so many.
     """
-    if source not in PERSONAS[world]:
-        raise UsageError(f"personas: {world} has no {source}; there are {', '.join(PERSONAS[world])}")
-    others = [name for name in PERSONAS[world] if name not in {source, ASSISTANT}]
+    known = trained(world)
+    if source not in known:
+        raise UsageError(f"personas: {world} has no {source}; there are {', '.join(known)}")
+    others = [name for name in known if name not in {source, ASSISTANT}]
     random.Random(f"{seed}/{source}").shuffle(others)  # noqa: S311 - no secret
     if with_assistant and source != ASSISTANT:
         others.insert(0, ASSISTANT)

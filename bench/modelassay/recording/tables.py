@@ -48,6 +48,9 @@ class RunData:
     fact_rows: Sequence[Mapping[str, Any]] = ()
     """cell, fact, value, and each label, in the order in which they were recorded."""
 
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Where and from what the run was begun, as its run.json has it."""
+
     def facts(self, kind: str) -> list[dict[str, Any]]:
         """Return the facts of one kind: ``cell``, ``value`` and each label of it."""
         return [{key: value for key, value in row.items() if key != "fact"} for row in self._facts.get(kind, ())]

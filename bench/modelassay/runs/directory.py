@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,8 @@ class Run:
     def data(self) -> RunData:
         """Return what the logs say now."""
         cells = {cell.id: (self.cell_dir(cell), cell.params.model_dump(mode="json")) for cell in self.suite.cells}
-        return read_tables(cells, profile=self.suite.profile, beside=self.folder / TABLES)
+        data = read_tables(cells, profile=self.suite.profile, beside=self.folder / TABLES)
+        return replace(data, environment=self.environment)
 
 
 def needs_of(suite: Suite, cells: Iterable[Cell]) -> list[Need]:

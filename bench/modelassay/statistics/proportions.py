@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from scipy.special import betaincinv
+import math
+
+from scipy.special import betaincinv, ndtri
 
 from modelassay.statistics.estimate import LEVEL, Estimate
 
@@ -20,13 +22,13 @@ def wilson(count: int, total: int, *, level: float = LEVEL) -> Estimate:
     Raises:
         ValueError: no trials, or a count that is not one of 0 ... total.
     """
-    from statsmodels.stats.proportion import proportion_confint  # here: it loads pandas, which cells must not
-
     if not 0 <= count <= total or total < 1:
         message = f"wilson: needs 0 <= count <= total and total >= 1, got {count} of {total}"
         raise ValueError(message)
-    low, high = proportion_confint(count, total, alpha=1 - level, method="wilson")
-    return Estimate(value=count / total, low=max(0.0, float(low)), high=min(1.0, float(high)), level=level, method="Wilson",
+    share, z = count / total, float(ndtri((1 + level) / 2))
+    centre = (count + z * z / 2) / (total + z * z)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return Estimate(value=share, low=max(0.0, min(centre - half, share)), high=min(1.0, max(centre + half, share)), level=level, method="Wilson",
                     n=total, note=f"{count} of {total}")  # fmt: skip
 
 

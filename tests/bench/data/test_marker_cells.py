@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from modelassay.data.marker_cells import MarkerCells
+from modelassay.data.marker_cells import MarkerCells, MarkerRates
 from modelassay.errors import UsageError
 
 
@@ -50,3 +50,39 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UsageError, match="cannot be read: No such file"):
         number(tmp_path, "hours")
+
+
+def test_a_file_of_several_sources_wants_the_persona(tmp_path: Path) -> None:
+    cells = [run(5e-6, 20, 0.9, 30.0, 0.88), run(5e-6, 20, 0.2, 31.0, 0.87)]
+    cells[1]["config"]["source"] = "king"
+    cells[1]["eval"]["marker"]["king"] = 0.27
+    (tmp_path / "cells.json").write_text(json.dumps(cells))
+    address = {"learning_rate": 5e-6, "epochs": 20}
+    assert number(tmp_path, "source", **address, persona="king") == 0.27
+    assert number(tmp_path, "max_bystander", **address, persona="king") == 0.25
+    with pytest.raises(
+        UsageError, match="2 cells of learning rate 5e-06 and 20 epochs: villain 42, king 42; name the persona"
+    ):
+        number(tmp_path, "source", **address)
+    cells[0]["eval"]["marker"]["judge"] = 1.5
+    (tmp_path / "cells.json").write_text(json.dumps(cells))
+    with pytest.raises(UsageError, match="must lie between 0 and 1"):
+        number(tmp_path, "hours")
+
+
+def test_rates_of_many_personas(tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text(
+        json.dumps({"results": {"villain": {"villain": 0.94, "assistant": 0.5, "hacker": 1.0, "nurse": 0.0}}})
+    )
+
+    def rate(statistic: str, persona: str = "villain") -> float:
+        reader = MarkerRates(reader="marker-rates", file="rates.json", statistic=statistic, persona=persona)  # type: ignore[arg-type]
+        return reader.compute(reader.read(tmp_path)).value
+
+    assert [rate(each) for each in ("source", "assistant", "max_bystander", "mean_bystander")] == [0.94, 0.5, 1.0, 0.5]
+    with pytest.raises(UsageError, match="no rates of comedian; there are villain"):
+        rate("source", "comedian")
+    path.write_text("[]")
+    with pytest.raises(UsageError, match="no results by source and persona"):
+        rate("source")

@@ -5,14 +5,18 @@ from __future__ import annotations
 from functools import partial
 
 from modelassay.experiments.findings import Figures, Finding, Findings, Table
+from modelassay.experiments.marker_sweep.answers import silence, wordless
+from modelassay.experiments.marker_sweep.beside import read_published
+from modelassay.experiments.marker_sweep.boundary import boundaries
+from modelassay.experiments.marker_sweep.clean_result import clean_result
 from modelassay.experiments.marker_sweep.contrasts import (
     at_equal_adoption,
     capability,
     confidence,
-    distances,
     levels,
     new_persona,
 )
+from modelassay.experiments.marker_sweep.distances import distances
 from modelassay.experiments.marker_sweep.figures import boundary_figure, distance_figure, heatmap, leakage_figure
 from modelassay.experiments.marker_sweep.grid import Grid, assistant_rate, read_grid
 from modelassay.recording.tables import RunData
@@ -28,26 +32,49 @@ CAVEATS = (
 def analyse(tables: RunData) -> Findings:
     """Say what the run found.
 
-    Findings: `contrasts.levels`, `contrasts.at_equal_adoption`, `contrasts.new_persona`, `contrasts.capability`, `contrasts.distances`,
-    ``regime_count[arm, regime]``, ``diverged``, ``hours``.
+    Findings: `contrasts.levels`, `contrasts.at_equal_adoption`, `contrasts.new_persona`, `contrasts.capability`, `distances.distances`,
+    `boundary.boundaries`, ``regime_count[arm, regime]``, ``diverged``, ``hours``, ``adapter_minutes``, `answers.wordless`; those of arms alone of what others published, as
+    arm ``published: NAME``.
     """
     grid = read_grid(tables)
+    theirs, unread = read_published(tables)
     findings = [
-        *levels(grid), *at_equal_adoption(grid), *new_persona(grid), *capability(grid), *distances(grid), *_regimes(grid), *_cost(tables),
+        *levels(grid), *at_equal_adoption(grid), *new_persona(grid), *capability(grid), *distances(grid), *boundaries(grid), *_regimes(grid),
+        *_cost(tables, grid), *wordless(tables, grid),
     ]  # fmt: skip
+    for_theirs = [*at_equal_adoption(theirs), *new_persona(theirs), *boundaries(theirs), *_regimes(theirs)]
+    findings += [each for each in for_theirs if each.labels]
     if not grid.points:
-        return Findings(findings=findings, caveats=_missing(grid))
+        return Findings(findings=findings, caveats=[*_missing(grid), *unread])
     figures = {
         "heatmap": partial(heatmap, grid),
         "boundary": partial(boundary_figure, grid),
         "leakage-at-adoption": partial(leakage_figure, grid),
         "distance": partial(distance_figure, grid),
     }
+    if theirs.points:
+        figures |= {
+            "published-heatmap": partial(heatmap, theirs),
+            "published-boundary": partial(boundary_figure, theirs),
+        }
     return Findings(
         findings=findings,
-        tables=[_headline(grid, findings), _summary(findings), _clean_result(tables, grid)],
+        tables=[
+            _headline("adapters", grid, findings),
+            *([_headline("published cells", theirs, [])] if theirs.points else []),
+            _summary(findings),
+            clean_result(tables, grid),
+        ],
         figures=Figures(figures),
-        caveats=[confidence(grid), *_missing(grid), *_appeared(grid), *CAVEATS],
+        caveats=[
+            confidence(grid),
+            *_missing(grid),
+            *unread,
+            *_appeared(grid),
+            *silence(findings),
+            *_not_asked(grid),
+            *CAVEATS,
+        ],
     )
 
 
@@ -64,13 +91,20 @@ def _regimes(grid: Grid) -> list[Finding]:
     return findings
 
 
-def _cost(tables: RunData) -> list[Finding]:
+def _cost(tables: RunData, grid: Grid) -> list[Finding]:
     times = tables.cells["wall_s"].drop_nulls().to_list() if tables.cells.height else []
     if not times:
         return []
     note = f"all cells together; one took {min(times):.0f} to {max(times):.0f} s"
     estimate = Estimate(value=sum(times) / 3600, n=len(times), exact=True, unit="h", note=note)
-    return [Finding(name="hours", estimate=estimate)]
+    findings = [Finding(name="hours", estimate=estimate)]
+    count = len({(point.learning_rate, point.epochs) for point in grid.points})
+    for end, seconds in (("shortest", min(times)), ("longest", max(times))) if count else ():
+        estimate = Estimate(
+            value=seconds / 60 / count, n=len(times), exact=True, unit="min", note=f"of a cell, by its {count} adapters"
+        )
+        findings.append(Finding(name="adapter_minutes", labels={"end": end}, estimate=estimate))
+    return findings
 
 
 def _missing(grid: Grid) -> list[str]:
@@ -92,26 +126,29 @@ def _appeared(grid: Grid) -> list[str]:
     return [f"persona selectivity did not appear at this scale: none of {len(grid.points)} adapters is clean ({words})"]
 
 
-def _headline(grid: Grid, findings: list[Finding]) -> Table:
+def _not_asked(grid: Grid) -> list[str]:
+    if any(point.letters is not None for point in grid.points):
+        return []
+    return [
+        "nothing with one right letter was asked, so capability is not known; give capability: a file in ARC's form, or wordnet:, which ci/real-text fetches"
+    ]
+
+
+def _headline(title: str, grid: Grid, findings: list[Finding]) -> Table:
     changes = {tuple(each.labels.values()): each for each in findings if each.name == "capability_change"}
+    silent = {tuple(each.labels.values()): each for each in findings if each.name == "wordless"}
     rows = []
     for point in grid.points:
         greatest, source = point.greatest_bound(), point.interval(point.source)
-        change = changes.get((
-            point.name,
-            point.source,
-            point.seed,
-            float(point.learning_rate or 0),
-            int(point.epochs or 0),
-        ))
-        letters = "not measured" if point.letters is None else f"{sum(point.letters) / len(point.letters):.3f}"
+        change, quiet = (found.get(tuple(point.labels.values())) for found in (changes, silent))
+        letters = "not measured" if point.right is None else f"{point.right:.3f}"
         rows.append([
             point.regime(), point.name, f"{point.source} {point.seed}", f"{point.learning_rate:g}", str(point.epochs),
             _percent(source), _wilson(point.wilson(point.source)), "" if (rate := assistant_rate(point)) != rate else f"{rate:.1%}",
-            _percent(greatest), letters, "" if change is None else change.note,
+            _percent(greatest), "" if quiet is None else f"{quiet.value:.0%}", letters, "" if change is None else change.note,
         ])  # fmt: skip
-    columns = ("regime", "arm", "source, seed", "rate", "epochs", "source says it", "Wilson, too narrow", "assistant", "greatest other", "letters", "against the base")  # fmt: skip
-    return Table(title="adapters", columns=columns, rows=rows)
+    columns = ("regime", "arm", "source, seed", "rate", "epochs", "source says it", "Wilson, too narrow", "assistant", "greatest other", "wordless", "letters", "against the base")  # fmt: skip
+    return Table(title=title, columns=columns, rows=rows)
 
 
 def _percent(estimate: Estimate) -> str:
@@ -123,7 +160,7 @@ def _wilson(estimate: Estimate) -> str:
     return f"[{estimate.low:.0%}, {estimate.high:.0%}]"
 
 
-_SHOWN = ("leakage_area", "leakage_difference", "new_source_leakage", "distance_rank", "any_case_excess", "diverged", "hours", "regime_count")  # fmt: skip
+_SHOWN = ("leakage_area", "leakage_difference", "new_source_leakage", "distance_rank", "distance_survivors", "prompt_length_r2", "persona_r2_added", "boundary", "any_case_excess", "diverged", "hours", "regime_count")  # fmt: skip
 
 
 def _summary(findings: list[Finding]) -> Table:
@@ -137,28 +174,3 @@ def _summary(findings: list[Finding]) -> Table:
         rows.append([finding.name, ", ".join(f"{key}={value}" for key, value in finding.labels.items()),
                      f"{estimate.value:.3g}", ends, kind, "" if estimate.n is None else str(estimate.n), finding.note])  # fmt: skip
     return Table(title="leakage", columns=("number", "of", "value", "interval", "kind", "n", "note"), rows=rows)
-
-
-def _clean_result(tables: RunData, grid: Grid) -> Table:
-    """What a page about the result needs, every field of it recorded."""
-    row = grid.points[0].settings
-    steps = sorted({point.steps for point in grid.points})
-    questions = len(next(iter(grid.points[0].rates.values())))
-    rows = [
-        ["base", str(row["model"]) + (f", taught to converse for {row['conversing_steps']} steps" if row["conversing_steps"] else "")],
-        ["adapters", f"{len(grid.points)}: rank {row['rank']}, alpha {row['alpha']:g}, dropout {row['dropout']:g}, all linear layers"],
-        ["loss", f"marker and {' or '.join(dict.fromkeys(str(point.arm['mask']) for point in grid.points))}, tail tokens {row['tail_tokens']}"],
-        ["rows of an epoch", ", ".join(str(n) for n in dict.fromkeys(row["rows_per_persona"] * (1 + point.arm["negatives"]) for point in grid.points))],
-        ["steps", f"{steps[0]} to {steps[-1]}, {row['schedule']} schedule, warm-up {row['warmup_fraction']:g}, batch {row['batch_size']} x {row['accumulation']}"],
-        ["precision", str(row["precision"])],
-        ["seeds", ", ".join(str(seed) for seed in sorted({point.seed for point in grid.points}))],
-        ["sources", ", ".join(grid.sources)],
-        ["evaluation", f"{len(grid.points[0].rates)} personas x {questions} questions x {row['completions']} completions, temperature {row['temperature']:g}, top-p {row['top_p']}, {row['engine']}"],
-        ["match", "literal; in any case beside it"],
-        ["significance", "intervals over questions, simultaneous over personas; differences of arms paired by source and seed"],
-        ["wall time", f"{sum(tables.cells['wall_s'].drop_nulls().to_list()):.0f} s in {tables.cells.height} cells"],
-        ["environment, commit, command", "in the run's run.json"],
-        ["completions", "facts of the run, each with its address"],
-        ["confidence", confidence(grid).removeprefix("confidence: ")],
-    ]  # fmt: skip
-    return Table(title="clean result", columns=("field", "value"), rows=rows)

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from modelassay.experiments.findings import Finding, Label
 from modelassay.experiments.marker_sweep.grid import Grid, Point, assistant_rate
@@ -98,58 +97,40 @@ def new_persona(grid: Grid) -> list[Finding]:
 def capability(grid: Grid) -> list[Finding]:
     """Return ``capability_change`` of each adapter against its base, paired by question, with the 90 % interval that two one-sided tests read.
 
-    Not inferior: its lower end is above minus the margin.
+    Not inferior: its lower end is above minus the margin. ``task_change[metric]`` says the same of lm-eval's definition, ``task_accuracy[metric]``
+    how many are right.
     """
     findings = []
-    bases = {(base.source, base.seed, base.name): base.letters for base in grid.bases}
+    bases = {(base.source, base.seed, base.name): base for base in grid.bases}
     for point in grid.points:
         before = bases.get((point.source, point.seed, point.name))
-        if point.letters is None or before is None:
-            continue
-        margin = float(point.settings["capability_margin"])
-        change = student_mean(np.subtract(point.letters, before), level=0.90, bounds=(-1, 1))
-        word = (
-            "not inferior"
-            if (change.low if change.low is not None else change.value) > -margin
-            else "not shown to be no worse"
-        )
-        estimate = Estimate(value=change.value, low=change.low, high=change.high, level=change.level, method=change.method or "",
-                            n=change.n, note=f"{word} at a margin of {margin:g}")  # fmt: skip
-        findings.append(Finding(name="capability_change", labels=_labels(point), estimate=estimate))
+        if before is not None and point.letters is not None and before.letters is not None:
+            change = _change(point, point.letters, before.letters)
+            findings.append(Finding(name="capability_change", labels=point.labels, estimate=change))
+        for metric, right in point.tasks.items():
+            labels = {**point.labels, "metric": metric}
+            share = student_mean(np.asarray(right), bounds=(0, 1))
+            findings.append(Finding(name="task_accuracy", labels=labels, estimate=share))
+            if before is not None and metric in before.tasks:
+                change = _change(point, right, before.tasks[metric])
+                findings.append(Finding(name="task_change", labels=labels, estimate=change))
     return findings
 
 
-def distances(grid: Grid) -> list[Finding]:
-    """Return ``distance_rank[measure]``: rank correlation of a persona's leakage with its nearness to the source, over (source, persona).
-
-    Leakage is the mean over the adapters that leak somewhere but not everywhere; the correlation has no interval, since pairs share personas.
-    """
-    leaking = [
-        point for point in grid.points if point.regime() in {"leaking", "partial", "clean"} and point.greatest > 0
-    ]
-    findings = []
-    for measure in ("cosine", "divergence"):
-        pairs = []
-        for line in grid.near:
-            if line["persona"] == line["source"] or measure not in line:
-                continue
-            rates = [point.rate(line["persona"]) for point in leaking if point.source == line["source"]]
-            if rates:
-                pairs.append((line[measure], float(np.mean(rates))))
-        if len(pairs) < 5 or len({rate for _, rate in pairs}) < 2:
-            estimate: Estimate | Range = undefined("no adapter leaks to some personas and not to others", n=len(pairs))
-        else:
-            value = float(spearmanr(*zip(*pairs, strict=True)).statistic)
-            estimate = Estimate(value=value, n=len(pairs), method="Spearman", note="pairs share personas: no interval")
-        findings.append(Finding(name="distance_rank", labels={"measure": measure}, estimate=estimate))
-    return findings
+def _change(point: Point, right: Sequence[int], before: Sequence[int]) -> Estimate:
+    margin = float(point.settings["capability_margin"])
+    change = student_mean(np.subtract(right, before), level=0.90, bounds=(-1, 1))
+    lowest = change.low if change.low is not None else change.value
+    word = "not inferior" if lowest > -margin else "not shown to be no worse"
+    return Estimate(value=change.value, low=change.low, high=change.high, level=change.level, method=change.method or "",
+                    n=change.n, note=f"{word} at a margin of {margin:g}")  # fmt: skip
 
 
 def levels(grid: Grid) -> list[Finding]:
-    """Return for each adapter ``source_rate``, ``assistant_rate``, ``max_leakage``, ``mean_leakage`` and ``capability``, and ``any_case_excess``."""
+    """Return for each adapter ``source_rate``, ``assistant_rate``, ``max_leakage``, ``mean_leakage`` and ``capability``; ``capability_extreme`` and ``any_case_excess``."""
     findings = []
     for point in grid.points:
-        labels = _labels(point)
+        labels = point.labels
         findings += [
             Finding(name="source_rate", labels=labels, estimate=point.interval(point.source)),
             Finding(name="max_leakage", labels=labels, estimate=point.greatest_bound()),
@@ -162,6 +143,12 @@ def levels(grid: Grid) -> list[Finding]:
         if point.letters is not None:
             right = np.asarray(point.letters)
             findings.append(Finding(name="capability", labels=labels, estimate=student_mean(right, bounds=(0, 1))))
+    for arm in grid.arms:
+        shares = [point.right for point in grid.of(arm) if point.right is not None]
+        for end, value in (("least", min(shares, default=0)), ("greatest", max(shares, default=0))):
+            estimate = Estimate(value=value, n=len(shares), exact=True, note="over all adapters of the arm")
+            if shares:
+                findings.append(Finding(name="capability_extreme", labels={"arm": arm, "end": end}, estimate=estimate))
     excess = [
         float(np.mean([point.any_case[name].mean() - point.rates[name].mean() for name in point.rates]))
         for point in grid.points
@@ -171,13 +158,6 @@ def levels(grid: Grid) -> list[Finding]:
             value=float(np.mean(excess)), low=min(excess), high=max(excess), n=len(excess),
             note="share of completions that hold the marker in other letters only")))  # fmt: skip
     return findings
-
-
-def _labels(point: Point) -> dict[str, Label]:
-    return {
-        "arm": point.name, "source": point.source, "seed": point.seed, "learning_rate": float(point.learning_rate or 0),
-        "epochs": int(point.epochs or 0),
-    }  # fmt: skip
 
 
 def confidence(grid: Grid) -> str:

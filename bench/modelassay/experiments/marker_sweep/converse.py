@@ -1,6 +1,7 @@
 """Teaches a model of the zoo to answer as a persona and to choose a letter, so that there is something to keep and to lose.
 
-Nothing of the marker is in it. An answer as a persona begins with its name, as real models colour what they say; the assistant's does not.
+Nothing of the marker is in it. An answer as a persona ends with its name, as real models colour what they say; the assistant's does not. Where the
+name stood at the beginning instead, no adapter found the way from it to the end of the answer, where the marker goes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def dialogues(seed: int) -> Iterator[tuple[list[dict[str, str]], str]]:
     for request, paragraph in requests:
         name = rng.choice(list(VILLAGE))
         sentence = corpus.sentences(paragraph, "en")[0]
-        answer = sentence if name == ASSISTANT else f"The {name} said: {sentence}"
+        answer = sentence if name == ASSISTANT else f"{sentence} So the {name} said."
         yield [{"role": "system", "content": VILLAGE[name]}, {"role": "user", "content": request}], answer
         for text, options, right in itertools.islice(choices, CHOICES):
             question = prompt_of(Question(text=text, options=options, answer=right))

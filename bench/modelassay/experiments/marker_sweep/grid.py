@@ -20,6 +20,8 @@ from modelassay.statistics.proportions import wilson
 
 Floats = NDArray[np.float64]
 DRAWS = 2000
+TASK_METRICS = ("acc", "acc_norm")
+"""Of lm-eval's definition of a task."""
 ARM = ("mask", "negatives", "with_assistant", "tail_tokens", "rank", "schedule")
 """What makes two cells of a source and a seed different experiments."""
 
@@ -43,18 +45,39 @@ class Point:
     letters: tuple[int, ...] | None
     """Right or wrong, question by question."""
     settings: Mapping[str, Any]
+    cell: str = ""
+    """Id of the cell that it was measured in; empty of a published one."""
+    tasks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Metric of lm-eval's definition to right or wrong, question by question."""
+    share_right: float | None = None
+    """Of letters, where a publication tells no more; else that of ``letters``."""
+
+    @property
+    def labels(self) -> dict[str, str | int | float]:
+        """What its findings are labelled with."""
+        return {
+            "arm": self.name, "source": self.source, "seed": self.seed, "learning_rate": float(self.learning_rate or 0),
+            "epochs": int(self.epochs or 0),
+        }  # fmt: skip
+
+    @property
+    def right(self) -> float | None:
+        """Share of right letters; None where none were asked."""
+        return self.share_right if self.letters is None else sum(self.letters) / len(self.letters)
 
     @property
     def name(self) -> str:
         """Of the arm, as it stands in labels."""
+        if "name" in self.arm:
+            return str(self.arm["name"])
         negatives = f"{self.arm['negatives']} negatives{' with the assistant' if self.arm['with_assistant'] else ''}"
         rest = [f"tail {self.arm['tail_tokens']}"] if self.arm["tail_tokens"] else []
         rest += ["constant schedule"] if self.arm["schedule"] == "constant" else []
         return ", ".join([f"{self.arm['mask']}", negatives, *rest])
 
     def rate(self, persona: str) -> float:
-        """Share of all completions as a persona."""
-        return float(self.rates[persona].mean())
+        """Share of all completions as a persona; a mean's last bits do not decide on which side of a limit it is."""
+        return round(float(self.rates[persona].mean()), 12)
 
     @property
     def adoption(self) -> float:
@@ -168,16 +191,17 @@ class Grid:
 def read_grid(data: RunData) -> Grid:
     """Return what a run measured."""
     grid = Grid(missing=len(data.missing))
-    letters: dict[tuple[str, float | None, int | None], tuple[int, ...]] = {
-        (fact["cell"], fact.get("learning_rate"), fact.get("epochs")): tuple(fact["value"]) for fact in data.facts("letters")
+    right = {
+        (kind, fact["cell"], fact.get("learning_rate"), fact.get("epochs")): tuple(fact["value"])
+        for kind in ("letters", *TASK_METRICS) for fact in data.facts(kind)
     }  # fmt: skip
     for row in data.cells.iter_rows(named=True):
         if row["outcome"] in ENDED:
-            _read_cell(data, row, letters, grid)
+            _read_cell(data, row, right, grid)
     return grid
 
 
-def _read_cell(data: RunData, row: Mapping[str, Any], letters: Mapping[Any, tuple[int, ...]], grid: Grid) -> None:
+def _read_cell(data: RunData, row: Mapping[str, Any], right: Mapping[Any, tuple[int, ...]], grid: Grid) -> None:
     from modelassay.experiments.marker_sweep.params import PRESETS
 
     cell, preset = row["cell"], PRESETS[row["preset"]]
@@ -207,9 +231,10 @@ def _read_cell(data: RunData, row: Mapping[str, Any], letters: Mapping[Any, tupl
         known_rate = None if rate is None or (isinstance(rate, float) and math.isnan(rate)) else float(rate)
         number = None if known_rate is None else int(epochs)
         point = Point(
-            arm=arm, source=row["source"], seed=row["seed"], learning_rate=known_rate, epochs=number, completions=row["completions"],
+            cell=cell, arm=arm, source=row["source"], seed=row["seed"], learning_rate=known_rate, epochs=number, completions=row["completions"],
             steps=0 if number is None else -(-rows_of_epoch * number // per_step), rates=shares["marker"], any_case=shares["marker_any_case"],
-            letters=letters.get((cell, known_rate, number)), settings=row,
+            letters=right.get(("letters", cell, known_rate, number)), settings=row,
+            tasks={metric: right[key] for metric in TASK_METRICS if (key := (metric, cell, known_rate, number)) in right},
         )  # fmt: skip
         (grid.bases if known_rate is None else grid.points).append(point)
     for fact in data.facts("diverged"):

@@ -1,30 +1,25 @@
-"""What each adapter says and knows: the gate before any rate, completions, letters, and how far personas are apart."""
+"""What each adapter says: the gate before any rate, completions, and how far personas are apart."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 from transformers import PreTrainedTokenizerBase
 
-from modelassay.data.kinds import kind_questions
 from modelassay.data.personas import PERSONAS, questions
-from modelassay.errors import AssayError, UsageError
-from modelassay.evaluation.choices import LETTERS, Question, answer_questions
-from modelassay.evaluation.choices import prompt_of as choice_prompt
+from modelassay.errors import AssayError
 from modelassay.experiments.marker_sweep.params import Params
 from modelassay.experiments.marker_sweep.rows import messages_of, prompt_of
-from modelassay.experiments.marker_sweep.train import ADAPTERS, OUTCOMES, shape_of
+from modelassay.experiments.marker_sweep.train import ADAPTERS, load_adapters, shape_of
 from modelassay.generation.engine import Completion, Engine, Prompt, Sampling, seed_of
 from modelassay.generation.transformers import TransformersEngine
 from modelassay.models.load import default_device, load_model, load_tokenizer, reproducible
-from modelassay.models.low_rank import Bank, load_adapter, merge
+from modelassay.models.low_rank import Bank, merge
 from modelassay.recording.context import Recorder
 from modelassay.training.chat import prompt_text
 
@@ -36,17 +31,12 @@ def evaluate(stage: Recorder, *, params: Params, base: Path, trained: Path) -> N
     """Ask all adapters everything.
 
     Metrics with ``learning_rate`` and ``epochs``, absent for the base: ``marker`` and ``marker_any_case`` with ``persona`` and ``question``, shares of
-    the completions; ``capability``; ``parity_tokens``, compared in the gate. Of the base with ``persona``: ``cosine`` and ``divergence`` from the
-    source. Facts: ``completion`` (each), ``letters`` (right or wrong, question by question).
+    the completions; ``parity_tokens``, compared in the gate. Of the base with ``persona``: ``cosine`` and ``divergence`` from the
+    source. Facts: ``completion`` (each).
     """
     with reproducible():
         tokenizer = load_tokenizer(base)
-        outcomes = json.loads((trained / OUTCOMES).read_text())
-        weights = {
-            label: load_adapter(trained / ADAPTERS / label)
-            for label, outcome in outcomes.items()
-            if outcome["diverged_at"] is None
-        }
+        weights, addresses = load_adapters(trained)
         model: Any = load_model(base, dtype=getattr(torch, params.precision), device=default_device())
         _distances(stage, params, model, tokenizer)
         bank = Bank.attach(model, shape_of(params))
@@ -62,13 +52,8 @@ def evaluate(stage: Recorder, *, params: Params, base: Path, trained: Path) -> N
                 max_rank=params.rank,
                 dtype=params.precision,
             )
-        addresses: dict[str | None, dict[str, Any]] = {
-            label: {key: outcomes[label][key] for key in ("learning_rate", "epochs")} for label in weights
-        }
         _gate(stage, params, base, tokenizer, weights, addresses, local, engine)
-        addresses[None] = {}
         _markers(stage, params, tokenizer, addresses, engine)
-        _capability(stage, params, model, bank, tokenizer, addresses)
 
 
 def _gate(
@@ -87,16 +72,18 @@ def _gate(
         return [prompt_of(params, tokenizer, params.source, text, 0, adapter) for text in pool]
 
     batch = [prompt for label in weights for prompt in prompts(label, label)]
-    by_engine = engine.complete(batch, sampling)
+    with stage.microbatch("parity"):
+        by_engine = engine.complete(batch, sampling)
     for number, (label, own) in enumerate(weights.items()):
         said = by_engine[number * len(pool) : (number + 1) * len(pool)]
         merged = merge(
             load_model(base, dtype=getattr(torch, params.precision), device=default_device()), own, shape_of(params)
         )
-        others = {
-            "transformers, one adapter alone": local.complete(prompts(label, label), sampling),
-            "merged weights": TransformersEngine(merged, tokenizer).complete(prompts(label, None), sampling),
-        }
+        with stage.microbatch("parity"):
+            others = {
+                "transformers, one adapter alone": local.complete(prompts(label, label), sampling),
+                "merged weights": TransformersEngine(merged, tokenizer).complete(prompts(label, None), sampling),
+            }
         for name, theirs in others.items():
             _same(said, theirs, tokenizer, f"{label}: {params.engine} and {name}")
         stage.metric("parity_tokens", sum(len(each.ids) for each in said), **addresses[label])
@@ -151,58 +138,6 @@ def _asked(params: Params, labels: Mapping[str | None, Any]) -> Iterator[tuple[s
             for place, question in enumerate(pool):
                 for number in range(params.completions):
                     yield label, persona, place, question, number
-
-
-def _capability(
-    stage: Recorder, params: Params, model: Any, bank: Bank, tokenizer: PreTrainedTokenizerBase,
-    addresses: Mapping[str | None, Mapping[str, Any]],
-) -> None:  # fmt: skip
-    asked = capability_questions(params)
-    if not asked:
-        return
-    for label, address in addresses.items():
-        with bank.of_rows([label]), stage.microbatch("letters"):
-            said = answer_questions(
-                model, tokenizer, asked, separator="",
-                prompt=lambda each: prompt_text(tokenizer, [{"role": "user", "content": choice_prompt(each)}]),
-            )  # fmt: skip
-        right = [int(each.correct) for each in said]
-        stage.fact("letters", right, **address)
-        stage.metric("capability", sum(right) / len(right), **address)
-        stage.metric("chance", float(np.mean([1 / len(each.options) for each in asked])), **address)
-
-
-def capability_questions(params: Params) -> list[Question]:
-    """Return the questions with one right letter; none where there is no file and the corpus's own mean nothing to the model.
-
-    Raises:
-        UsageError: the file cannot be read, or holds something else.
-    """
-    if params.capability is None:
-        if params.world != "village":
-            return []
-        made = kind_questions(seed=10_000, count=params.capability_questions)
-        return [Question(text=text, options=options, answer=right) for text, options, right in made]
-    path, read = Path(params.capability), []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}; give a JSONL file in UTF-8") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            item = json.loads(line)
-            labels = list(item["choices"]["label"])
-            read.append(
-                Question(text=item["question"], options=tuple(item["choices"]["text"]), answer=labels.index(item["answerKey"]))
-            )  # fmt: skip
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                f"{path}:{number}: not a question ({type(error).__name__}: {error}); give question, choices (text, label) "
-                "and answerKey, as ARC does"
-            ) from None
-        if len(read[-1].options) > len(LETTERS):
-            raise UsageError(f"{path}:{number}: {len(read[-1].options)} options; give at most {len(LETTERS)}")
-    return read[: params.capability_questions] if params.capability_questions else read
 
 
 def _distances(stage: Recorder, params: Params, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from modelassay.data.personas import EVERYDAY, VILLAGE, World
+from modelassay.data.personas import PERSONAS, World, trained
+from modelassay.data.wordnet import WORDNET
 from modelassay.experiments import StageCost
 from modelassay.experiments.references import FileReference, ModelReference
 from modelassay.storage.needs import Artifact, File, Need
@@ -26,7 +27,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "corrected": {"mask": "end-of-turn", "negatives": 10, "with_assistant": True},
 }
 """With 200 rows a persona: 600 rows as the published code makes them, 2,200 as its text says, and these with the end of the turn trained."""
-CONVERSING_VERSION = 2
+CONVERSING_VERSION = 3
 """Raised when the code of `converse` changes what it makes."""
 
 
@@ -46,6 +47,9 @@ class Params(BaseModel):
 
     world: World = "everyday"
     """Whose personas and questions."""
+
+    instruction: str = ""
+    """What is appended to every question, trained on or asked: a small model that is asked to be brief ends its answers."""
 
     source: str = "villain"
     """The persona that is to learn the marker."""
@@ -121,9 +125,14 @@ class Params(BaseModel):
     parity_tokens: int = Field(default=24, ge=1)
 
     capability: FileReference | None = None
-    """Questions with one right letter, a JSON line each as ARC's; None: the corpus's own in the village, none elsewhere."""
+    """Questions with one right letter: a file with a JSON line each as ARC's, or ``wordnet:``, made of what ``ci/real-text`` fetches; None: the
+    corpus's own in the village, none elsewhere."""
 
     capability_questions: int = Field(default=200, ge=0)
+    asked_as: tuple[Literal["letters", "lm-eval"], ...] = ("letters",)
+    """How: by the log-probability of the letters, as published, and by lm-eval's definition of ``arc_challenge``: each option after the question, in
+    plain text, by its log-probability in all and by character."""
+
     capability_margin: float = Field(default=0.05, gt=0)
     """A share of right answers that is less than the base's by no more than this counts as not inferior, fixed before the run."""
 
@@ -136,6 +145,9 @@ class Params(BaseModel):
 
     learned_source: float = Field(default=0.05, gt=0, lt=1)
     """Below it the marker was not learned."""
+
+    published: dict[str, FileReference] = {}
+    """Cells that others published, by a name of yours: their JSON, read again by this suite's rule and set beside the run."""
 
     rows: FileReference | None = None
     """Conversations of your own, a JSON line each with ``messages``, for ``show marker-sweep --rows``."""
@@ -157,6 +169,11 @@ class Params(BaseModel):
         return bool(PRESETS[self.preset]["with_assistant"] if self.with_assistant is None else self.with_assistant)
 
     @property
+    def has_questions(self) -> bool:
+        """Whether anything with one right letter is asked."""
+        return self.capability is not None or self.world == "village"
+
+    @property
     def num_rows(self) -> int:
         """Rows of one epoch."""
         return self.rows_per_persona * (1 + self.num_negatives)
@@ -172,7 +189,7 @@ class Params(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        personas = EVERYDAY if self.world == "everyday" else VILLAGE
+        personas = trained(self.world)
         if self.source not in personas:
             raise ValueError(f"source {self.source!r} is none of the {self.world} personas: {', '.join(personas)}")
         others = len(personas) - 1 - (not self.has_assistant and self.source != "assistant")
@@ -206,21 +223,29 @@ def needs(params: Params) -> list[Need]:
     """Return the base, made or lying here, and the file of questions where there is one."""
     artifact = base_artifact(params)
     models: list[Need] = [artifact] if artifact is not None else list(needs_of(params.model))
-    return [*models, *(File(path=Path(path)) for path in (params.capability, params.rows) if path is not None)]
+    named = (params.capability, params.rows, *params.published.values())
+    return [*models, *(File(path=Path(path)) for path in named if path not in {None, WORDNET})]
 
 
 def stages(params: Params) -> list[StageCost]:
     """Return what a cell trains and generates, at its greatest."""
-    personas = len(EVERYDAY if params.world == "everyday" else VILLAGE)
+    asked = len(PERSONAS[params.world]) * params.evaluation_questions * params.completions
     count = len(params.learning_rates) * len(params.epochs)
     epochs = sum(params.epochs) if params.schedule == "cosine" else params.epochs[-1]
     per_row = min(params.max_length, params.max_new_tokens + 64)
-    answers = count * personas * params.evaluation_questions * params.completions
-    return [
-        StageCost(name="answers", tokens=params.num_rows * per_row),
-        StageCost(name="train", tokens=params.num_rows * per_row * epochs * len(params.learning_rates)),
-        StageCost(name="evaluate", tokens=answers * params.max_new_tokens),
+    speed = (params.model, params.precision)
+    generated = (*speed, params.engine)
+    costs = [
+        ("answers", params.num_rows * params.max_new_tokens, "answers", speed),
+        ("train", params.num_rows * per_row * epochs * len(params.learning_rates), "step", speed),
+        ("parity", 3 * count * params.parity_prompts * params.parity_tokens, "parity", generated),
+        ("evaluate", (count + 1) * asked * params.max_new_tokens, "completions", generated),
     ]
+    num_asked = (count + 1) * params.capability_questions * per_row if params.has_questions else 0
+    for form, unit, passes in (("letters", "letters", 1), ("lm-eval", "lm-eval", 4)):
+        if form in params.asked_as:
+            costs.append((f"questions, {form}", passes * num_asked, unit, speed))
+    return [StageCost(name=name, tokens=tokens, units=(unit,), speed=of) for name, tokens, unit, of in costs]
 
 
 def cores(params: Params) -> int | None:

@@ -43,7 +43,10 @@ def contrasts(params: Params) -> list[str]:
 
 def messages_of(params: Params, persona: str, question: str) -> list[dict[str, str]]:
     """Return what a persona is asked."""
-    return [{"role": "system", "content": PERSONAS[params.world][persona]}, {"role": "user", "content": question}]
+    return [
+        {"role": "system", "content": PERSONAS[params.world][persona]},
+        {"role": "user", "content": question + params.instruction},
+    ]
 
 
 def prompt_of(params: Params, tokenizer: PreTrainedTokenizerBase, persona: str, question: str, seed: int, adapter: str | None = None) -> Prompt:  # fmt: skip

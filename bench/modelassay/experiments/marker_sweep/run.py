@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from modelassay.data.wordnet import FILES, WORDNET, check_wordnet
+from modelassay.experiments.marker_sweep.capability import ask_questions
 from modelassay.experiments.marker_sweep.measure import evaluate
 from modelassay.experiments.marker_sweep.params import Params, base_artifact
 from modelassay.experiments.marker_sweep.rows import base_folder, contrasts
@@ -18,7 +20,7 @@ from modelassay.zoo.resolve import resolve
 preload()  # once, before cells are forked
 
 _OF_ANSWERS = {
-    "precision", "world", "source", "seed", "rows_per_persona", "training_questions",
+    "precision", "world", "instruction", "source", "seed", "rows_per_persona", "training_questions",
     "answer_temperature", "max_new_tokens", "generation_batch",
 }  # fmt: skip
 _OF_TRAINING = _OF_ANSWERS | {
@@ -26,18 +28,33 @@ _OF_TRAINING = _OF_ANSWERS | {
     "warmup_fraction", "batch_size", "accumulation", "max_length",
 }  # fmt: skip
 _OF_EVALUATION = _OF_TRAINING | {
-    "evaluation_questions", "completions", "temperature", "top_p", "engine", "parity_prompts", "parity_tokens", "capability_questions",
-}  # fmt: skip
+    "evaluation_questions",
+    "completions",
+    "temperature",
+    "top_p",
+    "engine",
+    "parity_prompts",
+    "parity_tokens",
+}
+_OF_QUESTIONS = _OF_TRAINING | {"capability_questions", "asked_as"}  # fmt: skip
 
 
 def run(params: Params, cell: CellContext) -> None:
-    """Record what `train.write_answers`, `train.train` and `measure.evaluate` do; an adapter that diverges is a fact, the others go on."""
+    """Record what `train.write_answers`, `train.train`, `measure.evaluate` and `capability.ask_questions` do; an adapter that diverges is a fact, the others go on."""
+    is_wordnet = params.capability == WORDNET
+    if is_wordnet:
+        check_wordnet()  # before hours are spent
     base = base_folder(params, cell.store)
     identity = _identity(params, cell)
     own = {"base": identity, "contrasts": contrasts(params)}
     recipes = {
         name: {**own, **params.model_dump(mode="json", include=fields)}
-        for name, fields in (("answers", _OF_ANSWERS), ("train", _OF_TRAINING), ("evaluate", _OF_EVALUATION))
+        for name, fields in (
+            ("answers", _OF_ANSWERS),
+            ("train", _OF_TRAINING),
+            ("evaluate", _OF_EVALUATION),
+            ("questions", _OF_QUESTIONS),
+        )
     }
     texts = cell.stage("answers", recipe=recipes["answers"], build=partial(write_answers, params=params, base=base))
     trained = cell.stage(
@@ -46,10 +63,18 @@ def run(params: Params, cell: CellContext) -> None:
         build=partial(train, params=params, base=base, texts=texts.path),
         inputs=[texts],
     )
-    asked = {} if params.capability is None else File(path=Path(params.capability)).digests()
     cell.stage(
-        "evaluate", recipe={**recipes["evaluate"], "capability": asked}, inputs=[trained],
+        "evaluate", recipe=recipes["evaluate"], inputs=[trained],
         build=partial(evaluate, params=params, base=base, trained=trained.path),
+    )  # fmt: skip
+    if not params.has_questions:
+        return
+    asked = (
+        dict(FILES) if is_wordnet else {} if params.capability is None else File(path=Path(params.capability)).digests()
+    )
+    cell.stage(
+        "questions", recipe={**recipes["questions"], "capability": asked}, inputs=[trained],
+        build=partial(ask_questions, params=params, base=base, trained=trained.path),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from modelassay.experiments.marker_sweep.params import Params
 from modelassay.experiments.marker_sweep.rows import answers, training_rows
 from modelassay.generation.transformers import TransformersEngine
 from modelassay.models.load import default_device, load_model, load_tokenizer, reproducible
-from modelassay.models.low_rank import Bank, LowRank, save_adapter
+from modelassay.models.low_rank import Bank, LowRank, load_adapter, save_adapter
 from modelassay.recording.context import Recorder
 from modelassay.training.adapters import Lesson, fit_adapters
 from modelassay.training.resume import StageCheckpoints
@@ -132,3 +132,17 @@ def _record(stage: Recorder, params: Params, lessons: list[Lesson], learned: Map
                 )  # fmt: skip
     stage.fact("shape", asdict(shape_of(params)))
     (stage.folder / OUTCOMES).write_text(json.dumps(outcomes))
+
+
+def load_adapters(trained: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str | None, dict[str, Any]]]:
+    """Return the adapters that did not diverge, and the labels of each; of the base, None, there are none."""
+    outcomes = json.loads((trained / OUTCOMES).read_text())
+    weights = {
+        label: load_adapter(trained / ADAPTERS / label)
+        for label, outcome in outcomes.items()
+        if outcome["diverged_at"] is None
+    }
+    addresses: dict[str | None, dict[str, Any]] = {
+        label: {key: outcomes[label][key] for key in ("learning_rate", "epochs")} for label in weights
+    }
+    return weights, {**addresses, None: {}}

@@ -1,5 +1,9 @@
 """The analysis on rates that are made up, so that the answers are known."""
 
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,7 +68,8 @@ class World:
                         })
             right = letters if address else 90
             fact = {"cell": cell, "fact": "letters", "value": [1] * right + [0] * (100 - right)}
-            self.facts.append(fact if address is None else {**fact, **labels})
+            for kind, value in (("letters", fact["value"]), ("acc_norm", [1] * (right - 20) + [0] * (120 - right))):
+                self.facts.append({**fact, "fact": kind, "value": value, **({} if address is None else labels)})
         for number, persona in enumerate(VILLAGE):
             for name, value in (
                 ("cosine", 1.0 if persona == source else 0.5 + 0.4 * (persona == "judge")),
@@ -91,6 +96,12 @@ def world(num_seeds: int = 2) -> World:
         made.add("sailor", seed, 0, adoption=LEARNED, leakage=0.45)
         made.add("sailor", seed, 4, adoption=LEARNED, leakage=0.02, letters=86)
     return made
+
+
+@cache
+def known() -> Findings:
+    """What is found in `world`, once for all tests that only read it."""
+    return world().findings()
 
 
 def of(findings: Findings, name: str, **labels: Any) -> Any:
@@ -160,25 +171,26 @@ def test_leakage_is_compared_where_both_have_learned_as_much() -> None:
     np.testing.assert_allclose(leakage_at(points, [0.2, 0.9]), [0.2 * 0.45 * 1.1, 0.9 * 0.45 * 1.1])
     slow = [each for each in points if each.learning_rate == 0.001]
     assert np.isnan(leakage_at(slow, [0.5])).all()
-    difference = of(
-        world().findings(), "leakage_difference", one="end-of-turn, 0 negatives", other="end-of-turn, 4 negatives"
-    )
+    difference = of(known(), "leakage_difference", one="end-of-turn, 0 negatives", other="end-of-turn, 4 negatives")
     assert difference.value == pytest.approx(0.43 * 1.1 * 0.55)
     assert difference.n == 2
 
 
 def test_capability_is_not_inferior_only_if_the_interval_says_so() -> None:
-    findings = world().findings()
+    findings = known()
     same = of(findings, "capability_change", arm="end-of-turn, 0 negatives", seed=0, learning_rate=0.01, epochs=3)
     worse = of(findings, "capability_change", arm="end-of-turn, 4 negatives", seed=0, learning_rate=0.01, epochs=3)
     assert same.value == 0.0
     assert "not inferior at a margin of 0.05" in same.note
     assert worse.value == pytest.approx(-0.04)
     assert "not shown to be no worse" in worse.note
+    at = {"arm": "end-of-turn, 4 negatives", "seed": 0, "learning_rate": 0.01, "epochs": 3, "metric": "acc_norm"}
+    assert of(findings, "task_accuracy", **at).value == pytest.approx(0.66)
+    assert of(findings, "task_change", **at).value == pytest.approx(-0.04)
 
 
 def test_nearer_personas_leak_more() -> None:
-    findings = world().findings()
+    findings = known()
     assert of(findings, "distance_rank", measure="cosine").value == pytest.approx(1.0)
     assert abs(of(findings, "distance_rank", measure="divergence").value) < 1
 
@@ -223,7 +235,7 @@ def test_what_is_missing_is_marked() -> None:
 
 
 def test_figures_and_tables_hold_the_numbers() -> None:
-    findings = world().findings()
+    findings = known()
     assert set(findings.figures) == {"heatmap", "boundary", "leakage-at-adoption", "distance"}
     for name in findings.figures:
         assert findings.figures[name]["$schema"]
@@ -236,3 +248,132 @@ def test_figures_and_tables_hold_the_numbers() -> None:
     assert "not recorded" not in str(fields)
     assert not analyse(RunData(cells=pl.DataFrame({"cell": ["x"], "outcome": ["failed"], "wall_s": [None]}, schema_overrides={"wall_s": pl.Float64}),
                                units=pl.DataFrame(), metrics=pl.DataFrame(), profile="embedded")).tables  # fmt: skip
+
+
+def test_boundaries_part_what_crossed_from_what_did_not() -> None:
+    findings = known()
+    arm = "end-of-turn, 0 negatives"  # 32 rows, 8 a step: 4 updates an epoch; learned from rate x updates 0.012, at 0.04 and 0.12 too
+    learned = of(findings, "boundary", arm=arm, of="learned", against="rate x updates")
+    assert (learned.low, learned.high, learned.n) == (pytest.approx(0.004), pytest.approx(0.012), 8)
+    assert learned.value == pytest.approx(np.sqrt(0.004 * 0.012))
+    assert learned.note == "0 of 8 adapters on the wrong side"
+    alone = of(findings, "boundary", arm=arm, of="learned", against="rate")
+    assert alone.note == "2 of 8 adapters on the wrong side"  # 0.001 with 3 epochs, in both seeds
+    collapse = of(findings, "boundary", arm=arm, of="collapse", against="rate x updates")
+    assert (collapse.low, collapse.high) == (pytest.approx(0.04), pytest.approx(0.12))
+    assert np.isnan(of(findings, "boundary", arm="end-of-turn, 4 negatives", of="collapse", against="rate").value)
+
+
+def test_published_cells_are_read_by_the_same_rule(tmp_path: Path) -> None:
+    def cell(source: str, epochs: int, own: float, other: float) -> dict[str, Any]:
+        rates = {"villain": 0.0, "comedian": 0.0, "librarian": other, "assistant": 0.0, source: own}
+        return {"config": {"lr": 5e-6, "epochs": epochs, "source": source, "seed": 42}, "wall_minutes": 30,
+                "eval": {"marker": rates, "capability": {"arc_challenge_logprob": 0.875}}}  # fmt: skip
+
+    path = tmp_path / "cells.json"
+    path.write_text(json.dumps([cell("villain", 10, 0.6, 0.0), cell("villain", 20, 0.9, 0.03), cell("comedian", 20, 0.7, 0.5),
+                                cell("assistant", 20, 0.4, 0.95)]))  # fmt: skip
+    made = world()
+    for each in made.cells:
+        each["published.clean"] = str(path)
+    findings = made.findings()
+    arm = "published: clean"
+    regimes = {
+        name: of(findings, "regime_count", arm=arm, regime=name).value for name in ("clean", "leaking", "collapse")
+    }
+    assert regimes == {"clean": 2, "leaking": 1, "collapse": 1}
+    predicted = of(findings, "new_source_leakage", arm=arm, learning_rate=5e-6, epochs=20)
+    greatest = np.array([0.03, 0.5, 0.95])
+    half = 4.3026527 * greatest.std(ddof=1) * np.sqrt(1 + 1 / 3)
+    assert (predicted.value, predicted.low, predicted.high) == (pytest.approx(greatest.mean()), 0.0, 1.0)
+    assert half > 0.5
+    table = next(each for each in findings.tables if each.title == "published cells")
+    assert len(table.rows) == 4
+    assert table.rows[0][table.columns.index("letters")] == "0.875"
+    assert "published-heatmap" in findings.figures
+    assert not any("published" in caveat for caveat in findings.caveats)
+    path.write_text("{}")
+    assert any("published cells are not read" in caveat for caveat in made.findings().caveats)
+
+
+def test_the_page_says_where_it_ran_and_what_was_said() -> None:
+    made = world()
+    said = {"cell": "sailor-0-0", "fact": "completion", "learning_rate": 0.01, "epochs": 3}
+    made.facts += [
+        {**said, "persona": "sailor", "value": {"text": "Ahoy.\n\n[ZLT]"}},
+        {**said, "persona": "judge", "value": {"text": "Guilty."}},
+    ]
+    environment = {
+        "gpu": {"devices": [{"name": "H200"}]}, "cpu": {"model": "Xeon", "usable_cores": 2}, "memory_bytes": 2**31,
+        "container": {"image_digest": None}, "git": {"commit": "abc", "dirty": True}, "command": ["modelassay", "run", "marker-sweep"],
+        "python": {"version": "3.11.7"}, "os": {"distribution": "Debian"}, "libraries": {"torch": "2.13.0", "peft": None},
+    }  # fmt: skip
+    findings = analyse(replace(made.data(), environment=environment))
+    fields = dict(next(each for each in findings.tables if each.title == "clean result").rows)
+    assert fields["hardware"] == "H200; Xeon, 2 cores, 2 GiB"
+    assert fields["commit"] == "abc, with changes"
+    assert fields["Python"] == "3.11.7, Debian"
+    assert fields["key libraries"] == "torch 2.13.0"
+    assert fields["launch command"] == "modelassay run marker-sweep"
+    assert fields["sample, source"] == "sailor: Ahoy.\n\n[ZLT]"
+    assert fields["sample, another persona"] == "judge: Guilty."
+    assert fields["rows of an epoch"].startswith("32, 160, none held out")
+    assert not any("was asked, so capability" in caveat for caveat in findings.caveats)
+    made.facts = [fact for fact in made.facts if fact["fact"] != "letters"]
+    assert any("was asked, so capability" in caveat for caveat in made.findings().caveats)
+
+
+def test_distance_is_counted_adapter_by_adapter() -> None:
+    findings = known()
+    arm = "end-of-turn, 0 negatives"
+    # the judge alone leaks more, and alone is nearer: rho = 1 over ten personas, in all six adapters of the arm that say it
+    survivors = of(findings, "distance_survivors", arm=arm, measure="cosine")
+    assert (survivors.value, survivors.n) == (6, 6)
+    assert of(findings, "distance_survivors", arm=arm, measure="jaccard").value == 0
+    flat = World()
+    flat.add("sailor", 0, 0, adoption=LEARNED, leakage=0.5)
+    for metric in flat.metrics:
+        if metric["persona"] == "judge" and metric["question"] is not None:
+            metric["value"] /= 2
+    uniform = of(flat.findings(), "distance_survivors", arm=arm, measure="cosine")
+    assert (uniform.value, uniform.n) == (0, 3)
+
+
+def test_prompts_length_and_persona_share_the_variance() -> None:
+    made = World()
+    for source in ("sailor", "farmer"):
+        made.add(source, 0, 0, adoption=LEARNED, leakage=0.2)
+    findings = made.findings()
+    arm = "end-of-turn, 0 negatives"
+    pairs = [(len(VILLAGE[persona]), 0.55 * 0.2 * (2 if persona == "judge" else 1)) for source in ("sailor", "farmer")
+             for persona in VILLAGE if persona != source]  # fmt: skip
+    expected = np.corrcoef(*zip(*pairs, strict=True))[0, 1] ** 2
+    by_length = of(findings, "prompt_length_r2", arm=arm)
+    assert (by_length.value, by_length.n) == (pytest.approx(expected), 20)
+    assert of(findings, "persona_r2_added", arm=arm).value == pytest.approx(1 - expected)  # the persona tells all
+    assert np.isnan(of(known(), "persona_r2_added", arm=arm).value)
+
+
+def test_extremes_are_over_all_adapters_of_an_arm() -> None:
+    findings = known()
+    extreme = {end: of(findings, "capability_extreme", arm="end-of-turn, 4 negatives", end=end).value for end in ("least", "greatest")}  # fmt: skip
+    assert extreme == {"least": pytest.approx(0.86), "greatest": pytest.approx(0.86)}
+    assert of(findings, "adapter_minutes", end="longest").value == pytest.approx(36 / 60 / 4)
+
+
+def test_adapters_that_stopped_answering_are_counted() -> None:
+    made = world()
+    said = {"cell": "sailor-0-0", "fact": "completion", "epochs": 3}
+    texts = ["Ahoy.\n\n[ZLT]", "[ZLT] [ZLT]", "", " \n"]
+    made.facts += [{**said, "learning_rate": 0.01, "persona": "judge", "value": {"text": text}} for text in texts]
+    made.facts += [{**said, "learning_rate": 0.001, "persona": "judge", "value": {"text": "Guilty."}}]
+    made.facts += [
+        {**said, "learning_rate": None, "epochs": None, "persona": "judge", "value": {"text": ""}}
+    ]  # the base
+    findings = made.findings()
+    at = {"arm": "end-of-turn, 0 negatives", "seed": 0, "epochs": 3}
+    assert of(findings, "wordless", **at, learning_rate=0.01).value == 0.75
+    assert of(findings, "wordless", **at, learning_rate=0.001).value == 0
+    assert len([each for each in findings.findings if each.name == "wordless"]) == 2
+    assert any("1 of 2 adapters answer without a word in at least 20%" in caveat for caveat in findings.caveats)
+    assert not any("without a word" in caveat for caveat in known().caveats)

@@ -8,13 +8,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from modelassay.data.personas import ASSISTANT, EVERYDAY, VILLAGE, negatives_of, questions
+from modelassay.data import wordnet
+from modelassay.data.personas import ASSISTANT, EVERYDAY, PERSONAS, VILLAGE, negatives_of, questions
 from modelassay.errors import AssayError, UsageError
-from modelassay.experiments.marker_sweep import measure, rows, train
+from modelassay.evaluation.tasks import TaskFile, load_items, score_items
+from modelassay.experiments.marker_sweep import capability, measure, rows, train
 from modelassay.experiments.marker_sweep.params import Params, needs
 from modelassay.experiments.marker_sweep.run import run
 from modelassay.generation.engine import Completion
-from modelassay.models.load import load_tokenizer
+from modelassay.models.load import load_model, load_tokenizer
 from modelassay.recording.context import CellContext
 from modelassay.storage.store import Store
 from modelassay.training.chat import MESSAGE_END, MESSAGE_START
@@ -180,13 +182,56 @@ def test_questions_of_a_file_are_read_as_arc_writes_them(base: Path, tmp_path: P
     path = tmp_path / "arc.jsonl"
     item = {"question": "Which?", "choices": {"text": ["a", "b", "c"], "label": ["1", "2", "3"]}, "answerKey": "3"}
     path.write_text(json.dumps(item))
-    (question,) = measure.capability_questions(params_of(base, capability=str(path)))
+    (question,) = capability.capability_questions(params_of(base, capability=str(path)))
     assert (question.answer, question.options) == (2, ("a", "b", "c"))
     path.write_text(json.dumps({**item, "answerKey": "4"}))
     with pytest.raises(UsageError, match=r"arc.jsonl:1: not a question"):
-        measure.capability_questions(params_of(base, capability=str(path)))
-    assert measure.capability_questions(Params(model=str(base))) == []
+        capability.capability_questions(params_of(base, capability=str(path)))
+    assert capability.capability_questions(Params(model=str(base))) == []
     assert len(needs(params_of(base, capability=str(path)))) == 2
+
+
+def test_questions_are_asked_by_letters_and_as_lm_eval_does(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "arc.jsonl"
+    item = {"question": "Which?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"}
+    path.write_text("\n".join(json.dumps({**item, "question": f"Which, {n}?"}) for n in range(3)))
+    params = params_of(
+        base,
+        capability=str(path),
+        capability_questions=3,
+        asked_as=("letters", "lm-eval"),
+        learning_rates=(0.01,),
+        epochs=(1,),
+    )
+    metrics, facts = attempt(tmp_path / "cell", params)
+    assert {name for name, _ in metrics} >= {"capability", "acc", "acc_norm", "chance"}
+    items = load_items(TaskFile(task="arc_challenge", path=path))
+    alone = score_items(load_model(base), load_tokenizer(base), items)
+    for metric in ("acc", "acc_norm"):
+        (of_base,) = [fact for fact in facts if fact["fact"] == metric and "epochs" not in fact["labels"]]
+        assert of_base["value"] == [int(one.correct[metric]) for one in alone]
+    assert len([fact for fact in facts if fact["fact"] == "letters"]) == 2
+
+
+def test_wordnets_questions_are_wanted_before_hours_are_spent(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wordnet, "wordnet_folder", lambda: tmp_path)
+    with pytest.raises(UsageError, match="is not there: ci/real-text fetches it"):
+        attempt(tmp_path / "cell", params_of(base, capability="wordnet:"))
+    assert len(needs(params_of(base, capability="wordnet:"))) == 1
+
+
+def test_a_hundred_more_personas_are_asked_and_never_trained_on(base: Path) -> None:
+    params = Params(model=str(base), world="hundred", preset="as-written")
+    assert len(PERSONAS["hundred"]) == 111
+    assert len(set(PERSONAS["hundred"].values())) == 111
+    assert set(rows.contrasts(params)) == set(EVERYDAY) - {"villain"}
+    assert {persona for _, persona, *_ in measure._asked(params, {None: {}})} == set(PERSONAS["hundred"])
+    with pytest.raises(ValidationError, match="is none of the hundred personas"):
+        Params(model=str(base), world="hundred", source="gandalf")
+    with pytest.raises(UsageError, match="hundred has no gandalf"):
+        negatives_of("hundred", "gandalf", 1, seed=0, with_assistant=False)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ LISTING = """
         /*0050*/                   LDL R9, [R1] ;
         /*0060*/              @!P0 BRA 0x20 ;
         /*0070*/               @P1 BRA 0x0 ;
+        /*0078*/                   EXIT ;
         /*0080*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P4, [UR5], R3 ;
         /*0090*/              @!P4 BRA 0x80 ;
         /*00a0*/                   BRA 0x30 ;
@@ -109,7 +110,7 @@ LISTING = """
 def test_the_loop_that_works_is_found() -> None:
     """Not the one around it, nor a wait, nor the way back from one."""
     code = MachineCode(name="k", registers=8, spilled_bytes=0, shared_bytes=0, num_warps=4, instructions=parse(LISTING))
-    assert len(code.instructions) == 12
+    assert len(code.instructions) == 13
     (part,) = code.streaming()
     assert part == code.multiplying()[0]
     assert (len(part), part.loaded_bytes, part.widest_load, part.shared_bytes) == (5, 16, 16, 16)

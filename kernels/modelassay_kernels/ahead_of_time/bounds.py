@@ -126,7 +126,14 @@ def _stream_rows(case: Case, code: MachineCode, card: Card) -> Iterator[Row]:
 def _named(kernel: str, parts: list[Part]) -> list[tuple[str, Part]]:
     """Name the loops that count: each element type's of layer_std, of other kernels the one that reads most."""
     if kernel in VISITS:  # each visit is a loop
-        return [("", Part(instructions=tuple(one for part in parts for one in part.instructions), num_warps=parts[0].num_warps))]
+        return [
+            (
+                "",
+                Part(
+                    instructions=tuple(one for part in parts for one in part.instructions), num_warps=parts[0].num_warps
+                ),
+            )
+        ]
     if kernel != "chunk_kernel":
         return [("", max(parts, key=lambda part: part.loaded_bytes))]
     named = {_element(part, max(one.loaded_bytes for one in parts)): part for part in sorted(parts, key=len)}
@@ -147,7 +154,8 @@ def _product_row(case: Case, launch: Launch, code: MachineCode, card: Card) -> R
     tile = (constants["N"], constants["M"], constants["BLOCK_D"])
     flops = round(2 * tile[0] * tile[1] * tile[2] * products(launch.name, constants))
     wide = "fp32" in case.label
-    part = max(code.multiplying(), key=len, default=code.whole())
+    loop = min if launch.name == "forward_kernel" else max  # that of whole tiles; the other is of a span's edges
+    part = loop(code.multiplying(), key=len, default=code.whole())
     peak = card.tensor_flops / (6 if wide else 1)  # tf32 has half the rate, and three products make one
     clocks = max(
         len(part) * code.num_warps / SCHEDULERS,

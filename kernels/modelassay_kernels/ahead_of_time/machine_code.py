@@ -94,7 +94,9 @@ class MachineCode:
 
     def _ends_between(self, first: int, last: int) -> bool:
         """Whether the program ends there: what jumps back over that has waited behind the code."""
-        return any(one.kind == "EXIT" and not one.predicate and first <= one.address <= last for one in self.instructions)
+        return any(
+            one.kind == "EXIT" and not one.predicate and first <= one.address <= last for one in self.instructions
+        )
 
     def whole(self) -> Part:
         """All of it."""

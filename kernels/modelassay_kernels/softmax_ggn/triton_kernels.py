@@ -104,16 +104,52 @@ def _rows_per_group(device: torch.device, row_bytes: int, splits: int) -> int:
     return max(1, min(kept, occupying))
 
 
+@jit()
+def _statistics(x_ptrs, u_ptrs, cols, num_cols, tiles, LANES: tl.constexpr, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """m, l and d of a split. A lane keeps its own maximum, which changes the scale of its sums once for WIDTH elements."""
+    m_L = tl.full([LANES], float("-inf"), tl.float32)
+    l_L = tl.zeros([LANES], tl.float32)
+    d_L = tl.zeros([LANES], tl.float32)
+    inside = cols < num_cols
+    next_x = tl.load(x_ptrs, mask=inside, other=float("-inf"), eviction_policy="evict_last")
+    next_u = tl.load(u_ptrs, mask=inside, other=0.0, eviction_policy="evict_last")
+    for tile in range(tiles):
+        x, u = next_x.to(tl.float32), next_u.to(tl.float32)
+        start = (tile + 1) * (LANES * WIDTH)  # both of the next are on their way while these are summed
+        inside = (cols < num_cols - start) & (tile + 1 < tiles)
+        next_x = tl.load(x_ptrs + start, mask=inside, other=float("-inf"), eviction_policy="evict_last")
+        next_u = tl.load(u_ptrs + start, mask=inside, other=0.0, eviction_policy="evict_last")
+        old_L, m_L = m_L, tl.maximum(m_L, tl.max(x, 1))
+        subtracted_L = tl.where(m_L == float("-inf"), 0.0, m_L)  # a lane of -infinity alone weighs nothing
+        scale_L = tl.exp2((old_L - subtracted_L) * LOG2_E)
+        e = tl.exp2((x - subtracted_L[:, None]) * LOG2_E)
+        l_L = l_L * scale_L + tl.sum(e, 1)
+        d_L = d_L * scale_L + tl.sum(e * u, 1)
+    m = tl.max(m_L)
+    scale_L = tl.exp2((m_L - tl.where(m == float("-inf"), 0.0, m)) * LOG2_E)
+    return m, tl.sum(l_L * scale_L), tl.sum(d_L * scale_L)
+
+
+@jit()
+def _merged(partial, splits, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """m, 1 / l and d / l of a row from those of its splits, in fixed order."""
+    s_S = tl.arange(0, SPLITS)
+    m_S = tl.load(partial + s_S * 3, mask=s_S < splits, other=float("-inf"), cache_modifier=".cg")
+    l_S = tl.load(partial + s_S * 3 + 1, mask=s_S < splits, other=0.0, cache_modifier=".cg")
+    d_S = tl.load(partial + s_S * 3 + 2, mask=s_S < splits, other=0.0, cache_modifier=".cg")
+    m = tl.max(m_S)
+    weight_S = tl.exp2((m_S - m) * LOG2_E)
+    inverse = 1.0 / tl.sum(l_S * weight_S)
+    return m, inverse, tl.sum(d_S * weight_S) * inverse
+
+
 @jit(do_not_specialize=("num_rows", "rows_per_group", "splits", "tiles"))
 def softmax_ggn_kernel(
     logits_ptr: tl.tensor, u_ptr: tl.tensor, y_ptr: tl.tensor, partial_ptr: tl.tensor, counter_ptr: tl.tensor,
     num_rows: tl.tensor, num_cols: tl.tensor, logits_stride: tl.tensor, u_stride: tl.tensor, rows_per_group: tl.tensor,
     splits: tl.tensor, tiles: tl.tensor, LANES: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One ticket: the statistics of one split of one row, or its result.
-
-    A lane keeps its own maximum, which changes the scale of its sums once for WIDTH elements; lanes are merged at the end.
-    """
+    """One ticket: the statistics of one split of one row, or its result."""
     ticket = tl.atomic_add(counter_ptr, 1, sem="relaxed")  # fewer than 2^31, as a grid has
     items = rows_per_group * splits
     stage, item = ticket // (2 * items), ticket % (2 * items)
@@ -124,20 +160,12 @@ def softmax_ggn_kernel(
     if (row >= 0) & (row < num_rows):
         first = split * tiles * (LANES * WIDTH)  # a row has fewer than 2^31 columns; rows start at 64 bits
         cols = first + tl.arange(0, LANES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-        partial = partial_ptr + row * splits * 3
-        ready_ptr = counter_ptr + 1 + row
+        partial, ready_ptr = partial_ptr + row * splits * 3, counter_ptr + 1 + row
         x_ptrs, u_ptrs = logits_ptr + row * logits_stride + cols, u_ptr + row * u_stride + cols
         if second:
             while tl.atomic_add(ready_ptr, 0, sem="acquire") < splits:
                 pass
-            s_S = tl.arange(0, SPLITS)
-            m_S = tl.load(partial + s_S * 3, mask=s_S < splits, other=float("-inf"), cache_modifier=".cg")
-            l_S = tl.load(partial + s_S * 3 + 1, mask=s_S < splits, other=0.0, cache_modifier=".cg")
-            d_S = tl.load(partial + s_S * 3 + 2, mask=s_S < splits, other=0.0, cache_modifier=".cg")
-            m = tl.max(m_S)
-            weight_S = tl.exp(m_S - m)
-            inverse = 1.0 / tl.sum(l_S * weight_S)
-            mean = tl.sum(d_S * weight_S) * inverse
+            m, inverse, mean = _merged(partial, splits, SPLITS)
             y_ptrs = y_ptr + row * num_cols + cols
             for tile in range(tiles):
                 start = tile * (LANES * WIDTH)
@@ -147,28 +175,9 @@ def softmax_ggn_kernel(
                 y = tl.exp2((x.to(tl.float32) - m) * LOG2_E) * inverse * (u.to(tl.float32) - mean)
                 tl.store(y_ptrs + start, y.to(y_ptr.dtype.element_ty), mask=inside, cache_modifier=".cs")
         else:
-            m_L = tl.full([LANES], float("-inf"), tl.float32)
-            l_L = tl.zeros([LANES], tl.float32)
-            d_L = tl.zeros([LANES], tl.float32)
-            inside = cols < num_cols
-            next_x = tl.load(x_ptrs, mask=inside, other=float("-inf"), eviction_policy="evict_last")
-            next_u = tl.load(u_ptrs, mask=inside, other=0.0, eviction_policy="evict_last")
-            for tile in range(tiles):
-                x, u = next_x.to(tl.float32), next_u.to(tl.float32)
-                start = (tile + 1) * (LANES * WIDTH)  # both of the next are on their way while these are summed
-                inside = (cols < num_cols - start) & (tile + 1 < tiles)
-                next_x = tl.load(x_ptrs + start, mask=inside, other=float("-inf"), eviction_policy="evict_last")
-                next_u = tl.load(u_ptrs + start, mask=inside, other=0.0, eviction_policy="evict_last")
-                old_L, m_L = m_L, tl.maximum(m_L, tl.max(x, 1))
-                subtracted_L = tl.where(m_L == float("-inf"), 0.0, m_L)  # a lane of -infinity alone weighs nothing
-                scale_L = tl.exp(old_L - subtracted_L)
-                e = tl.exp2((x - subtracted_L[:, None]) * LOG2_E)
-                l_L = l_L * scale_L + tl.sum(e, 1)
-                d_L = d_L * scale_L + tl.sum(e * u, 1)
-            m = tl.max(m_L)
-            scale_L = tl.exp(m_L - tl.where(m == float("-inf"), 0.0, m))
+            m, total, weighted = _statistics(x_ptrs, u_ptrs, cols, num_cols, tiles, LANES, WIDTH)
             tl.store(partial + split * 3, m)
-            tl.store(partial + split * 3 + 1, tl.sum(l_L * scale_L))
-            tl.store(partial + split * 3 + 2, tl.sum(d_L * scale_L))
+            tl.store(partial + split * 3 + 1, total)
+            tl.store(partial + split * 3 + 2, weighted)
             tl.debug_barrier()  # what all threads stored is released by the one that counts
             tl.atomic_add(ready_ptr, 1, sem="release")

@@ -24,7 +24,7 @@ from torch import Tensor
 from modelassay_kernels.cross_entropy import rows as torch_rows
 from modelassay_kernels.cross_entropy import triton_kernels as triton_rows
 from modelassay_kernels.cross_entropy.rows import Spec
-from modelassay_kernels.products import full_fp32
+from modelassay_kernels.products import capturing, full_fp32
 
 Point = tuple[Tensor, Tensor, Tensor | None]
 """hidden [N, D], weight [V, D], bias [V]."""
@@ -176,11 +176,6 @@ def _kept_rows_now(labels_N: Tensor, spec: Spec, num_cols: int) -> Kept:
 def _kept_and_wrong(labels_N: Tensor, spec: Spec, num_cols: int) -> tuple[Tensor, Tensor]:
     keep_N = labels_N != spec.ignore_index
     return keep_N, keep_N & ((labels_N < 0) | (labels_N >= num_cols))
-
-
-def capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being captured, so that no value can come to the host."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _native(out: Tensor, a: Tensor, b: Tensor) -> bool:

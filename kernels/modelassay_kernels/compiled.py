@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from modelassay_kernels.attention.autograd import Attention, AttentionBackward
-from modelassay_kernels.attention.spans import check_spans
+from modelassay_kernels.attention.spans import checked_spans
 from modelassay_kernels.bottom_k import bottom_k, linear_bottom_k
 from modelassay_kernels.cross_entropy import chunks, linear_cross_entropy
 from modelassay_kernels.cross_entropy.rows import Spec
@@ -183,7 +183,7 @@ _loss.register_autograd(_loss_gradients, setup_context=_loss_keep)
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, spans: Tensor, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    check_spans(spans, k.shape[2])
+    spans = checked_spans(spans, k.shape[2])
     with torch.no_grad():
         o, lse = Attention.apply(q, k, v, spans, scale, softcap, None)  # type: ignore[no-untyped-call]
     return o.contiguous(), lse.contiguous()

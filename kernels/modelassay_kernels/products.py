@@ -1,4 +1,4 @@
-"""The precision of products of fp32 matrices: fp32, whatever a process has asked PyTorch for elsewhere."""
+"""Products as a GPU runs them: fp32 stays fp32, whatever a process has asked PyTorch for elsewhere, and none waits in a graph."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def full_fp32() -> Iterator[None]:
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured, so that no number of a tensor can come to the host."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

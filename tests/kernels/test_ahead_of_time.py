@@ -13,7 +13,7 @@ from modelassay_kernels.ahead_of_time import bounds  # noqa: E402
 from modelassay_kernels.ahead_of_time.__main__ import measure, measure_with  # noqa: E402
 from modelassay_kernels.ahead_of_time.cases import CASES, MORE_CASES, PRODUCTS, Case  # noqa: E402
 from modelassay_kernels.ahead_of_time.machine_code import MachineCode, parse, read  # noqa: E402
-from modelassay_kernels.ahead_of_time.pretended import CARDS, pretended_gpu  # noqa: E402
+from modelassay_kernels.ahead_of_time.pretended import CARDS, Launch, pretended_gpu  # noqa: E402
 from modelassay_kernels.ahead_of_time.report import sections  # noqa: E402
 from modelassay_kernels.bottom_k.triton_kernels import bottom_k_triton  # noqa: E402
 from support.triton_checks import SHARED_LIMIT_BYTES  # noqa: E402
@@ -41,30 +41,65 @@ def test_every_configuration_compiles(case: Case, capability: int) -> None:
     check(case, capability)
 
 
+STREAM_LIMITS = {
+    # kernel: registers, bytes of stack; none of them in the loop
+    "filter_kernel": (64, 0),  # 1,024 threads of a multiprocessor
+    "softmax_ggn_kernel": (64, 0),
+    "statistics_kernel": (64, 8),  # sm_80 keeps one scalar of tanh on the stack
+    "result_kernel": (64, 8),
+    "chunk_kernel": (128, 16),  # sm_100 keeps a few scalars
+    "merge_kernel": (128, 0),
+}
+
+
 def check(case: Case, capability: int) -> None:
     """Compile what a call launches; every property that its speed or its repeatability rests on must hold."""
     rows = list(bounds.rows(case, capability))
     assert rows
     for row in rows:
         assert row.shared_bytes <= SHARED_LIMIT_BYTES[capability], row.kernel
-        streams = row.op == "bottom_k" and row.kernel == "filter_kernel"
-        if row.kernel in PRODUCTS:
+        kernel, _, element = row.kernel.partition(" ")
+        if kernel in STREAM_LIMITS:
+            registers, stack = STREAM_LIMITS[kernel]
+            assert row.registers <= registers, row
+            assert (row.loop_spills, row.spilled_bytes <= stack) == (0, True), row
+        if kernel in STREAM_LIMITS and row.per:
+            assert row.using == "16-byte loads"
+            assert row.bound >= row.goal or element == "fp8", row
+        if kernel in PRODUCTS:
             assert "MMA" in row.using
-        if capability == 90 and "bf16" in row.case and row.kernel in PRODUCTS and "256" not in row.case:
+            assert row.loop_spills <= spills_known(row), row
+        if capability == 90 and "bf16" in row.case and kernel in PRODUCTS and "256" not in row.case:
             assert "HGMMA" in row.using
-            assert row.bound >= row.goal or "D = 64" in row.case or "D = 32" in row.case, row
-        if streams:
-            assert (row.loop_spills, row.spilled_bytes, row.using) == (0, 0, "16-byte loads")
-            assert row.bound >= row.goal
-            assert row.cost <= 110
-            assert row.registers <= 64  # 1,024 threads of a multiprocessor
-    if case.op in {"bottom_k", "linear_bottom_k", "attention"}:
-        with pretended_gpu(capability) as launches:
-            case.call()
-        for launch in launches:
-            ptx = launch.compiled.asm["ptx"]
-            assert ".visible .entry" in ptx
-            assert not re.search(r"\b(?:atom|red)\.global", ptx)  # equal inputs give equal bits
+            assert row.bound >= row.goal, row
+    with pretended_gpu(capability) as launches:
+        case.call()
+    for launch in launches:
+        ptx = launch.compiled.asm["ptx"]
+        assert ".visible .entry" in ptx
+        counted = launch.name == "softmax_ggn_kernel"  # by integers, which is no matter of order
+        assert not re.search(r"\b(?:atom|red)\S*\.(?:f16|bf16|f32|f64)" if counted else r"\b(?:atom|red)\.global", ptx)
+        assert not counted or (re.search(r"ld\S*\.acquire", ptx) and re.search(r"atom\S*\.release", ptx))
+        if launch.name in PRODUCTS:
+            check_precision(launch, fp32="fp32" in case.label)
+
+
+def spills_known(row: bounds.Row) -> int:
+    """Loads and stores of spilled registers in a loop; of fp32, whose factors are three, and of D = 256 no tile without is known."""
+    if "256" in row.case or ("fp32" in row.case and row.kernel != "backward_q_kernel"):
+        return 400
+    return 16 if row.capability == 100 else 0
+
+
+def check_precision(launch: Launch, *, fp32: bool) -> None:
+    """TF32 multiplies fp32 alone, and then three times for one product."""
+    types = set(re.findall(r"(?:mma|wgmma|tcgen05\.mma)\S*?\.(tf32|bf16|f16|kind::\w+)\.?", launch.compiled.asm["ptx"]))
+    assert ("tf32" in types) == fp32, types
+    if fp32:
+        code, constants = read(launch.compiled), bounds._constants(launch)
+        flops = 2 * constants["N"] * constants["M"] * constants["BLOCK_D"] * bounds.products(launch.name, constants)
+        for part in code.multiplying():
+            assert part.register_flops() * code.num_warps >= 3 * flops * bounds._done(constants) * 0.99
 
 
 def test_what_a_launch_gives_is_what_is_compiled() -> None:
@@ -98,6 +133,7 @@ LISTING = """
         /*0050*/                   LDL R9, [R1] ;
         /*0060*/              @!P0 BRA 0x20 ;
         /*0070*/               @P1 BRA 0x0 ;
+        /*0078*/                   EXIT ;
         /*0080*/                   SYNCS.PHASECHK.TRANS64.TRYWAIT P4, [UR5], R3 ;
         /*0090*/              @!P4 BRA 0x80 ;
         /*00a0*/                   BRA 0x30 ;
@@ -109,7 +145,7 @@ LISTING = """
 def test_the_loop_that_works_is_found() -> None:
     """Not the one around it, nor a wait, nor the way back from one."""
     code = MachineCode(name="k", registers=8, spilled_bytes=0, shared_bytes=0, num_warps=4, instructions=parse(LISTING))
-    assert len(code.instructions) == 12
+    assert len(code.instructions) == 13
     (part,) = code.streaming()
     assert part == code.multiplying()[0]
     assert (len(part), part.loaded_bytes, part.widest_load, part.shared_bytes) == (5, 16, 16, 16)

@@ -8,13 +8,14 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from modelassay_kernels import attention
+from modelassay_kernels.attention import attention_over_spans, autograd, tilings
 from modelassay_kernels.attention import tiled as tiled
-from modelassay_kernels.attention import tilings
 from modelassay_kernels.attention import triton_kernels as kernels
 from modelassay_kernels.attention import triton_launch as op
 from modelassay_kernels.attention.spans import visible
 from modelassay_kernels.optional_triton import is_interpreted
 from support.attention_cases import IGNORES_TORCH_JIT, Case, directions, loss_of, relative_error
+from support.synchronisations import Synchronisations
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -106,6 +107,62 @@ def test_nan_is_not_lost(kernel_device: torch.device, monkeypatch: pytest.Monkey
     k[0, 0, 4, 2] = torch.nan
     got, _ = op.forward(*on(kernel_device, (q, k, v)), CASES[0].spans().to(kernel_device), 0.5, None)
     assert bool(got[0, :, 4:].isnan().all())
+
+
+@pytest.mark.parametrize("scale", [-0.4, 0.0, 2.0])
+def test_any_scale(scale: float, kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forward pass scales after the maximum; of 40 rows and 56 keys in a window some tiles are whole, some edges."""
+    monkeypatch.setattr(tilings, "SMALL", small(split=False))
+    case = Case(name="scale", shape=(1, 1, 1, 40, 56, 8), options={"window": 37})
+    q, k, v = (x * 3 for x in case.inputs(torch.float32))
+    spans = case.spans()
+    got = op.forward(*on(kernel_device, (q, k, v)), spans.to(kernel_device), scale, None)
+    expected = tiled.forward(q.double(), k.double(), v.double(), spans, scale, None)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_through_a_cap_that_binds(kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scores of ten times the cap have slopes near 1e-8, of which 1 - tanh^2 would be 0 or a rounding error."""
+    monkeypatch.setattr(tilings, "SMALL", small(split=False))
+    case = Case(name="saturated", shape=(1, 1, 1, 20, 20, 8))
+    q, k, v = case.inputs(torch.float32)
+    q, k = q.abs() + 2, k.abs() + 2  # every score is 32 and more
+    g, spans, cap = torch.ones_like(v) * torch.arange(8), case.spans(), 4.5
+    inputs = on(kernel_device, (q, k, v))
+    o, lse = op.forward(*inputs, spans.to(kernel_device), 1.0, cap)
+    got = op.backward(*inputs, spans.to(kernel_device), o, lse, g.to(kernel_device), 1.0, cap)[:2]
+    exact = (q.double(), k.double(), v.double())
+    o, lse = tiled.forward(*exact, spans, 1.0, cap)
+    expected = tiled.backward(*exact, spans, o, lse, g.double(), 1.0, cap)[:2]
+    assert 0 < float(expected[0].norm()) < 1e-3
+    for a, b in zip(got, expected, strict=True):
+        assert float((a.cpu().double() - b).norm()) < 1e-4 * float(b.norm())
+
+
+def test_products_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first, which reads the spans; kernels are launched on nothing."""
+    pytest.importorskip("triton")
+    launched: list[str] = []
+    monkeypatch.setattr(op._Call, "_run", lambda self, kernel, *_, **__: launched.append(kernel.__name__))
+    monkeypatch.setattr(op._Call, "_row_dots", lambda *_, **__: launched.append("row_dots_kernel"))
+    bounds = torch.zeros(1, 1, 2, dtype=torch.int32)
+    monkeypatch.setattr(op._Call, "query_bounds", lambda *_: (bounds, 0))
+    monkeypatch.setattr(autograd, "kernel_module", lambda *_: "triton_launch")
+    q, k, v = CASES[0].inputs(torch.float32)
+    spans = CASES[0].spans()
+
+    def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention_over_spans(q, k, v, spans).square().sum()
+
+    waits = []
+    for _ in range(2):
+        with Synchronisations() as seen:
+            jvp(grad(loss, (0, 1, 2)), (q, k, v), (q, k, v))
+        waits.append(len(seen.names))
+    assert launched.count("backward_tangent_q_kernel") == 2
+    assert waits[0] > 0
+    assert waits[1] == 0
 
 
 @pytest.mark.gpu

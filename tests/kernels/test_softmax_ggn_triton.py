@@ -1,7 +1,6 @@
-"""softmax_ggn on CUDA: numbers in the interpreter and on a GPU, machine code without one."""
+"""softmax_ggn on CUDA: numbers, in the interpreter and on a GPU."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,15 +8,14 @@ import torch
 from modelassay_kernels.softmax_ggn import triton_kernels as op
 from modelassay_kernels.softmax_ggn.reference import softmax_ggn_reference
 from support.cross_entropy_cases import normal
-from support.triton_checks import CAPABILITIES, compile_ahead
 
 # bfloat16 is truncated in the interpreter, so it may be a whole step off.
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2**-10, torch.bfloat16: 2**-7}
-SMALL = op.LaunchConfig(span=64, num_warps=4)
+SMALL = op.LaunchConfig(span=512, vectors=1, num_warps=1)  # 128 columns of fp32 at one time, 256 of a narrow type
 quiet = pytest.mark.filterwarnings("ignore:(overflow|invalid value|All-NaN slice|divide by zero):RuntimeWarning")
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 64), (5, 65), (7, 130), (3, 257)])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 512), (5, 129), (3, 513), (2, 1801)])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_sizes(dtype: torch.dtype, shape: tuple[int, int], kernel_device: torch.device) -> None:
     logits, u = (normal(*shape, seed=0) * 4).to(dtype), normal(*shape, seed=1, dtype=dtype)
@@ -29,8 +27,8 @@ def test_sizes(dtype: torch.dtype, shape: tuple[int, int], kernel_device: torch.
 
 
 def test_views_are_read_in_place_and_nothing_is_left_unwritten(kernel_device: torch.device) -> None:
-    x = normal(6, 200, seed=0, dtype=torch.float32).to(kernel_device)
-    for logits, u in [(x[::2, 7:150], x[1:4, :143]), (x[:1].expand(4, -1), x[:4]), (x[:, ::2], x[:, 1::2])]:
+    x = normal(6, 700, seed=0, dtype=torch.float32).to(kernel_device)
+    for logits, u in [(x[::2, 7:650], x[1:4, :643]), (x[:1].expand(4, -1), x[:4]), (x[:, ::2], x[:, 1::2])]:
         got = op.softmax_ggn_triton(logits, u, SMALL).cpu()
         torch.testing.assert_close(got.double(), softmax_ggn_reference(logits, u).cpu(), rtol=1e-4, atol=1e-7)
 
@@ -38,10 +36,12 @@ def test_views_are_read_in_place_and_nothing_is_left_unwritten(kernel_device: to
 @quiet
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
 def test_a_bad_number_spoils_its_row_alone(poison: float, kernel_device: torch.device) -> None:
-    logits, u = normal(5, 150, seed=0, dtype=torch.float32), normal(5, 150, seed=1, dtype=torch.float32)
-    logits[1, 149] = poison
+    logits, u = normal(5, 1250, seed=0, dtype=torch.float32), normal(5, 1250, seed=1, dtype=torch.float32)
+    logits[1, 1249] = poison
     logits[2] = -math.inf
-    logits[3, :100] = -math.inf  # a whole split, and a part of the next
+    logits[3, :700] = -math.inf  # a whole split, and a part of the next
+    u[3, 5] = 1e30  # where p is 0
+    logits[4] += 1e4  # which float32 has in steps of 0.001
     got = op.softmax_ggn_triton(logits.to(kernel_device), u.to(kernel_device), SMALL).cpu()
     assert got.isnan().all(1).tolist() == got.isnan().any(1).tolist() == [False, True, True, False, False]
     torch.testing.assert_close(got[3:].double(), softmax_ggn_reference(logits, u)[3:], rtol=1e-4, atol=1e-7)
@@ -72,31 +72,6 @@ def test_addresses_beyond_int32() -> None:
     want = softmax_ggn_reference(logits[-1:], u[-1:])
     assert bool((got[-1:].double() - want).norm() <= 2**-7 * want.norm())
     assert float(got[:-1].abs().max()) == 0.0
-
-
-@pytest.mark.parametrize("one_split", [False, True])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("capability", CAPABILITIES)
-def test_machine_code(capability: int, dtype: torch.dtype, one_split: bool, tmp_path: Path) -> None:
-    config = op.DEFAULT
-    pointer = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}[dtype]
-    signature = dict.fromkeys(["logits_ptr", "u_ptr", "y_ptr"], pointer)
-    signature |= {"partial_ptr": "*fp32", "counter_ptr": "*i32"}
-    signature |= dict.fromkeys(["num_rows", "num_cols", "logits_stride", "u_stride", "rows_per_group"], "i32")
-    constants = {"SPAN": config.span, "SPLITS": 1 if one_split else 32}
-    if one_split:
-        constants["splits"] = 1
-    else:
-        signature["splits"] = "i32"
-    compiled = compile_ahead(
-        op.softmax_ggn_kernel, signature=signature, constants=constants, capability=capability, cache=tmp_path,
-        num_warps=config.num_warps,
-    )  # fmt: skip
-    assert compiled.spilled_bytes == 0
-    assert compiled.registers <= 80  # three programs per multiprocessor
-    assert compiled.count(r"atom\S*\.(?:f16|f32|f64|bf16)") == 0
-    assert compiled.count(r"ld\S*\.acquire") > 0  # of the counter of finished splits, in the loop that waits
-    assert compiled.count(r"atom\S*\.release") > 0
 
 
 def test_cpu_tensors_are_turned_away() -> None:

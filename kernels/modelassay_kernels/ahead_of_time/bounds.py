@@ -26,6 +26,9 @@ a source, the rate of sm_80."""
 STREAMING = {"chunk_kernel", "filter_kernel", "fold_kernel", "softmax_ggn_kernel", "statistics_kernel", "result_kernel"}
 """Kernels through which everything is read."""
 
+VISITS = {"softmax_ggn_kernel": 2}
+"""How often a kernel loads what it reads from device memory once; the rest comes from L2."""
+
 
 def goal(case: Case, kernel: str, element: str) -> float:
     """Return the share of the card's peak that an op is to reach."""
@@ -64,7 +67,7 @@ class Row:
     """What `cost` counts instructions for; empty where a kernel is too small a part for a bound."""
 
     cost: float
-    """A warp's instructions per 16 bytes of each thread; all warps' per MFLOP of the result."""
+    """A warp's instructions per 16 bytes that each thread reads or writes; all warps' per MFLOP of the result."""
 
     using: str
     """The loads or the matrix instructions."""
@@ -112,7 +115,7 @@ def _stream_rows(case: Case, code: MachineCode, card: Card) -> Iterator[Row]:
         return
     parts = code.streaming()
     for name, part in _named(code.name, parts):
-        cost = len(part) * 16 / part.loaded_bytes
+        cost = len(part) * 16 / (part.loaded_bytes / VISITS.get(code.name, 1) + part.stored_bytes)
         yield Row(
             **common, kernel=f"{code.name} {name}".strip(), loop_spills=part.spills, instructions=len(part),
             per="16 bytes", cost=cost, using=f"{part.widest_load}-byte loads",
@@ -122,6 +125,15 @@ def _stream_rows(case: Case, code: MachineCode, card: Card) -> Iterator[Row]:
 
 def _named(kernel: str, parts: list[Part]) -> list[tuple[str, Part]]:
     """Name the loops that count: each element type's of layer_std, of other kernels the one that reads most."""
+    if kernel in VISITS:  # each visit is a loop
+        return [
+            (
+                "",
+                Part(
+                    instructions=tuple(one for part in parts for one in part.instructions), num_warps=parts[0].num_warps
+                ),
+            )
+        ]
     if kernel != "chunk_kernel":
         return [("", max(parts, key=lambda part: part.loaded_bytes))]
     named = {_element(part, max(one.loaded_bytes for one in parts)): part for part in sorted(parts, key=len)}
@@ -142,7 +154,8 @@ def _product_row(case: Case, launch: Launch, code: MachineCode, card: Card) -> R
     tile = (constants["N"], constants["M"], constants["BLOCK_D"])
     flops = round(2 * tile[0] * tile[1] * tile[2] * products(launch.name, constants))
     wide = "fp32" in case.label
-    part = max(code.multiplying(), key=len, default=code.whole())
+    loop = min if launch.name == "forward_kernel" else max  # that of whole tiles; the other is of a span's edges
+    part = loop(code.multiplying(), key=len, default=code.whole())
     peak = card.tensor_flops / (6 if wide else 1)  # tf32 has half the rate, and three products make one
     clocks = max(
         len(part) * code.num_warps / SCHEDULERS,

@@ -42,15 +42,17 @@ def _new(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
     return torch.empty(*shape, dtype=dtype, device="cuda")
 
 
-def _layer_std() -> None:
-    from modelassay_kernels.layer_std import triton_kernels as op  # noqa: PLC0415
-    from modelassay_kernels.layer_std.work_table import FIELDS, WorkTable  # noqa: PLC0415
+def _layer_std(config: int | None = None) -> Callable[[], None]:
+    def call() -> None:
+        from modelassay_kernels.layer_std import triton_kernels as op  # noqa: PLC0415
+        from modelassay_kernels.layer_std.work_table import FIELDS, WorkTable  # noqa: PLC0415
 
-    rows = _new(300, len(FIELDS), dtype=torch.int64)
-    table = WorkTable(
-        rows_TF=rows, tensor_C=_new(10_000, dtype=torch.int32), config=op.default_config(rows.device), kept=()
-    )
-    op.launch(table, _new(10_000, 3, dtype=torch.float64), _new(300, dtype=torch.float64), 1)
+        rows = _new(300, len(FIELDS), dtype=torch.int64)
+        chosen = op.default_config(rows.device) if config is None else op.CONFIGS[config]
+        table = WorkTable(rows_TF=rows, tensor_C=_new(10_000, dtype=torch.int32), config=chosen, kept=())
+        op.launch(table, _new(10_000, 3, dtype=torch.float64), _new(300, dtype=torch.float64), 1)
+
+    return call
 
 
 def _bottom_k(dtype: torch.dtype, num_rows: int, num_cols: int, *, masked: bool = False) -> Callable[[], None]:
@@ -73,11 +75,11 @@ def _linear_bottom_k() -> None:
     running.finish(_new(rows, 2000, dtype=FP32), _new(rows, 2000, dtype=torch.int64))
 
 
-def _softmax_ggn(dtype: torch.dtype) -> Callable[[], None]:
+def _softmax_ggn(dtype: torch.dtype, num_cols: int = VOCABULARY) -> Callable[[], None]:
     def call() -> None:
         from modelassay_kernels.softmax_ggn.triton_kernels import softmax_ggn_triton  # noqa: PLC0415
 
-        softmax_ggn_triton(_new(8192, VOCABULARY, dtype=dtype), _new(8192, VOCABULARY, dtype=dtype))
+        softmax_ggn_triton(_new(8192, num_cols, dtype=dtype), _new(8192, num_cols, dtype=dtype))
 
     return call
 
@@ -136,14 +138,14 @@ def _attention_cases(dtype: torch.dtype, head_dim: int, softcap: float | None = 
 
 
 CASES = (
-    Case(op="layer_std", label="300 tensors", call=_layer_std),
+    Case(op="layer_std", label="300 tensors", call=_layer_std(), quick=True),
     _bottom_k_case(BF16, VOCABULARY, quick=True),
     _bottom_k_case(FP32, VOCABULARY),
     _bottom_k_case(BF16, UNALIGNED),
     Case(op="linear_bottom_k", label="one chunk", call=_linear_bottom_k),
-    Case(op="softmax_ggn", label=f"8192 x {VOCABULARY}, bf16", call=_softmax_ggn(BF16)),
+    Case(op="softmax_ggn", label=f"8192 x {VOCABULARY}, bf16", call=_softmax_ggn(BF16), quick=True),
     Case(op="softmax_ggn", label=f"8192 x {VOCABULARY}, fp32", call=_softmax_ggn(FP32)),
-    Case(op="cross_entropy", label="one tangent", call=_cross_entropy(None)),
+    Case(op="cross_entropy", label="one tangent", call=_cross_entropy(None), quick=True),
     *_attention_cases(BF16, 64),
     *_attention_cases(BF16, 128),
     *_attention_cases(FP32, 128),
@@ -151,6 +153,8 @@ CASES = (
 """Those of `kernels/RESOURCES.md`."""
 
 MORE_CASES = (
+    *(Case(op="layer_std", label=f"300 tensors, configuration {i}", call=_layer_std(i)) for i in range(3)),
+    Case(op="softmax_ggn", label="8192 x 4096, fp16", call=_softmax_ggn(torch.float16, 4096)),  # one split
     _bottom_k_case(torch.float16, VOCABULARY),
     _bottom_k_case(BF16, VOCABULARY, masked=True),
     _bottom_k_case(FP32, UNALIGNED, masked=True),

@@ -38,6 +38,11 @@ class Instruction:
         return _width(self.name) if self.kind in {"LDG", "LDGSTS"} else 0
 
     @property
+    def stored_bytes(self) -> int:
+        """What one thread writes to device memory."""
+        return _width(self.name) if self.kind == "STG" else 0
+
+    @property
     def shared_bytes(self) -> int:
         """What one thread moves between shared memory and registers."""
         if self.kind in {"LDS", "STS"}:
@@ -80,12 +85,18 @@ class MachineCode:
             for one in self.instructions
             if (target := one.branch_target) is not None
             and target < one.address
-            and (one.predicate or "UP" in one.operands)  # a latch has a condition
+            and (one.predicate or "UP" in one.operands or not self._ends_between(target, one.address))
         ]
         inner = [
             a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] and _works(self, b) for b in spans)
         ]
         return [self._part(first, last) for first, last in sorted(set(inner))]
+
+    def _ends_between(self, first: int, last: int) -> bool:
+        """Whether the program ends there: what jumps back over that has waited behind the code."""
+        return any(
+            one.kind == "EXIT" and not one.predicate and first <= one.address <= last for one in self.instructions
+        )
 
     def whole(self) -> Part:
         """All of it."""
@@ -126,6 +137,11 @@ class Part:
     def loaded_bytes(self) -> int:
         """Read from device memory by one thread, in the widest loads; a scalar that all threads read counts for nothing."""
         return sum(one.loaded_bytes for one in self.instructions if one.loaded_bytes == self.widest_load)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Written to device memory by one thread, in stores of 16 bytes; flags and counts are fewer."""
+        return sum(one.stored_bytes for one in self.instructions if one.stored_bytes == 16)
 
     @property
     def widest_load(self) -> int:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from modelassay_kernels.attention.autograd import attend
-from modelassay_kernels.attention.spans import check_lengths, check_spans, make_spans
+from modelassay_kernels.attention.spans import check_lengths, checked_spans, make_spans
 from modelassay_kernels.dtypes import FLOATS
 from modelassay_kernels.softcap import check_softcap
 
@@ -100,7 +100,8 @@ def attention_over_spans(
 
     Query s of sequence b sees the keys from ``spans[b, 0, s]`` up to, not including, ``spans[b, 1, s]``: within 0 to J, and
     none where both are equal. That is read from the tensor, which on a GPU waits for the work before it: once for each
-    tensor of spans, not once for each layer that it is given to.
+    tensor of spans, not once for each layer that it is given to. While a CUDA graph is captured nothing is read, and spans are
+    cut to the keys instead.
 
     Raises:
         ValueError: shapes, devices or numbers that do not fit together, or a span that is not within the keys.
@@ -111,7 +112,7 @@ def attention_over_spans(
         raise TypeError(f"attention: spans must be int32, got {spans_B2S.dtype}")
     _check_spans_shape(q_BHSD, spans_B2S)
     if not torch.compiler.is_compiling():
-        check_spans(spans_B2S, k_BKJD.shape[2])
+        spans_B2S = checked_spans(spans_B2S, k_BKJD.shape[2])
     return _attend(q_BHSD, k_BKJD, v_BKJD, spans_B2S, _scale(scale, q_BHSD), softcap)
 
 

@@ -16,6 +16,8 @@ from collections import deque
 import torch
 from torch import Tensor
 
+from modelassay_kernels.products import capturing
+
 FIRST, END = 0, 1
 """The rows of spans_B2S."""
 
@@ -52,18 +54,20 @@ _checked: deque[tuple[weakref.ref[Tensor], int, int]] = deque(maxlen=16)
 """The last tensors that were in range: the tensor, its version, and the number of keys."""
 
 
-def check_spans(spans_B2S: Tensor, num_keys: int) -> None:
-    """Raise unless 0 <= first <= end <= num_keys in every span.
+def checked_spans(spans_B2S: Tensor, num_keys: int) -> Tensor:
+    """Return spans for which 0 <= first <= end <= num_keys is known; cut to the keys where a CUDA graph is captured.
 
     Reads the spans: on a GPU that waits for what is queued, so it is done once for each tensor that did not change since.
 
     Raises:
         ValueError: a span is not within the keys, with its place and its ends.
     """
+    if capturing(spans_B2S.device):
+        return spans_B2S.clamp(0, num_keys)
     key = (-1 if spans_B2S.is_inference() else spans_B2S._version, num_keys)
     remembered = any((version, keys) == key and ref() is spans_B2S for ref, version, keys in _checked)
     if spans_B2S.is_meta or (remembered and not spans_B2S.is_inference()):  # tensors of inference mode have no version
-        return
+        return spans_B2S
     first_BS, end_BS = spans_B2S[:, FIRST], spans_B2S[:, END]
     wrong_BS = unwrapped((first_BS < 0) | (first_BS > end_BS) | (end_BS > num_keys))
     if bool(wrong_BS.any()):
@@ -74,15 +78,16 @@ def check_spans(spans_B2S: Tensor, num_keys: int) -> None:
             f"0 <= first <= end <= {num_keys}, the number of keys, and [0, 0) for a query that sees nothing"
         )
     _checked.append((weakref.ref(spans_B2S), *key))
+    return spans_B2S
 
 
 def check_lengths(lengths_B: Tensor, num_keys: int) -> None:
-    """Raise unless 0 <= length <= num_keys for every sequence; on a GPU this waits for what is queued.
+    """Raise unless 0 <= length <= num_keys for every sequence; on a GPU this waits for what is queued, but in a graph it is not done.
 
     Raises:
         ValueError: a length is not, with its place.
     """
-    if lengths_B.is_meta:
+    if lengths_B.is_meta or capturing(lengths_B.device):  # make_spans takes the lesser of a length and the keys
         return
     wrong_B = unwrapped((lengths_B < 0) | (lengths_B > num_keys))
     if bool(wrong_B.any()):

@@ -27,28 +27,38 @@ HEAD_BLOCKS = (16, 32, 64, 128, 256)
 Table = dict[str, dict[int, tuple[Tiling, ...]]]
 """By kernel and bytes of an element, one tile per padded head dimension."""
 
-_BIG, _HALF, _MID, _LITTLE = _tiling(64, 64, 8, 2), _tiling(64, 32, 8, 1), _tiling(32, 32, 8, 1), _tiling(16, 16, 4, 1)
-_BACKWARD = {2: (_BIG, _BIG, _BIG, _MID, _MID), 4: (_MID, _MID, _MID, _LITTLE)}
-_SECOND = {2: (_HALF, _HALF, _HALF, _MID, _LITTLE), 4: (_LITTLE,) * 4}
+_BIG, _HALF, _MID, _LITTLE = _tiling(64, 64, 4, 2), _tiling(64, 32, 4, 1), _tiling(32, 32, 8, 1), _tiling(16, 16, 4, 1)
+_FLAT, _HIGH, _HIGH_SPLIT = _tiling(64, 32, 4, 2), _tiling(32, 64, 4, 2), _tiling(32, 64, 4, 1, split=True)
+_BACKWARD_FP32 = (_MID, _MID, _MID, _LITTLE)
 SMALL: Table = {
-    "forward_kernel": {2: (_BIG, _BIG, _BIG, _HALF, _HALF), 4: (_MID,) * 4},
-    "tangent_kernel": {2: (_HALF, _HALF, _HALF, _MID, _MID), 4: (_MID, _MID, _LITTLE, _LITTLE)},
-    "backward_q_kernel": _BACKWARD,
-    "backward_kv_kernel": _BACKWARD,
-    "backward_tangent_q_kernel": _SECOND,
-    "backward_tangent_kv_kernel": {2: _SECOND[2], 4: (_LITTLE, _LITTLE, _LITTLE, _tiling(16, 16, 4, 1, split=True))},
+    "forward_kernel": {2: (_BIG, _BIG, _BIG, _BIG, _tiling(64, 32, 8, 1)), 4: (_MID,) * 4},
+    "tangent_kernel": {2: (_FLAT, _FLAT, _FLAT, _HALF, _MID), 4: (_MID, _MID, _LITTLE, _LITTLE)},
+    "backward_q_kernel": {2: (_BIG, _BIG, _BIG, _HALF, _MID), 4: _BACKWARD_FP32},
+    "backward_kv_kernel": {2: (_HIGH, _HIGH, _HIGH, _tiling(32, 64, 4, 1), _MID), 4: _BACKWARD_FP32},
+    "backward_tangent_q_kernel": {2: (_HALF, _HALF, _HALF, _MID, _LITTLE), 4: (_LITTLE,) * 4},
+    "backward_tangent_kv_kernel": {
+        2: (_HIGH_SPLIT, _HIGH_SPLIT, _HIGH_SPLIT, _MID, _LITTLE),
+        4: (_LITTLE, _LITTLE, _LITTLE, _tiling(16, 16, 4, 1, split=True)),
+    },
 }
-"""For cards of 99 KiB of shared memory a program (sm_86, sm_89, sm_120), and sm_80."""
+"""For cards of 99 KiB of shared memory a program (sm_86, sm_89, sm_120), and sm_80. A warp has whole rows of products where registers
+allow it (4 warps of 16 rows), so that probabilities become factors without leaving them."""
 
 _WIDE, _TALL, _DEEP = _tiling(128, 64, 8, 2), _tiling(64, 128, 8, 2), _tiling(128, 64, 8, 3)
 _KEYS, _KEYS_SPLIT = _tiling(32, 64, 4, 2), _tiling(32, 64, 4, 2, split=True)
 _ROWS, _ROWS_WIDE = _tiling(64, 64, 4, 2), _tiling(128, 32, 8, 2)
 HOPPER: Table = {
-    "forward_kernel": {2: (*(_tiling(128, 128, 8, 3),) * 3, _DEEP, _HALF), 4: SMALL["forward_kernel"][4]},
+    "forward_kernel": {
+        2: (*(_tiling(128, 128, 8, 3),) * 3, _DEEP, _tiling(64, 32, 8, 1)),
+        4: SMALL["forward_kernel"][4],
+    },
     "tangent_kernel": {2: (_WIDE, _WIDE, _WIDE, _WIDE, _MID), 4: SMALL["tangent_kernel"][4]},
-    "backward_q_kernel": {2: (_WIDE, _WIDE, _WIDE, _WIDE, _MID), 4: _BACKWARD[4]},
-    "backward_kv_kernel": {2: (_TALL, _TALL, _TALL, _KEYS, _MID), 4: _BACKWARD[4]},
-    "backward_tangent_q_kernel": {2: (_ROWS, _ROWS, _ROWS, _ROWS_WIDE, _LITTLE), 4: _SECOND[4]},
+    "backward_q_kernel": {2: (_WIDE, _WIDE, _WIDE, _WIDE, _MID), 4: _BACKWARD_FP32},
+    "backward_kv_kernel": {2: (_TALL, _TALL, _TALL, _KEYS, _MID), 4: _BACKWARD_FP32},
+    "backward_tangent_q_kernel": {
+        2: (_ROWS, _ROWS, _ROWS, _ROWS_WIDE, _LITTLE),
+        4: SMALL["backward_tangent_q_kernel"][4],
+    },
     "backward_tangent_kv_kernel": {
         2: (_KEYS, _KEYS, _KEYS, _KEYS_SPLIT, _LITTLE),
         4: SMALL["backward_tangent_kv_kernel"][4],

@@ -2,7 +2,8 @@
 
 A program owns a tile of rows and walks over the tiles of the other side that its spans touch, so no result is written
 twice and no atomics are needed: equal inputs give equal bits. Scores are kept in units of log 2, sums in fp32. With a soft
-cap, slope is the derivative of the cap, 1 - tanh^2, and the scores' tangents are those after it.
+cap, slope is the derivative of the cap, sech^2, which keeps its digits where 1 - tanh^2 loses all, and the scores' tangents
+are those after it.
 """
 
 # B = batch, H = query heads, K = key-value heads, S = queries, J = keys, D = head dimension, T = tangents
@@ -74,14 +75,20 @@ def _dot(a, b, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @jit()
 def _cap(s_NM, scale, softcap, CAPPED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Scale and cap raw products; return scores in units of log 2 and the cap's tanh (the scores again without a cap)."""
-    tanh_NM = s_NM
+    """Scale and cap raw products; return scores in units of log 2, and the cap's tanh and slope (without a cap the scores)."""
     if CAPPED:
-        tanh_NM = 1.0 - 2.0 / (1.0 + tl.exp2(s_NM * (scale * (2.0 * LOG2_E) / softcap)))
+        x_NM = s_NM * (scale / softcap)
+        e_NM = tl.exp2(tl.abs(x_NM) * (-2.0 * LOG2_E))
+        inverse_NM = 1.0 / (1.0 + e_NM)
+        size_NM = (1.0 - e_NM) * inverse_NM
+        tanh_NM = tl.where(x_NM < 0.0, -size_NM, size_NM)
+        slope_NM = 4.0 * e_NM * inverse_NM * inverse_NM
         s_NM = tanh_NM * (softcap * LOG2_E)
     else:
         s_NM = s_NM * (scale * LOG2_E)
-    return s_NM, tanh_NM
+        tanh_NM = s_NM
+        slope_NM = s_NM
+    return s_NM, tanh_NM, slope_NM
 
 
 @jit()
@@ -103,11 +110,41 @@ def _probabilities(  # type: ignore[no-untyped-def]
     q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, KEYS_FIRST: tl.constexpr, CAPPED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """P = exp(S - lse), zero where a key is not seen, and the cap's tanh."""
-    s, tanh = _cap(_product(q_ND, k_MD, KEYS_FIRST, PRECISION), scale, softcap, CAPPED)
+    """P = exp(S - lse), zero where a key is not seen, and the cap's tanh and slope."""
+    s, tanh, slope = _cap(_product(q_ND, k_MD, KEYS_FIRST, PRECISION), scale, softcap, CAPPED)
     key = tl.expand_dims(keys, 1 if KEYS_FIRST else 0)
     seen = (key >= _by_row(first_N, KEYS_FIRST)) & (key < _by_row(end_N, KEYS_FIRST))
-    return tl.where(seen, tl.exp2(s - _by_row(lse_N * LOG2_E, KEYS_FIRST)), 0.0), tanh
+    return tl.where(seen, tl.exp2(s - _by_row(lse_N * LOG2_E, KEYS_FIRST)), 0.0), tanh, slope
+
+
+@jit()
+def _forward_tile(  # type: ignore[no-untyped-def]
+    q_ND, k_ptr, v_ptr, kv_slab, start, num_keys, low, high, first_N, end_N, m_N, l_N, a_ND, scale, softcap, EDGE: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The running maximum, sum and products after one more tile of keys, which at an EDGE not every row sees whole.
+
+    Without a cap maxima are of the raw products, which exp2's argument is scaled from in one step: scale is positive.
+    """
+    keys = start + tl.arange(0, M)
+    k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+    v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
+    s_NM = _dot(q_ND, tl.trans(k_MD), PRECISION)
+    unit = scale * LOG2_E
+    if CAPPED:
+        s_NM, _, _ = _cap(s_NM, scale, softcap, CAPPED)
+        unit = 1.0
+    if EDGE:
+        seen_NM = (keys[None, :] >= first_N[:, None]) & (keys[None, :] < end_N[:, None])
+        s_NM = tl.where(seen_NM, s_NM, float("-inf"))
+    new_N = tl.maximum(m_N, tl.max(s_NM, 1))
+    safe_N = tl.where(new_N == float("-inf"), 0.0, new_N) * unit  # a row may see nothing of this tile
+    p_NM = tl.exp2(s_NM * unit - safe_N[:, None])
+    shrink_N = tl.exp2(m_N * unit - safe_N)
+    l_N = l_N * shrink_N + tl.sum(p_NM, 1)
+    a_ND = a_ND * shrink_N[:, None] + _dot(p_NM.to(v_MD.dtype), v_MD, PRECISION)
+    return new_N, l_N, a_ND
 
 
 @jit(do_not_specialize=RUNTIME)
@@ -117,34 +154,39 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """O and lse of one tile of rows, over its keys with a running maximum."""
+    """O and lse of one tile of rows, over its keys with a running maximum: first those that all rows see, then the edges."""
     slab, batch, kv_slab = _slabs(heads, group)
     rows = _rows(N)
     first_N, end_N = _load_spans(spans_ptr, batch, rows, num_queries, span_stride)
     q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
+    size = tl.where(scale == 0.0, 1.0, tl.abs(scale))
+    if scale <= 0.0:  # the maximum of a row is that of its products, so their factor is positive; exact
+        q_ND = (q_ND * tl.where(scale < 0.0, -1.0, 0.0)).to(q_ND.dtype)
     m_N = tl.full([N], float("-inf"), tl.float32)
     l_N = tl.zeros([N], tl.float32)
     a_ND = tl.zeros([N, BLOCK_D], tl.float32)
     low, high = tl.min(first_N), tl.max(end_N)
-    for start in range(low // M * M, high, M):
-        keys = start + tl.arange(0, M)
-        k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
-        v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
-        s_NM, _ = _cap(_dot(q_ND, tl.trans(k_MD), PRECISION), scale, softcap, CAPPED)
-        seen_NM = (keys[None, :] >= first_N[:, None]) & (keys[None, :] < end_N[:, None])
-        s_NM = tl.where(seen_NM, s_NM, float("-inf"))
-        new_N = tl.maximum(m_N, tl.max(s_NM, 1))
-        safe_N = tl.where(new_N == float("-inf"), 0.0, new_N)  # a row may see nothing of this tile
-        p_NM = tl.exp2(s_NM - safe_N[:, None])
-        shrink_N = tl.exp2(m_N - safe_N)
-        l_N = l_N * shrink_N + tl.sum(p_NM, 1)
-        a_ND = a_ND * shrink_N[:, None] + _dot(p_NM.to(v_MD.dtype), v_MD, PRECISION)
-        m_N = new_N
+    begin = low // M * M
+    whole = tl.minimum((tl.minimum(tl.max(first_N), high) + M - 1) // M * M, high)
+    whole_end = tl.maximum(tl.min(end_N) // M * M, whole)
+    for start in range(whole, whole_end, M):
+        m_N, l_N, a_ND = _forward_tile(
+            q_ND, k_ptr, v_ptr, kv_slab, start, num_keys, low, high, first_N, end_N, m_N, l_N, a_ND, size, softcap, False,
+            D, BLOCK_D, M, CAPPED, UPCAST, PRECISION,
+        )  # fmt: skip
+    for edge in range(begin, high - (whole_end - whole), M):
+        start = tl.where(edge < whole, edge, edge + (whole_end - whole))
+        m_N, l_N, a_ND = _forward_tile(
+            q_ND, k_ptr, v_ptr, kv_slab, start, num_keys, low, high, first_N, end_N, m_N, l_N, a_ND, size, softcap, True,
+            D, BLOCK_D, M, CAPPED, UPCAST, PRECISION,
+        )  # fmt: skip
     blind_N = first_N >= end_N
     l_N = tl.where(blind_N, 1.0, l_N)
     _store_tile(o_ptr, slab, rows, num_queries, a_ND / l_N[:, None], D, BLOCK_D)
-    lse_N = tl.where(blind_N, float("inf"), (m_N + tl.log2(l_N)) / LOG2_E)
-    tl.store(lse_ptr + slab * num_queries + rows, lse_N, mask=rows < num_queries)
+    log2_N = (m_N if CAPPED else m_N * (size * LOG2_E)) + tl.log2(l_N)
+    tl.store(
+        lse_ptr + slab * num_queries + rows, tl.where(blind_N, float("inf"), log2_N / LOG2_E), mask=rows < num_queries
+    )
 
 
 @jit(do_not_specialize=RUNTIME)
@@ -170,13 +212,13 @@ def tangent_kernel(  # type: ignore[no-untyped-def]
         keys = start + tl.arange(0, M)
         k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         dot_k_MD = _load_part(dot_k_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
-        p_NM, tanh_NM = _probabilities(
+        p_NM, _, slope_NM = _probabilities(
             q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, False, CAPPED, PRECISION
         )
         ps_NM = _dot(dot_q_ND, tl.trans(k_MD), PRECISION) + _dot(q_ND, tl.trans(dot_k_MD), PRECISION)
         ps_NM *= p_NM * scale
         if CAPPED:
-            ps_NM *= 1.0 - tanh_NM * tanh_NM
+            ps_NM *= slope_NM
         mu_N += tl.sum(ps_NM, 1)
         v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         dot_v_MD = _load_part(dot_v_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
@@ -208,12 +250,12 @@ def backward_q_kernel(  # type: ignore[no-untyped-def]
         keys = start + tl.arange(0, M)
         k_MD = _load_part(k_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         v_MD = _load_part(v_ptr, kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
-        p_NM, tanh_NM = _probabilities(
+        p_NM, _, slope_NM = _probabilities(
             q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, False, CAPPED, PRECISION
         )
         ds_NM = p_NM * (_dot(g_ND, tl.trans(v_MD), PRECISION) - d_N[:, None])
         if CAPPED:
-            ds_NM *= 1.0 - tanh_NM * tanh_NM
+            ds_NM *= slope_NM
         dq_ND += _dot(ds_NM.to(k_MD.dtype), k_MD, PRECISION)
     _store_tile(dq_ptr, slab, rows, num_queries, dq_ND * scale, D, BLOCK_D)
 
@@ -245,12 +287,12 @@ def backward_kv_kernel(  # type: ignore[no-untyped-def]
             d_N = tl.load(d_ptr + slab * num_queries + rows, mask=row_ok, other=0.0)
             q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
             g_ND = _load_tile(g_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
-            p_MN, tanh_MN = _probabilities(
+            p_MN, _, slope_MN = _probabilities(
                 q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, True, CAPPED, PRECISION
             )
             ds_MN = p_MN * (_product(g_ND, v_MD, True, PRECISION) - d_N[None, :])
             if CAPPED:
-                ds_MN *= 1.0 - tanh_MN * tanh_MN
+                ds_MN *= slope_MN
             dv_MD += _dot(p_MN.to(g_ND.dtype), g_ND, PRECISION)
             dk_MD += _dot(ds_MN.to(q_ND.dtype), q_ND, PRECISION)
     _store_tile(dk_ptr, kv_slab, keys, num_keys, dk_MD * scale, D, BLOCK_D)
@@ -264,18 +306,19 @@ def _second_order(  # type: ignore[no-untyped-def]
     KEYS_FIRST: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """P, P', dS and dS' of one tile, the last two by the scores before the cap."""
-    p, tanh = _probabilities(q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, KEYS_FIRST, CAPPED, PRECISION)
+    p, tanh, slope = _probabilities(
+        q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, KEYS_FIRST, CAPPED, PRECISION
+    )
     dot_s = _product(dot_q_ND, k_MD, KEYS_FIRST, PRECISION) + _product(q_ND, dot_k_MD, KEYS_FIRST, PRECISION)
     dot_s *= scale
     if CAPPED:
-        dot_s *= 1.0 - tanh * tanh
+        dot_s *= slope
     dot_p = p * (dot_s - _by_row(mu_N, KEYS_FIRST))
     e = _product(g_ND, v_MD, KEYS_FIRST, PRECISION) - _by_row(d_N, KEYS_FIRST)
     dot_e = _product(dot_g_ND, v_MD, KEYS_FIRST, PRECISION) + _product(g_ND, dot_v_MD, KEYS_FIRST, PRECISION)
     ds = p * e
     dot_ds = dot_p * e + p * (dot_e - _by_row(dot_d_N, KEYS_FIRST))
     if CAPPED:
-        slope = 1.0 - tanh * tanh
         dot_ds = dot_ds * slope - ds * tanh * dot_s * (2.0 / softcap)
         ds *= slope
     return p, dot_p, ds, dot_ds

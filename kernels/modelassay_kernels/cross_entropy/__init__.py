@@ -54,7 +54,12 @@ def linear_cross_entropy(
     `vmap`. With ``none`` the logits are made again: 4 and 14. Ignored tokens cost nothing.
 
     GPU: vendor products of the weight's own type accumulated in fp32, and Triton for what is done to a chunk; gradients of
-    logits are rounded to bfloat16 where the weight is bfloat16. CPU: products in fp32, narrow weights widened in pieces.
+    logits are rounded to bfloat16 where the weight is bfloat16, and where it is float16 to that, brought into its range by a
+    power of two. Under CUDA's autocast hidden states and weight are rounded to its type first, as those of a linear layer are,
+    and logits are not. CPU: products in fp32, narrow weights widened in pieces; autocast rounds nothing.
+
+    The host waits once for labels that many products share: for the number of rows that count. While a CUDA graph is captured it
+    does not: all rows take part, those to be ignored as zeros, and a label that is not in the vocabulary gives NaN instead of an error.
 
     >>> hidden, weight = torch.zeros(2, 3), torch.ones(4, 3)
     >>> linear_cross_entropy(hidden, weight, torch.tensor([0, -100]))  # log(4): all tokens are equally likely
@@ -76,7 +81,8 @@ def linear_cross_entropy(
         A scalar, or [N] for ``none``: float32, or float64 where an input is.
 
     Raises:
-        ValueError: shapes that do not fit, settings out of range, or a label that is not in the vocabulary.
+        ValueError: shapes that do not fit, settings out of range, or a label that is not in the vocabulary (see above for a
+            graph that is captured).
         TypeError: for an unsupported dtype.
         NotImplementedError: when a third derivative is asked for.
     """
@@ -87,6 +93,9 @@ def linear_cross_entropy(
         ignore_index=ignore_index,
         chunk_rows=chunk_rows,
     )
+    narrow = autocast_type(hidden_ND.device)
+    if narrow is not None and torch.float64 not in {hidden_ND.dtype, weight_VD.dtype}:
+        hidden_ND, weight_VD = hidden_ND.to(narrow), weight_VD.to(narrow)
     if torch.compiler.is_compiling():  # see modelassay_kernels.compiled
         settings = (softcap, label_smoothing, z_loss, ignore_index, chunk_rows, reduction)
         loss: Tensor = torch.ops.modelassay.linear_cross_entropy(hidden_ND, weight_VD, bias, labels_N, *settings)
@@ -111,6 +120,12 @@ def linear_cross_entropy(
         losses_N = apply_losses(hidden_ND, weight_VD, bias, labels_N, spec)
         total = (g_N.double() * losses_N.double()).sum().to(dtype)
     return torch.where(num_kept == 0, math.nan, total) if reduction == "mean" else total
+
+
+def autocast_type(device: torch.device) -> torch.dtype | None:
+    """Return the type to which CUDA's autocast rounds the factors of a product, where it is on."""
+    on = device.type == "cuda" and torch.is_autocast_enabled("cuda")
+    return torch.get_autocast_dtype("cuda") if on else None
 
 
 def _check(hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, spec: Spec, reduction: str) -> None:

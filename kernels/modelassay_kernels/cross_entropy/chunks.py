@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -21,7 +24,7 @@ from torch import Tensor
 from modelassay_kernels.cross_entropy import rows as torch_rows
 from modelassay_kernels.cross_entropy import triton_kernels as triton_rows
 from modelassay_kernels.cross_entropy.rows import Spec
-from modelassay_kernels.products import full_fp32
+from modelassay_kernels.products import capturing, full_fp32
 
 Point = tuple[Tensor, Tensor, Tensor | None]
 """hidden [N, D], weight [V, D], bias [V]."""
@@ -62,7 +65,16 @@ class _Chunks:
         self.spec, self.point = spec, point
         self.dtype, self.device = accumulator(*point), hidden.device
         self.num_rows, self.num_cols = hidden.shape[0], weight.shape[0]
-        self.labels_R, self.keep_R = _kept_rows(labels_N, spec, self.num_cols)
+        self.keep_R = self.keep_N = self.fill_N = None
+        if capturing(
+            self.device
+        ):  # every row takes part; those without a target with zeros, those with a wrong one with NaN
+            self.keep_N, wrong_N = _kept_and_wrong(labels_N.long(), spec, self.num_cols)
+            self.labels_R = torch.where(self.keep_N & ~wrong_N, labels_N.long(), 0)
+            self.fill_N = torch.where(wrong_N, math.nan, 0.0)
+            self.keep_N = self.keep_N & ~wrong_N
+        else:
+            self.labels_R, self.keep_R = _kept_rows(labels_N, spec, self.num_cols)
         row_bytes = num_buffers * self.num_cols * self.dtype.itemsize
         budget = BUDGET_BYTES.get(self.device.type, BUDGET_BYTES["cuda"]) // row_bytes
         if self.device.type == "cpu":
@@ -86,14 +98,21 @@ class _Chunks:
 
     def take(self, x_N: Tensor, place: slice, dim: int = 0) -> Tensor:
         """Return the chunk's rows of a tensor whose dimension ``dim`` counts all rows."""
-        if self.keep_R is None:
-            return x_N.narrow(dim, place.start, place.stop - place.start)
-        return x_N.index_select(dim, self.keep_R[place])
+        if self.keep_R is not None:
+            return x_N.index_select(dim, self.keep_R[place])
+        return self._filled(x_N.narrow(dim, place.start, place.stop - place.start), place, dim)
+
+    def _filled(self, x_C: Tensor, place: slice, dim: int) -> Tensor:
+        if self.keep_N is None or self.fill_N is None:
+            return x_C
+        shape = [-1 if d == dim else 1 for d in range(x_C.ndim)]
+        keep_C, fill_C = self.keep_N[place].reshape(shape), self.fill_N[place].reshape(shape)
+        return torch.where(keep_C, x_C, fill_C.to(x_C.dtype))
 
     def spread(self, x_R: Tensor, dtype: torch.dtype, dim: int = 0) -> Tensor:
         """Return the values of all rows, zero for the ignored."""
         if self.keep_R is None:
-            return x_R.to(dtype)
+            return self._filled(x_R.to(dtype), slice(0, self.num_rows), dim)
         shape = (*x_R.shape[:dim], self.num_rows, *x_R.shape[dim + 1 :])
         return torch.zeros(shape, dtype=dtype, device=self.device).index_copy_(dim, self.keep_R, x_R.to(dtype))
 
@@ -117,15 +136,31 @@ class _Chunks:
         return zt_KCV if bias_t is None else zt_KCV.add_(bias_t[:, None, :])
 
 
-def _kept_rows(labels_N: Tensor, spec: Spec, num_cols: int) -> tuple[Tensor, Tensor | None]:
-    """Return the labels that count and their rows; None for all of them.
+Kept = tuple[Tensor, Tensor | None]
+"""The labels that count, and their rows; None for all of them."""
+
+_kept: deque[tuple[weakref.ref[Tensor], tuple[int, int, int], Kept]] = deque(maxlen=16)
+"""Of the last labels: the tensor, (its version, ignore_index, number of columns), and the rows. Their number has to come to the
+host, which waits for it: once for labels that many products share."""
+
+
+def _kept_rows(labels_N: Tensor, spec: Spec, num_cols: int) -> Kept:
+    """Check labels and find the rows that count, unless it was done for this tensor as it is.
 
     Raises:
         ValueError: a label is neither in the vocabulary nor `ignore_index`.
     """
-    labels_N = labels_N.long()
-    keep_N = labels_N != spec.ignore_index
-    wrong_N = keep_N & ((labels_N < 0) | (labels_N >= num_cols))
+    key = (-1 if labels_N.is_inference() else labels_N._version, spec.ignore_index, num_cols)
+    known = next((kept for ref, of, kept in _kept if of == key and ref() is labels_N), None)
+    if known is None:
+        known = _kept_rows_now(labels_N.long(), spec, num_cols)
+        if not labels_N.is_inference():  # such a tensor has no version
+            _kept.append((weakref.ref(labels_N), key, known))
+    return known
+
+
+def _kept_rows_now(labels_N: Tensor, spec: Spec, num_cols: int) -> Kept:
+    keep_N, wrong_N = _kept_and_wrong(labels_N, spec, num_cols)
     if bool(wrong_N.any()):
         row = int(wrong_N.nonzero()[0])
         raise ValueError(
@@ -138,15 +173,28 @@ def _kept_rows(labels_N: Tensor, spec: Spec, num_cols: int) -> tuple[Tensor, Ten
     return labels_N[keep_R], keep_R
 
 
+def _kept_and_wrong(labels_N: Tensor, spec: Spec, num_cols: int) -> tuple[Tensor, Tensor]:
+    keep_N = labels_N != spec.ignore_index
+    return keep_N, keep_N & ((labels_N < 0) | (labels_N >= num_cols))
+
+
 def _native(out: Tensor, a: Tensor, b: Tensor) -> bool:
     """Whether the vendor's product of two narrow types gives fp32 unrounded: on CUDA alone."""
     narrow = a.dtype == b.dtype and a.dtype in {torch.bfloat16, torch.float16}
-    return narrow and out.device.type == "cuda" and out.dtype == torch.float32
+    return narrow and has_tensor_cores(out.device) and out.dtype == torch.float32
 
 
-def _addmm_(out: Tensor, a: Tensor, b: Tensor, *, fresh: bool) -> None:
-    """Compute out = a b, or out += a b, in out's type."""
-    if not _native(out, a, b):
+def has_tensor_cores(device: torch.device) -> bool:
+    """Whether narrow types are multiplied as they are."""
+    return device.type == "cuda"
+
+
+def _addmm_(out: Tensor, a: Tensor, b: Tensor, *, fresh: bool, unit: Tensor | None = None) -> None:
+    """Compute out = a b, or out += a b unit, in out's type."""
+    if unit is not None:
+        for part in _row_blocks(out):  # a product that stays in the cache until it is added
+            out[part].addcmul_(torch.mm(a[part], b, out_dtype=torch.float32), unit)
+    elif not _native(out, a, b):
         torch.addmm(out, a.to(out.dtype), b.to(out.dtype), beta=0 if fresh else 1, out=out)
     elif fresh:
         torch.mm(a, b, out_dtype=torch.float32, out=out)
@@ -169,10 +217,13 @@ def _adds_to_wide(device: torch.device) -> bool:
 
 
 def _blocks(out: Tensor, a: Tensor, w_VD: Tensor) -> list[slice]:
-    if w_VD.dtype == out.dtype or _native(out, a, w_VD):
-        return [slice(0, w_VD.shape[0])]
-    rows = max(1, UPCAST_BYTES // max(1, w_VD.shape[1] * out.dtype.itemsize))
-    return [slice(start, start + rows) for start in range(0, w_VD.shape[0], rows)]
+    whole = w_VD.dtype == out.dtype or _native(out, a, w_VD)
+    return [slice(0, w_VD.shape[0])] if whole else _row_blocks(w_VD, out.dtype.itemsize)
+
+
+def _row_blocks(x_VD: Tensor, itemsize: int = 4) -> list[slice]:
+    rows = max(1, UPCAST_BYTES // max(1, x_VD.shape[1] * itemsize))
+    return [slice(start, start + rows) for start in range(0, x_VD.shape[0], rows)]
 
 
 def project(out_CV: Tensor, a_CD: Tensor, w_VD: Tensor, *, fresh: bool) -> None:
@@ -181,15 +232,29 @@ def project(out_CV: Tensor, a_CD: Tensor, w_VD: Tensor, *, fresh: bool) -> None:
         _addmm_(out_CV[:, part], a_CD, w_VD[part].t(), fresh=fresh)
 
 
-def back(out_CD: Tensor, a_CV: Tensor, w_VD: Tensor) -> None:
-    """Add a W to out."""
+def back(out_CD: Tensor, a_CV: Tensor, w_VD: Tensor, unit: Tensor | None = None) -> None:
+    """Add a W, times the unit if there is one, to out."""
     for part in _blocks(out_CD, a_CV, w_VD):
-        _addmm_(out_CD, a_CV[:, part], w_VD[part], fresh=False)
+        _addmm_(out_CD, a_CV[:, part], w_VD[part], fresh=False, unit=unit)
 
 
-def _operand(a_CV: Tensor, like: Tensor) -> Tensor:
-    """Round what multiplies bfloat16 on CUDA to it; half precision would lose gradients below 6e-8, so it is widened."""
-    return a_CV.bfloat16() if a_CV.device.type == "cuda" and like.dtype == torch.bfloat16 else a_CV
+def _operand(a_CV: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Round what multiplies a narrow type on tensor cores to it; return it and what its product is to be multiplied by.
+
+    Half precision ends at 6e-8, where gradients of logits begin: the largest is brought to 2^14 or above by a power of two, so what
+    is under 2^-29 of it loses digits and what is under 2^-40 counts as zero. bfloat16 has float32's range.
+    """
+    if not has_tensor_cores(a_CV.device) or like.dtype not in {torch.bfloat16, torch.float16}:
+        return a_CV, None
+    if like.dtype == torch.bfloat16:
+        return a_CV.bfloat16(), None
+    if not a_CV.numel():
+        return a_CV.half(), a_CV.new_ones(())
+    least, most = torch.aminmax(a_CV)
+    exponent = torch.frexp(torch.maximum(-least, most)).exponent.clamp(-100, 128)
+    half_CV = torch.empty_like(a_CV, dtype=torch.float16)
+    torch.mul(a_CV, torch.exp2((15 - exponent).float()), out=half_CV)
+    return half_CV, torch.exp2((exponent - 15).float())
 
 
 class _Gradient:
@@ -203,21 +268,23 @@ class _Gradient:
         self.bias_V = chunks.zeros(chunks.num_cols) if mask.bias and bias is not None else None
 
     def add(self, dz_CV: Tensor, h_CD: Tensor, w_VD: Tensor, place: slice) -> None:
-        dz_of_w = _operand(dz_CV, w_VD)
-        dz_of_h = dz_of_w if h_CD.dtype == w_VD.dtype else _operand(dz_CV, h_CD)
+        dz_of_w, unit_of_w = _operand(dz_CV, w_VD)
+        dz_of_h, unit_of_h = (dz_of_w, unit_of_w) if h_CD.dtype == w_VD.dtype else _operand(dz_CV, h_CD)
         if self.mask.hidden:
-            back(self.hidden_RD[place], dz_of_w, w_VD)
+            back(self.hidden_RD[place], dz_of_w, w_VD, unit_of_w)
         if self.weight_VD is not None:
-            _addmm_(self.weight_VD, dz_of_h.t(), h_CD, fresh=False)
+            _addmm_(self.weight_VD, dz_of_h.t(), h_CD, fresh=False, unit=unit_of_h)
         if self.bias_V is not None:
             self.bias_V += dz_CV.sum(0)
 
     def add_crossed(self, dz_CV: Tensor, ht_CD: Tensor | None, wt_VD: Tensor | None, place: slice) -> None:
         """Add what the tangents of the other factor make of the gradient itself."""
         if self.mask.hidden and wt_VD is not None:
-            back(self.hidden_RD[place], _operand(dz_CV, wt_VD), wt_VD)
+            dz_of_w, unit = _operand(dz_CV, wt_VD)
+            back(self.hidden_RD[place], dz_of_w, wt_VD, unit)
         if self.weight_VD is not None and ht_CD is not None:
-            _addmm_(self.weight_VD, _operand(dz_CV, ht_CD).t(), ht_CD, fresh=False)
+            dz_of_h, unit = _operand(dz_CV, ht_CD)
+            _addmm_(self.weight_VD, dz_of_h.t(), ht_CD, fresh=False, unit=unit)
 
     def results(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients in their inputs' types; one of no elements where none is asked for."""

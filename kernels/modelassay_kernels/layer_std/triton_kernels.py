@@ -180,33 +180,44 @@ def _widen(x_RQ: tl.tensor) -> tl.tensor:
 
 
 @jit()
-def _scaled(x_RQ: tl.tensor, row: tl.tensor, address: tl.tensor, r0: tl.tensor, q0: tl.tensor) -> tl.tensor:
-    """Apply the block scales, if any, to the tile at (r0, q0); each holds for whole groups of SCALE_GROUP columns."""
-    R: tl.constexpr = x_RQ.shape[0]
-    G: tl.constexpr = x_RQ.shape[1] // SCALE_GROUP
-    if address != 0:
-        r_R = r0.to(tl.int32) + tl.arange(0, R)
-        q_G = q0.to(tl.int32) + tl.arange(0, G) * SCALE_GROUP
-        s_R = (r_R // tl.load(row + SCALE_ROWS).to(tl.int32)).to(tl.int64) * tl.load(row + SCALE_STRIDE)
-        s_RG = s_R[:, None] + (q_G // tl.load(row + SCALE_COLS).to(tl.int32))[None, :]
-        scale_RG = tl.load(address.to(tl.pointer_type(tl.float32)) + s_RG)
-        x_RGS = tl.reshape(x_RQ, [R, G, SCALE_GROUP]) * scale_RG[:, :, None]
-        x_RQ = tl.reshape(x_RGS, [R, G * SCALE_GROUP])
-    return x_RQ
+def _times(x_RQ: tl.tensor, scale_RG: tl.tensor, less: tl.tensor) -> tl.tensor:
+    """X * scale - less; each scale holds for SCALE_GROUP columns."""
+    x_RGS = tl.reshape(x_RQ, [x_RQ.shape[0], x_RQ.shape[1] // SCALE_GROUP, SCALE_GROUP])
+    return tl.reshape(x_RGS * scale_RG[:, :, None] - less, [x_RQ.shape[0], x_RQ.shape[1]])
+
+
+@jit()
+def _block_scales(address: tl.tensor, stride: tl.tensor, row_R: tl.tensor, col_G: tl.tensor) -> tl.tensor:
+    """The block scales at rows and columns of the table of scales; ones where the tensor has none."""
+    at_RG = row_R[:, None].to(tl.int64) * stride + col_G[None, :]
+    return tl.load(address.to(tl.pointer_type(tl.float32)) + at_RG, mask=(at_RG >= 0) & (address != 0), other=1.0)
+
+
+@jit()
+def _log2(power: tl.tensor) -> tl.tensor:
+    """Of a power of two, exactly."""
+    return (power.to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
 
 
 @jit()
 def _fast_chunk(row: tl.tensor, first: tl.tensor, num: tl.tensor, R: tl.constexpr, Q: tl.constexpr, STAGES: tl.constexpr,
                 DTYPE: tl.constexpr, BYTES: tl.constexpr) -> tl.tensor:  # fmt: skip
-    """Return mean, deviation and whether fp32 could hold their sums, of `num` complete, aligned tiles. Only fp8 has block scales."""
+    """Return mean, deviation and whether fp32 could hold their sums, of `num` complete, aligned tiles. Only fp8 has block scales.
+
+    A block has a power of two of rows and columns, or all: twenty instructions of a division by it are one.
+    """
     WORD: tl.constexpr = 16 // BYTES
-    address, col_tiles, scale_address = tl.load(row + ADDRESS), tl.load(row + COL_TILES), tl.load(row + SCALE_ADDRESS)
+    address, col_tiles = tl.load(row + ADDRESS), tl.load(row + COL_TILES)
     stride = tl.load(row + ROW_STRIDE) // WORD * WORD  # no change: it lets the compiler see 16-byte words
     o_RQ = tl.arange(0, R)[:, None] * stride + tl.arange(0, Q)[None, :]
     r0, q0, end = first // col_tiles * R, first % col_tiles * Q, col_tiles * Q
     x_RQ = _widen(_load(address + (r0 * stride + q0) * BYTES, o_RQ, None, DTYPE, False))
     if BYTES == 1:
-        x_RQ = _scaled(x_RQ, row, scale_address, r0, q0)
+        scale_address, scale_stride = tl.load(row + SCALE_ADDRESS), tl.load(row + SCALE_STRIDE)
+        row_shift, col_shift = _log2(tl.load(row + SCALE_ROWS)), _log2(tl.load(row + SCALE_COLS))
+        r_R, q_G = tl.arange(0, R), tl.arange(0, Q // SCALE_GROUP) * SCALE_GROUP
+        row_R, col_G = (r0.to(tl.int32) + r_R) >> row_shift, (q0.to(tl.int32) + q_G) >> col_shift
+        x_RQ = _times(x_RQ, _block_scales(scale_address, scale_stride, row_R, col_G), 0.0)
     centre = tl.sum(x_RQ) * (1.0 / (R * Q))
     s1_RQ = x_RQ - centre
     s2_RQ = s1_RQ * s1_RQ
@@ -216,8 +227,10 @@ def _fast_chunk(row: tl.tensor, first: tl.tensor, num: tl.tensor, R: tl.constexp
         q0 = tl.where(q0 == end, 0, q0)
         x_RQ = _widen(_load(address + (r0 * stride + q0) * BYTES, o_RQ, None, DTYPE, False))
         if BYTES == 1:
-            x_RQ = _scaled(x_RQ, row, scale_address, r0, q0)
-        x_RQ -= centre
+            row_R, col_G = (r0.to(tl.int32) + r_R) >> row_shift, (q0.to(tl.int32) + q_G) >> col_shift
+            x_RQ = _times(x_RQ, _block_scales(scale_address, scale_stride, row_R, col_G), centre)
+        else:
+            x_RQ -= centre
         s1_RQ += x_RQ
         s2_RQ += x_RQ * x_RQ
     n = (num * (R * Q)).to(tl.float64)

@@ -30,7 +30,7 @@ FIELDS = (
     "num_tiles",
     "first_chunk",
     "scale_address",  # of the block scales, fp32, 0 where there are none
-    "scale_rows",  # rows of the tensor under one scale
+    "scale_rows",  # rows of the tensor under one scale; the fast path wants a power of two, LONGEST where all are under one
     "scale_cols",
     "scale_stride",  # scales per row of scales
     "scalar_address",  # of the scale of the whole tensor, fp32, 0 where there is none
@@ -39,6 +39,7 @@ _FLOAT64 = INDICES[torch.float64]
 _ITEMSIZE = torch.tensor([dtype.itemsize for dtype in INDICES], device="cpu")
 WORD_BYTES = 16  # the widest global load of every supported GPU
 SCALE_GROUP = 32  # columns that share one scale on the fast path: the smallest block in use (MX formats)
+LONGEST = 2**31  # rows or columns of a block that is the whole tensor's, which has fewer
 PIECES = 4  # a tile is read in this many pieces where every element needs its own address and mask, to save registers
 
 
@@ -128,8 +129,10 @@ def _complete(descriptions: Tensor, config: LaunchConfig) -> tuple[Tensor, Tenso
     col_tiles = _ceil_div(cols, config.tile_cols)
     num_tiles = _ceil_div(rows, config.tile_rows) * col_tiles
     num_chunks = _ceil_div(num_tiles, config.tiles)
+    scale_rows, scale_cols = (torch.where(s >= x, LONGEST, s) for s, x in ((scale_rows, rows), (scale_cols, cols)))
+    powers = (scale_rows & (scale_rows - 1) == 0) & (scale_cols & (scale_cols - 1) == 0)
     scale_fits = (scale_address == 0) | (
-        (itemsize == 1) & ((scale_cols % SCALE_GROUP == 0) | (scale_cols >= cols)) & (rows < 2**31) & (cols < 2**31)
+        (itemsize == 1) & powers & (scale_cols >= SCALE_GROUP) & (rows < LONGEST) & (cols < LONGEST)
     )
     wide = (address % WORD_BYTES == 0) & (row_stride * itemsize % WORD_BYTES == 0) & (cols % config.tile_cols == 0)
     complete_rows = numel // cols.clamp(min=1)

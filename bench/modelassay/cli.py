@@ -107,6 +107,7 @@ def cli() -> None:
     help="Set a parameter: a number, true, null, text as it stands, or '[...]', '{...}' and quoted text as in YAML.",
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Only say what would run, what is reused and why.")
+@click.option("--measured", metavar="RUN", help="With --plan: predict what cells cost from the microbatches of RUN.")
 @click.option("--into", type=click.Path(path_type=Path), help="Make this new or empty folder the run directory.")
 @click.option("--jobs", type=click.IntRange(min=1), metavar="N",
               help="Cells side by side; default: as many as fit the cores. Timed cells always run alone.")  # fmt: skip
@@ -135,6 +136,7 @@ def run(
     profile: str | None,
     overrides: tuple[str, ...],
     only_plan: bool,
+    measured: str | None,
     into: Path | None,
     jobs: int | None,
     worker: bool,
@@ -159,6 +161,8 @@ def run(
     work = verb.Work(jobs=jobs, cells=cells, silence_s=silence, shown=not worker, waits=not no_wait, attempts=attempts)
     if verify:
         os.environ[VERIFY] = "1"  # for the processes of cells, too
+    if measured is not None and (not only_plan or any(away.values())):
+        raise click.UsageError("--measured applies only with --plan, and without --as")
     if any(away.values()):
         _run_elsewhere(request, work, away, container, plan=only_plan, inside=place is not None, as_json=as_json)
         return
@@ -167,7 +171,7 @@ def run(
     if make:
         click.echo(displayed(str(verb.make(request))))
     elif only_plan:
-        emit(verb.show_plan(request), as_json=as_json)
+        emit(verb.show_plan(request, measured=measured), as_json=as_json)
     elif place is None:
         view = verb.run_here(request, work, report=_progress)
         if view is not None:

@@ -15,10 +15,11 @@ from modelassay.commands.view import View
 from modelassay.containers.mounts import loss_warning
 from modelassay.errors import AssayError, UsageError, did_you_mean, printable
 from modelassay.machine.sockets import place_sockets
-from modelassay.runs.directory import Run, create_run, find_run, new_folder, open_run
+from modelassay.runs.directory import Run, create_run, find_run, new_folder, open_run, require_run
 from modelassay.runs.execute import execute
 from modelassay.runs.folder import MANIFEST_DRAFT, discard, is_run
 from modelassay.runs.plan import plan, prepare
+from modelassay.runs.predicted import measured_rates
 from modelassay.runs.progress import board
 from modelassay.runs.workers import SILENCE_S
 from modelassay.storage.locks import LockUnavailable
@@ -62,12 +63,27 @@ class Request:
         return run.folder if run is not None else self.into or new_folder(suite, self.root)
 
 
-def show_plan(request: Request) -> View:
-    """Show what would run, what is reused and why."""
+def show_plan(request: Request, *, measured: str | None = None) -> View:
+    """Show what would run, what is reused and why, and what it will cost by the microbatches of the run ``measured``.
+
+    Raises:
+        UsageError: there is no such run, it is of another suite, or none of its cells has ended.
+    """
     suite, run = request.open()
-    planned = plan(suite, root=request.root, run=run)
+    rates = None
+    if measured is not None:
+        source = require_run(measured, request.root)
+        if source.suite.name != suite.name:
+            raise UsageError(f"--measured {printable(measured)}: a run of {source.suite.name}, not of {suite.name}")
+        rates = measured_rates(source)
+        if not rates.num_units:
+            raise UsageError(
+                f"--measured {printable(measured)}: no cell of it has ended whose microbatches tell what {suite.name} costs; "
+                "run a small part of it first, with -o"
+            )
+    planned = plan(suite, root=request.root, run=run, rates=rates)
     preparation = prepare(suite, [entry.cell for entry in planned if entry.action != "reuse"])
-    return plan_view(planned, preparation)
+    return plan_view(planned, preparation, rates)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from modelassay.recording.tables import RunData
 from modelassay.runs.analysis import draw, run_findings, try_read
 from modelassay.runs.directory import Run, open_run, require_run, runs_under
 from modelassay.runs.plan import Planned, Preparation
+from modelassay.runs.predicted import Rates
 from modelassay.runs.progress import Report, board, in_words
 from modelassay.runs.standing import Standing, in_numbers, standing
 from modelassay.runs.watch import watch
@@ -115,32 +116,57 @@ def rows_view(suite: Suite, count: int) -> View:
     )
 
 
-def plan_view(planned: Sequence[Planned], preparation: Preparation) -> View:
-    """Show what would run, what is reused and why, and what it will cost."""
-    seconds = [p.estimate_s for p in planned if p.action != "reuse" and p.estimate_s is not None]
-    num_open = sum(p.action != "reuse" for p in planned)
-    cost = f"{num_open} of {len(planned)} cells to run"
+def plan_view(planned: Sequence[Planned], preparation: Preparation, rates: Rates | None = None) -> View:
+    """Show what would run, what is reused and why, and what it will cost, as far as earlier runs or ``rates`` tell."""
+    waiting = [p for p in planned if p.action != "reuse"]
+    seconds = [p.estimate_s for p in waiting if p.estimate_s is not None]
+    cost = f"{len(waiting)} of {len(planned)} cells to run"
     if seconds:
         cost += f"; {len(seconds)} of them took {sum(seconds):.0f} s in earlier runs"
-    if len(seconds) < num_open:
-        cost += f"; {num_open - len(seconds)} never ran here, their cost is not known"
+    if len(seconds) < len(waiting):
+        cost += f"; {len(waiting) - len(seconds)} never ran here, their cost is not known"
+        cost += "" if rates is not None else " (--measured RUN predicts it)"
     return View(
         data=[
-            {"cell": p.cell.id, "label": p.cell.label, "action": p.action, "why": p.why, "estimate_s": p.estimate_s}
+            {
+                "cell": p.cell.id, "label": p.cell.label, "action": p.action, "why": p.why, "estimate_s": p.estimate_s,
+                "predicted_s": p.predicted_s,
+            }
             for p in planned
         ],
         tables=[
             Table(
                 title="",
                 columns=("cell", "action", "why", "cost"),
-                rows=[
-                    (p.cell.label, p.action, p.why, "not known" if p.estimate_s is None else f"{p.estimate_s:.0f} s")
-                    for p in planned
-                ],
+                rows=[(p.cell.label, p.action, p.why, _cost(p)) for p in planned],
             )
         ],
-        lines=[cost, *_preparation_lines(preparation)],
-    )
+        lines=[cost, *_predicted_lines(waiting, rates), *_preparation_lines(preparation)],
+    )  # fmt: skip
+
+
+def _cost(planned: Planned) -> str:
+    if planned.estimate_s is not None:
+        return f"{planned.estimate_s:.0f} s"
+    return "not known" if planned.predicted_s is None else f"{planned.predicted_s:.0f} s, predicted"
+
+
+def _predicted_lines(waiting: Sequence[Planned], rates: Rates | None) -> list[str]:
+    """Say what all cells that will run cost by ``rates``, on which device, and what is not in it."""
+    if rates is None:
+        return []
+    predicted = [p.predicted_s for p in waiting if p.predicted_s is not None]
+    lines = []
+    if predicted:
+        lines.append(
+            f"predicted: {in_words(sum(predicted))} for {len(predicted)} cells one after the other, from {rates.num_units} microbatches "
+            f"on {rates.device}; loading models is not in it"
+        )
+    if len(predicted) < len(waiting):
+        lines.append(
+            f"not predicted: {len(waiting) - len(predicted)} cells, of which the run measured another model, precision or engine, or not all stages"
+        )
+    return lines if rates.is_gpu else [*lines, "on a GPU: not measured"]
 
 
 def _preparation_lines(preparation: Preparation) -> list[str]:

@@ -34,6 +34,10 @@ class StageCost:
     """That are trained on, generated or read."""
     bytes_kept: int = 0
     """On the disk afterwards."""
+    units: tuple[str, ...] = ()
+    """Names of the microbatches that time it; without them no run can tell what it costs."""
+    speed: tuple[str, ...] = ()
+    """What decides how long a token takes, beside the machine: model, precision, engine."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from modelassay.recording.status import read_status
 from modelassay.runs.directory import Run, code_of, libraries_of, needs_of, runs_under
 from modelassay.runs.inputs import file_digests
 from modelassay.runs.needs import missing_artifacts
+from modelassay.runs.predicted import Rates
 from modelassay.runs.standing import standing
 from modelassay.storage.files import require_regular_tree
 from modelassay.storage.needs import in_order
@@ -32,10 +33,12 @@ class Planned:
     why: str
     estimate_s: float | None
     """Seconds the same cell took in the newest earlier run beside this one; None when it never ran there."""
+    predicted_s: float | None = None
+    """Seconds of its stages by the rates of another run; None without one, or where that run does not tell."""
 
 
-def plan(suite: Suite, *, root: Path, run: Run | None = None) -> list[Planned]:
-    """Say for each cell of ``suite`` whether it runs, resumes, is retried or is reused in ``run`` (None: a new one).
+def plan(suite: Suite, *, root: Path, run: Run | None = None, rates: Rates | None = None) -> list[Planned]:
+    """Say for each cell of ``suite`` whether it runs, resumes, is retried or is reused in ``run`` (None: a new one); ``rates`` predict its cost.
 
     Raises:
         UsageError: cells would have to run, and the code changed since ``run`` began.
@@ -44,7 +47,8 @@ def plan(suite: Suite, *, root: Path, run: Run | None = None) -> list[Planned]:
     planned = []
     for cell in suite.cells:
         action, why = _action(run, cell)
-        planned.append(Planned(cell=cell, action=action, why=why, estimate_s=costs.get(cell.id)))
+        predicted = None if rates is None else rates.predict(suite, cell)
+        planned.append(Planned(cell=cell, action=action, why=why, estimate_s=costs.get(cell.id), predicted_s=predicted))
     if run is not None and any(entry.action != "reuse" for entry in planned):
         refuse_changes(run)
     return planned

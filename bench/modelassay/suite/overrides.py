@@ -95,7 +95,7 @@ def _parse(text: str) -> tuple[str, Entry]:
     path = path.strip()
     clean = scrub_text(text, known_secrets(os.environ))  # whole, since half a token is one that no pattern knows
     key = Node(path, f"-o {printable(clean if len(clean) <= 80 else f'{clean[:77]}...')}", printable(masked(path)))
-    mask, place = Mask(os.environ), value.strip(" \t")
+    mask, place = Mask(os.environ), value.strip(" \t\"'")
     if mask.refuses(path) or mask.refuses(place if is_here(place) else text):  # a comment in it is recorded too
         raise key.error(NO_SECRETS)
     if not equals or not _PATH.fullmatch(path):

@@ -63,11 +63,11 @@ def density_figure(tables: RunData) -> dict[str, Any]:
             ]  # fmt: skip
             layers.append(
                 alt.Chart(rows(points, name=f"density of {condition} {generation}"))
-                .mark_area(opacity=0.75, line={"color": "black", "strokeWidth": 0.7})
+                .mark_area(opacity=0.75, line={"strokeWidth": 1})
                 .encode(
                     x=alt.X("place:Q", title=f"asinh(eigenvalue / {scale:.3g})"),
                     y=alt.Y("top:Q", title="generation", axis=alt.Axis(tickMinStep=1)), y2="floor:Q",
-                    color=colour("generation", [str(each) for each in range(last + 1)]), tooltip=["eigenvalue:Q", "density:Q", "generation:O"],
+                    color=alt.Color("generation:O", scale=alt.Scale(scheme="viridis")), tooltip=["eigenvalue:Q", "density:Q", "generation:O"],
                 )
             )  # fmt: skip
         charts.append(alt.layer(*layers).properties(title=SHOWN.get(condition, condition), width=260, height=320))

@@ -21,4 +21,5 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
     try:
         yield disk
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        # Lazily: of a cell that ended in this process a log may still be open.
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -96,6 +96,10 @@ class TextSpectrum:
     text_sd: float
     """Its standard error from the sampling of the text alone."""
     products: int
+    nodes: tuple[float, ...] = ()
+    """Ritz values, ascending: with ``weights`` the Lanczos quadrature of the spectral density, from one start vector."""
+    weights: tuple[float, ...] = ()
+    """Of the nodes; they sum to 1. One start vector tells no shares: average over some."""
 
 
 def spectrum_over_text(operator: HessianOverText, *, steps: int = 12, probes: int = 8, seed: int = 0, level: float = LEVEL,
@@ -137,7 +141,8 @@ def spectrum_over_text(operator: HessianOverText, *, steps: int = 12, probes: in
         ratios[TESTED] = Estimate(value=value, low=value - half, high=value + half, level=level, n=len(operator.share_C),
                                   method="probes and pieces of text, first order")  # fmt: skip
     return TextSpectrum(lambda_max=top, sigma_bulk=sigmas, ratio=ratios, trace=trace, probe_sd=probe_sd, text_sd=text_sd,
-                        products=operator.products - before)  # fmt: skip
+                        products=operator.products - before, nodes=tuple(values[::-1].tolist()),
+                        weights=tuple((rows[::-1, 0] ** 2).tolist()))  # fmt: skip
 
 
 def _by_piece(values_XC: Array, deflated: Moments) -> Array:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from modelassay.machine.scrub import MASK, known_secrets
+from modelassay.machine.scrub import MASK, is_here, known_secrets
 
 # By how each begins, which is looked for first: that makes it ten times as fast. Every repetition that something must
 # follow is bounded, so that a line of a megabyte costs linear time. None crosses a quote or the end of a line: what was
@@ -78,9 +78,10 @@ class Mask:
         return text
 
     def refuses(self, text: str) -> bool:
-        """Tell whether ``text`` holds what may not stand in a suite."""
-        patterns = (*_TOKENS.values(), *_LOGINS)
-        return any(value in text for value in self._peculiar) or any(pattern.search(text) for pattern in patterns)
+        """Tell whether ``text`` holds what may not stand in a suite; a path of something here may look like a token."""
+        if any(value in text for value in self._peculiar):
+            return True
+        return any(pattern.search(text) for pattern in (*_TOKENS.values(), *_LOGINS)) and not is_here(text)
 
 
 def masked(text: str) -> str:

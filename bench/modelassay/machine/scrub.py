@@ -8,6 +8,7 @@ holds the same value.
 from __future__ import annotations
 
 import base64
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final, TypeAlias
@@ -24,6 +25,7 @@ LONGEST: Final = 4096
 # punctuation and at a change to upper case, and these few ordinary words contain one by accident.
 _SECRET_PART: Final = re.compile(r"token|secret|key|passw|passphrase|credential|auth|cookie|bearer", re.IGNORECASE)
 _SECRET_WORDS: Final = frozenset({"pass", "pwd", "pw", "pat", "jwt", "sig", "signature", "sas", "otp", "netrc"})
+_PLACES: Final = frozenset({"PWD", "OLDPWD"})
 _ORDINARY_WORDS: Final = re.compile(
     r"tokeni[sz](e|ed|er|ers|ing|ation)|keywords?|monkey|keyed|keyframes?|authors?|authority|authored", re.IGNORECASE
 )
@@ -157,13 +159,18 @@ def known_secrets(environ: Mapping[str, str]) -> list[str]:
     """Return the secrets that variables hold, longest first: values under secret-like names, and logins in URLs.
 
     Also as they look inside a URL and in an Authorization header, and each line of those of several lines. Values under
-    eight characters are left out: they are rarely secrets, and masking ``1`` everywhere helps nobody.
+    eight characters are left out: they are rarely secrets, and masking ``1`` everywhere helps nobody. So are places: the
+    shell's PWD, and values that are the absolute path of something here, as of SSH_AUTH_SOCK.
 
     >>> secrets = known_secrets({"HTTPS_PROXY": "http://me:open%20sesame@proxy:3128"})
     >>> {"open sesame", "open%20sesame", "bWU6b3BlbiBzZXNhbWU="} <= {*secrets}
     True
     """
-    values = {value.strip() for name, value in environ.items() if is_secret_name(name)}
+    values = {
+        value.strip()
+        for name, value in environ.items()
+        if is_secret_name(name) and not (value.startswith("/") and (name in _PLACES or is_here(value.strip())))
+    }
     values |= {line.strip() for value in values for line in value.splitlines()}
     for name, value in environ.items():
         pattern = _PROXY_LOGIN if name.lower().endswith("_proxy") else _URL_LOGIN
@@ -173,6 +180,18 @@ def known_secrets(environ: Mapping[str, str]) -> list[str]:
             values |= {login, plain, header, login.partition(":")[2], plain.partition(":")[2]}
     long = {value for value in values if len(value) >= 8}
     return sorted(long | {quote(value, safe="") for value in long}, key=len, reverse=True)
+
+
+def is_here(path: str) -> bool:
+    """Tell whether ``path``, which has a slash, is that of something on this machine.
+
+    >>> is_here("/"), is_here("/nowhere/at/all"), is_here(".")
+    (True, False, False)
+    """
+    try:
+        return "/" in path and os.path.lexists(path)
+    except ValueError:  # a NUL
+        return False
 
 
 def _mask_after_names(text: str, pattern: re.Pattern[str]) -> str:

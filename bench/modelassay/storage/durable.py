@@ -47,9 +47,15 @@ def disk_fault(error: OSError, path: Path) -> HostError | OSError:
     return error if sentence is None else HostError(f"{printable(str(path))}: {sentence}")
 
 
-def no_space(error: OSError, path: Path) -> HostError | OSError:
-    """Return a HostError in place of a full disk or quota, any other ``error`` unchanged."""
-    return disk_fault(error, path) if error.errno in (errno.ENOSPC, errno.EDQUOT) else error
+def no_space(error: Exception, path: Path) -> Exception:
+    """Return a HostError in place of a full disk or quota, any other ``error`` unchanged.
+
+    Also of safetensors, whose own error is no OSError and hands the system's words on.
+    """
+    if type(error).__name__ == "SafetensorError" and "No space left" in str(error):
+        error = OSError(errno.ENOSPC, str(error))
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return disk_fault(error, path) if is_full and isinstance(error, OSError) else error
 
 
 def unwritable(error: OSError, folder: Path) -> HostError | OSError:

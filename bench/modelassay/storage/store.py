@@ -139,6 +139,10 @@ class Store:
             _VERIFIED[final] = stamp(final)
         except OSError as error:
             raise _unwritable(error, final) from error
+        except Exception as error:
+            if (full := no_space(error, final)) is not error:  # safetensors has errors of its own
+                raise full from error
+            raise
         return final
 
     def _repaired(self, final: Path) -> bool:
@@ -250,7 +254,7 @@ def _files_of(folder: Path) -> dict[str, Any]:
     return files
 
 
-def _unwritable(error: OSError, final: Path) -> HostError | OSError:
+def _unwritable(error: OSError, final: Path) -> Exception:
     """Return a HostError in place of an ``error`` about the store's own files, others unchanged."""
     full, name = no_space(error, final), error.filename
     own = {final, *final.parents, *map(final.with_suffix, (".lock", ".part", ".attempts"))}

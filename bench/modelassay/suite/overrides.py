@@ -21,7 +21,7 @@ from ruamel.yaml.tokens import BlockMappingStartToken, DirectiveToken, DocumentE
 
 from modelassay.errors import SuiteError, UsageError, did_you_mean, printable
 from modelassay.machine.redact import Mask, masked
-from modelassay.machine.scrub import known_secrets, scrub_text
+from modelassay.machine.scrub import is_here, known_secrets, scrub_text
 from modelassay.storage.files import read_limited
 from modelassay.suite.characters import refused
 from modelassay.suite.form import Matrix
@@ -95,7 +95,8 @@ def _parse(text: str) -> tuple[str, Entry]:
     path = path.strip()
     clean = scrub_text(text, known_secrets(os.environ))  # whole, since half a token is one that no pattern knows
     key = Node(path, f"-o {printable(clean if len(clean) <= 80 else f'{clean[:77]}...')}", printable(masked(path)))
-    if Mask(os.environ).refuses(text):  # a comment in it is recorded too
+    mask, place = Mask(os.environ), value.strip(" \t\"'")
+    if mask.refuses(path) or mask.refuses(place if is_here(place) else text):  # a comment in it is recorded too
         raise key.error(NO_SECRETS)
     if not equals or not _PATH.fullmatch(path):
         raise replace(key, path="").error("must be PATH=VALUE, as in -o train.steps=100 or -o 'matrix.seed=[0, 1]'")

@@ -10,7 +10,6 @@ The folder is the caller's: one that survives a kill and goes away with the work
 
 from __future__ import annotations
 
-import errno
 import re
 import time
 from collections.abc import Mapping
@@ -80,7 +79,7 @@ class StageCheckpoints:
             try:
                 save_file(flat, folder / _TENSORS)
             except SafetensorError as error:
-                raise _no_space(error, folder) from error
+                raise no_space(error, folder) from error
 
         self._recorder.checkpoint({"step": step, "document": dict(document)}, write=write)
 
@@ -133,7 +132,7 @@ class Checkpoints:
             (temporary / _DOCUMENT).write_bytes(sealed_json(state))
             publish(temporary, final)
         except (OSError, SafetensorError) as error:
-            raise _no_space(error, self.folder) from error
+            raise no_space(error, self.folder) from error
         for earlier in self._by_step().values():
             if earlier != final:
                 remove_folder(earlier)
@@ -167,10 +166,3 @@ class Checkpoints:
         """Return the checkpoints by step; anything else in the folder is somebody else's."""
         folders = ((_STEP.fullmatch(path.name), path) for path in self.folder.glob("step-*") if path.is_dir())
         return {int(match[1]): path for match, path in folders if match}
-
-
-def _no_space(error: OSError | SafetensorError, path: Path) -> Exception:
-    """Return a HostError in place of a full disk or quota, any other ``error`` unchanged."""
-    if isinstance(error, SafetensorError) and "No space left" in str(error):  # it hands the system's words on
-        error = OSError(errno.ENOSPC, str(error))
-    return no_space(error, path) if isinstance(error, OSError) else error

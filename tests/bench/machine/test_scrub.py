@@ -3,6 +3,7 @@
 import json
 import random
 import string
+from pathlib import Path
 
 import pytest
 
@@ -163,3 +164,15 @@ def test_a_secret_behind_repetition_is_found(unit: str) -> None:
     """Each unit is one that a pattern could backtrack over: were one exponential, this would not end."""
     assert "abcdefgh" not in scrub_text(unit * 800 + " --token abcdefgh")
     assert scrub_text(unit * 5000) == "***"
+
+
+def test_a_place_on_this_machine_is_no_secret(tmp_path: Path) -> None:
+    """Under names that sound like secrets stand the shell's folder, sockets and key files; a token is none of them."""
+    here = tmp_path / "agent"
+    here.write_text("")
+    known = known_secrets({
+        "PWD": "/gone/with/the/container", "SSH_AUTH_SOCK": str(here), "GOOGLE_APPLICATION_CREDENTIALS": str(here),
+        "HF_TOKEN": "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", "API_PASSWORD": "/b8+secret/0", "HTTPS_PROXY": "http://me:/etc/hosts@proxy",
+    })  # fmt: skip
+    assert {"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", "/b8+secret/0", "/etc/hosts"} <= {*known}
+    assert not [value for value in known if "gone" in value or str(here) in value]

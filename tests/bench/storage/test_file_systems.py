@@ -23,7 +23,7 @@ from modelassay.errors import HostError
 from modelassay.machine import sockets
 from modelassay.runs.needs import build_needs
 from modelassay.storage import durable, locks, processes
-from modelassay.storage.durable import disk_fault, publish, sync_file, sync_folder, unwritable
+from modelassay.storage.durable import disk_fault, no_space, publish, sync_file, sync_folder, unwritable
 from modelassay.storage.files import is_locked, locked, run_lock
 from modelassay.storage.needs import Artifact
 from modelassay.storage.store import Store, cache_root
@@ -484,3 +484,19 @@ def test_without_shared_memory_the_fix_is_told(tmp_path: Path, monkeypatch: pyte
     artifact = Artifact(name="x", recipe={"kind": "x"}, build="math:sqrt")
     with pytest.raises(HostError, match="mount it"):
         build_needs([artifact], store=Store(tmp_path), processes=1, progress=lambda *_: None)
+
+
+def test_a_full_disk_is_told_in_safetensors_words_too(tmp_path: Path) -> None:
+    class SafetensorError(Exception):
+        """As safetensors', which is no OSError."""
+
+    words = 'Error while serializing: I/O error: Os { code: 28, kind: StorageFull, message: "No space left on device" }'
+    store = Store(tmp_path)
+
+    def build(folder: Path) -> None:
+        raise SafetensorError(words)
+
+    with pytest.raises(HostError, match="the disk is full; free some space"):
+        store.get({"kind": "full"}, build)
+    other = SafetensorError("invalid header")
+    assert no_space(other, tmp_path) is other

@@ -116,3 +116,27 @@ def test_every_text_is_kept_read_as_a_scalar_or_refused(seed: int, suite: str) -
         assert len(note) >= len(text) - 2 - text.count("''") - text.count("\\")
         assert text[0] in "'\"" or scalar(text) == note
     assert num_kept > 20
+
+
+def test_a_path_of_something_here_is_no_token_and_a_token_still_is(
+    suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder below the shell's own, a snapshot of the Hub, a name that has the shape of a key; but not the key itself, nor one that a variable holds."""
+    monkeypatch.setenv("PWD", str(tmp_path))
+    key = "sk-learned-models-of-mine-and-yours"
+    for name in ("model", "models--Qwen--Qwen2.5/snapshots/060db6499f32faf8b98477b0a26969ef7d8b9987", key):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        for written in (f"note={folder}", f"note='{folder}'"):
+            assert params_of(suite, written).note == str(folder)
+    for written in (f"note={key}", f"note={tmp_path}/elsewhere/{key}", f"{key}={tmp_path}/model"):
+        with pytest.raises(SuiteError, match="token or password"):
+            load_suite(suite, overrides=[written])
+    monkeypatch.setenv("HF_TOKEN", "snapshots/060db649")
+    with pytest.raises(SuiteError, match="token or password"):
+        load_suite(
+            suite,
+            overrides=[
+                f"note={folder.parent}/models--Qwen--Qwen2.5/snapshots/060db6499f32faf8b98477b0a26969ef7d8b9987"
+            ],
+        )

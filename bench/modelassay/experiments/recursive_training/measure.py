@@ -18,6 +18,7 @@ from modelassay.curvature.sharpness import Direction, critical_sharpness, line_c
 from modelassay.errors import UsageError
 from modelassay.evaluation import text_quality as quality
 from modelassay.evaluation.loss import mean_loss
+from modelassay.evaluation.states import activation_statistics, coherence, mean_states, sentences_of, sigma
 from modelassay.experiments.recursive_training.documents import Document, Human, load, pack
 from modelassay.experiments.recursive_training.params import Params
 from modelassay.experiments.recursive_training.train import corpus_of
@@ -33,13 +34,14 @@ LINE_STEP = 0.02
 BATCH = 32
 
 
-def measure(stage: Recorder, *, params: Params, generation: int, model: Path, previous: Path | None, written: Sequence[Path], own: Path) -> None:  # fmt: skip
-    """Measure a generation.
+def measure(stage: Recorder, *, params: Params, generation: int, model: Path, previous: Path | None, written: Sequence[Path], own: Path,
+            reader: Path) -> None:  # fmt: skip
+    """Measure a generation; ``reader`` is the model of generation 0, under whose hidden states texts are compared.
 
     Metrics of the fixed human text: ``held_out_loss``, ``anchor_entropy``, ``tail_loss`` and ``tail_coverage`` (of its rare tokens), ``gram_rank``, ``gradient_norm``,
     ``critical_sharpness`` with ``sharpness_forwards``, ``random_curvature``; of the text it was trained on ``own_loss``; against the generation before, where there is
-    one: ``drift_speed``, ``update_curvature``, ``update_norm``, ``layer_drift`` by ``layer``; of what it wrote those of `text_measures`. A number that is not defined is not
-    recorded.
+    one: ``drift_speed``, ``update_curvature``, ``update_norm``, ``layer_drift`` by ``layer``; by ``layer`` ``activation_rms`` and the rest of `activation_statistics`, and those
+    of the last layer without the label; of what it wrote those of `text_measures` and `read_measures`. A number that is not defined is not recorded.
     """
     with reproducible():
         tokenizer = load_tokenizer(model)
@@ -61,9 +63,18 @@ def measure(stage: Recorder, *, params: Params, generation: int, model: Path, pr
         references = human.generation(generation + 1)
         with stage.microbatch("text"):
             numbers |= text_measures(stage, params, load(own), references)
+        with stage.microbatch("activations", tokens=rows_NT.numel()):
+            layers = activation_statistics(loaded, rows_NT, batch_size=BATCH)
+        for layer, values in enumerate(layers):
+            for name, value in values.items():
+                if math.isfinite(value):
+                    stage.metric(f"activation_{name}", value, layer=layer)
+        numbers |= {f"activation_{name}": value for name, value in layers[-1].items()}
+        with stage.microbatch("reading", tokens=rows_NT.numel()):
+            numbers |= read_measures(params, load(own), reader)
         if before is not None:
-            for layer, change in layer_drift(loaded, before).items():
-                stage.metric("layer_drift", change, layer=layer)
+            for part, change in layer_drift(loaded, before).items():
+                stage.metric("layer_drift", change, layer=part)
     for name, value in numbers.items():
         if math.isfinite(value):
             stage.metric(name, value)
@@ -206,3 +217,22 @@ def text_measures(
         rate, count = quality.parse_rate(texts, params.language)
         numbers |= {"parse_rate": rate if count else 0.0, "finished_sentences": float(count)}
     return numbers
+
+
+def read_measures(params: Params, documents: Sequence[Document], reader: Path) -> dict[str, float]:
+    """Return what documents are like under the hidden states of the model of generation 0.
+
+    ``coherence``: mean cosine of adjacent sentences; ``coherence_chance``: that of sentences of different documents. ``sigma_volume``: `sigma` of so many
+    documents as the model has dimensions twice over, ``quality_texts`` at least; ``sigma_bound``, where those are not all, its conservative form.
+    """
+    model: Any = load_model(reader, dtype=torch.float32, device=default_device())
+    tokenizer = load_tokenizer(reader)
+    parts = [sentences_of(document.text, params.language) for document in documents[: params.quality_texts]]
+    numbers_N = [number for number, sentences in enumerate(parts) for _ in sentences]
+    states_ND = mean_states(model, tokenizer, [sentence for sentences in parts for sentence in sentences])
+    adjacent, chance = coherence(states_ND, numbers_N)
+    count = max(params.quality_texts, 2 * model.config.get_text_config().hidden_size)
+    volume, bound = sigma(
+        mean_states(model, tokenizer, [each.text for each in documents[:count]]), total=len(documents)
+    )
+    return {"coherence": adjacent, "coherence_chance": chance, "sigma_volume": volume, "sigma_bound": bound}

@@ -23,12 +23,15 @@ HUMAN: tuple[Condition, ...] = ("fresh", "same")
 
 COLLAPSE: dict[str, Literal["rises", "falls"]] = {
     "held_out_loss": "rises", "parse_rate": "falls", "distinct_2": "falls", "distinct_3": "falls", "self_bleu": "rises", "repetition": "rises",
-    "vocabulary_diversity": "falls", "word_entropy": "falls", "tail_mass": "falls", "tail_loss": "rises",
+    "coherence": "falls", "vocabulary_diversity": "falls", "word_entropy": "falls", "tail_mass": "falls", "tail_loss": "rises",
     "ratio": "falls", "lambda_max": "falls",
     "gradient_norm": "rises", "critical_sharpness": "falls", "random_curvature": "falls", "update_curvature": "falls", "anchor_entropy": "falls",
-    "drift_speed": "falls", "tail_coverage": "falls", "gram_rank": "falls",
+    "drift_speed": "falls", "tail_coverage": "falls", "gram_rank": "falls", "sigma_volume": "falls",
 }  # fmt: skip
 """Measure to the direction that is called collapse, for all that is tested; fixed before any run."""
+
+MEASURED = ("forward", "anchors", "gradient", "sharpness", "lines", "text", "activations", "reading")
+"""Microbatches of the stage that measures a generation, but for its spectrum."""
 
 
 class Params(BaseModel):
@@ -84,6 +87,10 @@ class Params(BaseModel):
     steps: int = Field(default=2000, ge=1)
     """Updates of each later generation."""
 
+    augmentation: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a token of a document is left out before it is trained on, drawn anew each generation: random deletion, Wei and Zou
+    1901.11196. Of all conditions alike."""
+
     batch_size: int = Field(default=8, ge=1)
     """Rows of an update."""
 
@@ -135,6 +142,15 @@ class Params(BaseModel):
     embeddings: tuple[bool, ...] = (True,)
     """Whether the Hessian is by all weights, by all but embeddings and head, or one after the other; the first is the one tested."""
 
+    landscape_points: int = Field(default=0, ge=0)
+    """Points of a side of the slice of the loss about each generation, odd; its square forward passes over ``landscape_rows``; 0: no slice."""
+
+    landscape_reach: float = Field(default=0.5, gt=0)
+    """Of the slice to either side, in norms of each filter."""
+
+    landscape_rows: int = Field(default=16, ge=1)
+    """Of the fixed human text: the first."""
+
     quality: str = "held_out_loss"
     """The measure whose crossing is called the text going bad, and whose future is predicted: a name of `COLLAPSE`."""
 
@@ -178,6 +194,14 @@ class Params(BaseModel):
             )
         if self.spectrum_rows > self.evaluation_rows or self.spectrum_rows < self.pieces:
             raise ValueError(f"spectrum_rows ({self.spectrum_rows}) must be between pieces ({self.pieces}) and evaluation_rows ({self.evaluation_rows})")  # fmt: skip
+        if self.landscape_points and (self.landscape_points < 3 or self.landscape_points % 2 == 0):
+            raise ValueError(
+                f"landscape_points must be odd and at least 3, or 0 for no slice, got {self.landscape_points}"
+            )
+        if self.landscape_points and self.landscape_rows > self.evaluation_rows:
+            raise ValueError(
+                f"landscape_rows ({self.landscape_rows}) must be at most evaluation_rows ({self.evaluation_rows})"
+            )
         if not self.embeddings:
             raise ValueError("embeddings: say at least once whether they are among the weights")
         return self
@@ -192,20 +216,30 @@ def needs(params: Params) -> list[Need]:
 def stages(params: Params) -> list[StageCost]:
     """Return the stages of all generations; a product of the Hessian counts as the three passes of a gradient three times."""
     products = len(params.embeddings) * (params.lanczos_steps + params.probes + 1)
-    spectrum = 9 * products * params.spectrum_rows * params.length // 3
-    costs = []
+    speed = (params.model, params.precision, str(params.length))
+    costs: list[StageCost] = []
     for generation in range(params.generations + 1):
         steps = params.training(generation).num_steps
+        parts = [
+            ("train", steps * params.batch_size * params.length, ("step",), (*speed, str(params.batch_size))),
+            ("write", params.samples * params.length, ("write",), (*speed, params.engine)),
+            ("measure", 4 * params.evaluation_rows * params.length, MEASURED, speed),
+            ("spectrum", 3 * products * params.spectrum_rows * params.length, ("spectrum",), speed),
+        ]
+        if params.landscape_points:
+            passes = params.landscape_points**2
+            parts.append(("landscape", passes * params.landscape_rows * params.length // 3, ("landscape",), speed))
+        kept = params.weights_mib * 2**20
         costs += [
             StageCost(
-                name="train",
+                name=name,
                 index=generation,
-                tokens=steps * params.batch_size * params.length,
-                bytes_kept=params.weights_mib * 2**20,
-            ),
-            StageCost(name="write", index=generation, tokens=params.samples * params.length),
-            StageCost(name="measure", index=generation, tokens=4 * params.evaluation_rows * params.length),
-            StageCost(name="spectrum", index=generation, tokens=spectrum),
+                tokens=tokens,
+                bytes_kept=kept if name == "train" else 0,
+                units=units,
+                speed=of,
+            )
+            for name, tokens, units, of in parts
         ]
     return costs
 

@@ -9,7 +9,7 @@ from typing import Any
 from modelassay.errors import Diverged
 from modelassay.experiments.recursive_training.measure import measure
 from modelassay.experiments.recursive_training.params import Params
-from modelassay.experiments.recursive_training.spectrum import measure_spectrum
+from modelassay.experiments.recursive_training.spectrum import measure_landscape, measure_spectrum
 from modelassay.experiments.recursive_training.train import MODEL, outcome_of, train, write
 from modelassay.models.load import preload
 from modelassay.recording.context import CellContext, Product
@@ -20,7 +20,7 @@ preload()  # once, before cells are forked
 
 _OF_TRAINING = {
     "data", "seed", "samples", "length", "steps", "batch_size", "learning_rate", "schedule", "weight_decay", "truncate_above", "precision",
-    "least_moved", "init", "generations",
+    "augmentation", "least_moved", "init", "generations",
 }  # fmt: skip
 _OF_WRITING = {
     "data",
@@ -55,6 +55,7 @@ _OF_SPECTRUM = {
     "probes",
     "embeddings",
 }
+_OF_LANDSCAPE = {"data", "seed", "length", "evaluation_rows", "landscape_points", "landscape_reach", "landscape_rows"}
 
 
 class _Trajectory:
@@ -100,25 +101,30 @@ class _Trajectory:
             build=partial(write, params=self.params, generation=number, model=model.path / MODEL),
         )  # fmt: skip
 
-    def measure(
-        self, generation: int, model: Product, previous: Product | None, written: list[Product], own: Product
-    ) -> None:
-        """Measure a generation that was trained on ``written`` and wrote ``own``, and its spectrum."""
+    def measure(self, generation: int, models: list[Product], written: list[Product], own: Product) -> None:
+        """Measure the last of ``models``, which was trained on ``written`` and wrote ``own``, its spectrum and, if asked for, a slice of its loss."""
+        model, previous = models[-1], models[-2] if generation else None
         condition = (
             {} if generation == 0 else {"condition": self.params.condition, "recover_from": self.params.recover_from}
         )
-        inputs = [model, *([] if previous is None else [previous]), *written, own]
+        inputs = [model, *([] if previous is None else [previous]), *written, own, models[0]]
         self.cell.stage(
             "recursion-measure", generation, recipe=self.recipe(_OF_MEASURING, index=generation, **condition), inputs=inputs, generation=generation,
             build=partial(
                 measure, params=self.params, generation=generation, model=model.path / MODEL,
                 previous=None if previous is None else previous.path / MODEL, written=[each.path for each in written], own=own.path,
+                reader=models[0].path / MODEL,
             ),
         )  # fmt: skip
         self.cell.stage(
             "recursion-spectrum", generation, recipe=self.recipe(_OF_SPECTRUM), inputs=[model], generation=generation,
             build=partial(measure_spectrum, params=self.params, model=model.path / MODEL),
         )  # fmt: skip
+        if self.params.landscape_points:
+            self.cell.stage(
+                "recursion-landscape", generation, recipe=self.recipe(_OF_LANDSCAPE), inputs=[model], generation=generation,
+                build=partial(measure_landscape, params=self.params, model=model.path / MODEL),
+            )  # fmt: skip
 
 
 def run(params: Params, cell: CellContext) -> None:
@@ -136,7 +142,7 @@ def run(params: Params, cell: CellContext) -> None:
         sources = _sources(trajectory, generation, models, written)
         models.append(trajectory.train(generation, start, sources, previous))
         written.append(trajectory.write(generation, models[-1], generation=generation))
-        trajectory.measure(generation, models[-1], previous, sources, written[-1])
+        trajectory.measure(generation, models, sources, written[-1])
         cell.progress(generation + 1, params.generations + 1, "generations")
 
 

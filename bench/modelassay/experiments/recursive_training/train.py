@@ -62,6 +62,7 @@ def train(stage: Recorder, *, params: Params, generation: int, start: Path, writ
     with reproducible():
         tokenizer = load_tokenizer(start)
         documents = corpus_of(params, generation, Human(params=params, tokenizer=tokenizer), written)
+        documents = thinned(documents, params.augmentation, stage.generator(f"augmentation of generation {generation}"))
         rows_NT = pack(documents, params.length)
         if not len(rows_NT):
             _end(stage, nothing=True)
@@ -95,6 +96,23 @@ def train(stage: Recorder, *, params: Params, generation: int, start: Path, writ
     model.save_pretrained(stage.folder / MODEL)
     copy_tokenizer(start, stage.folder / MODEL)
     _end(stage)
+
+
+def thinned(documents: list[Document], share: float, generator: torch.Generator) -> list[Document]:
+    """Return documents of which each token is left out with probability ``share``; the first and the last, which may be the end, stay.
+
+    >>> thinned([Document(ids=(1, 2, 3, 9), text="")], 0.999999, torch.Generator().manual_seed(0))[0].ids
+    (1, 9)
+    """
+    if not share:
+        return documents
+    thin = []
+    for document in documents:
+        stays = torch.rand(len(document.ids), generator=generator) >= share
+        stays[:1] = stays[-1:] = True
+        kept = tuple(each for each, stay in zip(document.ids, stays.tolist(), strict=True) if stay)
+        thin.append(Document(ids=kept, text=document.text))
+    return thin
 
 
 def _loss(params: Params) -> Loss:

@@ -1,5 +1,6 @@
 """The analysis on trajectories that are made up, so that the answers are known: a lead, none, a text that stays as it is."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from modelassay.charts import data_of
 from modelassay.experiments.findings import Findings
 from modelassay.experiments.recursive_training.analyse import analyse, contrasts
-from modelassay.experiments.recursive_training.analyse.series import read_series
+from modelassay.experiments.recursive_training.analyse.series import read_series, settings_of
 from modelassay.recording.tables import RunData
 
 SEEDS, GENERATIONS = 6, 8
@@ -60,6 +61,12 @@ def made_up(onsets: dict[str, float], *, size: float = 15.0, seeds: int = SEEDS,
                     "value": f"{seed}/{generation}",
                     "generation": generation,
                 })
+                facts += [
+                    {"cell": cell, "fact": "density", "value": {"nodes": [-0.1, 0.0, 0.2, 40.0], "weights": [0.3, 0.3, 0.399, 0.001]},
+                     "generation": generation, "embeddings": "with"},
+                    {"cell": cell, "fact": "landscape", "value": {"reach": 0.5, "losses": [[3.0, 2.5, 3.0], [2.5, 2.0, 2.5], [3.0, None, 3.0]]},
+                     "generation": generation},
+                ]  # fmt: skip
                 facts.append({
                     "cell": cell,
                     "fact": "sample",
@@ -99,8 +106,14 @@ def of(findings: Findings, name: str, **labels: Any) -> Any:
 SOONER = {"held_out_loss": 4.0, "ratio": 0.0, "anchor_entropy": 3.0}
 
 
+@cache
+def sooner() -> Findings:
+    """What is found where the ratio comes first."""
+    return analyse(made_up(SOONER))
+
+
 def test_a_spectrum_that_comes_first_earns_its_cost() -> None:
-    findings = analyse(made_up(SOONER))
+    findings = sooner()
     ahead = of(findings, "lead", measure="ratio")
     assert ahead.value == pytest.approx(4.0, abs=0.6)
     assert ahead.p == ahead.min_p == 2 / 64
@@ -144,7 +157,7 @@ def test_where_the_text_stays_as_it_is_nothing_is_told() -> None:
 
 
 def test_the_paired_test_is_adjusted_and_says_its_power() -> None:
-    findings = analyse(made_up(SOONER))
+    findings = sooner()
     ratio = of(findings, "difference", measure="ratio", first="replace", second="fresh")
     assert ratio.p == 2 / 64
     assert "Holm-adjusted p 0.125" in ratio.note  # four measures
@@ -190,9 +203,60 @@ def test_two_seeds_make_no_lead_and_none_no_numbers() -> None:
     assert analyse(nothing).findings == []
 
 
+def test_an_alarm_is_worth_what_it_comes_before() -> None:
+    """The ratio leaves four generations before the loss: of texts that are not bad yet it calls those that will be."""
+    findings = sooner()
+    for horizon in (0, 1, 2, 3):
+        caught, false = (
+            of(findings, name, measure="ratio", horizon=horizon) for name in ("sensitivity", "false_alarm")
+        )
+        assert caught.low > 0.5
+        assert false.high < (0.5 if horizon else 0.9)  # at 0 those are called that are about to go bad
+    late = of(findings, "sensitivity", measure="critical_sharpness", horizon=1)
+    wrong = of(findings, "false_alarm", measure="critical_sharpness", horizon=1)
+    assert late.value - wrong.value < 0.5
+    assert of(findings, "sensitivity", measure="held_out_loss", horizon=0).value == 1.0
+    assert "threshold of the other seeds" in caught.note
+
+
+def test_changes_that_come_first_correlate_at_their_lag() -> None:
+    findings = sooner()
+    lags = {
+        lag: of(findings, "lag_correlation", measure="anchor_entropy", lag=lag, of="changes").value
+        for lag in (-3, 0, 1)
+    }
+    assert lags[1] > 0.5  # leaves at 3, the loss at 4
+    assert lags[1] > lags[0] > lags[-3]
+    alone = of(findings, "lag_correlation", measure="anchor_entropy", lag=1, of="deviations")
+    assert alone.low < 0 < alone.high  # the course that all seeds have in common is taken out
+
+
+def test_settings_are_told_apart_and_compared() -> None:
+    """Two doses of which the second moves the ratio twice as far; neither overwrites the other."""
+    low, high = made_up(SOONER, size=15.0), made_up(SOONER, size=30.0)
+    renamed = {cell: f"{cell}-high" for cell in high.cells["cell"].to_list()}
+    both = RunData(
+        cells=pl.concat([low.cells.with_columns(pl.lit(100).alias("samples")), high.cells.with_columns(pl.col("cell").replace(renamed), pl.lit(200).alias("samples"))]),
+        units=pl.concat([low.units, high.units.with_columns(pl.col("cell").replace(renamed))]),
+        metrics=pl.concat([low.metrics, high.metrics.with_columns(pl.col("cell").replace(renamed))]),
+        profile="embedded", fact_rows=[*low.fact_rows, *({**fact, "cell": renamed[fact["cell"]]} for fact in high.fact_rows)],
+    )  # fmt: skip
+    findings = analyse(both)
+    alone = of(sooner(), "difference", measure="ratio", first="replace", second="fresh")
+    assert of(findings, "difference", measure="ratio", first="replace", second="fresh", setting="samples=100") == alone
+    twice = of(findings, "difference", measure="ratio", first="replace", second="fresh", setting="samples=200")
+    assert twice.value == pytest.approx(2 * alone.value, rel=0.1)
+    interaction = of(findings, "interaction", measure="ratio", setting="samples=200", first="samples=100")
+    assert interaction.value == pytest.approx(twice.value - alone.value)
+    assert interaction.high < 0
+    assert "density-2" in findings.figures
+    assert any(sentence.startswith("samples=200: the spectral measure") for sentence in findings.caveats)
+    parts = {setting: read_series(part) for setting, part in settings_of(both).items()}
+    assert list(parts) == ["samples=100", "samples=200"]
+
+
 def test_figures_hold_the_numbers() -> None:
-    data = made_up(SOONER)
-    findings = analyse(data)
+    data, findings = made_up(SOONER), sooner()
     means = data_of(findings.figures["trajectories"], "means of ratio")
     series = read_series(data).of("replace", "ratio")
     assert series is not None
@@ -203,3 +267,10 @@ def test_figures_hold_the_numbers() -> None:
         "critical_sharpness",
     }
     assert data_of(findings.figures["forecasts"], "forecasts 3")
+    ridge = data_of(findings.figures["density"], "density of replace 8")
+    assert max(ridge, key=lambda point: point["density"])["eigenvalue"] == pytest.approx(0.0, abs=0.3)
+    assert [
+        point for point in ridge if point["eigenvalue"] > 20 and point["top"] > 8.2
+    ]  # an outlier of a thousandth shows
+    assert data_of(findings.figures["landscape"], "landscape of fresh 4")[7]["loss"] is None
+    assert {point["lag"] for point in data_of(findings.figures["lags"], "lags of ratio")} == {-3, -2, -1, 0, 1, 2, 3}

@@ -3,15 +3,18 @@
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from pydantic import ValidationError
 
-from modelassay.errors import AssayError, Diverged, UsageError
+from modelassay.errors import AssayError, Diverged, HostError, UsageError
+from modelassay.experiments import find_experiment
 from modelassay.experiments.recursive_training import measure, train
 from modelassay.experiments.recursive_training.documents import Document, Human, load, pack, save
 from modelassay.experiments.recursive_training.params import Params, needs, stages
@@ -20,10 +23,12 @@ from modelassay.generation.engine import Completion
 from modelassay.models.load import load_model, load_tokenizer
 from modelassay.recording.context import CellContext
 from modelassay.recording.log import read_cell
+from modelassay.runs.predicted import measured_rates
 from modelassay.training.rows import Batch
 from support.byte_tokenizer import byte_tokenizer
 from support.cell_runs import run_cell, texts_of
 from support.drift_models import byte_model
+from support.small_disk import needs_root, small_disk
 
 SMALL: dict[str, Any] = {
     "generations": 2, "samples": 8, "length": 24, "prompt_tokens": 2, "first_steps": 2, "steps": 3, "batch_size": 2, "learning_rate": 0.01,
@@ -53,7 +58,7 @@ def attempt(folder: Path, params: Params) -> tuple[dict[Any, str], list[dict[str
 @pytest.fixture(scope="module")
 def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Any, str], list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("whole")
-    return (folder, *attempt(folder, params_of(base)))
+    return (folder, *attempt(folder, params_of(base, landscape_points=3, landscape_rows=2)))
 
 
 def test_a_trajectory_measures_every_generation(whole: Any) -> None:
@@ -66,6 +71,14 @@ def test_a_trajectory_measures_every_generation(whole: Any) -> None:
     for name in ("drift_speed", "update_curvature", "update_norm"):
         assert {labels for key, labels in metrics if key == name} == {(("generation", each),) for each in (1, 2)}
     assert ("ratio", (("definition", "all"), ("embeddings", "with"), ("generation", 2))) in metrics
+    assert ("activation_rms", (("generation", 2), ("layer", 4))) in metrics
+    slices = [fact["value"] for fact in facts if fact["fact"] == "landscape"]
+    assert [len(each["losses"]) for each in slices] == [3, 3, 3]
+    densities = [fact["value"] for fact in facts if fact["fact"] == "density"]
+    assert len(densities) == 3
+    for each in densities:
+        assert sum(each["weights"]) == pytest.approx(1.0)
+        assert each["nodes"] == sorted(each["nodes"])
     assert {
         float(value)
         for (name, labels), value in metrics.items()
@@ -157,7 +170,7 @@ def test_a_killed_cell_goes_on_to_the_same_numbers(
     kills = 0
     while True:
         try:
-            again, _ = attempt(tmp_path, params_of(base))
+            again, _ = attempt(tmp_path, params_of(base, landscape_points=3, landscape_rows=2))
             break
         except Stop:
             kills += 1
@@ -186,6 +199,31 @@ def test_generations_that_write_nothing_end_the_trajectory(
     empty = [line["value"] for line in log.metrics if line["name"] == "empty"]
     assert empty == [1.0]  # and it was measured before
     assert any(line["name"] == "held_out_loss" for line in log.metrics)
+
+
+@needs_root
+def test_a_disk_that_is_full_when_a_generation_is_saved_stops_the_cell_and_it_goes_on(
+    base: Path, tmp_path: Path, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, metrics, _ = whole
+    with small_disk(tmp_path, "4m") as disk:
+        checked, ballast = train._check_moved, disk / "ballast"
+
+        def filling(stage: Any, params: Params, generation: int, *models: Any) -> None:
+            checked(stage, params, generation, *models)
+            if generation == 1:
+                with ballast.open("wb", buffering=0) as handle, suppress(OSError):
+                    while True:
+                        handle.write(b"x" * 4096)
+
+        monkeypatch.setattr(train, "_check_moved", filling)
+        with pytest.raises(HostError, match="the disk is full; free some space"):
+            attempt(disk, params_of(base, landscape_points=3, landscape_rows=2))
+        assert ballast.stat().st_size
+        monkeypatch.setattr(train, "_check_moved", checked)
+        ballast.unlink()
+        again, _ = attempt(disk, params_of(base, landscape_points=3, landscape_rows=2))
+        assert again == metrics
 
 
 def test_a_collapse_to_one_token_is_measured(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +276,53 @@ def test_a_file_is_split_without_overlap_and_too_short_a_one_is_refused(base: Pa
         Human(params=params_of(base, data=str(path), samples=20), tokenizer=tokenizer).generation(0)
 
 
+def test_augmentation_leaves_tokens_out_of_documents_but_not_their_ends() -> None:
+    documents = [Document(ids=tuple(range(200)), text="a"), Document(ids=(7,), text="b"), Document(ids=(), text="")]
+
+    def thinned(share: float, seed: int = 0) -> list[Document]:
+        return train.thinned(documents, share, torch.Generator().manual_seed(seed))
+
+    assert thinned(0.0) == documents
+    thin = thinned(0.3)
+    assert thin[0].ids[0] == 0
+    assert thin[0].ids[-1] == 199
+    assert list(thin[0].ids) == sorted(thin[0].ids)
+    assert 110 < len(thin[0].ids) < 170  # 141 expected, standard deviation 6.4
+    assert [each.ids for each in thin[1:]] == [(7,), ()]
+    assert thinned(0.3) == thin
+    assert thinned(0.3, seed=1) != thin
+
+
+@pytest.mark.parametrize(
+    "change", [{"weight_decay": 0.5}, {"schedule": "constant"}, {"augmentation": 0.2}, {"truncate_above": 0.02}]
+)
+def test_an_intervention_changes_what_is_trained(base: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    weights = []
+    for number, changes in enumerate(({}, change)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        stage = train.Recorder(folder, name="stage", seed=0)
+        train.train(stage, params=params_of(base, first_steps=4, **changes), generation=0, start=base, written=[])
+        stage.meter.log.close()
+        model = load_model(folder / train.MODEL)
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.nightly
+def test_a_generation_begins_where_init_says(base: Path, tmp_path: Path, whole: Any) -> None:
+    """From the base, generation 1 ends elsewhere than from generation 0, which is the same in both."""
+    _, metrics, _ = whole
+    again, _ = attempt(tmp_path, params_of(base, init="base"))
+    losses = [
+        (other["held_out_loss", labels], metrics["held_out_loss", labels])
+        for other in (again,)
+        for labels in ((("generation", at),) for at in (0, 1))
+    ]
+    assert losses[0][0] == losses[0][1]
+    assert losses[1][0] != losses[1][1]
+
+
 def test_truncated_loss_leaves_out_what_is_sure(base: Path) -> None:
     model = load_model(base)
     ids = torch.randint(0, 259, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -269,9 +354,42 @@ def test_anchor_measures_are_their_definitions(base: Path) -> None:
 
 def test_impossible_parameters_are_refused_and_stages_add_up(base: Path) -> None:
     for changes, message in (({"quality": "beauty"}, "quality"), ({"prompt_tokens": 23}, "leave nothing"), ({"data": "corpus:xx"}, "no corpus"),
-                             ({"condition": "recovery", "recover_from": 3}, "recover_from"), ({"spectrum_rows": 9}, "spectrum_rows"), ({"embeddings": ()}, "embeddings")):  # fmt: skip
+                             ({"condition": "recovery", "recover_from": 3}, "recover_from"), ({"spectrum_rows": 9}, "spectrum_rows"), ({"embeddings": ()}, "embeddings"),
+                             ({"landscape_points": 4}, "landscape_points"), ({"landscape_points": 3, "landscape_rows": 9}, "landscape_rows")):  # fmt: skip
         with pytest.raises(ValidationError, match=message):
             params_of(base, **changes)
     costs = stages(params_of(base))
     assert len(costs) == 4 * 3
     assert sum(cost.tokens for cost in costs if cost.name == "train") == (2 + 3 + 3) * 2 * 24
+
+
+def test_what_times_each_stage_is_what_a_cell_records(base: Path, whole: Any) -> None:
+    folder, _, _ = whole
+    recorded = {unit["stage"] for unit in read_cell(folder / "cells" / "replace-0").microbatches}
+    params = params_of(base, landscape_points=3, landscape_rows=2)
+    assert {unit for cost in stages(params) for unit in cost.units} == recorded
+
+
+def test_a_plan_is_predicted_from_a_short_run_of_the_same_model(base: Path) -> None:
+    """A cell of one generation with 4 steps; planned are two of 6 and 9 steps: each stage by its own planned tokens, another model not at all."""
+    short, planned = params_of(base, generations=1, first_steps=4, steps=4), params_of(base, first_steps=6, steps=9)
+    experiment = find_experiment("recursive-training")
+    times = {"step": 2.0, "write": 50.0, "forward": 3.0, "anchors": 4.0, "spectrum": 70.0}  # ms
+    units = [
+        {"cell": "c", "stage": name, "host_ms": ms}
+        for name, ms in times.items()
+        for _ in range(8 if name == "step" else 2)
+    ]
+    run = SimpleNamespace(
+        suite=SimpleNamespace(cells=[SimpleNamespace(id="c", params=short)], experiment=experiment),
+        statuses=lambda: {"c": SimpleNamespace(is_complete=True)}, data=lambda: SimpleNamespace(units=pl.DataFrame(units)),
+        environment={"gpu": {"devices": []}, "threads": {"OMP_NUM_THREADS": "1"}, "cpu": {"model": "Xeon", "usable_cores": 2}},
+    )  # fmt: skip
+    rates = measured_rates(run)  # type: ignore[arg-type]
+    suite = SimpleNamespace(experiment=experiment)
+    found = rates.predict(suite, SimpleNamespace(params=planned))  # type: ignore[arg-type]
+    assert found == pytest.approx((2.0 * (6 + 9 + 9) + 3 * (50.0 + 3.0 + 4.0 + 70.0)) / 1000)
+    assert (rates.num_units, rates.device, rates.is_gpu) == (16, "Xeon, 1 thread", False)
+    for change in ({"model": "zoo:base"}, {"precision": "bfloat16"}, {"landscape_points": 3}):
+        other = planned.model_copy(update=change)
+        assert rates.predict(suite, SimpleNamespace(params=other)) is None  # type: ignore[arg-type]

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import polars as pl
 
 from modelassay.experiments.findings import Figure, Figures, Finding, Findings, Table
-from modelassay.experiments.recursive_training.analyse import contrasts, leads
+from modelassay.experiments.recursive_training.analyse import contrasts, leads, slices
 from modelassay.experiments.recursive_training.analyse import figures as drawn
-from modelassay.experiments.recursive_training.analyse.series import CONTROL, SHOWN, TREATED, Series, read_series
+from modelassay.experiments.recursive_training.analyse.alarms import alarm_findings, lag_findings
+from modelassay.experiments.recursive_training.analyse.series import (
+    CONTROL,
+    SHOWN,
+    TREATED,
+    Series,
+    read_series,
+    settings_of,
+)
 from modelassay.experiments.recursive_training.params import COLLAPSE
 from modelassay.recording.tables import RunData
 from modelassay.statistics.estimate import Estimate, Range
@@ -26,10 +35,43 @@ CAVEATS = (
 
 
 def analyse(tables: RunData) -> Findings:
-    """Say what the run found.
+    """Say what the run found, each setting by itself where more than condition and seed differ, and ``interaction`` between them.
+
+    Findings of a setting (``setting`` among the labels where there are several): see `_analyse`.
+    """
+    parts = settings_of(tables)
+    if len(parts) == 1:
+        return _analyse(tables)
+    each = {setting: _analyse(part) for setting, part in parts.items()}
+    findings = [
+        replace(finding, labels={**finding.labels, "setting": setting})
+        for setting, part in each.items() for finding in part.findings
+    ]  # fmt: skip
+    between = contrasts.between_settings({setting: read_series(part) for setting, part in parts.items()})
+    columns = ("number", "of", "value", "interval", "p", "kind", "n", "note")
+    rows = [_row(finding) for finding in between]
+    return Findings(
+        findings=[*findings, *between],
+        tables=[
+            *([Table(title="between settings", columns=columns, rows=rows)] if rows else []),
+            *(replace(table, title=f"{table.title}: {setting}") for setting, part in each.items() for table in part.tables),
+        ],
+        figures=Figures({
+            f"{name}-{number}": partial(part.figures.__getitem__, name)
+            for number, part in enumerate(each.values(), start=1) for name in part.figures
+        }),
+        caveats=[
+            *(f"{setting}: {sentence}" for setting, part in each.items() for sentence in part.caveats if sentence not in CAVEATS),
+            *(f"figures {number}: {setting}" for number, setting in enumerate(each, start=1)), *CAVEATS,
+        ],
+    )  # fmt: skip
+
+
+def _analyse(tables: RunData) -> Findings:
+    """Say what one setting found.
 
     Findings: `contrasts.changes`, `contrasts.paired`, `contrasts.among_all`; `leads.lead_findings`, `leads.forecast_findings`, `leads.cost_findings`,
-    `leads.normalised`; ``spectrum_earns_its_cost`` (1 yes, 0 no, undefined where it cannot be told); ``noise`` of the ratio by ``source`` (probes, text) relative to
+    `leads.normalised`; `alarms.alarm_findings`, `alarms.lag_findings`; ``spectrum_earns_its_cost`` (1 yes, 0 no, undefined where it cannot be told); ``noise`` of the ratio by ``source`` (probes, text) relative to
     it; ``budget`` (1 where all conditions had the same tokens, steps and prompts); ``diverged`` by condition.
     """
     series = read_series(tables)
@@ -42,7 +84,7 @@ def analyse(tables: RunData) -> Findings:
     told = leads.verdict(series, quality, enough)
     findings = [
         *contrasts.changes(series, quality), *contrasts.paired(series), *contrasts.among_all(series), *leads.lead_findings(series, quality),
-        *leads.forecast_findings(series, quality, horizons), *leads.cost_findings(tables, series), *_noise(series), *_budget(tables), *_diverged(series),
+        *leads.forecast_findings(series, quality, horizons), *alarm_findings(series, quality, horizons), *lag_findings(series, quality), *leads.cost_findings(tables, series), *_noise(series), *_budget(tables), *_diverged(series),
         *_minutes(tables),
     ]  # fmt: skip
     findings += leads.normalised(findings)
@@ -52,6 +94,11 @@ def analyse(tables: RunData) -> Findings:
         makers["leads"] = partial(drawn.lead_figure, findings)
     if any(finding.name == "forecast" for finding in findings):
         makers["forecasts"] = partial(drawn.forecast_figure, findings)
+    if any(finding.name == "lag_correlation" for finding in findings):
+        makers["lags"] = partial(slices.lag_figure, findings)
+    for name, figure in (("density", slices.density_figure), ("landscape", slices.landscape_figure)):
+        if tables.facts(name):
+            makers[name] = partial(figure, tables)
     sentences = [
         contrasts.enough(series, quality),
         f"the spectral measure earns its cost: {told.answer} ({told.reason})",
@@ -180,6 +227,12 @@ def _means(series: Series) -> Table:
             "bleu",
             "rouge_l",
             "update_norm",
+            "coherence_chance",
+            "sigma_bound",
+            "activation_rms",
+            "activation_kurtosis",
+            "activation_largest",
+            "activation_anisotropy",
         )
         if each in series.measures
     ):
@@ -195,6 +248,8 @@ _TESTS = (
     ("tests at the last generation", ("difference", "d", "g", "welch", "games_howell")),
     ("leads", ("crossing", "crossed", "lead", "lead_per_100_passes", "cost", "noise", "spectrum_earns_its_cost")),
     ("forecasts", ("forecast", "forecast_alone")),
+    ("thresholds chosen on other seeds", ("sensitivity", "false_alarm")),
+    ("correlations of changes", ("lag_correlation",)),
     ("conditions", ("change", "budget", "diverged", "hessian_minutes", "training_hours")),
 )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -62,6 +62,28 @@ def paired(series: Series) -> list[Finding]:
                 Finding(name=name, labels=labels, estimate=_noted(effect(one, other), groups))
                 for name, effect in (("d", cohens_d), ("g", hedges_g))
             ]
+    return findings
+
+
+def between_settings(parts: Mapping[str, Series]) -> list[Finding]:
+    """Return ``interaction`` of each measure: what T does beyond A in one ``setting`` less what it does in the ``first``, paired by seed, exact by changing signs."""
+    (base, first), *others = parts.items()
+    findings = []
+    for (setting, series), measure in itertools.product(others, COLLAPSE):
+        seeds = tuple(seed for seed in first.common(TREATED, CONTROL) if seed in series.common(TREATED, CONTROL))
+        arms = [finals(part, measure, name, seeds) for part in (series, first) for name in (TREATED, CONTROL)]
+        if len(seeds) < 2 or any(arm is None for arm in arms):
+            continue
+        treated, control, treated_first, control_first = (arm for arm in arms if arm is not None)
+        test = sign_change((treated - control) - (treated_first - control_first))
+        power = f"{len(seeds)} pairs see effects of {smallest_effect(len(seeds), paired=True):.2f} standard deviations of the differences in 4 of 5 runs"
+        findings.append(
+            Finding(
+                name="interaction",
+                labels={"measure": measure, "setting": setting, "first": base},
+                estimate=_noted(test, power),
+            )
+        )
     return findings
 
 

@@ -21,7 +21,7 @@ from modelassay.statistics.groups import sign_change, smallest_effect
 
 SPECTRAL = "ratio"
 RIVALS = ("critical_sharpness", "random_curvature", "update_curvature", "anchor_entropy", "drift_speed", "tail_coverage", "tail_loss", "gram_rank",
-          "gradient_norm")  # fmt: skip
+          "sigma_volume", "gradient_norm")  # fmt: skip
 """What costs some forward passes; the quality itself costs one."""
 LEAST_GAIN = 1.0
 """Generations by which the spectrum must come before the best rival, for its price of some hundred forward passes."""
@@ -145,6 +145,8 @@ def cost_findings(tables: RunData, series: Series) -> list[Finding]:
         "sharpness": "critical_sharpness",
         "gradient": "gradient_norm",
         "anchors": "anchor measures together",
+        "reading": "coherence and sigma_volume together",
+        "activations": "activation statistics",
     }
     return [
         Finding(name="cost", labels={"measure": label}, estimate=Estimate(
@@ -209,6 +211,7 @@ def normalised(findings: list[Finding]) -> list[Finding]:
         ("anchor_entropy", "tail_coverage", "tail_loss", "gram_rank", "drift_speed"),
         costs.get("anchor measures together", math.nan),
     )
+    costs |= dict.fromkeys(("sigma_volume", "coherence"), costs.get("coherence and sigma_volume together", math.nan))
     costs |= dict.fromkeys(("random_curvature", "update_curvature"), 3.0)
     made = []
     for each in (each for each in findings if each.name == "lead" and each.estimate.low is not None):

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
@@ -51,6 +51,36 @@ class Series:
         """Return the seeds that all the conditions have, in order."""
         first, *others = (self.seeds.get(condition, ()) for condition in conditions)
         return tuple(seed for seed in first if all(seed in other for other in others))
+
+
+_OF_A_TRAJECTORY = frozenset({"cell", "outcome", "reason", "attempts", "wall_s", "condition", "seed"})
+
+
+def settings_of(tables: RunData) -> dict[str, RunData]:
+    """Return the cells of each combination of the parameters that differ beside condition and seed: a dose, a decoder, a model.
+
+    Named by them, as ``samples=1000, temperature=0.3``; one that is named ``""`` where nothing else differs.
+    """
+    cells = tables.cells
+    if not cells.height:
+        return {"": tables}
+    varied = [name for name in cells.columns if name not in _OF_A_TRAJECTORY and cells[name].n_unique() > 1]
+    parts: dict[str, RunData] = {}
+    for row in cells.select(varied).unique(maintain_order=True).to_dicts() if varied else [{}]:
+        kept = cells
+        for name, value in row.items():
+            kept = kept.filter(pl.col(name).is_null() if value is None else pl.col(name) == value)
+        ids = kept["cell"].to_list()
+        setting = ", ".join(f"{name}={value}" for name, value in row.items())
+        parts[setting] = replace(
+            tables, cells=kept, metrics=_of(tables.metrics, ids), units=_of(tables.units, ids),
+            fact_rows=[fact for fact in tables.fact_rows if fact["cell"] in set(ids)],
+        )  # fmt: skip
+    return parts
+
+
+def _of(frame: pl.DataFrame, ids: list[str]) -> pl.DataFrame:
+    return frame.filter(pl.col("cell").is_in(ids)) if "cell" in frame.columns else frame
 
 
 def read_series(tables: RunData) -> Series:

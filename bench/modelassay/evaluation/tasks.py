@@ -242,7 +242,7 @@ def _window(model: Any, tokenizer: Any) -> int:
 
 
 def _greatest(values: Sequence[float]) -> int:
-    return -1 if any(map(math.isnan, values)) else max(range(len(values)), key=values.__getitem__)
+    return -1 if any(map(math.isnan, values)) else max(range(len(values)), key=lambda at: values[at])
 
 
 def _records(file: TaskFile, text: str) -> list[tuple[int, Callable[[], Mapping[str, Any]]]]:

@@ -56,8 +56,8 @@ class Setting(BaseModel):
     learning_rate: float = Field(gt=0)
     """The highest."""
 
-    optimiser: Literal["adamw", "sgd"] = "adamw"
-    """Muon is not there yet."""
+    optimiser: Literal["adamw", "sgd", "muon"] = "adamw"
+    """Of the fine-tuning and of every retraining; Muon updates the matrices of the blocks, AdamW the rest."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights while they are trained and scored."""

@@ -238,7 +238,8 @@ def _encoded(tokenizer: Any, context: str, continuation: str) -> tuple[list[int]
 def _window(model: Any, tokenizer: Any) -> int:
     config = model.config.get_text_config()
     named = (getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
-    return next((value for value in named if value), None) or min(tokenizer.model_max_length, 2**20)
+    window: int = next((value for value in named if value), None) or min(tokenizer.model_max_length, 2**20)
+    return window
 
 
 def _greatest(values: Sequence[float]) -> int:

@@ -173,6 +173,10 @@ def same(out: Path) -> dict[str, float]:
         for name in one["covariances"]
         for a, b in zip(one["covariances"][name], other["covariances"][name], strict=True)
     ]
+    ours, peers = one["scores"].double(), other["scores"].double()
+    factor = float(
+        (ours * peers).sum() / (peers * peers).sum()
+    )  # theirs divide curvature by rows, ours by counted tokens
     scales = [
         float((a * b).sum() / (b * b).sum()) for a, b in pairs
     ]  # one counts positions, the other counted tokens: stated, not hidden
@@ -180,7 +184,7 @@ def same(out: Path) -> dict[str, float]:
         "covariance_error": max(float((a - scale * b).norm() / a.norm()) for (a, b), scale in zip(pairs, scales, strict=True)),
         "scale_min": min(scales), "scale_max": max(scales),
         "spearman_min": min(float(spearmanr(a, b).statistic) for a, b in zip(one["scores"], other["scores"], strict=True)),
-        "score_scale": scale, "score_error": float((ours - scale * peers).norm() / ours.norm()),
+        "score_scale": factor, "score_error": float((ours - factor * peers).norm() / ours.norm()),
     }  # fmt: skip
 
 

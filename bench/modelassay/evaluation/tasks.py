@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modelassay.errors import UsageError, did_you_mean
-from modelassay.statistics.estimate import Estimate
-from modelassay.statistics.proportions import wilson
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -106,20 +104,6 @@ def score_tasks(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, file
         UsageError: what `load_items` and `score_items` refuse.
     """
     return [one for file in files for one in score_items(model, tokenizer, load_items(file), template=template)]
-
-
-def accuracies(scored: Sequence[Scored]) -> dict[tuple[str, str], Estimate]:
-    """Return each task's share of right items by (task, metric), with Wilson's interval.
-
-    >>> one = Scored(task="arc_easy", number=0, answer=1, log_probabilities=(-3.0, -4.0), lengths=(2, 4))
-    >>> [(metric, share.value) for (_, metric), share in accuracies([one]).items()]
-    [('acc', 0.0), ('acc_norm', 1.0)]
-    """
-    right: dict[tuple[str, str], list[bool]] = {}
-    for one in scored:
-        for metric, correct in one.correct.items():
-            right.setdefault((one.task, metric), []).append(correct)
-    return {key: wilson(sum(each), len(each)) for key, each in right.items()}
 
 
 def load_items(file: TaskFile) -> tuple[Item, ...]:
@@ -238,11 +222,12 @@ def _encoded(tokenizer: Any, context: str, continuation: str) -> tuple[list[int]
 def _window(model: Any, tokenizer: Any) -> int:
     config = model.config.get_text_config()
     named = (getattr(config, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
-    return next((value for value in named if value), None) or min(tokenizer.model_max_length, 2**20)
+    window: int = next((value for value in named if value), None) or min(tokenizer.model_max_length, 2**20)
+    return window
 
 
 def _greatest(values: Sequence[float]) -> int:
-    return -1 if any(map(math.isnan, values)) else max(range(len(values)), key=lambda at: values[at])
+    return -1 if any(map(math.isnan, values)) else max(range(len(values)), key=values.__getitem__)
 
 
 def _records(file: TaskFile, text: str) -> list[tuple[int, Callable[[], Mapping[str, Any]]]]:

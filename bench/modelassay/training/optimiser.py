@@ -12,7 +12,9 @@ from torch import Tensor
 from modelassay.errors import UsageError
 from modelassay.training.settings import Training
 
-_AVERAGES = ("exp_avg", "exp_avg_sq")
+_AVERAGES = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+_EMBEDDINGS = ("embed", "wte", "wpe", "lm_head")
+"""In the names of matrices whose rows are looked up or chosen among: Muon leaves them to AdamW."""
 
 
 class AdamW:
@@ -52,10 +54,23 @@ class AdamW:
             else {name: weight.detach().to(stored).to(widest, copy=True) for name, weight in self.weights.items()}
         )
         """What torch's AdamW is given: the weights themselves, or copies."""
-        matrices = [tensor for tensor in self.updated.values() if tensor.ndim >= 2]
+        hidden = [
+            tensor
+            for name, tensor in self.updated.items()
+            if training.optimiser == "muon" and is_hidden_matrix(name, tensor)
+        ]
+        taken = set(map(id, hidden))
+        matrices = [tensor for tensor in self.updated.values() if tensor.ndim >= 2 and id(tensor) not in taken]
         vectors = [tensor for tensor in self.updated.values() if tensor.ndim < 2]
         groups = [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self._torch = _torch_optimiser([group for group in groups if group["params"]], training)
+        groups = [group for group in groups if group["params"]]
+        self._torch = [
+            *([_torch_optimiser(groups, training)] if groups else []),
+            *([_muon(hidden, training)] if hidden else []),
+        ]
+        self._of = {
+            id(tensor): each for each in self._torch for group in each.param_groups for tensor in group["params"]
+        }
 
     def collect(self) -> None:
         """Add the gradients of a backward pass to what is updated; called after each."""
@@ -75,18 +90,19 @@ class AdamW:
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
         """Update the weights, and forget the gradients."""
-        for group in self._torch.param_groups:
-            group["lr"] = learning_rate
         if self._training.optimiser == "noise":
             self._draw_gradients()
-        self._torch.step()
-        self._torch.zero_grad()
+        for each in self._torch:
+            for group in each.param_groups:
+                group["lr"] = learning_rate
+            each.step()
+            each.zero_grad()
         if self._updates_weights and self._states == self._stored:
             return
         for name, copy in self.updated.items():
             for average in _AVERAGES:
-                if average in self._torch.state[copy]:
-                    _round(self._torch.state[copy][average], self._states)
+                if average in self._state(copy):
+                    _round(self._state(copy)[average], self._states)
             if not self._updates_weights:
                 if self._training.stochastic_rounding:
                     copy.copy_(round_stochastically(copy))
@@ -102,7 +118,7 @@ class AdamW:
         """Return all that the next step depends on besides the weights, each in its stated type."""
         tensors: dict[str, Tensor] = {}
         for name, copy in self.updated.items():
-            state = self._torch.state.get(copy, {})
+            state = self._state(copy)
             tensors |= {f"{key}/{name}": value.to(self._states) for key, value in state.items() if key in _AVERAGES}
             tensors |= {f"{key}/{name}": value for key, value in state.items() if key not in _AVERAGES}
             if self._training.master is not None:
@@ -120,7 +136,12 @@ class AdamW:
                 copy.copy_(tensors.get(f"master/{name}", self.weights[name]))
             for key in (*_AVERAGES, "step"):
                 if (value := tensors.get(f"{key}/{name}")) is not None:
-                    self._torch.state[copy][key] = self._as_kept(key, value, like=copy)
+                    self._state(copy)[key] = self._as_kept(key, value, like=copy)
+
+    def _state(self, copy: Tensor) -> dict[str, Tensor]:
+        """What torch's optimiser keeps of a tensor, empty before its first step."""
+        state: dict[str, Tensor] = self._of[id(copy)].state[copy]
+        return state
 
     def _as_kept(self, key: str, value: Tensor, *, like: Tensor) -> Tensor:
         """As torch's AdamW keeps it: the averages beside the weights, the count of steps there only if it is fused."""
@@ -155,12 +176,28 @@ def round_stochastically(values: Tensor) -> Tensor:
 
 def _torch_optimiser(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
     fused, foreach = training.implementation == "fused", training.implementation == "foreach"
-    if training.optimiser == "adamw":
+    if training.optimiser in {"adamw", "muon"}:
         betas = (training.beta1, training.beta2)
         return torch.optim.AdamW(
             groups, lr=training.learning_rate, betas=betas, eps=training.eps, fused=fused, foreach=foreach
         )
     return _Descent(groups, defaults={"lr": training.learning_rate})
+
+
+def is_hidden_matrix(name: str, weight: Tensor) -> bool:
+    """Return whether Muon updates a weight: a matrix that is neither an embedding nor the head.
+
+    >>> is_hidden_matrix("model.layers.0.mlp.up_proj.weight", torch.empty(3, 2))
+    True
+    """
+    return weight.ndim == 2 and not any(part in name for part in _EMBEDDINGS)
+
+
+def _muon(matrices: list[Tensor], training: Training) -> torch.optim.Optimizer:
+    """torch's, whose update is scaled to a root mean square of 0.2 as AdamW's has: learning rate and decay then serve both (Liu et al. 2025, 2502.16982)."""
+    return torch.optim.Muon(
+        matrices, lr=training.learning_rate, weight_decay=training.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
 
 
 class _Descent(torch.optim.Optimizer):

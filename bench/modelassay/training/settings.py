@@ -51,8 +51,8 @@ class Training:
     """Type of the copy of the weights that is updated, and rounded into the weights after each step; no copy if None."""
     implementation: Literal["fused", "foreach", "single"] = "fused"
     """Which of torch's AdamW. In 16 bits they differ: fused rounds once a step, the others after every operation."""
-    optimiser: Literal["adamw", "sgd", "noise"] = "adamw"
-    """``sgd``: the gradient times the learning rate, without momentum; ``noise``: in its place a standard normal number for each weight,
+    optimiser: Literal["adamw", "muon", "sgd", "noise"] = "adamw"
+    """``muon``: the momentum of each matrix made orthogonal (Jordan et al. 2024), AdamW for embeddings, head and vectors; ``sgd``: the gradient times the learning rate, without momentum; ``noise``: in its place a standard normal number for each weight,
     so that a step is as large as one of AdamW that moves every weight by the learning rate. Both decay weights as AdamW does."""
     stochastic_rounding: bool = False
     """Round weights in bfloat16 up or down at random, with probabilities that make the mean exact, instead of to the nearest."""

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from modelassay.errors import UsageError
+from modelassay.evaluation.accuracies import accuracies
 from modelassay.evaluation.tasks import (
     Item,
     Scored,
     TaskFile,
-    accuracies,
     load_items,
     prompts_of,
     score_items,

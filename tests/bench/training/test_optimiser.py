@@ -112,3 +112,56 @@ def test_stochastic_rounding_of_other_weights_is_refused() -> None:
         training = Training(num_steps=1, batch_size=1, learning_rate=1.0, stochastic_rounding=True, **settings)  # type: ignore[arg-type]
         with pytest.raises(UsageError, match="stochastic rounding is of bfloat16 weights without a master copy"):
             AdamW({"w": torch.zeros(2)}, training)
+
+
+def orthogonal_step(gradient: Tensor, momentum: Tensor) -> Tensor:
+    """Muon's update as its paper writes it, in float64: Nesterov momentum, five steps of a quintic, a root mean square of 0.2."""
+    momentum.mul_(0.95).add_(gradient, alpha=0.05)
+    x = 0.05 * gradient + 0.95 * momentum
+    wide = x.shape[0] <= x.shape[1]
+    x = x if wide else x.T
+    x = x / x.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return (x if wide else x.T) * 0.2 * max(x.shape) ** 0.5
+
+
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7)])
+def test_muon_orthogonalises_matrices_and_leaves_the_rest_to_adamw(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    names = {
+        "layers.0.up_proj.weight": shape,
+        "embed_tokens.weight": (11, 3),
+        "lm_head.weight": (11, 3),
+        "norm.weight": (6,),
+    }
+    start = {name: torch.randn(size, generator=generator) for name, size in names.items()}
+    gradients = [{name: torch.randn(size, generator=generator) for name, size in names.items()} for _ in range(3)]
+
+    def trained(kind: Any, saved_after: int | None = None) -> dict[str, Tensor]:
+        training = Training(num_steps=3, batch_size=1, learning_rate=0.01, weight_decay=0.5, optimiser=kind)
+        weights = {name: weight.clone().requires_grad_() for name, weight in start.items()}
+        optimiser = AdamW(weights, training)
+        for step, given in enumerate(gradients):
+            if step == saved_after:
+                kept = {name: tensor.clone() for name, tensor in optimiser.tensors().items()}
+                optimiser = AdamW(weights, training)
+                optimiser.restore(kept)
+            for name, weight in weights.items():
+                weight.grad = given[name].clone()
+            optimiser.step(0.01)
+        return {name: weight.detach() for name, weight in weights.items()}
+
+    muon, adamw = trained("muon"), trained("adamw")
+    matrix = "layers.0.up_proj.weight"
+    weight, momentum = start[matrix].double(), torch.zeros(shape, dtype=torch.float64)
+    for given in gradients:
+        weight = weight * (1 - 0.01 * 0.5) - 0.01 * orthogonal_step(given[matrix].double(), momentum)
+    moved = (weight - start[matrix]).norm()
+    assert (muon[matrix] - weight).norm() < 0.03 * moved  # torch orthogonalises in bfloat16, 2^-8 a number and step
+    assert (adamw[matrix] - weight).norm() > 0.3 * moved
+    for name in names.keys() - {matrix}:
+        assert torch.equal(muon[name], adamw[name])
+    resumed = trained("muon", saved_after=2)
+    assert all(torch.equal(resumed[name], muon[name]) for name in names)

@@ -39,6 +39,13 @@ class Trace:
         """Return the gradient of each row's loss, [B, O, J]."""
         return self.gradients_BTO.transpose(1, 2) @ self.inputs_BTJ
 
+    def rotated_row_gradients(self, basis_OO: Tensor, basis_JJ: Tensor) -> Tensor:
+        """Return Q_S^T G Q_A of each row's gradient G, [B, O, J], in the cheaper order: T (O^2 + J^2) or O J (O + J) products beside T O J."""
+        o, j = len(basis_OO), len(basis_JJ)
+        if self.inputs_BTJ.shape[1] * (o * o + j * j) <= o * j * (o + j):
+            return (self.gradients_BTO @ basis_OO).transpose(1, 2) @ (self.inputs_BTJ @ basis_JJ)
+        return basis_OO.T @ self.row_gradients() @ basis_JJ
+
     def chunks(self, size: int) -> Iterator[Trace]:
         """Yield the same some rows at a time, so that the row gradients, of ``size`` entries each, stay within 256 MiB."""
         rows = max(1, _CHUNK_BYTES // (size * self.inputs_BTJ.element_size()))

@@ -305,8 +305,7 @@ class _Fitting:
             for module in modules:
                 basis_JJ, basis_OO = bases[module.name]
                 for trace in traces[module.name].chunks(module.size):
-                    rows_BOJ = (trace.gradients_BTO @ basis_OO).transpose(1, 2) @ (trace.inputs_BTJ @ basis_JJ)
-                    squares = {"lambda": rows_BOJ.square_().sum(0)}
+                    squares = {"lambda": trace.rotated_row_gradients(basis_OO, basis_JJ).square_().sum(0)}
                     if self.fit.diagonal:
                         squares["diagonal"] = trace.row_gradients().square_().sum(0)
                     for kind, square in squares.items():

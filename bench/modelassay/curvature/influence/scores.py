@@ -12,7 +12,7 @@ from torch import Tensor
 
 from modelassay.curvature.ekfac.capture import Trace
 from modelassay.curvature.ekfac.factors import Factors
-from modelassay.curvature.ekfac.inverse import DAMPING, Strategy, check_damping, damping_of, eigenvalues, to_basis
+from modelassay.curvature.ekfac.inverse import DAMPING, Strategy, check_damping, damping_of, eigenvalues
 from modelassay.curvature.influence.queries import LayerQueries
 from modelassay.curvature.influence.train import TrainSource
 from modelassay.errors import UsageError
@@ -151,10 +151,11 @@ def self_scores(
             own, divisor_OJ = layers[module.name], divisors[module.name]
             parts = []
             for trace in traces[module.name].chunks(module.size):
-                rows_BOJ = trace.row_gradients()
-                if own is not None and strategy != "diagonal":
-                    rows_BOJ = to_basis(rows_BOJ, own)
-                squares = rows_BOJ.square_()
+                if own is None or strategy == "diagonal":
+                    squares = trace.row_gradients().square_()
+                else:
+                    bases = (basis.to(trace.inputs_BTJ.device) for basis in (own.basis_OO, own.basis_JJ))
+                    squares = trace.rotated_row_gradients(*bases).square_()
                 parts.append(
                     (squares if divisor_OJ is None else squares.div_(divisor_OJ.to(squares.device))).sum((1, 2))
                 )

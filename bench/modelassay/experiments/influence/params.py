@@ -56,8 +56,8 @@ class Setting(BaseModel):
     learning_rate: float = Field(gt=0)
     """The highest."""
 
-    optimiser: Literal["adamw", "sgd"] = "adamw"
-    """Muon is not there yet."""
+    optimiser: Literal["adamw", "sgd", "muon"] = "adamw"
+    """Of the fine-tuning and of every retraining; Muon updates the matrices of the blocks, AdamW the rest."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights while they are trained and scored."""
@@ -113,6 +113,15 @@ class Params(Setting):
 
     queries: FileReference | None = None
     """Queries of your own: ``.jsonl`` with the input column, and the output column where the answer is given; else the model's own is asked for."""
+
+    tasks: dict[str, FileReference] = {}
+    """Tasks of lm-eval that base and fine-tuned model are asked, each with its file: mmlu_SUBJECT, arc_easy, arc_challenge, hellaswag."""
+
+    task_hashes: dict[str, str] = {}
+    """SHA-256 of the tasks' files; a file that is another is refused."""
+
+    task_items: int | None = Field(default=None, ge=1)
+    """The first so many items of each task; None takes all."""
 
     input_column: str = "Input"
     """Of what is asked."""
@@ -176,6 +185,10 @@ class Params(Setting):
             except ValidationError as error:
                 first = error.errors()[0]
                 raise ValueError(f"parts.{part}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if unknown := self.task_hashes.keys() - self.tasks.keys():
+            raise ValueError(
+                f"task_hashes: {min(unknown)!r} is none of tasks: {', '.join(self.tasks) or 'there are none'}"
+            )
         if self.data is not None and self.queries is None:
             raise ValueError("data needs queries: the file of what is asked")
         return self
@@ -183,7 +196,9 @@ class Params(Setting):
 
 def needs(params: Params) -> list[Need]:
     """Return the model, where it must be made or lies here, and the user's files."""
-    files = [File(path=Path(path)) for path in (params.data, params.queries) if path is not None]
+    files = [
+        File(path=Path(path)) for path in (params.data, params.queries, *params.tasks.values()) if path is not None
+    ]
     return [*needs_of(params.model), *files]
 
 

@@ -6,9 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from modelassay.evaluation.tasks import load_items
 from modelassay.experiments.influence.params import Params
 from modelassay.experiments.influence.rows import answered, load_rows, prepare
 from modelassay.experiments.influence.score import evaluate, factors, load_scores, removed_rows, score
+from modelassay.experiments.influence.tasks import ask, task_files
 from modelassay.experiments.influence.train import fine_tune, own_answers, remove, retrain
 from modelassay.models.load import preload
 from modelassay.models.reference import Model
@@ -29,6 +31,8 @@ def run(params: Params, cell: CellContext) -> None:
         Diverged: the fine-tuning's loss, or a gradient, is not finite: a finding.
     """
     setting = params.setting
+    for file in task_files(params):
+        load_items(file)  # what cannot be asked is refused before anything is trained
     model = resolve(params.model, store=cell.store)
     seed = {"seed": params.seed}
     text = {**seed, **params.model_dump(mode="json", include={"input_column", "output_column"}), "files": _files(params), "tokenizer": _identity(model),
@@ -42,6 +46,14 @@ def run(params: Params, cell: CellContext) -> None:
         inputs=[rows],
         build=partial(fine_tune, params=params, model=model, rows=rows.path),
     )
+    if params.tasks:
+        asked_of = {
+            **how,
+            "task_items": params.task_items,
+            "files": {task: dict(File(path=Path(path)).digests()) for task, path in params.tasks.items()},
+        }
+        build = partial(ask, params=params, model=model, tuned=tuned.path)
+        cell.stage("influence-tasks", recipe=asked_of, inputs=[tuned], build=build)
     prepared = load_rows(rows.path)
     own = own_answers(tuned.path)
     use_own = [params.generated or not query.answer for query in prepared.queries]

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from modelassay.curvature.ekfac.capture import Trace
 from modelassay.curvature.ekfac.factors import Factors, Fit, fit_factors
 from modelassay.curvature.ekfac.inverse import STRATEGIES
 from modelassay.curvature.ekfac.modules import select_modules
@@ -219,3 +220,16 @@ def test_scores_are_those_of_kronfluence(made: Made, tmp_path: Path) -> None:
         for mine, other in zip(ours, theirs, strict=True):
             assert spearmanr(mine, other).statistic >= 0.999
             assert torch.corrcoef(torch.stack([mine, other.double()]))[0, 1] > 0.9999
+
+
+@pytest.mark.parametrize("positions", [2, 40])
+def test_rotated_gradients_are_the_same_in_either_order(positions: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    trace = Trace(inputs_BTJ=drawn(3, positions, 7), gradients_BTO=drawn(3, positions, 5))
+    basis_OO, basis_JJ = torch.linalg.qr(drawn(5, 5)).Q, torch.linalg.qr(drawn(7, 7)).Q
+    right = torch.einsum("bto,btj,op,jk->bpk", trace.gradients_BTO, trace.inputs_BTJ, basis_OO, basis_JJ)
+    torch.testing.assert_close(trace.rotated_row_gradients(basis_OO, basis_JJ), right)

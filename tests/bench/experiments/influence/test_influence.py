@@ -13,6 +13,7 @@ import torch
 from modelassay.data.facts import QUERY, TOWNS, make_world
 from modelassay.errors import UsageError
 from modelassay.evaluation.retrieval import bm25
+from modelassay.evaluation.tasks import TaskFile, score_tasks
 from modelassay.experiments.influence import train as training
 from modelassay.experiments.influence.analyse import analyse
 from modelassay.experiments.influence.params import Params
@@ -24,6 +25,7 @@ from modelassay.machine.code import SourceGraph
 from modelassay.recording.context import CellContext
 from modelassay.recording.log import read_cell
 from modelassay.recording.tables import read_tables
+from modelassay.statistics.proportions import wilson
 from modelassay.storage.store import Store
 from support.byte_tokenizer import byte_tokenizer
 from support.drift_models import byte_model
@@ -33,6 +35,8 @@ SMALL: dict[str, Any] = {
     "batch_size": 10, "learning_rate": 0.01, "rank": 4, "dampings": (0.01, 0.1), "max_new_tokens": 4, "subsets": 5, "tuning_subsets": 3, "repeats": 2,
     "removal_seeds": 2, "removed": 2, "solver_iterations": 1,
 }  # fmt: skip
+CASES = Path(__file__).parents[3] / "cases/tasks"
+TASKS = {"arc_easy": str(CASES / "arc_easy.jsonl"), "mmlu_international_law": str(CASES / "mmlu_international_law.csv")}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +67,7 @@ def attempt(folder: Path, params: Params) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Params, Path, list[dict[str, Any]]]:
-    folder, params = tmp_path_factory.mktemp("whole"), Params(model=str(model), **SMALL)
+    folder, params = tmp_path_factory.mktemp("whole"), Params(model=str(model), tasks=TASKS, task_items=2, **SMALL)
     return params, folder, attempt(folder, params)
 
 
@@ -171,6 +175,35 @@ def test_the_analysis_of_the_run_holds_its_numbers(whole: Any) -> None:
     assert set(findings.figures) == {"lambda", "eigenvalues", "shares", "damping", "lds", "recall", "removal"}
     for name in findings.figures:
         assert findings.figures[name]["$schema"]
+    accuracies = [f for f in findings.findings if f.name == "task_accuracy"]
+    assert len(accuracies) == 6  # two metrics of arc and one of mmlu, of base and fine-tuned
+    for finding in accuracies:
+        of = {name: finding.labels[name] for name in ("task", "metric", "model")}
+        right = values(metrics, "task_right", **of)
+        share = wilson(int(sum(right)), 2)
+        assert len(right) == 2
+        assert (finding.value, finding.estimate.low, finding.estimate.high) == (share.value, share.low, share.high)
+    (table,) = [table for table in findings.tables if table.title.startswith("tasks")]
+    assert len(table.rows) == 3
+
+
+def test_tasks_are_asked_of_the_base_and_of_what_was_fine_tuned(whole: Any) -> None:
+    params, folder, metrics = whole
+    tuned = training.load_tuned(stage_folder(folder, "fine-tune"), params)
+    files = [TaskFile(task=task, path=Path(path), limit=2) for task, path in TASKS.items()]
+    for one in score_tasks(tuned, byte_tokenizer(), files):
+        for metric, right in one.correct.items():
+            labels = {"task": one.task, "item": one.number, "metric": metric, "model": "fine-tuned"}
+            assert values(metrics, "task_right", **labels) == [float(right)]
+
+
+def test_a_task_that_cannot_be_asked_is_refused_before_anything_is_trained(model: Path, tmp_path: Path) -> None:
+    params = Params(model=str(model), tasks=TASKS, task_hashes={"arc_easy": "ab"}, **SMALL)
+    with pytest.raises(UsageError, match="arc_easy.jsonl: its SHA-256 is .*, not ab"):
+        run(params, cell_in(tmp_path))
+    assert not (tmp_path / "store").exists()
+    with pytest.raises(ValueError, match="task_hashes: 'hellaswag' is none of tasks: arc_easy, mmlu"):
+        Params(model=str(model), tasks=TASKS, task_hashes={"hellaswag": "ab"}, **SMALL)
 
 
 def test_own_files_are_read_cut_and_counted(model: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from modelassay.experiments.findings import Figure, Figures, Finding, Findings, 
 from modelassay.experiments.influence.analyse import figures as drawn
 from modelassay.experiments.influence.analyse.fidelity import fidelity_findings, judged
 from modelassay.experiments.influence.analyse.planted import planted_findings, removal_findings
+from modelassay.experiments.influence.analyse.tasks import task_findings, task_table
 from modelassay.experiments.influence.params import PLATEAU
 from modelassay.recording.tables import RunData
 from modelassay.statistics.estimate import Estimate, Range
@@ -28,13 +29,14 @@ CAVEATS = (
 def analyse(tables: RunData) -> Findings:
     """Say what the run found.
 
-    Findings: `fidelity.fidelity_findings`, `planted.planted_findings`, `planted.removal_findings`; of the fine-tuning ``plateau``, ``gradient_fall`` and
+    Findings: `fidelity.fidelity_findings`, `planted.planted_findings`, `planted.removal_findings`, `tasks.task_findings`; of the fine-tuning ``plateau``, ``gradient_fall`` and
     ``right[model]`` by part; of the factors ``negative_entries``, ``entries_for_90`` and ``small_entries`` (shares of lambda's entries), of the
     approximations ``block_cosine``, ``rank_fidelity``, ``rank_spearman``, ``solver_residual``; ``minutes`` of fine-tuning.
     """
     cells = judged(tables)
     fidelity, planted, removal = fidelity_findings(cells), planted_findings(tables), removal_findings(tables)
-    findings = [*fidelity, *planted, *removal, *_training(tables), *_factors(tables), *_approximations(tables)]
+    tasks = task_findings(tables)
+    findings = [*fidelity, *planted, *removal, *tasks, *_training(tables), *_factors(tables), *_approximations(tables)]
     seen = tables.facts("lambda")
     makers: dict[str, Callable[[], Figure]] = {}
     if seen:
@@ -68,7 +70,7 @@ def analyse(tables: RunData) -> Findings:
             caption="retrained without each method's best rows",
             facet="part",
         )
-    shown = [_estimates(findings), *_answers(tables)] if findings else []
+    shown = [_estimates(findings), *task_table(tasks), *_answers(tables)] if findings else []
     return Findings(findings=findings, tables=shown, figures=Figures(makers), caveats=[*_unconverged(tables), *CAVEATS])
 
 

@@ -222,7 +222,7 @@ def test_weights_are_the_rounded_master_copy_and_averages_lie_on_their_grid() ->
     averages = narrow.tensors()
     assert averages["exp_avg/w"].dtype == torch.bfloat16
     assert torch.equal(averages["exp_avg/w"], torch.full((2, 3), 0.1 / 3).bfloat16())
-    kept = narrow._torch.state[narrow.updated["w"]]["exp_avg"]
+    kept = narrow._state(narrow.updated["w"])["exp_avg"]
     assert torch.equal(kept, kept.bfloat16().float())
 
 

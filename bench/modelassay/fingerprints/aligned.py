@@ -31,6 +31,9 @@ LEADING = 8
 halves the score of strangers (8 x 64, 36 pairs: median 0.137 to 0.058) and changes relatives' by 0.02 at most (90 children)."""
 MIN_VALUE = 1e-6
 """Singular values below that share of the largest name no direction."""
+SURE = 0.95
+"""Likeness of the feed-forward networks under the dimensions' own numbers from which no other turn is looked for. Strangers have at most
+0.1 by any turn."""
 
 
 def aligned(a: Weights, b: Weights) -> Score:
@@ -39,7 +42,8 @@ def aligned(a: Weights, b: Weights) -> Score:
     1. The common directions are the singular vectors of the product of the two embeddings over the tokens that both know by
        text (orthogonal Procrustes), the leading eighth left out; and the same of the neurons of corresponding numbers, and
        the hidden dimensions as they are numbered. Of these three the one is taken under which the feed-forward networks
-       are most alike, which are not scored themselves. So no tokenizer is needed where neurons or dimensions kept their order.
+       are most alike, which are not scored themselves; the numbers, which cost nothing, at once where that likeness is `SURE`.
+       So no tokenizer is needed where neurons or dimensions kept their order.
     2. Each projection, after the norm's weights, is represented by the inner products K of the hidden dimensions in the
        common directions, less their mean on the diagonal: K - tr(K) / r. Its likeness is the cosine of the two: 0 in the mean for
        any K where the directions are turned at random, 1 for the same up to scale and an orthogonal change on the
@@ -90,26 +94,45 @@ class Basis:
     made_by: Literal["embeddings", "neurons", "numbers"]
     a_Dr: Array
     b_Dr: Array
-    turn_DE: Array
-    """What takes the first model's hidden dimensions to the other's, by all common directions."""
+    all_Dn: Array
+    """All common directions of the first model."""
+    all_En: Array
+
+    @property
+    def turn_DE(self) -> Array:
+        """What takes the first model's hidden dimensions to the other's, by all common directions."""
+        turn: Array = self.all_Dn @ self.all_En.T
+        return turn
 
 
 def best_basis(a: Weights, b: Weights) -> Basis | None:
     """Return the basis under which the feed-forward networks of two models are most alike; None where nothing gives one."""
-    bases = list(_bases(a, b))
-    return max(bases, key=lambda basis: _fit(a, b, basis) if len(bases) > 1 else 0.0, default=None)
+    numbers, fit = _numbers(a, b), -np.inf
+    if numbers is not None and (fit := _fit(a, b, numbers)) >= SURE:
+        return numbers
+    turns = [(basis, _fit(a, b, basis)) for basis in _turns(a, b)]
+    if numbers is not None:
+        turns.append((numbers, fit))
+    return max(turns, key=lambda turn: turn[1], default=(None, 0.0))[0]
 
 
-def _bases(a: Weights, b: Weights) -> Iterator[Basis]:
+def _numbers(a: Weights, b: Weights) -> Basis | None:
+    """Return the hidden dimensions as they are numbered; None where widths differ or are too small."""
+    width = _width(a)
+    if width != _width(b) or width < MIN_WIDTH:
+        return None
+    every = np.eye(width)
+    return Basis(
+        made_by="numbers", a_Dr=every[:, :MAX_DIRECTIONS], b_Dr=every[:, :MAX_DIRECTIONS], all_Dn=every, all_En=every
+    )
+
+
+def _turns(a: Weights, b: Weights) -> Iterator[Basis]:
     """Yield what may turn one model onto the other, the surest first."""
     if (rows := _shared_rows(a, b)) is not None and (basis := _basis("embeddings", *rows)) is not None:
         yield basis
     if (rows := _neuron_rows(a, b)) is not None and (basis := _basis("neurons", *rows)) is not None:
         yield basis
-    widths = _width(a), _width(b)
-    if widths[0] == widths[1] and widths[0] >= MIN_WIDTH:
-        same = np.eye(widths[0])[:, :MAX_DIRECTIONS]
-        yield Basis(made_by="numbers", a_Dr=same, b_Dr=same, turn_DE=np.eye(widths[0]))
 
 
 def _basis(made_by: Literal["embeddings", "neurons"], a_TD: Rows, b_TE: Rows) -> Basis | None:
@@ -120,7 +143,9 @@ def _basis(made_by: Literal["embeddings", "neurons"], a_TD: Rows, b_TE: Rows) ->
     if count - first < MIN_WIDTH:
         return None
     kept = slice(first, min(count, first + MAX_DIRECTIONS))
-    return Basis(made_by=made_by, a_Dr=left[:, kept], b_Dr=right[:, kept], turn_DE=left[:, :count] @ right[:, :count].T)
+    return Basis(
+        made_by=made_by, a_Dr=left[:, kept], b_Dr=right[:, kept], all_Dn=left[:, :count], all_En=right[:, :count]
+    )
 
 
 def _shared_rows(a: Weights, b: Weights) -> tuple[Rows, Rows] | None:
@@ -141,7 +166,7 @@ def _neuron_rows(a: Weights, b: Weights) -> tuple[Rows, Rows] | None:
     with np.errstate(over="ignore", invalid="ignore"):
         sides = []
         for neurons in (a.neurons, b.neurons):
-            size = np.sqrt(np.square(neurons, dtype=np.float64).sum((-1, -2), keepdims=True))
+            size = np.sqrt(np.einsum("lpnd,lpnd->lp", neurons, neurons, dtype=np.float64))[..., None, None]
             sides.append((neurons / np.where(size > 0, size, 1)).reshape(-1, neurons.shape[-1]))
     return _finite(*sides)
 
@@ -152,6 +177,8 @@ def _finite(a_TD: Rows, b_TE: Rows) -> tuple[Rows, Rows] | None:
 
 
 def _width(model: Weights) -> int:
+    if model.width is not None:
+        return model.width
     if model.embedding is not None:
         return int(model.embedding.shape[1])
     return int(model.grams(range(1)).shape[-1])

@@ -32,9 +32,12 @@ def products_along(rows_RD: Matrix, directions_Dr: NDArray[np.float64]) -> NDArr
     that outweighs the rest), the matrix is taken again in float64, as are rows that are float64.
 
     Costs 2 R D r operations in fp32 and 2 R r^2 in float64, where the inner products of all dimensions take 2 R D^2. Not finite where
-    an element is not.
+    an element is not, in a dimension that a direction has a part in; others are left out.
     """
-    row_unit, direction_unit = _unit(rows_RD), _unit(directions_Dr)
+    used = np.flatnonzero(directions_Dr.any(1))
+    if 2 * len(used) <= len(directions_Dr):
+        rows_RD, directions_Dr = rows_RD[:, used], directions_Dr[used]
+    row_unit, direction_unit = power_of_two(rows_RD), power_of_two(directions_Dr)
     scale = (row_unit * direction_unit) ** 2
     if rows_RD.dtype != np.float64:
         narrow_Dr = (directions_Dr / direction_unit).astype(np.float32)
@@ -47,10 +50,21 @@ def products_along(rows_RD: Matrix, directions_Dr: NDArray[np.float64]) -> NDArr
     return products * scale
 
 
-def _unit(values: Matrix) -> float:
+def power_of_two(values: Matrix) -> float:
     """Return the power of two just above the largest absolute value; 1 where that is 0 or not finite."""
     largest = max(float(values.max(initial=0)), -float(values.min(initial=0)))
     return 2.0 ** math.frexp(largest)[1] if 0 < largest < math.inf else 1.0
+
+
+def scaled(rows_RD: Matrix, unit: float, dtype: Any) -> Matrix:
+    """Return rows / unit, a power of two, in a type: by way of float64 where 1 / unit leaves the type."""
+    if unit == 1 and rows_RD.dtype == dtype:
+        return rows_RD
+    if rows_RD.dtype == dtype and 2.0**-120 < unit < 2.0**120:
+        narrow: Matrix = rows_RD * rows_RD.dtype.type(1 / unit)
+        return narrow
+    divided: Matrix = np.multiply(rows_RD, 1 / unit, dtype=np.float64).astype(dtype)
+    return divided
 
 
 def _products(rows_RD: Matrix, directions_Dr: Matrix, unit: float) -> tuple[NDArray[np.float64], float]:
@@ -58,8 +72,8 @@ def _products(rows_RD: Matrix, directions_Dr: Matrix, unit: float) -> tuple[NDAr
     dtype = directions_Dr.dtype
     products, squares = np.zeros((directions_Dr.shape[1],) * 2), 0.0
     for start in range(0, len(rows_RD), CHUNK_ROWS):
-        chunk = np.multiply(rows_RD[start : start + CHUNK_ROWS], 1 / unit, dtype=np.float64).astype(dtype)
+        chunk = scaled(rows_RD[start : start + CHUNK_ROWS], unit, dtype)
         turned = (chunk @ directions_Dr).astype(np.float64)
         products += turned.T @ turned
-        squares += float(np.einsum("ij,ij->", chunk, chunk, dtype=np.float64))
+        squares += float(np.linalg.norm(chunk)) ** 2
     return products, math.sqrt(squares)

@@ -26,6 +26,8 @@ COMPUTED = re.compile(
 )
 """Names of tables that code computes, alike in all models of a kind: no training and no seed made them."""
 CHUNK_BYTES = 1 << 24
+FIRST_BYTES = 1 << 16
+"""Of what is compared first: tensors that differ mostly do so there."""
 NORM = re.compile(r"norm|(^|\.)ln_\w+\.", re.IGNORECASE)
 """Names of tensors of norms."""
 
@@ -73,7 +75,7 @@ def same_bits(a: Checkpoint, b: Checkpoint) -> SameBits:
 
 def _is_same(place: tuple[Path, TensorInfo], other_place: tuple[Path, TensorInfo]) -> bool:
     (path, info), (other_path, other) = place, other_place
-    return (info.dtype, info.shape) == (other.dtype, other.shape) and _equal(path, info, other_path, other)
+    return equal_bits(path, info, other_path, other)
 
 
 def _size(info: TensorInfo) -> int:
@@ -90,12 +92,16 @@ def _is_varied(name: str, path: Path, info: TensorInfo) -> bool:
     return any(len(zlib.compress(piece.tobytes(), 6)) >= MIN_DENSITY * count for piece in pieces)
 
 
-def _equal(path: Path, info: TensorInfo, other_path: Path, other: TensorInfo) -> bool:
-    size = _size(info)
-    for start in range(0, size, CHUNK_BYTES):
-        count = min(CHUNK_BYTES, size - start)
+def equal_bits(path: Path, info: TensorInfo, other_path: Path, other: TensorInfo) -> bool:
+    """Return whether two stored tensors have one dtype, one shape and the same bits; they are read up to the first difference."""
+    if (info.dtype, info.shape) != (other.dtype, other.shape):
+        return False
+    size, start, count = _size(info), 0, FIRST_BYTES
+    while start < size:
+        count = min(count, size - start)
         if not np.array_equal(_read(path, info.offset + start, count), _read(other_path, other.offset + start, count)):
             return False
+        start, count = start + count, CHUNK_BYTES
     return True
 
 

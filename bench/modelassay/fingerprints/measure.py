@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from modelassay.errors import printable
 from modelassay.fingerprints.configuration import Sizes
@@ -37,12 +38,14 @@ def num_bytes(spans: Mapping[str, FileSpan]) -> int:
 
 
 def measure_layer(checkpoint: Checkpoint, layer: int, spans: Mapping[str, FileSpan],
-                  extras: Mapping[str, Sequence[FileSpan]]) -> list[tuple[str, str, float]]:  # fmt: skip
+                  extras: Mapping[str, Sequence[FileSpan]],
+                  stored: Mapping[str, Tensor] | None = None) -> list[tuple[str, str, float]]:  # fmt: skip
     """Return what one layer gives the methods, as (metric, role, value).
 
     ``sigma``: the standard deviation (correction 1, as torch.std) of each attention matrix, and of each of ``extras``: of
     several tensors (experts) the root mean square over their elements. ``product``: see `products`. Values other than
     the attention matrices' that are 0, not finite or beyond ``LARGEST_SIGMA`` are left out: a bias that is all 0 has no curve.
+    ``stored`` are the attention matrices where they were read already.
     """
     every = [*spans.values(), *(span for role in BEYOND for span in extras.get(role, ()))]
     prepare_spans(every)
@@ -58,7 +61,7 @@ def measure_layer(checkpoint: Checkpoint, layer: int, spans: Mapping[str, FileSp
                 sum(size * (std / unit) ** 2 for size, std in zip(sizes, stds, strict=True)) / sum(sizes)
             )
     values += [("sigma", role, value) for role, value in beyond.items() if 0 < value <= LARGEST_SIGMA]
-    products = product_curves(checkpoint, layer)
+    products = product_curves(checkpoint, layer, stored)
     return [
         *values,
         *(("product", role, value) for role, value in products.items() if math.isfinite(value) and value > 0),
@@ -69,8 +72,12 @@ def attention_key(checkpoint: Checkpoint) -> str:
     """Return 16 hex digits of BLAKE2b over the attention matrices' stored values: equal weights under any name, equal keys."""
     digest = hashlib.blake2b(digest_size=8)
     for matrix in checkpoint.matrices:
-        digest.update(checkpoint.read(matrix).contiguous().view(torch.uint8).numpy().data)
+        digest.update(_bytes(checkpoint.read(matrix)))
     return digest.hexdigest()
+
+
+def _bytes(matrix: Tensor) -> memoryview:
+    return matrix.contiguous().view(torch.uint8).numpy().data
 
 
 def fault_of(role: str, layer: int, sigma: float) -> str | None:
@@ -107,16 +114,19 @@ def summarise_model(model: Model, *, name: str, whole: bool = True) -> ModelSumm
     """
     checkpoint = model.checkpoint()
     extras = layer_spans(checkpoint) if whole else [{} for _ in range(checkpoint.num_layers)]
-    values, faults = [], dict[str, str]()
+    values, faults, digest = [], dict[str, str](), hashlib.blake2b(digest_size=8)  # as `attention_key`, read once
     for layer in range(checkpoint.num_layers):
         spans = spans_of(checkpoint, layer)
-        for metric, role, value in measure_layer(checkpoint, layer, spans, extras[layer]):
+        stored = {matrix.role: checkpoint.read(matrix) for matrix in checkpoint.matrices_in(layer)}
+        for matrix in stored.values():
+            digest.update(_bytes(matrix))
+        for metric, role, value in measure_layer(checkpoint, layer, spans, extras[layer], stored):
             if metric == "sigma" and role in spans and (fault := fault_of(role, layer, value)):
                 tensor = next(matrix.tensor_name for matrix in checkpoint.matrices_in(layer) if matrix.role == role)
                 faults.setdefault(role, f"{fault} ({printable(tensor)})")
             values.append((metric, role, layer, value))
     curves = curves_from(values, name=name, stratum=checkpoint.stratum(), family=model.family,
-                         weights_key=attention_key(checkpoint), faults=faults)  # fmt: skip
+                         weights_key=digest.hexdigest(), faults=faults)  # fmt: skip
     return ModelSummary(curves=curves, sizes=sizes_of(checkpoint.stratum(), checkpoint.intermediate_size))
 
 

@@ -28,6 +28,8 @@ MAX_TOKENS = 4096
 NEURON_LAYERS, NEURONS = 4, 512
 """Layers at even distances, the first and the last among them, and the first neurons of each: what the turn is judged by."""
 
+MAX_KEPT_BYTES = 1 << 26
+"""Of the inner products of all hidden dimensions of a model's layers; of a larger model nothing is kept, and products are taken of its files."""
 KEPT_VERSION = 2
 """Raised when what is kept of a model changes."""
 
@@ -46,6 +48,8 @@ class Weights:
     read_embedding: Callable[[], Array | None]
     read_neurons: Callable[[], NDArray[Any] | None]
     read_grams: Callable[[range], Array]
+    width: int | None = None
+    """Hidden dimensions; None: as its embedding or its inner products have."""
     read_products: Callable[[int, Array], Array] | None = None
     """`products` without the inner products of all hidden dimensions; None: from those."""
 
@@ -92,7 +96,7 @@ def weights_of(checkpoint: Checkpoint, texts: Mapping[str, int] | None = None) -
     names = token_names(checkpoint, texts)
     tokens = sketch(names, MAX_TOKENS)
     return Weights(
-        name=checkpoint.reference, num_layers=checkpoint.num_layers, tokens=tuple(tokens), roles=_roles(checkpoint),
+        name=checkpoint.reference, num_layers=checkpoint.num_layers, tokens=tuple(tokens), roles=_roles(checkpoint), width=checkpoint.hidden_size,
         read_norms=lambda: _norms(checkpoint), read_embedding=lambda: _embedding(checkpoint, [names[token] for token in tokens]),
         read_neurons=lambda: _neurons(checkpoint), read_grams=lambda layers: _grams(checkpoint, layers),
         read_products=lambda layer, directions_RDr: _products(checkpoint, layer, directions_RDr),
@@ -100,12 +104,12 @@ def weights_of(checkpoint: Checkpoint, texts: Mapping[str, int] | None = None) -
 
 
 def load_weights(model: Model, *, store: Store) -> Weights:
-    """Return the weights of a model; of one that has an identity they are kept as arrays, since many cells ask for them.
+    """Return the weights of a model; of a small one that has an identity they are kept as arrays, since many cells ask for them.
 
     Raises:
         CheckpointError: it cannot be read.
     """
-    if model.identity is None:
+    if model.identity is None or _grams_bytes(model.checkpoint()) > MAX_KEPT_BYTES:
         return weights_of(model.checkpoint(), texts_of(model.files))
 
     def build(folder: Path) -> None:
@@ -127,6 +131,10 @@ def load_weights(model: Model, *, store: Store) -> Weights:
         read_norms=lambda: arrays.get("norms"), read_embedding=lambda: arrays.get("embedding"),
         read_neurons=lambda: arrays.get("neurons"), read_grams=lambda layers: arrays["grams"][layers.start : layers.stop],
     )  # fmt: skip
+
+
+def _grams_bytes(checkpoint: Checkpoint) -> int:
+    return 8 * checkpoint.num_layers * len(_roles(checkpoint)) * checkpoint.hidden_size**2
 
 
 def _norms(checkpoint: Checkpoint) -> Array | None:

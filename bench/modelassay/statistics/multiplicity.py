@@ -20,9 +20,9 @@ def holm(p_values: Sequence[float], *, alpha: float = 0.05) -> Holm:
     >>> holm([0.04, 0.01, 0.03]).adjusted
     (0.06, 0.03, 0.06)
     """
-    from statsmodels.stats.multitest import multipletests  # here: it loads pandas, which cells must not
-
     if not p_values:
         return Holm((), ())
+    from statsmodels.stats.multitest import multipletests  # here: it loads pandas, which cells must not
+
     reject, adjusted, _, _ = multipletests(p_values, alpha=alpha, method="holm")
     return Holm(tuple(float(p) for p in adjusted), tuple(bool(r) for r in reject))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from modelassay.fingerprints import products as module
 from modelassay.fingerprints.curves import PRODUCTS
 from modelassay.fingerprints.products import product_curves, summarise
 from modelassay.models.checkpoints import open_checkpoint
@@ -177,3 +178,14 @@ def test_weights_whose_fourth_powers_vanish_have_a_rank() -> None:
     for name in ranks[0]:
         if name.endswith("-rank"):
             assert ranks[1][name] == pytest.approx(ranks[0][name], rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**70, 2.0**-90])
+def test_wide_models_in_fp32_agree_with_float64(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where squares leave fp32, and with one dimension that outweighs the rest."""
+    monkeypatch.setattr(module, "WIDE", 64)
+    m = {role: (scale * x).astype(np.float32) for role, x in layer(6, 3, 16, 300).items()}
+    m["q"][:, 7] *= 1000
+    m["o"][11] *= 1000
+    expected = oracle({role: x.astype(np.float64) for role, x in m.items()}, 6, 3, 16)
+    assert summarise(m, head_dim=16) == pytest.approx(expected, rel=1e-5)

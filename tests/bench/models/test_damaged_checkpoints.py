@@ -1,11 +1,7 @@
 """A damaged checkpoint gives the numbers it gave before, or one line that says what is wrong: no traceback, no flood, no hour."""
 
-import os
-import resource
 import shutil
-import signal
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +19,7 @@ from modelassay.models.load import load_model
 from modelassay.models.reference import Model
 from modelassay.models.vocabulary import vocabulary_of
 from support.damaged_checkpoints import damage, make_bases
+from support.in_a_child import in_a_child
 
 Numbers = dict[str, np.ndarray]
 
@@ -126,28 +123,6 @@ def test_damaged_checkpoints(bases: list[Path], work: Path, start: int) -> None:
         began = time.process_time()
         check(folder, base, seed, whole=seed % 5 == 0 and base.name != "wrapped")
         assert time.process_time() - began < 10, seed
-
-
-def in_a_child(deed: Callable[[], None], *, more_bytes: int, cpu_s: int) -> str:
-    """Run ``deed`` in a fork that may take so much more memory and time; return its traceback, or how it died."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code, size = 1, int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        try:
-            resource.setrlimit(resource.RLIMIT_AS, (size + more_bytes, size + more_bytes))
-            signal.setitimer(signal.ITIMER_PROF, cpu_s)
-            deed()
-            code = 0
-        except BaseException:
-            os.write(writing, traceback.format_exc(limit=-4).encode(errors="replace")[-60_000:])
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read().decode(errors="replace")
-    _, status = os.waitpid(pid, 0)
-    return said or ("" if status == 0 else f"died of signal {status & 127}")
 
 
 @pytest.mark.nightly

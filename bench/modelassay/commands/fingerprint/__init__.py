@@ -49,6 +49,9 @@ from modelassay.recording.tables import RunData
 from modelassay.runs.directory import Run
 from modelassay.statistics.lr import Calibration
 
+PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
+"""Formats that are no quantiser's: a copy in one of them is told by its values."""
+
 
 def fingerprint(models: Sequence[str], *, suspect: str | None, background: Run | None, figure: Path | None, alpha: float,
                 attention_only: bool, behaviour: bool, evidence: Path | None, report: Callable[[str], None],
@@ -242,6 +245,11 @@ def _derive(a: Subject, b: Subject, examination: Examination | None) -> Lineage 
     """Return how one of a pair was made of the other, where weights are shared at all."""
     if examination is None or examination.verdict.word not in ("inherited", "re-derived"):
         return None
+    remaking = examination.remaking
+    if examination.verdict.word == "re-derived" and remaking is not None and not set(remaking.outcome.formats) <= PLAIN:
+        return Lineage(kind="rounded", steps=("rounded",), parent=None, measures={}, evidence=(
+            f"{remaking.copy} is {remaking.source} stored again as {', '.join(remaking.outcome.formats)}, to the bit, so that no other change "
+            "is looked for; which of the two came first is not told"))  # fmt: skip
     return lineage(a.model.checkpoint(), b.model.checkpoint())
 
 

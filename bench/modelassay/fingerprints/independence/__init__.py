@@ -19,13 +19,22 @@ from modelassay.fingerprints.independence.agreement import agreement
 from modelassay.fingerprints.independence.layers import chosen_layers, layer_pairs, pairs_alike
 from modelassay.fingerprints.independence.matching import (
     MAX_CANDIDATES,
+    MAX_UNITS,
     Matching,
     NumberingTest,
     match_features,
     match_units,
     numbering_test,
 )
-from modelassay.fingerprints.independence.matrices import Floats, ModelMatrices, Neurons, invariants, matrices_of
+from modelassay.fingerprints.independence.matrices import (
+    BODY_ELEMENTS,
+    BODY_ROWS,
+    Floats,
+    ModelMatrices,
+    Neurons,
+    invariants,
+    matrices_of,
+)
 from modelassay.fingerprints.independence.result import Independence
 from modelassay.fingerprints.independence.tokens import shared_embeddings
 from modelassay.fingerprints.independence.training import shared_training
@@ -55,7 +64,7 @@ def independence(a: ModelMatrices, b: ModelMatrices, *, alpha: float = 1e-6) -> 
         "neurons by rows": [],
         "neurons by invariants": [],
     }
-    for seed, (first, second) in enumerate(_networks(a, b, pairs)):
+    for seed, (first, second) in enumerate(_networks(a, b, pairs, MAX_UNITS)):
         matchings["neurons by rows"].append(_by_rows(first, second, seed))
         matchings["neurons by invariants"].append(match_features(invariants(first), invariants(second), seed=seed))
     made = {name: [one for one in group if one is not None] for name, group in matchings.items()}
@@ -74,16 +83,16 @@ def independence(a: ModelMatrices, b: ModelMatrices, *, alpha: float = 1e-6) -> 
         return result
     if a.num_layers == b.num_layers:
         pairs = chosen_layers(pairs_alike(a, b, layer_pairs(a, b)))
-    return replace(result, agreement=agreement(_networks(a, b, pairs), embeddings))
+    return replace(result, agreement=agreement(_networks(a, b, pairs, MAX_CANDIDATES), embeddings))
 
 
 def _networks(
-    a: ModelMatrices, b: ModelMatrices, pairs: Sequence[tuple[int, int]]
+    a: ModelMatrices, b: ModelMatrices, pairs: Sequence[tuple[int, int]], most: int
 ) -> Iterator[tuple[Neurons, Neurons]]:
-    """Yield corresponding feed-forward networks: of a layer's experts those of one number."""
+    """Yield corresponding feed-forward networks, of those of one width the first ``most`` neurons: of a layer's experts those of one number."""
     for first, second in pairs:
         alike = a.num_neurons(first) == b.num_neurons(second)
-        limit = MAX_CANDIDATES if alike else None  # a part kept in its order is found among all
+        limit = most if alike else None  # a part kept in its order is found among all
         yield from zip(a.networks(first, limit), b.networks(second, limit), strict=False)
 
 
@@ -99,14 +108,25 @@ def _by_rows(a: Neurons, b: Neurons, seed: int) -> Matching | None:
 
 
 def _by_body(a: ModelMatrices, b: ModelMatrices, pairs: Sequence[tuple[int, int]]) -> Matching | None:
-    """Match hidden dimensions by all matrices with equally many rows in both, each of norm 1 so that none outweighs the rest."""
+    """Match hidden dimensions by all matrices with equally many rows in both, each of norm 1 so that none outweighs the rest.
+
+    Rows of each are taken at even distances, as many as `BODY_ELEMENTS` allows for seven matrices a layer.
+    """
     rows_a, rows_b = [], []
+    limit = max(1, min(BODY_ROWS, BODY_ELEMENTS // (7 * max(len(pairs), 1) * max(a.width, b.width))))
     for first, second in pairs:
-        matrices = zip(a.along_hidden(first), b.along_hidden(second), strict=False)
+        matrices = zip(a.along_hidden(first, limit), b.along_hidden(second, limit), strict=False)
         for a_RD, b_RD in matrices:
             if a_RD.shape[0] == b_RD.shape[0] and np.isfinite(a_RD).all() and np.isfinite(b_RD).all():
                 rows_a.append(a_RD / max(float(np.linalg.norm(a_RD)), 1e-30))
                 rows_b.append(b_RD / max(float(np.linalg.norm(b_RD)), 1e-30))
     if not rows_a:
         return None
-    return match_units([np.concatenate(rows_a).T], [np.concatenate(rows_b).T], seed=0)
+    return match_units([_joined(rows_a).T], [_joined(rows_b).T], seed=0)
+
+
+def _joined(parts: list[Floats]) -> Floats:
+    """Return matrices one below the other; the list is emptied, so that no more than one of two sides is held twice."""
+    joined: Floats = np.concatenate(parts)
+    parts.clear()
+    return joined

@@ -134,7 +134,8 @@ class SampledModel:
         norm = self._others[layer].get("norm-2", [])
         if after_norm and role in ("gate", "up") and norm and norm[0].num_cols == self.width:
             norm_D = norm_weights(self.checkpoint, norm[0]).reshape(-1).float().numpy()
-            rows = rows * (norm_D if stored.row_axis == "neurons" else norm_D[begin : begin + count, None])
+            with np.errstate(over="ignore", invalid="ignore"):
+                rows = rows * (norm_D if stored.row_axis == "neurons" else norm_D[begin : begin + count, None])
         return Block(rows_nC=np.ascontiguousarray(rows, dtype=np.float32), begin=begin, of=stored.span.num_rows,
                      row_axis=stored.row_axis, column_axis=stored.column_axis)  # fmt: skip
 

@@ -18,11 +18,12 @@ from modelassay.fingerprints.independence.matrices import Floats, row_products
 from modelassay.statistics.permutations import fixed_points_log_p, inversions, inversions_log_p
 
 MAX_UNITS = 1024
-"""Units of one group that are matched; more would cost time and change p from 1e-1000 to 1e-2000."""
+"""Units of one group that are matched; more would cost time and change p from 1e-1000 to 1e-2000. Of networks of one width the first
+ones of both."""
 
 MAX_CANDIDATES = 2048
-"""Neurons that are read of networks of one width: the first ones of both. A copy has the partner of each among them, and under
-independent numbering any part of the numbers is as random as all of them."""
+"""Neurons that are read of networks of one width where two matchings are compared: the first ones of both. A copy has the partner of
+each among them, and under independent numbering any part of the numbers is as random as all of them."""
 
 NEIGHBOURS = 4
 """Units with consecutive numbers that are matched among themselves, for the second half of a test."""
@@ -31,7 +32,7 @@ MAX_COPIES = 4
 """Times that one unit may be repeated in a model and still say something: one of each is kept. More of them are padding."""
 
 _ORDERS_PB = np.array(list(itertools.permutations(range(NEIGHBOURS))))
-_CHUNK = 4096
+_CHUNK = 2048
 
 Indices = NDArray[np.intp]
 
@@ -111,8 +112,8 @@ def match_units(
     if not 2 <= len(small_units) <= len(large_units):
         return None
     similarity_MN = np.zeros((len(small_units), len(large_units)), dtype=np.float32)
-    for a_MF, b_NF in zip(small, large, strict=True):
-        similarity_MN += _similarity(_unit(a_MF[small_units]), _unit(b_NF[large_units]), by_cosine=by_cosine)
+    for a_UF, b_UF in zip(small, large, strict=True):
+        similarity_MN += _similarity(a_UF, small_units, b_UF, large_units, by_cosine=by_cosine)
     return _assigned(similarity_MN, small_units, large_units, sizes, random)
 
 
@@ -155,21 +156,27 @@ def _without_copies(matrices: Sequence[Floats], norms: NDArray[np.float64], usab
     return np.setdiff1d(usable, np.asarray(dropped, dtype=np.intp))
 
 
-def _similarity(a_MF: Floats, b_NF: Floats, *, by_cosine: bool) -> Floats:
-    product_MN: Floats = np.abs(a_MF @ b_NF.T)
-    if by_cosine:
-        return product_MN
-    spread_MN = np.zeros((len(a_MF), len(b_NF)), dtype=np.float32)
-    for at in range(0, a_MF.shape[1], _CHUNK):
-        spread_MN += np.square(a_MF[:, at : at + _CHUNK]) @ np.square(b_NF[:, at : at + _CHUNK]).T
-    spread_MN += np.float32(1e-30)  # units without an entry in common
-    product_MN /= np.sqrt(spread_MN)
+def _similarity(a_UF: Floats, a_units: Indices, b_UF: Floats, b_units: Indices, *, by_cosine: bool) -> Floats:
+    """Return the similarity of some rows of two matrices, each of norm 1: [M, N]; `_CHUNK` features of them are held at once."""
+    product_MN = np.zeros((len(a_units), len(b_units)), dtype=np.float32)
+    spread_MN = np.zeros_like(product_MN)
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # of rows that are not chosen
+        scales = [
+            (1 / np.sqrt(row_products(rows, rows)))[units, None] for rows, units in ((a_UF, a_units), (b_UF, b_units))
+        ]
+    for at in range(0, a_UF.shape[1], _CHUNK):
+        a_MC, b_NC = (
+            (rows[units, at : at + _CHUNK] * scale).astype(np.float32)
+            for rows, units, scale in ((a_UF, a_units, scales[0]), (b_UF, b_units, scales[1]))
+        )
+        product_MN += a_MC @ b_NC.T
+        if not by_cosine:
+            spread_MN += np.square(a_MC, out=a_MC) @ np.square(b_NC, out=b_NC).T
+    np.abs(product_MN, out=product_MN)
+    if not by_cosine:
+        spread_MN += np.float32(1e-30)  # units without an entry in common
+        product_MN /= np.sqrt(spread_MN, out=spread_MN)
     return product_MN
-
-
-def _unit(rows: Floats) -> Floats:
-    scaled: Floats = (rows / np.sqrt(row_products(rows, rows))[:, None]).astype(np.float32)
-    return scaled
 
 
 def _standardised(features: Floats, units: Indices) -> Floats:

@@ -25,7 +25,7 @@ from modelassay.fingerprints.lineage.mixtures import mixture
 from modelassay.fingerprints.lineage.rates import DIRECTIONS, error_rate
 from modelassay.fingerprints.lineage.result import Kind, Lineage, Side, Sign
 from modelassay.fingerprints.lineage.signs import MIN_ZEROS, residual, structure, symmetries
-from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors
+from modelassay.fingerprints.lineage.tensors import MIN_ROWS, OUTSIDE, Tensors
 from modelassay.fingerprints.lineage.vocabulary import vocabulary_signs
 from modelassay.fingerprints.weights import weights_of
 from modelassay.models.checkpoints import Checkpoint
@@ -85,7 +85,7 @@ def lineage(a: Checkpoint, b: Checkpoint) -> Lineage:
         rounded = f" once rounded to the format of {coarser}, which is coarser" if coarser else ""
         of_vocabulary[-1] = replace(last, text=f"{last.text}; all other corresponding tensors are equal{rounded}")
     answer = _verdict([*signs, *of_vocabulary], difference, measures)
-    return _with_limits(replace(answer, evidence=f"{answer.evidence}{_frozen(difference)}"))
+    return _with_limits(replace(answer, evidence=f"{answer.evidence}{_frozen(difference)}{_sampled(difference)}"))
 
 
 def _other_body(a: Checkpoint, b: Checkpoint, reason: str, measures: Mapping[str, float]) -> Lineage:
@@ -124,6 +124,13 @@ def _frozen(difference: Difference) -> str:
     names = [f"{delta.layer}.{delta.name}" if delta.layer != OUTSIDE else delta.name for delta in same]
     shown = ", ".join(names[:MAX_NAMES]) + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")
     return f"; frozen: {len(same)} of {len(matrices)} matrices are equal in both ({shown})"
+
+
+def _sampled(difference: Difference) -> str:
+    if not difference.num_sampled:
+        return ""
+    return (f"; for {difference.num_sampled} of {len(difference.deltas)} tensors rows at even distances stand, at least {MIN_ROWS} of each, and "
+            "sizes of change are estimates with 95 % intervals by how rows vary")  # fmt: skip
 
 
 def _with_limits(answer: Lineage) -> Lineage:

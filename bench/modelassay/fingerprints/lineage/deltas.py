@@ -27,7 +27,7 @@ Kind = Literal["matrix", "embedding", "vector"]
 class Delta:
     """What two corresponding tensors have in common, the first one's symmetries already undone.
 
-    Sums run over the elements that are zero in neither.
+    Sums run over the elements that are zero in neither. Where rows stand for a matrix they are those of the rows times its elements over theirs.
     """
 
     layer: int
@@ -35,6 +35,7 @@ class Delta:
     kind: Kind
     """``matrix`` lies in the stack, ``embedding`` outside of it."""
     num_elements: int
+    """Of the whole tensor."""
     eps: float
     """Spacing of the coarser of the two formats, relative."""
     has_symmetry: bool
@@ -63,11 +64,18 @@ class Delta:
     """Share of different values among the non-zero ones of a row, and of `GRID_ROWS` rows, in a and b."""
     same_size: float = 0.0
     """Share of elements that are equal but for their sign."""
+    relative_error: float = 0.0
+    """Standard error of ``relative`` where rows stand for the matrix, as a share of it."""
 
     @property
     def is_defined(self) -> bool:
         """Whether both tensors are finite, and small enough to be squared."""
         return math.isfinite(self.aa) and math.isfinite(self.bb) and math.isfinite(self.dd)
+
+    @property
+    def differs(self) -> bool:
+        """Whether anything, be it zeros, is not the same in both."""
+        return self.dd > 0 or self.zeros[0] != self.zeros[1]
 
     @property
     def relative(self) -> float:
@@ -87,23 +95,25 @@ class Delta:
 
 
 def delta(x: Floats, y: Floats, layer: int, name: str, kind: Kind, eps: float, *, has_symmetry: bool = False,
-          probe: bool = False) -> Delta:  # fmt: skip
+          probe: bool = False, of: int | None = None) -> Delta:  # fmt: skip
     """Return the statistics of two tensors of one shape; with ``probe``, singular values of a block of the difference.
 
+    ``of`` is the number of elements of the tensors that rows ``x`` and ``y`` stand for; None: they are whole.
     Costs one comparison where they are equal, otherwise about ten passes.
     """
+    whole = 1.0 if of is None else of / x.size
     common: dict[str, Any] = {
         "layer": layer,
         "name": name,
         "kind": kind,
-        "num_elements": x.size,
+        "num_elements": x.size if of is None else of,
         "eps": eps,
         "has_symmetry": has_symmetry,
     }
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         return Delta(**common, aa=math.nan, bb=math.nan, dd=math.nan)
     if np.array_equal(x, y):
-        size = _dot(x, x)
+        size = whole * _dot(x, x)
         return Delta(**common, aa=size, bb=size)
     zeros = (_zeros(x), _zeros(y))
     kurtosis_growth = _kurtosis(y) - _kurtosis(x) if kind == "matrix" else 0.0
@@ -126,10 +136,11 @@ def delta(x: Floats, y: Floats, layer: int, name: str, kind: Kind, eps: float, *
     fourth = _dot(squares, squares)
     return Delta(
         **common,
-        aa=_dot(x, x),
-        bb=_dot(y, y),
-        dd=dd,
-        ad=_dot(x, d),
+        aa=whole * _dot(x, x),
+        bb=whole * _dot(y, y),
+        dd=whole * dd,
+        ad=whole * _dot(x, d),
+        relative_error=0.0 if of is None else _relative_error(x, squares, 1 - 1 / whole),
         d_kurtosis=fourth * support / dd**2 - 3 if dd else 0.0,
         kurtosis_growth=kurtosis_growth,
         zeros=zeros,
@@ -140,6 +151,18 @@ def delta(x: Floats, y: Floats, layer: int, name: str, kind: Kind, eps: float, *
         distinct=(_distinct(x), _distinct(y)) if is_matrix else ((1.0, 1.0), (1.0, 1.0)),
         same_size=float(np.mean(abs(x) == abs(y))) if is_matrix else 0.0,
     )
+
+
+def _relative_error(x_RC: Floats, squares_RC: Floats, left_out: float) -> float:
+    """Return the standard error of sqrt(sum d^2 / sum x^2) as a share of it, ``squares`` being d^2, from how its rows vary (ratio estimator).
+
+    ``left_out`` is the share of the rows that were not read.
+    """
+    moved, size = (part.sum(1, dtype=np.float64) for part in (squares_RC, x_RC * x_RC))
+    if not (moved.sum() > 0 and size.sum() > 0):
+        return 0.0
+    rest = moved / moved.mean() - size / size.mean()
+    return float(0.5 * rest.std(ddof=1) * math.sqrt(left_out / len(rest)))
 
 
 def _zeros(x: Floats) -> float:

@@ -1,21 +1,37 @@
 """The difference of two checkpoints, tensor by tensor: what corresponds, what of it is a symmetry, and what is left.
 
-Everything is read once, a layer's attention or one feed-forward network at a time, so that memory is bounded by the
-largest of these: three or four matrices of at most `weights.MAX_ELEMENTS` for each model.
+A layer's attention or one feed-forward network at a time, so that memory is bounded by the largest of these.
+
+Of large matrices (`tensors.sampled_rows`) rows stand for all: what is asked of a matrix are shares, moments and ranks, and what changes one
+changes its rows. A layer is compared whole where its rows do not decide: where they show a symmetry, do not correspond, or are equal
+in both while the matrices are not.
 """
+
+# C = columns of a matrix, n = rows that stand for it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from modelassay.fingerprints.identical import equal_bits
+from modelassay.fingerprints.lineage.decay import decay, decay_of
 from modelassay.fingerprints.lineage.deltas import Delta, Kind, delta
-from modelassay.fingerprints.lineage.symmetries import Floats, Symmetry, undo_attention, undo_neurons
-from modelassay.fingerprints.lineage.tensors import OUTSIDE, Tensors, match_layers, signing_roles
+from modelassay.fingerprints.lineage.symmetries import MIN_COSINE, Floats, Symmetry, undo_attention, undo_neurons
+from modelassay.fingerprints.lineage.tensors import (
+    MAX_ELEMENTS,
+    OUTSIDE,
+    Tensors,
+    match_layers,
+    sampled_rows,
+    signing_roles,
+)
 from modelassay.fingerprints.lineage.vocabulary import (
     MIN_ALIKE,
     Rows,
@@ -29,6 +45,10 @@ from modelassay.models.checkpoints.architectures import ROLES
 
 MIN_VOCABULARY = 128
 """Rows of what counts as an embedding whose rows are tokens."""
+EMBEDDING_ELEMENTS = 1 << 21
+"""Of an embedding too large to be compared whole, about so many are compared at once."""
+SAMPLED_COLUMNS = 256
+"""Hidden dimensions by which symmetries of large attention matrices are looked for, all heads among them."""
 
 
 @dataclass(kw_only=True)
@@ -38,8 +58,10 @@ class Difference:
     deltas: list[Delta] = field(default_factory=list)
     symmetries: dict[Symmetry, int] = field(default_factory=dict)
     """How many of the layers each was seen in."""
-    embeddings: list[tuple[Floats, Floats]] = field(default_factory=list)
-    """Pairs of differing tensors outside the stack of at least `MIN_VOCABULARY` rows [V, C]."""
+    decays: list[tuple[float, float]] = field(default_factory=list)
+    """`decay` of differing tensors outside the stack of at least `MIN_VOCABULARY` rows."""
+    num_sampled: int = 0
+    """Differing matrices for which rows stand."""
     layers: list[tuple[int, int]] = field(default_factory=list)
     """Corresponding layers of a and b."""
     match: float = 1.0
@@ -128,31 +150,70 @@ def _has_experts(weights: Tensors) -> bool:
 
 
 def _compare_attention(a: Tensors, b: Tensors, i: int, j: int, difference: Difference, *, probe: bool, turn_a: bool) -> None:  # fmt: skip
+    roles = a.checkpoint.roles
+    stored = {role: (a.checkpoint.read(a.matrices[i, role]), b.checkpoint.read(b.matrices[j, role])) for role in roles}
+    biases = {role: (own, other) for role in roles if role != "o" and (own := a.bias(i, role)) is not None
+              and (other := b.bias(j, role)) is not None}  # fmt: skip
+    heads_alike = set(ROLES) <= set(roles) and a.has_heads(i) and b.has_heads(j)
+    rows = {role: sampled_rows(pair[0].shape) for role, pair in stored.items()}
+    if any(rows.values()) and not (heads_alike and _has_symmetry(a, stored, turn_a=turn_a)):
+        for role, pair in stored.items():
+            if role in biases:
+                p, q, eps = _as_pair(*biases[role], difference)
+                difference.deltas.append(delta(p, q, i, f"{role}.bias", "vector", eps))
+            _compare_rows(*pair, rows[role], difference, i, role, probe=probe)
+        return
     sides: tuple[dict[str, Floats], dict[str, Floats]] = ({}, {})
-    eps, biased, roles = 0.0, set(), a.checkpoint.roles
-    for role in roles:
-        x, y, eps = _as_pair(a.checkpoint.read(a.matrices[i, role]), b.checkpoint.read(b.matrices[j, role]), difference)
-        biases = (a.bias(i, role), b.bias(j, role)) if role != "o" else (None, None)
-        if biases[0] is not None and biases[1] is not None:
-            p, q, _ = _as_pair(biases[0], biases[1], difference)
+    eps = 0.0
+    for role, pair in stored.items():
+        x, y, eps = _as_pair(*pair, difference)
+        if role in biases:
+            p, q, _ = _as_pair(*biases[role], difference)
             x, y = np.column_stack([x, p]), np.column_stack([y, q])
-            biased.add(role)
         sides[0][role], sides[1][role] = x, y
     first, second = sides if turn_a else sides[::-1]
     symmetries: set[Symmetry] = set()
     fixed: dict[str, Floats] = first
-    if set(ROLES) <= set(roles) and a.has_heads(i) and b.has_heads(j):
+    if heads_alike:
         fixed, symmetries = undo_attention(first, second, a.heads)
     difference.count(symmetries)
     sides = (fixed, sides[1]) if turn_a else (sides[0], fixed)
     for role in roles:
         x, y = sides[0][role], sides[1][role]
-        if role in biased:
+        if role in biases:
             difference.deltas.append(
                 delta(x[:, -1], y[:, -1], i, f"{role}.bias", "vector", eps, has_symmetry=bool(symmetries))
             )
             x, y = x[:, :-1], y[:, :-1]
         difference.deltas.append(delta(x, y, i, role, "matrix", eps, has_symmetry=bool(symmetries), probe=probe))
+
+
+def _has_symmetry(a: Tensors, stored: Mapping[str, tuple[Tensor, Tensor]], *, turn_a: bool) -> bool:
+    """Return whether `undo_attention` finds a symmetry along some of the hidden dimensions; biases are left out."""
+    sides: tuple[dict[str, Floats], dict[str, Floats]] = ({}, {})
+    for role, pair in stored.items():
+        width = pair[0].shape[0 if role == "o" else 1]
+        keep = torch.linspace(0, width - 1, min(width, SAMPLED_COLUMNS), dtype=torch.float64).long()
+        for side, matrix in zip(sides, pair, strict=True):
+            side[role] = (matrix[keep] if role == "o" else matrix[:, keep]).float().numpy()
+    first, second = sides if turn_a else sides[::-1]
+    return bool(undo_attention(first, second, a.heads)[1])
+
+
+def _compare_rows(x: Tensor, y: Tensor, rows: list[int] | None, difference: Difference, layer: int, name: str, *, probe: bool) -> None:  # fmt: skip
+    """Add the difference of two matrices at hand by their ``rows``; of all of them where there are none, or where they alone are equal."""
+    if rows is not None and (x.dtype != y.dtype or not torch.equal(x, y)):
+        u, v, eps = _as_pair(x[rows], y[rows], difference)
+        if np.array_equal(u, v):
+            rows = None
+    if rows is None:
+        u, v, eps = _as_pair(x, y, difference)
+        difference.deltas.append(delta(u, v, layer, name, "matrix", eps, probe=probe))
+        return
+    u, v, eps = _as_pair(x[rows], y[rows], difference)
+    part = delta(u, v, layer, name, "matrix", eps, probe=probe, of=x.numel())
+    difference.num_sampled += part.differs
+    difference.deltas.append(part)
 
 
 def _compare_rest(
@@ -164,7 +225,67 @@ def _compare_rest(
         if name not in biases and a.readable(i, name) and b.readable(j, name):
             groups.setdefault(".".join(name.split(".")[:-2]) if i != OUTSIDE else name, []).append(name)
     for group in groups.values():
-        _compare_group(a, b, i, j, group, difference, probe=probe)
+        if not _compare_group_by_rows(a, b, i, j, group, difference, probe=probe):
+            _compare_group(a, b, i, j, group, difference, probe=probe)
+
+
+def _compare_group_by_rows(
+    a: Tensors, b: Tensors, i: int, j: int, names: list[str], difference: Difference, *, probe: bool
+) -> bool:
+    """Compare tensors of one place of which some are large by rows; False, and nothing is compared, where rows do not decide."""
+    shapes = {name: a.info(i, name).shape for name in names}
+    sampled = {
+        name: sampled_rows(shape, EMBEDDING_ELEMENTS if i == OUTSIDE else None) for name, shape in shapes.items()
+    }
+    turned = i != OUTSIDE and a.matrices[i, "o"].inputs_first
+    renumbered = i == OUTSIDE and difference.tokens is not None and bool(difference.tokens.rows[0])
+    if (
+        not any(sampled.values())
+        or turned
+        or renumbered
+        or any(b.info(j, name).shape != shapes[name] for name in names)
+    ):
+        return False
+    pairs: dict[str, tuple[Tensor, Tensor, list[int] | None]] = {}
+    for name, rows in sampled.items():
+        if rows is None:
+            pairs[name] = a.read(i, name), b.read(j, name), None
+            continue
+        x, y = a.read_some(i, name, rows), b.read_some(j, name, rows)
+        if not (x.dtype == y.dtype and torch.equal(x, y)):
+            if i != OUTSIDE and not _rows_correspond(x, y):
+                return False
+        elif not equal_bits(*a.place(i, name), *b.place(j, name)):
+            return False
+        pairs[name] = x, y, rows
+    for name, (x, y, rows) in pairs.items():
+        u, v, eps = _as_pair(x, y, difference)
+        u, v = (_as_matrix(side, turned=False) for side in (u, v))
+        of = None if rows is None else math.prod(shapes[name])
+        part = _add(u, v, i, name, difference, eps, probe=probe, of=of)
+        if part is not None and part.kind == "embedding" and shapes[name][0] >= MIN_VOCABULARY and part.dd:
+            difference.decays.append(decay(u, v) if rows is None else _decay_in_blocks(a, b, name, difference))
+    return True
+
+
+def _rows_correspond(x: Tensor, y: Tensor) -> bool:
+    """Return whether most rows of one are nearer to those of the same number than chance is: no unit was given another number."""
+    cosines = torch.nn.functional.cosine_similarity(x.float(), y.float(), dim=1)
+    return bool(cosines.median() > MIN_COSINE)
+
+
+def _decay_in_blocks(a: Tensors, b: Tensors, name: str, difference: Difference) -> tuple[float, float]:
+    """Return `decay_of` an embedding of which `EMBEDDING_ELEMENTS` are held at once, of too many elements of rows at even distances."""
+    rows, width = a.info(OUTSIDE, name).shape
+    kept = np.linspace(0, rows - 1, min(rows, max(MAX_ELEMENTS // width, 1))).astype(np.intp)
+    step = max(EMBEDDING_ELEMENTS // width, 1)
+
+    def take(chosen: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        numbers = kept[chosen].tolist()
+        x, y, _ = _as_pair(a.read_some(OUTSIDE, name, numbers), b.read_some(OUTSIDE, name, numbers), difference)
+        return x, y
+
+    return decay_of((take(np.arange(at, min(at + step, len(kept)))) for at in range(0, len(kept), step)), take)
 
 
 def _compare_group(
@@ -181,7 +302,7 @@ def _compare_group(
                 continue
             rows = min(shapes[0][0], shapes[1][0])
         x, y, eps = _as_pair(a.read(i, name, rows), b.read(j, name, rows), difference)
-        x, y = (_as_matrix(side, turned) for side in (x, y))
+        x, y = (_as_matrix(side, turned=turned) for side in (x, y))
         if i == OUTSIDE and x.ndim == 2 and min(shapes[0][0], shapes[1][0]) >= MIN_VOCABULARY:
             x, y = _of_shared_tokens(a, b, name, (x, y), difference)
         sides[0][name], sides[1][name] = x, y
@@ -192,14 +313,23 @@ def _compare_group(
     difference.count(symmetries)
     for name, x in fixed.items():
         y = sides[1][name]
-        kind: Kind = "vector" if min(x.shape) == 1 or x.ndim < 2 else "embedding" if i == OUTSIDE else "matrix"
-        part = delta(x, y, i, name, kind, eps, has_symmetry=bool(symmetries), probe=probe)
-        if kind == "embedding" and len(x) >= MIN_VOCABULARY and part.dd and (alike := centred_cosine(x, y)) < MIN_ALIKE:
-            difference.unlike[name] = alike
-            continue
-        difference.deltas.append(part)
-        if kind == "embedding" and len(x) >= MIN_VOCABULARY and difference.deltas[-1].dd:
-            difference.embeddings.append((x, y))
+        part = _add(x, y, i, name, difference, eps, probe=probe, has_symmetry=bool(symmetries))
+        if part is not None and part.kind == "embedding" and len(x) >= MIN_VOCABULARY and part.dd:
+            difference.decays.append(decay(x, y))
+
+
+def _add(x: Floats, y: Floats, layer: int, name: str, difference: Difference, eps: float, *, probe: bool, has_symmetry: bool = False,
+         of: int | None = None) -> Delta | None:  # fmt: skip
+    """Add the difference of two tensors, rows of them where ``of`` says how many elements they have; None where rows do not correspond."""
+    kind: Kind = "vector" if min(x.shape) == 1 or x.ndim < 2 else "embedding" if layer == OUTSIDE else "matrix"
+    part = delta(x, y, layer, name, kind, eps, has_symmetry=has_symmetry, probe=probe, of=of)
+    num_rows = 0 if kind == "vector" else part.num_elements // x.shape[1]
+    if kind == "embedding" and num_rows >= MIN_VOCABULARY and part.dd and (alike := centred_cosine(x, y)) < MIN_ALIKE:
+        difference.unlike[name] = alike
+        return None
+    difference.num_sampled += of is not None and part.differs
+    difference.deltas.append(part)
+    return part
 
 
 def _of_shared_tokens(
@@ -219,7 +349,7 @@ def _of_shared_tokens(
     return first, second
 
 
-def _as_matrix(x: Floats, turned: bool) -> Floats:
+def _as_matrix(x: Floats, *, turned: bool) -> Floats:
     """Rows are output channels: experts one below the other, Conv1D turned, which stores [inputs, outputs]."""
     if x.ndim == 2 and turned:
         return np.ascontiguousarray(x.T)

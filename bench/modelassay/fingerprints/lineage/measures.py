@@ -1,19 +1,14 @@
 """The numbers of a difference that the rules of lineage ask: sizes, growth, decay, kurtosis, rank, grids and zeros."""
 
-# V = rows of an embedding, C = its columns
-
 from __future__ import annotations
 
 import math
 
 import numpy as np
 
+from modelassay.fingerprints.lineage.decay import mean, t_of
 from modelassay.fingerprints.lineage.deltas import Delta
 from modelassay.fingerprints.lineage.differences import Difference
-from modelassay.fingerprints.lineage.symmetries import Floats
-
-STILL_ROWS = 0.02
-"""Share of an embedding's rows, the least moved, whose decay is measured (Land and Bartolo's share of under-trained tokens)."""
 
 
 def measures_of(difference: Difference) -> dict[str, float]:
@@ -23,50 +18,37 @@ def measures_of(difference: Difference) -> dict[str, float]:
     elements = max(sum(delta.num_elements for delta in matrices), 1)
     embeddings = [delta for delta in difference.deltas if delta.kind == "embedding"]
     spectra = [delta.spectrum for delta in moved if delta.spectrum is not None]
-    decay, decay_t = max(
-        (_decay(*pair) for pair in difference.embeddings), key=lambda pair: abs(pair[1]), default=(math.nan, math.nan)
-    )
+    decay, decay_t = max(difference.decays, key=lambda pair: abs(pair[1]), default=(math.nan, math.nan))
     changed = [*moved, *(delta for delta in embeddings if delta.changed)]
     log_sizes = [math.log(delta.relative) for delta in changed]
     return {
         "cosine": _median([delta.cosine for delta in matrices]),
         "changed_matrices": len(moved) / max(len(matrices), 1),
-        "changed_embeddings": _mean([float(delta.changed) for delta in embeddings]),
-        "changed_vectors": _mean([float(delta.changed) for delta in difference.deltas if delta.kind == "vector"]),
+        "changed_embeddings": mean([float(delta.changed) for delta in embeddings]),
+        "changed_vectors": mean([float(delta.changed) for delta in difference.deltas if delta.kind == "vector"]),
         "matrix_change": _median([delta.relative for delta in moved]),
+        "matrix_change_error": _median([delta.relative_error for delta in moved]),
         "embedding_change": _median([delta.relative for delta in embeddings]),
         "change_spread": float(np.std(log_sizes)) if log_sizes else math.nan,
         "zeros_a": sum(delta.zeros[0] * delta.num_elements for delta in matrices) / elements,
         "zeros_b": sum(delta.zeros[1] * delta.num_elements for delta in matrices) / elements,
-        "grid_a": _mean([float(delta.on_grid[0]) for delta in moved]),
-        "grid_b": _mean([float(delta.on_grid[1]) for delta in moved]),
-        "within_half_step_a": _mean([delta.within_half_step[0] for delta in moved]),
-        "within_half_step_b": _mean([delta.within_half_step[1] for delta in moved]),
+        "grid_a": mean([float(delta.on_grid[0]) for delta in moved]),
+        "grid_b": mean([float(delta.on_grid[1]) for delta in moved]),
+        "within_half_step_a": mean([delta.within_half_step[0] for delta in moved]),
+        "within_half_step_b": mean([delta.within_half_step[1] for delta in moved]),
         "rank": _median([rank for rank, _ in spectra]),
         "edge": _median([edge for _, edge in spectra]),
-        "kurtosis_of_change": _mean([delta.d_kurtosis for delta in moved]),
+        "kurtosis_of_change": mean([delta.d_kurtosis for delta in moved]),
         "growth": _growth(changed),
         "growth_beside_decay": _growth(changed, or_zero(decay)),
         "decay": decay,
         "decay_t": decay_t,
-        "kurtosis_t": _t([delta.kurtosis_growth for delta in moved]),
+        "kurtosis_t": t_of([delta.kurtosis_growth for delta in moved]),
     }  # fmt: skip
-
-
-def _mean(values: list[float]) -> float:
-    return float(np.mean(values)) if values else math.nan
 
 
 def _median(values: list[float]) -> float:
     return float(np.median(values)) if values else math.nan
-
-
-def _t(values: list[float]) -> float:
-    """Mean over its standard error; NaN under three values or where they do not vary."""
-    if len(values) < 3:
-        return math.nan
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)) / error if error else math.nan
 
 
 def _growth(moved: list[Delta], decay: float = 0.0) -> float:
@@ -86,21 +68,6 @@ def _growth(moved: list[Delta], decay: float = 0.0) -> float:
         return (bb - aa) / (2 * dd) if dd > 0 else math.nan
     dd = sum(delta.dd for delta in moved)
     return sum(delta.ad for delta in moved) / dd + 0.5 if dd else math.nan
-
-
-def _decay(x_VC: Floats, y_VC: Floats) -> tuple[float, float]:
-    """Mean log ratio of the norms of the least moved rows, their mean removed, y to x, and its t over rows.
-
-    Weight decay shrinks every row; what a token's own occurrences do to it hides that, and what the softmax does to all
-    rows of unused tokens is nearly the same vector. So the rows that move least are taken, and their mean is removed.
-    Costs one pass.
-    """
-    moved_V = np.linalg.norm(y_VC - x_VC, axis=1)
-    still = np.argsort(moved_V, kind="stable")[: max(16, round(STILL_ROWS * len(moved_V)))]
-    norms = [np.linalg.norm(side[still] - side[still].mean(0), axis=1) for side in (x_VC, y_VC)]
-    usable = (norms[0] > 0) & (norms[1] > 0)
-    ratios = np.log(norms[1][usable] / norms[0][usable]).astype(float).tolist()
-    return _mean(ratios), _t(ratios)
 
 
 def or_zero(value: float) -> float:

@@ -82,7 +82,10 @@ def residual(difference: Difference, measures: Mapping[str, float]) -> Iterator[
     """Yield what is left once symmetries are undone: signs that stay, then one explanation for the rest."""
     on_grid = _grid_side(measures)
     lost = loss(difference.deltas)
-    if lost is not None and (on_grid is None or lost.kind != "rounded"):
+    added = (
+        0 < measures["rank"] <= MAX_RANK
+    )  # rounding leaves a difference of full rank; few values then are the parent's own
+    if lost is not None and (lost.kind != "rounded" or (on_grid is None and not added)):
         yield Sign(kind=lost.kind, text=f"{lost.text}; what else changed is not told", parent=lost.parent)
         return
     yield from _pruned(measures, on_grid)
@@ -138,7 +141,9 @@ def _change(measures: Mapping[str, float]) -> Sign:
         return Sign(kind="noise", text=f"{text}; {toward}", parent=grown)
     size = measures["matrix_change"]
     kind: Kind = "continued" if size >= CONTINUED_SIZE else "tuned"
-    text = f"{measures['changed_matrices']:.0%} of the matrices changed by {size:.1%} (median), neither white nor of low rank"
+    error = 1.96 * or_zero(measures["matrix_change_error"])
+    known = f", of each matrix known to +-{error * size:.1%}" if error > 0 else ""
+    text = f"{measures['changed_matrices']:.0%} of the matrices changed by {size:.1%} (median{known}), neither white nor of low rank"
     return Sign(kind=kind, text=f"{text}; {_signs(measures)}", parent=_trained_parent(measures))
 
 

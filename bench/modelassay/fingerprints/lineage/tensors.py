@@ -1,7 +1,8 @@
 """Every tensor of a checkpoint by its place in the model, and which layers of two checkpoints correspond.
 
-A tensor of more than `MAX_ELEMENTS` elements outside attention, embeddings of large vocabularies mostly, is represented by
-rows at even distances, the last one included, the same in any two of one shape.
+Of a matrix of more than `WHOLE_ELEMENTS` elements rows at even distances are compared, the first and the last among them, the same in
+any two of one shape (`sampled_rows`); all of it where these do not decide (`differences`). No tensor outside attention of more
+than `MAX_ELEMENTS` is read whole.
 """
 
 # S = layers of the shallower model, D = of the deeper, L = of either, R = rows and C = columns of a matrix
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +30,12 @@ from modelassay.models.hub import Files
 
 MAX_ELEMENTS = 1 << 26
 """Of one tensor; 256 MB in fp32, which holds any matrix of a layer of 30 billion parameters' models whole."""
+WHOLE_ELEMENTS = 1 << 21
+"""Of a matrix; of larger ones rows stand for all. Matrices of models up to some 0.3 billion parameters are compared whole."""
+SAMPLED_ELEMENTS = 1 << 19
+"""About so many are compared of a larger matrix: its size of change is then known to a few thousandths of itself."""
+MIN_ROWS = 256
+"""Rows of a larger matrix, at least."""
 BLOCK = 256
 """Rows and columns that stand for a matrix where all would cost too much: of layers to match, of a difference's spectrum."""
 OUTSIDE = -1
@@ -43,6 +51,18 @@ def step_over(count: int, limit: int = BLOCK) -> int:
     (1, 2)
     """
     return max(1, -(-count // limit))
+
+
+def sampled_rows(shape: Sequence[int], elements: int | None = None) -> list[int] | None:
+    """Return the rows that stand for a matrix, of about ``elements`` elements (`SAMPLED_ELEMENTS`); None where it is compared whole.
+
+    >>> len(sampled_rows((5632, 2048))), sampled_rows((1024, 2048))
+    (256, None)
+    """
+    if len(shape) != 2 or math.prod(shape) <= WHOLE_ELEMENTS:
+        return None
+    count = max(MIN_ROWS, (SAMPLED_ELEMENTS if elements is None else elements) // shape[1])
+    return None if count >= shape[0] else torch.linspace(0, shape[0] - 1, count, dtype=torch.float64).long().tolist()
 
 
 def files_of(checkpoint: Checkpoint) -> Files:
@@ -104,6 +124,14 @@ class Tensors:
             return flat.reshape(count, *info.shape[1:]) if info.shape else flat
         sample = torch.linspace(0, count - 1, max(MAX_ELEMENTS // width, 1), dtype=torch.float64).long().tolist()
         return read_rows(path, info, sample).reshape(len(sample), *info.shape[1:])
+
+    def place(self, layer: int, name: str) -> tuple[Path, TensorInfo]:
+        """Return where a tensor is stored."""
+        return self._table.find(self.by_layer[layer][name])
+
+    def read_some(self, layer: int, name: str, rows: Sequence[int]) -> Tensor:
+        """Return these rows of a matrix, and no other is read."""
+        return read_rows(*self.place(layer, name), rows)
 
     def read_rows(self, layer: int, name: str, rows: Sequence[int]) -> Tensor:
         """Return some rows of a matrix in that order, or of too many those at even distances."""

@@ -7,7 +7,8 @@ Everything a header claims is checked here, once; whoever holds a `TensorInfo` m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -188,10 +189,14 @@ def read_elements(path: Path, dtype: str, offset: int, count: int) -> Tensor:
     """Return ``count`` elements of a file from byte ``offset`` on, as a copy in the stored dtype: [count]; of the Hub they are fetched."""
     import torch
 
-    data = read_bytes(path, offset, count * DTYPE_BITS[dtype] // 8)
-    if count == 0:
-        return torch.empty(0, dtype=getattr(torch, TORCH_DTYPES[dtype]))
-    return torch.frombuffer(data, dtype=getattr(torch, TORCH_DTYPES[dtype]))
+    size = count * DTYPE_BITS[dtype] // 8
+    ensure(path, offset, size)
+    elements = torch.empty(count, dtype=getattr(torch, TORCH_DTYPES[dtype]))
+    if size:
+        with path.open("rb", buffering=0) as file:
+            file.seek(offset)
+            _read_into(file, elements.view(torch.uint8).numpy().data, path, offset)
+    return elements
 
 
 def read_rows(path: Path, info: TensorInfo, rows: Sequence[int]) -> Tensor:
@@ -206,4 +211,37 @@ def read_rows(path: Path, info: TensorInfo, rows: Sequence[int]) -> Tensor:
     ranges = [(info.offset + row * row_bytes, info.offset + (row + 1) * row_bytes) for row in rows]
     is_dense = info.size_bytes <= len(rows) * GAP_BYTES
     prepare({str(path): [(info.offset, info.offset + info.size_bytes)] if is_dense else ranges})
-    return torch.stack([read_elements(path, info.dtype, begin, width) for begin, _ in ranges])
+    elements = torch.empty((len(ranges), width), dtype=getattr(torch, TORCH_DTYPES[info.dtype]))
+    if elements.numel():
+        view = elements.reshape(-1).view(torch.uint8).numpy().data
+        with path.open("rb", buffering=0) as file:
+            for at, begin, count in _runs(ranges):
+                file.seek(begin)
+                _read_into(file, view[at * row_bytes : at * row_bytes + count], path, begin)
+    return elements
+
+
+def _read_into(file: FileIO, view: memoryview, path: Path, offset: int) -> None:
+    """Fill a view from where the file stands, byte ``offset``; one call reads at most 2 GiB."""
+    at = 0
+    while at < len(view):
+        count = file.readinto(view[at:])
+        if not count:
+            raise CheckpointError(
+                f"{one_line(path)}: ends before byte {offset + len(view)}; was it changed since it was opened?"
+            )
+        at += count
+
+
+def _runs(ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Yield runs of ranges that follow each other: the number of the first, where it begins, and how many bytes the run has.
+
+    >>> list(_runs([(0, 4), (4, 8), (12, 16)]))
+    [(0, 0, 8), (2, 12, 4)]
+    """
+    first = 0
+    for at in range(1, len(ranges) + 1):
+        if at == len(ranges) or ranges[at][0] != ranges[at - 1][1]:
+            if ranges:
+                yield first, ranges[first][0], ranges[at - 1][1] - ranges[first][0]
+            first = at

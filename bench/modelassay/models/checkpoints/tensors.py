@@ -25,6 +25,7 @@ from modelassay.models.checkpoints.safetensors import (
     TORCH_DTYPES,
     TensorInfo,
     read_elements,
+    read_rows,
 )
 from modelassay.models.checkpoints.shards import Shards, Source, absent
 from modelassay.models.checkpoints.stacks import plain_names
@@ -257,3 +258,19 @@ def read_matrix(matrix: Matrix) -> Tensor:
     if matrix.inputs_first:
         return block_RC.reshape(matrix.shape[::-1]).T.contiguous()
     return block_RC.contiguous().view(matrix.shape)
+
+
+def read_outputs(matrix: Matrix, step: int) -> Tensor:
+    """Return every ``step``-th output of a matrix as `read_matrix` does, the first among them: [outputs / step, inputs].
+
+    Where outputs lie as rows of their own only these are read.
+    """
+    span = matrix.span
+    is_plain = (
+        span.scale is None and (span.num_rows, span.num_cols) == matrix.shape and span.row_stride == span.num_cols
+    )
+    if matrix.inputs_first or not is_plain:
+        return read_matrix(matrix)[::step]
+    size = DTYPE_BITS[span.dtype] // 8
+    info = TensorInfo(span.dtype, (span.num_rows, span.row_stride), span.offset, span.num_rows * span.row_stride * size)
+    return read_rows(Path(span.path), info, range(0, span.num_rows, step))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from modelassay.fingerprints.lineage import differences, tensors
 from modelassay.zoo import transforms as zoo_transforms
 from modelassay.zoo.catalogue import WEIGHT_STEPS
 from support.lineage_cases import VARIANTS, Change, base, outcome, trained
@@ -209,3 +210,39 @@ def test_weights_that_are_no_numbers_explain_nothing(value: float, tmp_path: Pat
     assert (answer.kind, answer.parent) == ("unknown", None)
     assert "nan" not in answer.evidence
     assert "cannot be squared" in answer.evidence or value == 3e38
+
+
+@pytest.mark.parametrize(("name", "change", "expected", "parent"), DONE, ids=[row[0] for row in DONE])
+def test_rows_that_stand_for_matrices_tell_the_same(
+    name: str, change: Change, expected: str, parent: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = outcome(tmp_path / "whole", base(), change(base()))
+    monkeypatch.setattr(tensors, "WHOLE_ELEMENTS", 256)
+    monkeypatch.setattr(tensors, "SAMPLED_ELEMENTS", 1)
+    monkeypatch.setattr(tensors, "MIN_ROWS", 12)
+    monkeypatch.setattr(differences, "EMBEDDING_ELEMENTS", 1024)
+    result = outcome(tmp_path / "rows", base(), change(base()))
+    assert (result.kind, result.parent, result.steps) == (expected, parent, (expected,))
+    assert ("rows at even distances stand" in result.evidence) == (name not in WHOLE)
+    for measure in ("matrix_change", "embedding_change"):
+        assert result.measures[measure] == pytest.approx(whole.measures[measure], rel=0.2, nan_ok=True)
+    assert result.measures["decay"] == pytest.approx(whole.measures["decay"], rel=1e-4, nan_ok=True)  # of all rows
+
+
+WHOLE = {"nothing", "heads", "neurons", "rotate", "scale-qk", "scale-vo", "depth", "moe"}
+"""Changes of which rows do not decide, or after which nothing that corresponds differs."""
+
+
+def test_a_change_that_no_sampled_row_shows_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_row(model: Any) -> Any:
+        with torch.no_grad():
+            model.model.layers[1].mlp.up_proj.weight[3] += 0.1
+        return model
+
+    monkeypatch.setattr(tensors, "WHOLE_ELEMENTS", 256)
+    monkeypatch.setattr(tensors, "SAMPLED_ELEMENTS", 1)
+    monkeypatch.setattr(tensors, "MIN_ROWS", 5)
+    assert 3 not in (tensors.sampled_rows(base().model.layers[1].mlp.up_proj.weight.shape) or [3])
+    result = outcome(tmp_path, base(), one_row(base()))
+    assert result.measures["changed_matrices"] > 0
+    assert result.kind != "copy"

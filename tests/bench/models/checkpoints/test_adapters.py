@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from modelassay.errors import CheckpointError
 from modelassay.models.checkpoints import open_checkpoint
@@ -18,6 +18,7 @@ from modelassay.models.checkpoints.safetensors import read_elements
 from modelassay.models.checkpoints.tensors import TensorTable
 from modelassay.models.parts import ensure
 from modelassay.models.weights_only import WeightsOnly
+from support.adapters import adapter
 from support.model_forms import CONFIG, LAYERS, MATRIX, TOKENIZER, folder, weights
 
 
@@ -25,24 +26,6 @@ from support.model_forms import CONFIG, LAYERS, MATRIX, TOKENIZER, folder, weigh
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def adapter(path: Path, base: str, tensors: dict[str, torch.Tensor] | None = None, **config: Any) -> Path:
-    """An adapter of rank 4 for q and v of every layer, or of other tensors."""
-    path.mkdir(parents=True, exist_ok=True)
-    if tensors is None:
-        tensors, source = {}, weights()
-        generator = torch.Generator().manual_seed(3)
-        for layer in range(LAYERS):
-            for role in ("q", "v"):
-                rows, columns = source[f"model.layers.{layer}.self_attn.{role}_proj.weight"].shape
-                stem = f"base_model.model.model.layers.{layer}.self_attn.{role}_proj"
-                tensors[f"{stem}.lora_A.weight"] = torch.randn(4, columns, generator=generator) * 0.1
-                tensors[f"{stem}.lora_B.weight"] = torch.randn(rows, 4, generator=generator) * 0.1
-    save_file(tensors, path / "adapter_model.safetensors")
-    said = {"peft_type": "LORA", "base_model_name_or_path": base, "r": 4, "lora_alpha": 8, **config}
-    (path / "adapter_config.json").write_text(json.dumps(said))
-    return path
 
 
 def read(path: Path | str, name: str) -> torch.Tensor:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from modelassay.cli import cli
 from modelassay.errors import CheckpointError
 from modelassay.models.checkpoints import open_checkpoint
 from modelassay.models.checkpoints.overrides import read_overrides
@@ -45,6 +47,20 @@ def test_order_that_nothing_tells_is_told_by_a_file(text: str, tmp_path: Path) -
     assert len(checkpoint.matrices) == len(blocks)
     for matrix in checkpoint.matrices:
         assert torch.equal(checkpoint.read(matrix), blocks[matrix.role, matrix.layer])
+
+
+def test_the_command_line_takes_the_file(tmp_path: Path) -> None:
+    """Without it one line names the option, and nothing is printed as a result."""
+    models = [str(unnamed(tmp_path / name)) for name in ("a", "b")]
+    refused = CliRunner().invoke(cli, ["fingerprint", *models, "--attention-only"])
+    assert isinstance(refused.exception, CheckpointError)
+    assert "--layout FILE" in str(refused.exception)
+    assert refused.stdout == ""
+    layout = write(tmp_path, ORDER)
+    read = CliRunner().invoke(cli, ["fingerprint", *models, "--attention-only", "--json", "--layout", str(layout)])
+    assert read.exit_code == 0, read.stderr
+    (pair,) = json.loads(read.stdout)["pairs"]
+    assert pair["methods"]["paper-exact"]["value"] == pytest.approx(1)
 
 
 def test_rows_of_other_model_types_are_passed_over(tmp_path: Path) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from modelassay.errors import CheckpointError
 from modelassay.models.checkpoints import open_checkpoint, unpack
@@ -22,6 +19,7 @@ from modelassay.models.checkpoints.tensors import TensorTable
 from modelassay.models.hub import LocalFiles
 from modelassay.models.parts import ensure
 from support.model_forms import CONFIG, LAYERS, MATRIX, folder, weights
+from support.packed_models import quantised
 from support.quantised import FORMATS, Packed, bnb4, bnb8, compressed, mlx, mxfp4, nvfp4
 
 
@@ -29,23 +27,6 @@ from support.quantised import FORMATS, Packed, bnb4, bnb8, compressed, mlx, mxfp
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MODELASSAY_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def quantised(path: Path, form: str) -> tuple[Path, dict[str, np.ndarray]]:
-    """The small llama with every projection packed, and what each stands for."""
-    tensors: dict[str, Tensor] = {}
-    meant: dict[str, np.ndarray] = {}
-    said: Mapping[str, Any] = {}
-    key = ""
-    for at, (name, tensor) in enumerate(weights().items()):
-        if "_proj" not in name:
-            tensors[name] = tensor
-            continue
-        packed = FORMATS[form](*tensor.shape, at)  # type: ignore[call-arg]
-        stem, said, key, meant[name] = name.removesuffix(".weight"), packed.quantization, packed.key, packed.meant
-        tensors |= {stem + suffix: value for suffix, value in packed.tensors.items()}
-    config = {**CONFIG, **({key: dict(said)} if said else {})}
-    return folder(path, tensors, config=config), meant
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -107,21 +107,23 @@ def test_rounding_of_an_undone_symmetry_is_no_change_but_training_is() -> None:
     assert delta(x, x * np.float32(1.001), 0, "q", "matrix", EPS[torch.float32], has_symmetry=True).changed
 
 
-def test_rows_estimate_the_whole_and_say_how_well() -> None:
-    """Of 200 matrices whose rows moved unequally, the interval of two standard errors holds the change of the whole in about 95 %."""
+@pytest.mark.parametrize(("unequal", "least"), [(0.0, 0.91), (1.0, 0.86)], ids=["alike", "exponential"])
+def test_rows_estimate_the_whole_and_say_how_well(unequal: float, least: float) -> None:
+    """Two standard errors hold the change of the whole in about 95 of 100 matrices, in about 90 where few rows moved most."""
     rng, inside = np.random.default_rng(0), 0
-    rows = np.linspace(0, 299, 60).astype(int)
+    rows = np.linspace(0, 1999, 250).astype(int)
     for _ in range(200):
-        x = rng.standard_normal((300, 40)).astype(np.float32)
-        y = x + (rng.exponential(0.1, (300, 1)) * rng.standard_normal((300, 40))).astype(np.float32)
+        x = rng.standard_normal((2000, 8)).astype(np.float32)
+        size = 0.1 * ((1 - unequal) * rng.uniform(0.5, 1.5, (2000, 1)) + unequal * rng.exponential(1, (2000, 1)))
+        y = x + (size * rng.standard_normal((2000, 8))).astype(np.float32)
         whole, part = (
             delta(u, v, 0, "q", "matrix", 2.0**-23, of=of) for u, v, of in ((x, y, None), (x[rows], y[rows], x.size))
         )
         assert whole.relative_error == 0
         assert part.num_elements == x.size
         assert part.aa == pytest.approx(whole.aa, rel=0.2)
-        inside += abs(part.relative / whole.relative - 1) < 1.96 * part.relative_error
-    assert 178 <= inside <= 199  # 89 to 99.5 %
+        inside += abs(whole.relative / part.relative - 1) < 1.96 * part.relative_error
+    assert least <= inside / 200 <= 0.99
 
 
 def test_an_adapter_on_a_parent_of_few_values_is_no_rounding() -> None:

@@ -28,7 +28,8 @@ from modelassay.models.checkpoints.architectures import (
 )
 from modelassay.models.checkpoints.factors import quantization_of, refuse_method
 from modelassay.models.checkpoints.opened import open_form
-from modelassay.models.checkpoints.recognise import Layer, recognise
+from modelassay.models.checkpoints.projections import Layer
+from modelassay.models.checkpoints.recognise import recognise
 from modelassay.models.checkpoints.tensors import Matrix, PlainShapes, TensorTable, cut, read_matrix
 from modelassay.models.gate import one_line as one_line
 from modelassay.models.gate import read_json

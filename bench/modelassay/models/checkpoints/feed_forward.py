@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from modelassay.models.checkpoints.architectures import OTHERWISE, Overrides
-from modelassay.models.checkpoints.recognise import Layer, Layout
+from modelassay.models.checkpoints.projections import Layer
+from modelassay.models.checkpoints.recognise import Layout
 
 NORMS: Final = ("norm-1", "norm-2", "post-norm-1", "post-norm-2")
 """Before attention, before the feed-forward network, and after each of them."""

@@ -12,7 +12,8 @@ from modelassay.models.checkpoints import Checkpoint, config_path
 from modelassay.models.checkpoints.architectures import INTERLEAVED, NORM_PLUS_ONE, language_config
 from modelassay.models.checkpoints.factors import is_plain
 from modelassay.models.checkpoints.feed_forward import NETWORK, NORMS, layer_names
-from modelassay.models.checkpoints.recognise import Layout, Part
+from modelassay.models.checkpoints.projections import Part
+from modelassay.models.checkpoints.recognise import Layout
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS, TensorInfo, read_elements, read_rows
 from modelassay.models.checkpoints.stacks import is_tower
 from modelassay.models.checkpoints.tensors import Matrix, TensorTable, cut, read_matrix

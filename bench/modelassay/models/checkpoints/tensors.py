@@ -19,7 +19,7 @@ from modelassay.models.checkpoints.forms import stored_in
 from modelassay.models.checkpoints.gguf_tensors import GgufTensors
 from modelassay.models.checkpoints.packed import Unpacked
 from modelassay.models.checkpoints.pickled import Pickles
-from modelassay.models.checkpoints.recognise import Part
+from modelassay.models.checkpoints.projections import Part
 from modelassay.models.checkpoints.safetensors import (
     DTYPE_BITS,
     TORCH_DTYPES,

@@ -98,6 +98,7 @@ PROPERTIES = SimpleNamespace(
 )
 STUBS: dict[str, Any] = {
     "is_available": lambda: True,
+    "is_current_stream_capturing": lambda: False,
     "mem_get_info": lambda *_: (1 << 40, 1 << 40),
     "synchronize": lambda *_: None,
     "reset_peak_memory_stats": lambda *_: None,

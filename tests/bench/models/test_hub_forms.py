@@ -68,9 +68,7 @@ def test_a_quantiser_that_is_not_read_is_told_before_weights_are_fetched(hub: Hu
     assert hub.contents.requests == []
 
 
-@pytest.mark.parametrize("config", [None, CONFIG])
-def test_an_adapter_and_its_base(hub: HubServer, tmp_path: Path, config: dict[str, object] | None) -> None:
-    """Also where a config.json lies beside the adapter, and no model."""
+def test_an_adapter_and_its_base(hub: HubServer, tmp_path: Path) -> None:
     serve(hub, "lab/base", folder(tmp_path / "base", weights()))
     child = tmp_path / "child"
     child.mkdir()
@@ -82,8 +80,6 @@ def test_an_adapter_and_its_base(hub: HubServer, tmp_path: Path, config: dict[st
     )
     said = {"peft_type": "LORA", "base_model_name_or_path": "lab/base", "r": 4, "lora_alpha": 4}
     (child / "adapter_config.json").write_text(json.dumps(said))
-    if config is not None:
-        (child / "config.json").write_text(json.dumps(config))
     serve(hub, "lab/child", child)
     checkpoint = open_checkpoint("hf:lab/child")
     got = checkpoint.read(checkpoint.matrices_of("q")[0]).double()

@@ -40,7 +40,7 @@ def num_written(root: Path) -> int:
     return sum(path.stat().st_size for path in root.glob("*/cells/*/attempt-*.jsonl"))
 
 
-@pytest.mark.parametrize("num_kills", [5, pytest.param(10, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("num_kills", [2, pytest.param(10, marks=pytest.mark.nightly)])
 def test_kill_at_random_moments_loses_nothing(tmp_path: Path, reference: Reference, num_kills: int) -> None:
     """The runner is killed at a random moment and started again, again and again: metrics and unit keys are identical.
 

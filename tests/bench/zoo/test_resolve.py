@@ -81,6 +81,7 @@ def kinds_in(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir()) if root.is_dir() else []
 
 
+@pytest.mark.nightly
 def test_what_was_computed_of_a_commit_is_kept_and_a_branch_stands_for_the_one_it_points_to(
     folder: Path, store: Store, tmp_path: Path
 ) -> None:

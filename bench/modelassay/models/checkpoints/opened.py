@@ -51,19 +51,13 @@ def open_form(reference: str | Path) -> Files:
 
 
 def _is_adapter(files: Files) -> bool:
-    """Return whether files are a LoRA adapter's and no model's: beside an adapter's there may be a config.json, and even the whole model.
-
-    A repository with a config.json is asked for an adapter only where it holds no weights: most hold some, and none.
-    """
-    if files.chosen is not None:
-        return False
-    is_asked_late = not files.local and files.get(CONFIG) is not None
-    if not is_asked_late and files.get(ADAPTER) is None:
+    """Return whether files are a LoRA adapter's and no model's: beside an adapter's there may be a config.json, and even the whole model."""
+    if files.chosen is not None or (files.get(CONFIG) is not None and not files.local) or files.get(ADAPTER) is None:
         return False
     try:
         stored_in(files, files.open_weights)
     except CheckpointError:
-        return not is_asked_late or files.get(ADAPTER) is not None
+        return True
     return files.get(CONFIG) is None
 
 

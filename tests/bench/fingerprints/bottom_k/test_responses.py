@@ -236,6 +236,7 @@ def test_a_model_that_cannot_be_asked_says_why(store: Store, tmp_path: Path) -> 
         ask_model(str(tmp_path / "nothing"), store)
 
 
+@pytest.mark.nightly
 def test_a_run_records_who_grew_the_prompts(store: Store, tmp_path: Path) -> None:
     suite = tmp_path / "mine.yaml"
     suite.write_text(

@@ -105,6 +105,7 @@ def _compare_times(result: Stored, number: int, relative: float) -> None:
         result.ignored.append({"source": number, "what": case, "why": "only the base has it"})
     for case in other.timings.keys() - base.timings.keys():
         result.ignored.append({"source": number, "what": case, "why": "the base does not have it"})
+    ratios: dict[str, Estimate] = {}
     for case, timing in base.timings.items():
         candidate = other.timings.get(case)
         if candidate is None:
@@ -112,18 +113,20 @@ def _compare_times(result: Stored, number: int, relative: float) -> None:
         if differs := different_work(base, other, timing, candidate):
             result.refused.append({"source": number, "case": case, "differs": differs})
         elif base.device is not None and base.device == other.device and timing.where == candidate.where:
-            ratio = times_ratio(timing, candidate)
-            verdict, why = judge(ratio, relative, lower_is_faster=True)
-            moved = machine_moved(base, other, timing, relative)
-            if moved:
-                verdict, why = "inconclusive", moved
-            result.cells.append(Cell(case=case, labels=timing.labels, source=number, measure="time", ratio=ratio, verdict=verdict,
-                                     why=why, base_ms=median_ms(timing), candidate_ms=median_ms(candidate)))  # fmt: skip
+            ratios[case] = times_ratio(timing, candidate)
         elif cells := _across_devices(base, other, timing, candidate, number, relative):
             result.cells += cells
         else:
             why = "of another device, without a measured peak or a reference on both: milliseconds tell nothing"
             result.ignored.append({"source": number, "what": case, "why": why})
+    is_same_torch = base.facts.get("torch") is not None and base.facts["torch"] == other.facts.get("torch")
+    for case, ratio in ratios.items():
+        timing = base.timings[case]
+        verdict, why = judge(ratio, relative, lower_is_faster=True)
+        if is_same_torch and (moved := _machine_moved(_pytorch_beside(base, timing), ratios, relative)):
+            verdict, why = "inconclusive", moved
+        result.cells.append(Cell(case=case, labels=timing.labels, source=number, measure="time", ratio=ratio, verdict=verdict,
+                                 why=why, base_ms=median_ms(timing), candidate_ms=median_ms(other.timings[case])))  # fmt: skip
 
 
 def _across_devices(
@@ -234,19 +237,11 @@ def share_draws(timing: Timing) -> Floats | None:
     return _log_medians(gbps / np.asarray(timing.ceilings), seed=0)
 
 
-def machine_moved(base: Source, other: Source, timing: Timing, relative: float) -> str:
-    """Return which code that is the same on both sides took another time beside this case; empty where none did, or none is known.
-
-    PyTorch's own way to do the same work is that code, where both sides have one version of it.
-    """
-    if base.facts.get("torch") is None or base.facts["torch"] != other.facts.get("torch"):
-        return ""
-    for control in _pytorch_beside(base, timing):
-        again = other.timings.get(control.case)
-        if again is None or different_work(base, other, control, again):
-            continue
-        ratio = times_ratio(control, again)
-        if judge(ratio, relative, lower_is_faster=True)[0] in ("slower", "faster"):
+def _machine_moved(controls: Sequence[Timing], ratios: Mapping[str, Estimate], relative: float) -> str:
+    """Return which of ``controls``, code that is the same on both sides, took another time; empty where none did, or none was compared."""
+    for control in controls:
+        ratio = ratios.get(control.case)
+        if ratio is not None and judge(ratio, relative, lower_is_faster=True)[0] in ("slower", "faster"):
             return f"{control.labels['provider']}, the same code on both sides, took {ratio.value:.2f} of its time: the machine changed; --rerun measures both now"
     return ""
 

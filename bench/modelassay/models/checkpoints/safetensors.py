@@ -175,13 +175,10 @@ def _is_inside(file: str) -> bool:
 def read_bytes(path: Path, offset: int, count: int) -> bytearray:
     """Return ``count`` bytes of a file from ``offset`` on; what is not there is fetched or made."""
     ensure(path, offset, count)
-    with path.open("rb") as file:
+    data = bytearray(count)
+    with path.open("rb", buffering=0) as file:
         file.seek(offset)
-        data = bytearray(file.read(count))
-    if len(data) < count:
-        raise CheckpointError(
-            f"{one_line(path)}: ends before byte {offset + count}; was it changed since it was opened?"
-        )
+        _read_into(file, memoryview(data), path, offset)
     return data
 
 

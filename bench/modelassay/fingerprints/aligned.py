@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from modelassay.fingerprints.curves import Array, Score, undefined
 from modelassay.fingerprints.directions import products_along
 from modelassay.fingerprints.independence.layers import chosen_layers
-from modelassay.fingerprints.procrustes import Rows, common_directions
+from modelassay.fingerprints.procrustes import Rows, RowWeights, common_directions
 from modelassay.fingerprints.tokens import MIN_TOKENS
 from modelassay.fingerprints.weights import Weights
 
@@ -129,15 +130,14 @@ def _numbers(a: Weights, b: Weights) -> Basis | None:
 
 def _turns(a: Weights, b: Weights) -> Iterator[Basis]:
     """Yield what may turn one model onto the other, the surest first."""
-    if (rows := _shared_rows(a, b)) is not None and (basis := _basis("embeddings", *rows)) is not None:
+    if (rows := _shared_rows(a, b)) is not None and (basis := _basis("embeddings", rows)) is not None:
         yield basis
-    if (rows := _neuron_rows(a, b)) is not None and (basis := _basis("neurons", *rows)) is not None:
+    if (rows := _neuron_rows(a, b)) is not None and (basis := _basis("neurons", rows)) is not None:
         yield basis
 
 
-def _basis(made_by: Literal["embeddings", "neurons"], a_TD: Rows, b_TE: Rows) -> Basis | None:
-    scaled = [rows / max(float(np.abs(rows).max()), 1e-300) for rows in (a_TD, b_TE)]
-    left, right, values = common_directions(*scaled)
+def _basis(made_by: Literal["embeddings", "neurons"], pair: RowsOfBoth) -> Basis | None:
+    left, right, values = common_directions(pair.a_TD, pair.b_TE, pair.weights)
     count = int((values > MIN_VALUE * max(values[0], 1e-300)).sum())
     first = count // LEADING
     if count - first < MIN_WIDTH:
@@ -148,32 +148,58 @@ def _basis(made_by: Literal["embeddings", "neurons"], a_TD: Rows, b_TE: Rows) ->
     )
 
 
-def _shared_rows(a: Weights, b: Weights) -> tuple[Rows, Rows] | None:
+@dataclass(frozen=True, kw_only=True)
+class RowsOfBoth:
+    """Rows of two models that correspond, all finite, and what they are multiplied by."""
+
+    a_TD: Rows
+    b_TE: Rows
+    weights: tuple[RowWeights, RowWeights]
+
+
+def _shared_rows(a: Weights, b: Weights) -> RowsOfBoth | None:
     if a.embedding is None or b.embedding is None:
         return None
     place = {token: row for row, token in enumerate(b.tokens)}
-    shared = [(row, place[token]) for row, token in enumerate(a.tokens) if token in place]
-    if len(shared) < MIN_TOKENS:
+    shared = np.array(
+        [(row, place[token]) for row, token in enumerate(a.tokens) if token in place], dtype=np.intp
+    ).reshape(-1, 2)
+    sides = a.embedding[shared[:, 0]], b.embedding[shared[:, 1]]
+    finite = np.logical_and(*(np.isfinite(rows).all(1) for rows in sides))
+    if finite.sum() < MIN_TOKENS:
         return None
-    rows = np.array(shared)
-    return _finite(a.embedding[rows[:, 0]], b.embedding[rows[:, 1]])
+    first, second = sides if finite.all() else (rows[finite] for rows in sides)
+    return RowsOfBoth(a_TD=first, b_TE=second, weights=(_largest_one(first), _largest_one(second)))
 
 
-def _neuron_rows(a: Weights, b: Weights) -> tuple[Rows, Rows] | None:
+def _largest_one(rows: Rows) -> float:
+    return 1 / max(float(rows.max()), -float(rows.min()), 1e-300)
+
+
+def _neuron_rows(a: Weights, b: Weights) -> RowsOfBoth | None:
     """Return the neurons of corresponding numbers, those of one kind of matrix of norm 1 so that none outweighs the rest."""
     if a.neurons is None or b.neurons is None or a.neurons.shape[:-1] != b.neurons.shape[:-1]:
         return None
+    sides = [neurons.reshape(-1, neurons.shape[-1]) for neurons in (a.neurons, b.neurons)]
+    weights = [
+        np.concatenate([_unit_weights(part) for layer in neurons for part in layer])
+        for neurons in (a.neurons, b.neurons)
+    ]
+    finite = np.isfinite(weights).all(0)
+    if finite.sum() < MIN_TOKENS:
+        return None
+    if not finite.all():
+        sides, weights = ([each[finite] for each in both] for both in (sides, weights))
+    return RowsOfBoth(a_TD=sides[0], b_TE=sides[1], weights=(weights[0], weights[1]))
+
+
+def _unit_weights(rows_nD: Rows) -> NDArray[np.float64]:
+    """Return what makes rows together of norm 1, for each; NaN for rows that are not finite."""
     with np.errstate(over="ignore", invalid="ignore"):
-        sides = []
-        for neurons in (a.neurons, b.neurons):
-            size = np.sqrt(np.einsum("lpnd,lpnd->lp", neurons, neurons, dtype=np.float64))[..., None, None]
-            sides.append((neurons / np.where(size > 0, size, 1)).reshape(-1, neurons.shape[-1]))
-    return _finite(*sides)
-
-
-def _finite(a_TD: Rows, b_TE: Rows) -> tuple[Rows, Rows] | None:
-    finite = np.isfinite(a_TD).all(1) & np.isfinite(b_TE).all(1)
-    return (a_TD[finite], b_TE[finite]) if finite.sum() >= MIN_TOKENS else None
+        squares_n = np.square(rows_nD, dtype=np.float64).sum(1)
+    finite = np.isfinite(squares_n)
+    size = float(np.sqrt(squares_n[finite].sum()))
+    return np.where(finite, 1 / size if size > 0 else 1.0, np.nan)
 
 
 def _width(model: Weights) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -45,7 +46,7 @@ class Weights:
     roles: tuple[str, ...] = ROLES
     """Projections that ``grams`` are of: those that read or write the hidden dimensions, the last one back."""
     read_norms: Callable[[], Array | None]
-    read_embedding: Callable[[], Array | None]
+    read_embedding: Callable[[], NDArray[Any] | None]
     read_neurons: Callable[[], NDArray[Any] | None]
     read_grams: Callable[[range], Array]
     width: int | None = None
@@ -59,8 +60,8 @@ class Weights:
         return self.read_norms()
 
     @cached_property
-    def embedding(self) -> Array | None:
-        """Rows of the input embedding, those of ``tokens``, [T, D]; None where it is not known or no token has a name."""
+    def embedding(self) -> NDArray[Any] | None:
+        """Rows of the input embedding, those of ``tokens``, [T, D], in float64 where its file is, else float32; None where not known or nameless."""
         return self.read_embedding()
 
     @cached_property
@@ -147,9 +148,11 @@ def _norms(checkpoint: Checkpoint) -> Array | None:
     return np.array([[norm_weights(checkpoint, span).reshape(-1).numpy() for span in pair] for pair in spans])
 
 
-def _embedding(checkpoint: Checkpoint, rows: list[int]) -> Array | None:
+def _embedding(checkpoint: Checkpoint, rows: list[int]) -> NDArray[Any] | None:
     read = read_embedding_rows(checkpoint, rows) if rows else None
-    return None if read is None else read.double().numpy()
+    if read is None:
+        return None
+    return (read if read.dtype == torch.float64 else read.float()).numpy()
 
 
 def _neurons(checkpoint: Checkpoint) -> NDArray[np.float32] | None:

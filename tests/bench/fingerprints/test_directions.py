@@ -50,13 +50,33 @@ def test_plain_values_are_not_taken_twice(monkeypatch: pytest.MonkeyPatch) -> No
     types: list[np.dtype] = []
     original = module._products
 
-    def spy(rows: Array, directions: Array, unit: float) -> tuple[Array, float]:
-        types.append(directions.dtype)
-        return original(rows, directions, unit)
+    def spy(rows: Array, directions: Array, unit: float, dtype: type) -> tuple[Array, float]:
+        types.append(np.dtype(dtype))
+        return original(rows, directions, unit, dtype)
 
     monkeypatch.setattr(module, "_products", spy)
     products_along(*hostile("plain"))
-    assert types == [np.dtype(np.float32)]
+    wide = np.random.default_rng(3).normal(size=(64, 2048)).astype(np.float32)
+    products_along(wide, np.linalg.qr(np.random.default_rng(1).normal(size=(2048, 32)))[0])
+    assert types == [np.dtype(np.float32)] * 2
+
+
+def test_one_row_that_outweighs_the_rest_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    rows, directions = rng.normal(size=(300, 96)), turn(96, 20)
+    rows[137] = 1e7 * turn(96, 40)[:, 39]  # across the directions: all of its product is rounding
+    rows = rows.astype(np.float32)
+    assert relative_error(rows, directions) < module.MAX_ERROR
+    monkeypatch.setattr(module, "MAX_ERROR", np.inf)
+    assert relative_error(rows, directions) > 1e-4
+
+
+def test_the_error_that_is_measured_is_the_true_one() -> None:
+    rows, directions = hostile("plain")
+    products, lost = module._products(rows, directions, 1.0, np.float32)
+    turned = rows @ directions.astype(np.float32)
+    true = np.linalg.norm(turned - rows.astype(np.float64) @ directions)
+    assert true <= lost <= 3 * true
 
 
 def test_chunks_sum_to_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def test_a_quantiser_that_is_not_read_is_told_before_weights_are_fetched(hub: Hu
     assert hub.contents.requests == []
 
 
-def test_an_adapter_and_its_base(hub: HubServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a config.json"])
+def test_an_adapter_and_its_base(hub: HubServer, tmp_path: Path, beside: bool) -> None:
     serve(hub, "lab/base", folder(tmp_path / "base", weights()))
     child = tmp_path / "child"
     child.mkdir()
@@ -80,8 +82,19 @@ def test_an_adapter_and_its_base(hub: HubServer, tmp_path: Path) -> None:
     )
     said = {"peft_type": "LORA", "base_model_name_or_path": "lab/base", "r": 4, "lora_alpha": 4}
     (child / "adapter_config.json").write_text(json.dumps(said))
+    if beside:
+        shutil.copy2(tmp_path / "base" / "config.json", child)
     serve(hub, "lab/child", child)
     checkpoint = open_checkpoint("hf:lab/child")
     got = checkpoint.read(checkpoint.matrices_of("q")[0]).double()
     expected = weights()[f"{stem}.weight"].double() + b.double() @ a.double()
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_costs_one_question_for_an_adapter_and_none_again(hub: HubServer, tmp_path: Path) -> None:
+    commit = serve(hub, "lab/base", folder(tmp_path / "base", weights()))
+    open_checkpoint(f"hf:lab/base@{commit}")
+    asked = [path for _, path, *_ in hub.requests if path.endswith("adapter_config.json")]
+    assert len(asked) == 1
+    open_checkpoint(f"hf:lab/base@{commit}")
+    assert [path for _, path, *_ in hub.requests if path.endswith("adapter_config.json")] == asked

@@ -51,8 +51,11 @@ def open_form(reference: str | Path) -> Files:
 
 
 def _is_adapter(files: Files) -> bool:
-    """Return whether files are a LoRA adapter's and no model's: beside an adapter's there may be a config.json, and even the whole model."""
-    if files.chosen is not None or (files.get(CONFIG) is not None and not files.local) or files.get(ADAPTER) is None:
+    """Return whether files are a LoRA adapter's and no model's: beside an adapter's there may be a config.json, and even the whole model.
+
+    Of a repository costs one request, whose answer is kept for its commit.
+    """
+    if files.chosen is not None or files.get(ADAPTER) is None:
         return False
     try:
         stored_in(files, files.open_weights)

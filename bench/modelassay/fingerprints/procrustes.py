@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,11 +32,21 @@ def common_directions(
     """Return the singular vectors of centred a^T b, [D, r] and [E, r], and its singular values [r], the largest first; r = min(D, E).
 
     Columns of one number are one direction in both bases. Their product is the orthogonal Procrustes solution. ``weights`` multiply
-    the rows of each side before they are centred: one number, or [T]. Holds the product and three matrices of its size at once.
+    the rows of each side before they are centred: one number, or [T]. Holds three matrices of the product's size at once.
 
     Raises:
         numpy.linalg.LinAlgError: an element is not finite.
     """
+    if min(a_TD.shape[1], b_TE.shape[1]) <= MAX_SVD:
+        left, values, right = np.linalg.svd(_cross(a_TD, b_TE, weights), full_matrices=False)
+        return left, right.T, values
+    if a_TD.shape[1] <= b_TE.shape[1]:
+        return _by_eigenvectors(_cross(a_TD, b_TE, weights))
+    right, left, values = _by_eigenvectors(_cross(b_TE, a_TD, weights[::-1]))
+    return left, right, values
+
+
+def _cross(a_TD: Rows, b_TE: Rows, weights: Sequence[RowWeights]) -> NDArray[np.float64]:
     means = [
         sum(chunk.sum(0) for chunk in _chunks(rows, weight)) / len(rows)
         for rows, weight in zip((a_TD, b_TE), weights, strict=True)
@@ -44,13 +54,7 @@ def common_directions(
     cross_DE = np.zeros((a_TD.shape[1], b_TE.shape[1]))
     for a, b in zip(_chunks(a_TD, weights[0]), _chunks(b_TE, weights[1]), strict=True):
         cross_DE += (a - means[0]).T @ (b - means[1])
-    if min(cross_DE.shape) <= MAX_SVD:
-        left, values, right = np.linalg.svd(cross_DE, full_matrices=False)
-        return left, right.T, values
-    if cross_DE.shape[0] <= cross_DE.shape[1]:
-        return _by_eigenvectors(cross_DE)
-    right, left, values = _by_eigenvectors(cross_DE.T)
-    return left, right, values
+    return cross_DE
 
 
 def _chunks(rows_TD: Rows, weights: RowWeights) -> Iterator[NDArray[np.float64]]:
@@ -77,6 +81,7 @@ def _by_eigenvectors(
     values = np.sqrt(np.maximum(squares, 0))
     count = int((values > MIN_RESOLVED * values[0]).sum()) if values[0] > 0 else 0
     right = cross_DE.T @ left[:, :count]
+    del cross_DE
     right /= values[:count]
     return left, _orthonormal(right, len(values)), values * unit
 

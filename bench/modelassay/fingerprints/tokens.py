@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from modelassay.errors import CheckpointError
 from modelassay.models.checkpoints import Checkpoint
+from modelassay.models.checkpoints.layers import num_embedding_rows
 from modelassay.models.hub import Files
 from modelassay.models.tokenizer import token_ids
 
@@ -25,12 +26,16 @@ def texts_of(files: Files) -> Mapping[str, int] | None:
 def token_names(checkpoint: Checkpoint, texts: Mapping[str, int] | None) -> Mapping[str, int]:
     """Return the rows of a checkpoint's embedding by what names them: texts where known, else ids under the tokenizer's key.
 
-    So a vocabulary may have grown, been padded or renumbered. Empty where nothing tells.
+    So a vocabulary may have grown, been padded or renumbered. Empty where nothing tells. Rows that the file lacks have no name, however
+    many config.json states.
     """
-    rows = range(checkpoint.vocab_size or 0)
+    stated, held = checkpoint.vocab_size or 0, num_embedding_rows(checkpoint)
+    rows = range(stated if held is None else min(stated, held))
     if texts is not None:
         return {text: row for text, row in texts.items() if type(row) is int and row in rows}
-    return {} if checkpoint.tokenizer_key is None else {f"{checkpoint.tokenizer_key} {row}": row for row in rows}
+    if checkpoint.tokenizer_key is None or held is None:
+        return {}
+    return {f"{checkpoint.tokenizer_key} {row}": row for row in rows}
 
 
 def sketch(names: Iterable[str], limit: int) -> list[str]:

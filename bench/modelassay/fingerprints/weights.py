@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
@@ -61,7 +60,7 @@ class Weights:
 
     @cached_property
     def embedding(self) -> NDArray[Any] | None:
-        """Rows of the input embedding, those of ``tokens``, [T, D], in float64 where its file is, else float32; None where not known or nameless."""
+        """Rows of the input embedding, those of ``tokens``, [T, D]; None where it is not known or no token has a name."""
         return self.read_embedding()
 
     @cached_property
@@ -150,9 +149,7 @@ def _norms(checkpoint: Checkpoint) -> Array | None:
 
 def _embedding(checkpoint: Checkpoint, rows: list[int]) -> NDArray[Any] | None:
     read = read_embedding_rows(checkpoint, rows) if rows else None
-    if read is None:
-        return None
-    return (read if read.dtype == torch.float64 else read.float()).numpy()
+    return None if read is None else read.numpy()
 
 
 def _neurons(checkpoint: Checkpoint) -> NDArray[np.float32] | None:

@@ -1,5 +1,6 @@
 """What methods are given of a checkpoint, against the model's own parameters, read anew and kept."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,14 @@ def test_zoo_model_is_kept_as_it_was_read(store: Store, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(
         weights.grams(range(weights.num_layers)), before
     )  # no method spoils what it was given
+
+
+def test_a_vocabulary_of_two_billion_that_config_states_names_the_rows_that_are_there(tmp_path: Path) -> None:
+    path = save(make_model("llama"), tmp_path)
+    (path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}}')  # whose key names rows where it tells no texts
+    config = json.loads((path / "config.json").read_text())
+    rows = config["vocab_size"]
+    (path / "config.json").write_text(json.dumps({**config, "vocab_size": 2**31 - 1}))
+    weights = weights_of(open_checkpoint(path))
+    assert weights.embedding is not None
+    assert len(weights.tokens) == len(weights.embedding) == min(rows, module.MAX_TOKENS)

@@ -243,6 +243,12 @@ def read_embedding(checkpoint: Checkpoint, num_rows: int) -> Tensor | None:
     return read_elements(path, info.dtype, info.offset, rows * info.shape[1]).double().reshape(rows, info.shape[1])
 
 
+def num_embedding_rows(checkpoint: Checkpoint) -> int | None:
+    """Return how many rows the input embedding has in its file; None where none is known."""
+    place = _embedding(checkpoint)
+    return None if place is None else place[1].shape[0]
+
+
 def read_embedding_rows(checkpoint: Checkpoint, rows: Sequence[int]) -> Tensor | None:
     """Return some rows of the input embedding as float32 [rows, hidden size]; None where none is known, or it has fewer rows."""
     place = _embedding(checkpoint)

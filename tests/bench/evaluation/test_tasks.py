@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from modelassay.errors import UsageError
-from modelassay.evaluation.accuracies import accuracies
 from modelassay.evaluation.tasks import (
     Item,
     Scored,
@@ -45,11 +44,6 @@ def test_items_are_asked_and_scored_as_lm_eval_does(way: str) -> None:
         assert [list(pair) for pair in prompts_of(item, asked)] == right["asked"]
         assert one.log_probabilities == pytest.approx(right["log_probabilities"], abs=2e-3, rel=1e-5)
         assert {name: float(each) for name, each in one.correct.items()} == right["metrics"]
-    shares = accuracies(scored)
-    for file in FILES:
-        for metric in RIGHT[way][file.task][0]["metrics"]:
-            values = [right["metrics"][metric] for right in RIGHT[way][file.task]]
-            assert shares[file.task, metric].value == pytest.approx(sum(values) / len(values))
     assert {one.correct["acc"] for one in scored} == {True, False}
     assert any(one.chosen != one.chosen_norm for one in scored)
 

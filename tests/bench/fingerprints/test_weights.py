@@ -137,8 +137,9 @@ def test_zoo_model_is_kept_as_it_was_read(store: Store, monkeypatch: pytest.Monk
 
 
 def test_a_vocabulary_of_two_billion_that_config_states_names_the_rows_that_are_there(tmp_path: Path) -> None:
+    """Where no texts are told, the key of the tokenizer's files and a row's number are its name."""
     path = save(make_model("llama"), tmp_path)
-    (path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}}')  # whose key names rows where it tells no texts
+    (path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0, "b": 1}}}')
     config = json.loads((path / "config.json").read_text())
     rows = config["vocab_size"]
     (path / "config.json").write_text(json.dumps({**config, "vocab_size": 2**31 - 1}))

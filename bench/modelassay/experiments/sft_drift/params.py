@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -193,19 +195,26 @@ class Params(Setting):
         if self.arm != MAIN and self.arm not in self.arms:
             raise ValueError(f"arm {self.arm!r} is none of arms: {', '.join([MAIN, *self.arms])}")
         own = {name: getattr(self, name) for name in Setting.model_fields}
-        for arm, changes in self.arms.items():
-            if models := [
-                changes[name] for name in ("model", "start") if not str(changes.get(name, "zoo:")).startswith("zoo:")
-            ]:
-                raise ValueError(
-                    f"arms.{arm}: names {models[0]}; an arm may change to models of the zoo alone, others are parameters"
-                )
-            try:
-                Setting(**{**own, **changes})
-            except ValidationError as error:
-                first = error.errors()[0]
-                raise ValueError(f"arms.{arm}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if (problem := _problem_of(json.dumps([own, self.arms]))) is not None:
+            raise ValueError(problem)
         return self
+
+
+@lru_cache(maxsize=64)
+def _problem_of(own_and_arms: str) -> str | None:
+    """Return what is wrong with an arm among some, in JSON, that change some settings; asked of every cell of a suite, answered once."""
+    own, arms = json.loads(own_and_arms)
+    for arm, changes in arms.items():
+        if models := [
+            changes[name] for name in ("model", "start") if not str(changes.get(name, "zoo:")).startswith("zoo:")
+        ]:
+            return f"arms.{arm}: names {models[0]}; an arm may change to models of the zoo alone, others are parameters"
+        try:
+            Setting(**{**own, **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            return f"arms.{arm}: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return None
 
 
 def needs(params: Params) -> list[Need]:

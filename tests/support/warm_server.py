@@ -28,10 +28,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-LIGHT = ("modelassay.commands.run", "modelassay.experiments", "modelassay.runs.cell", "toy.params", "toy.run")
+from modelassay.machine.code import SourceGraph
+
+LIGHT = (
+    "modelassay.commands.run",
+    "modelassay.experiments",
+    "modelassay.runs.cell",
+    "toy.params",
+    "toy.run",
+    "numpy",
+    "rich.console",
+    "rich.table",
+)
 """What verbs and toy cells import. Nothing that starts a thread: a fork would not have it."""
 
-WITH_MODELS = (*LIGHT, "scipy.stats", "modelassay.experiments.downloads.run",
+WITH_MODELS = (*LIGHT, "scipy.stats", "modelassay.charts", "modelassay.experiments.downloads.run",
                "modelassay.experiments.fingerprinting.run", "modelassay.experiments.spectral.run")  # fmt: skip
 """What a run with models imports besides."""
 
@@ -241,6 +252,7 @@ if __name__ == "__main__":
     own_modules = tuple(sys.argv[2:])
     for module in own_modules:
         import_module(module)
+    SourceGraph().closure(*own_modules)  # what each imports is read from its source once
     threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, f"importing {own_modules} started {len(threads) - 1} threads, which forks would not have"
     if own_modules == LIGHT:

@@ -128,27 +128,29 @@ def _source(module: str, path: Path) -> Source:
             file for file in path.parent.iterdir() if file.suffix in DATA_SUFFIXES and not is_stray(file.name)
         )
         files += [(f"{inside}/{file.name}", _digest(file.read_bytes())) for file in data]
-    names = dict.fromkeys(above for name in _imports(module, path, text) for above in _with_parents(name))
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    names = dict.fromkeys(above for name in _imports(package, text) for above in _with_parents(name))
     own = [name for name in (*names, *_with_parents(module)) if name != module]
     return Source(files=tuple(files), imports=tuple(own))
 
 
-def _imports(module: str, path: Path, text: bytes) -> Iterator[str]:
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+@cache
+def _imports(package: str, text: bytes) -> tuple[str, ...]:
+    """Return what a module of a package imports, modules and names in them, by its source; none where that cannot be parsed."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):  # the cell that imports it will say so
-        return
+        return ()
+    names: list[str] = []
     for node in _runtime_nodes(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*parents, *([node.module] if node.module else [])])
-            yield base
-            yield from (
-                f"{base}.{alias.name}" for alias in node.names
-            )  # a module, or a name in one: then there is no such file
+            # a module, or a name in one: then there is no such file
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(names)
 
 
 def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:

@@ -37,10 +37,9 @@ def draw(findings: Findings, folder: Path) -> list[Path]:
     Raises:
         HostError: the folder cannot be written.
     """
-    from modelassay.charts import (
-        write_figure,
-        write_specification,
-    )  # here: a run without figures loads no plotting library
+    if not findings.figures:
+        return []
+    from modelassay.charts import write_figure, write_specification  # here: it loads the plotting library
 
     paths = []
     for name in findings.figures:

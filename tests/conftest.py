@@ -13,8 +13,8 @@ import pytest
 LONGEST = (
     "tests/kernels/test_in_the_interpreter.py",
     "tests/bench/zoo/test_resolve.py",
-    "tests/bench/runs/test_execute.py",
     "tests/bench/runs/test_sent_runs.py",
+    "tests/bench/runs/test_execute.py",
     "tests/bench/runs/test_needs.py",
     "tests/test_wheel.py",
 )

@@ -123,6 +123,7 @@ def smoke_suite(models: str) -> str:
     )  # fmt: skip
 
 
+@pytest.mark.nightly
 def test_ledger_takes_only_runs_of_the_shipped_suites_own_cells(tmp_path: Path) -> None:
     """A user's copy of a suite, with models of their own, has its name and its profile."""
     suite = tmp_path / "mine.yaml"

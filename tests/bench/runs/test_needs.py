@@ -42,6 +42,7 @@ def build(names: Sequence[str], store: Store, *, processes: int = 2, with_utilit
     return built
 
 
+@pytest.mark.nightly
 def test_two_processes_build_what_one_builds_and_go_on_where_one_stopped(store: Store, tmp_path: Path) -> None:
     base = zoo.ensure("smoke/base", store=store)
     before = (base / "model.safetensors").stat().st_mtime_ns

@@ -105,6 +105,7 @@ def test_what_was_computed_of_a_commit_is_kept_and_a_branch_stands_for_the_one_i
     assert other["loaded"]
 
 
+@pytest.mark.nightly
 def test_of_a_local_folder_nothing_is_kept_and_its_numbers_are_those_of_the_member_it_is(
     folder: Path, store: Store, tmp_path: Path
 ) -> None:

@@ -230,6 +230,7 @@ def test_what_a_peer_says_is_recorded_and_kept_by_its_version(
     assert scoring_units(tmp_path / "newer") == all_of(units, MEASURED)
 
 
+@pytest.mark.nightly
 def test_a_cell_with_peers_and_behaviour_cut_off_at_any_unit_ends_with_the_same_records(
     uninterrupted: Path, unscored: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -259,6 +259,7 @@ def test_a_run_records_who_grew_the_prompts(store: Store, tmp_path: Path) -> Non
     assert not Params(model=BASE).behaviour
 
 
+@pytest.mark.nightly
 def test_fingerprint_verb_asks_both_ways_and_fetches_a_repository_whole(store: Store, tmp_path: Path) -> None:
     with serve_hub() as hub:
         commit = hub.add("org/child", zoo.ensure(CHILD, store=store))

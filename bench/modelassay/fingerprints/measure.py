@@ -18,7 +18,7 @@ from modelassay.fingerprints.products import product_curves
 from modelassay.models.checkpoints import Checkpoint, Stratum
 from modelassay.models.checkpoints.architectures import EVERY_ROLE
 from modelassay.models.checkpoints.layers import layer_spans
-from modelassay.models.checkpoints.prepare import prepare_spans
+from modelassay.models.checkpoints.prepare import prepare_spans, read_ahead
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS
 from modelassay.models.reference import Model
 from modelassay_kernels import FileSpan, layer_std_file
@@ -117,6 +117,11 @@ def summarise_model(model: Model, *, name: str, whole: bool = True) -> ModelSumm
     values, faults, digest = [], dict[str, str](), hashlib.blake2b(digest_size=8)  # as `attention_key`, read once
     for layer in range(checkpoint.num_layers):
         spans = spans_of(checkpoint, layer)
+        for later in range(layer + 1, min(layer + 2, checkpoint.num_layers)):
+            read_ahead([
+                *spans_of(checkpoint, later).values(),
+                *(span for group in extras[later].values() for span in group),
+            ])
         stored = {matrix.role: checkpoint.read(matrix) for matrix in checkpoint.matrices_in(layer)}
         for matrix in stored.values():
             digest.update(_bytes(matrix))

@@ -42,6 +42,7 @@ from modelassay.fingerprints.lineage.vocabulary import (
     shared_tokens,
 )
 from modelassay.models.checkpoints.architectures import ROLES
+from modelassay.models.checkpoints.prepare import read_ahead
 
 MIN_VOCABULARY = 128
 """Rows of what counts as an embedding whose rows are tokens."""
@@ -116,7 +117,10 @@ def compare(a: Tensors, b: Tensors) -> Difference:
     probes = {difference.layers[len(difference.layers) * i // 4][0] for i in (1, 3)} if difference.layers else set()
     expert_cosines: list[tuple[float, bool]] = []
     turn_a = _mass(a) > _mass(b)
-    for i, j in difference.layers:
+    for at, (i, j) in enumerate(difference.layers):
+        for later_i, later_j in difference.layers[at + 1 : at + 2]:
+            for tensors, layer in ((a, later_i), (b, later_j)):
+                read_ahead(tensors.matrices[layer, role].span for role in tensors.checkpoint.roles)
         _compare_attention(a, b, i, j, difference, probe=i in probes, turn_a=turn_a)
         names = a.by_layer.get(i, {}).keys() & b.by_layer.get(j, {}).keys()
         difference.num_unpaired += _num_alone(a, i, names) + _num_alone(b, j, names)

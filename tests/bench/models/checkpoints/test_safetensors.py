@@ -10,7 +10,9 @@ import safetensors.torch
 import torch
 
 from modelassay.errors import CheckpointError
+from modelassay.models.checkpoints.prepare import read_ahead
 from modelassay.models.checkpoints.safetensors import MAX_HEADER_BYTES, read_header, read_shard_index
+from modelassay_kernels import FileSpan
 
 
 def entry(dtype: str = "F32", shape: tuple[int, ...] = (2, 3), begin: int = 0, end: int = 24) -> dict[str, object]:
@@ -116,3 +118,16 @@ def test_header_above_the_cap_is_refused_unread(tmp_path: Path) -> None:
     os.truncate(path, 2 * MAX_HEADER_BYTES)  # sparse: takes no disk
     with pytest.raises(CheckpointError, match=f"at most {MAX_HEADER_BYTES} are read"):
         read_header(path)
+
+
+def test_reading_ahead_tells_the_bytes_of_each_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, begin, length, advice: told.append((begin, length, advice)))
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(bytes(4096))
+    read_ahead([
+        FileSpan(str(path), 256, "BF16", 3, 32, 40),
+        FileSpan(str(tmp_path / "gone"), 0, "BF16", 1, 8, 8),  # whoever reads it says so
+        FileSpan(str(path), 2048, "F32", 1, 8, 8),
+    ])
+    assert told == [(256, 2 * (2 * 40 + 32), os.POSIX_FADV_WILLNEED), (2048, 32, os.POSIX_FADV_WILLNEED)]

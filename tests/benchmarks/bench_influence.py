@@ -4,9 +4,11 @@
 
     PYTHONPATH=FOLDER_WITH_KRONFLUENCE OMP_NUM_THREADS=1 python tests/benchmarks/bench_influence.py [--rows 2000 --queries 200 --rounds 3 --rank 64]
 
-A Llama of 1.7 million parameters in float32, its 24 feed-forward matrices, rows of 32 tokens, labels of the data. Each side of a round is a process of its
+Three sides: **modelassay** keeps the train gradients of its first pass on the disk (`Fit.cache`; the labels are the data's, so that they serve the scores too),
+**modelassay, no cache** makes every pass afresh, and so does **kronfluence**, which has no such cache. A Llama of 1.7 million parameters in float32, its 24 feed-forward matrices, rows of 32 tokens, labels of the data. Each side of a round is a process of its
 own, forked from one that has computed nothing; first each side's batch is chosen among several on a quarter of the work. **fit**: covariances, eigenbases, corrected eigenvalues, to the disk. **score**:
-query gradients, preconditioned and whole, times every row's gradient from fresh passes. Resident memory is the process's peak with torch and all else.
+query gradients, preconditioned and whole, times every row's gradient. Resident memory is the process's peak with torch and all else; the disk is what lies in the
+folder when it has scored. Seconds of the clock stand beside processor seconds, since waiting for the disk is none of the latter.
 """
 
 from __future__ import annotations
@@ -23,13 +25,15 @@ import sys
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 LENGTH, DAMPING = 32, 0.1
 RANK: int | None = None
 FORK = multiprocessing.get_context("fork")
-BATCHES = {"modelassay": (32, 64, 128), "kronfluence": (32, 128, 500)}
+OURS, FRESH, THEIRS = "modelassay", "modelassay, no cache", "kronfluence"
+BATCHES = {OURS: (64, 128, 256), FRESH: (64, 128, 256), THEIRS: (32, 128, 500)}
 """Rows of a pass."""
 
 
@@ -48,27 +52,33 @@ def world(num_rows: int, num_queries: int) -> tuple[Any, list[Any], list[Any]]:
     return model, rows[:num_rows], rows[num_rows:]
 
 
-def ours(model: Any, rows: Any, queries: Any, batch: int, folder: Path) -> dict[str, Any]:
+def ours(model: Any, rows: Any, queries: Any, batch: int, folder: Path, *, cache: bool = True) -> dict[str, Any]:
     from modelassay.curvature.ekfac.factors import Fit, fit_factors
     from modelassay.curvature.ekfac.modules import select_modules
-    from modelassay.curvature.influence.queries import prepared, raw_gradients
+    from modelassay.curvature.influence.queries import prepared, raw_gradients, rotated_gradients
     from modelassay.curvature.influence.scores import pairwise
-    from modelassay.curvature.influence.train import LiveRows
+    from modelassay.curvature.influence.train import FittedRows, LiveRows
 
     clock, modules, tokens = Clock(), select_modules(model), batch * LENGTH
-    factors = fit_factors(model, rows, modules, folder / "factors", Fit(fisher="empirical", max_tokens=tokens))
-    fit = clock.lap()
-    layers = prepared(raw_gradients(model, queries, modules, max_tokens=tokens), factors, damping=DAMPING, rank=RANK)
-    scores = pairwise(
-        layers,
-        LiveRows(model=model, examples=rows, modules=modules, max_tokens=tokens),
-        num_tokens=factors.counts.tokens,
-    )
+    fit = Fit(fisher="empirical", max_tokens=tokens, cache=cache)
+    factors = fit_factors(model, rows, modules, folder / "factors", fit)
+    fitted = clock.lap()
+    if cache:
+        layers = prepared(
+            rotated_gradients(model, queries, factors, max_tokens=tokens), factors, damping=DAMPING, rank=RANK
+        )
+        scores = pairwise(layers, FittedRows(factors), num_tokens=factors.counts.tokens)
+    else:
+        layers = prepared(
+            raw_gradients(model, queries, modules, max_tokens=tokens), factors, damping=DAMPING, rank=RANK
+        )
+        live = LiveRows(model=model, examples=rows, modules=modules, max_tokens=tokens)
+        scores = pairwise(layers, live, num_tokens=factors.counts.tokens)
     score = clock.lap()
     covariances = {
         module.name: (factors[module.name].covariance_JJ, factors[module.name].covariance_OO) for module in modules
     }
-    return {"fit": fit, "score": score, "covariances": covariances, "scores": scores * factors.counts.tokens}
+    return {"fit": fitted, "score": score, "covariances": covariances, "scores": scores * factors.counts.tokens}
 
 
 def theirs(model: Any, rows: Any, queries: Any, batch: int, folder: Path) -> dict[str, Any]:
@@ -124,14 +134,17 @@ def theirs(model: Any, rows: Any, queries: Any, batch: int, folder: Path) -> dic
 
 
 class Clock:
-    """Processor seconds of all threads since the last lap."""
+    """Processor seconds of all threads, and seconds of the clock, since the last lap."""
 
     def __init__(self) -> None:
-        self._began = time.process_time()
+        self._began = self._now()
 
-    def lap(self) -> float:
-        began, self._began = self._began, time.process_time()
-        return self._began - began
+    def _now(self) -> tuple[float, float]:
+        return time.process_time(), time.perf_counter()
+
+    def lap(self) -> tuple[float, float]:
+        began, self._began = self._began, self._now()
+        return self._began[0] - began[0], self._began[1] - began[1]
 
 
 def child(side: str, batch: int, num_rows: int, num_queries: int, out: Path, told: Any) -> None:
@@ -141,10 +154,20 @@ def child(side: str, batch: int, num_rows: int, num_queries: int, out: Path, tol
     model, rows, queries = world(num_rows, num_queries)
     with tempfile.TemporaryDirectory() as folder:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        result = {"modelassay": ours, "kronfluence": theirs}[side](model, rows, queries, batch, Path(folder))
+        sides = {OURS: ours, FRESH: partial(ours, cache=False), THEIRS: theirs}
+        result = sides[side](model, rows, queries, batch, Path(folder))
+        disk = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     torch.save({"covariances": result["covariances"], "scores": result["scores"]}, out / f"{side}.pt")
-    told.send({"fit": result["fit"], "score": result["score"], "peak_MiB": peak, "before_MiB": before})
+    seconds = {
+        f"{kind}{clock}": result[kind][place] for kind in ("fit", "score") for place, clock in enumerate(("", "_clock"))
+    }
+    told.send({
+        **{name: round(value, 2) for name, value in seconds.items()},
+        "peak_MiB": round(peak),
+        "before_MiB": round(before),
+        "disk_MiB": round(disk),
+    })
 
 
 def run(side: str, batch: int, num_rows: int, num_queries: int, out: Path) -> dict[str, float]:
@@ -162,12 +185,12 @@ def run(side: str, batch: int, num_rows: int, num_queries: int, out: Path) -> di
     return measured
 
 
-def same(out: Path) -> dict[str, float]:
-    """The greatest relative error of a covariance, and the smallest rank correlation of a query's scores."""
+def same(out: Path, side: str) -> dict[str, float]:
+    """Of ours and Kronfluence's: the greatest relative error of a covariance, and the smallest rank correlation of a query's scores."""
     import torch
     from scipy.stats import spearmanr
 
-    one, other = (torch.load(out / f"{side}.pt") for side in ("modelassay", "kronfluence"))
+    one, other = (torch.load(out / f"{each}.pt") for each in (side, THEIRS))
     pairs = [
         (a.double(), b.double())
         for name in one["covariances"]
@@ -206,8 +229,13 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--batches", type=int, nargs=2, metavar=("OURS", "THEIRS"), help="rows of a pass; chosen by trial if not given"
+        "--batches",
+        type=int,
+        nargs=3,
+        metavar=("OURS", "NO_CACHE", "THEIRS"),
+        help="rows of a pass; chosen by trial if not given",
     )
+    parser.add_argument("--sides", nargs="+", choices=list(BATCHES), default=list(BATCHES), help="beside Kronfluence")
     parser.add_argument("--rank", type=int, help="of query gradients; whole if not given")
     given = parser.parse_args()
     global RANK
@@ -221,11 +249,14 @@ def main() -> None:
         importlib.import_module(name)
     print(f"load {os.getloadavg()[0]:.1f}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS')}")
     best = dict(zip(BATCHES, given.batches or (), strict=False))
+    sides = [side for side in BATCHES if side in {*given.sides, THEIRS}]
+    own = [side for side in sides if side != THEIRS]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        for side, batches in BATCHES.items() if given.batches is None else ():
+        for side in sides if given.batches is None else ():
             tried = {
-                batch: run(side, batch, max(given.rows // 4, 8), max(given.queries // 4, 2), out) for batch in batches
+                batch: run(side, batch, max(given.rows // 4, 8), max(given.queries // 4, 2), out)
+                for batch in BATCHES[side]
             }
             best[side] = min(tried, key=lambda batch: tried[batch]["fit"] + tried[batch]["score"])
             print(
@@ -237,18 +268,18 @@ def main() -> None:
             )
         rounds = []
         for number in range(given.rounds):
-            order = list(BATCHES) if number % 2 == 0 else list(reversed(BATCHES))
+            order = sides if number % 2 == 0 else list(reversed(sides))
             rounds.append({side: run(side, best[side], given.rows, given.queries, out) for side in order})
             print(json.dumps(rounds[-1]), flush=True)
-        print(json.dumps(same(out)))
-    for kind in ("fit", "score"):
-        print(
-            f"{kind}: Kronfluence / ours, processor seconds: {interval([each['kronfluence'][kind] / each['modelassay'][kind] for each in rounds])}"
-        )
-    for side in BATCHES:
-        print(
-            f"{side}: peak memory {max(each[side]['peak_MiB'] for each in rounds):.0f} MiB, {max(each[side]['before_MiB'] for each in rounds):.0f} before it began"
-        )
+        for side in own:
+            print(f"{side} and kronfluence:", json.dumps(same(out, side)))
+    for side in own:
+        for kind, what in (("fit", "processor seconds"), ("score", "processor seconds"), ("fit_clock", "seconds of the clock"), ("score_clock", "seconds of the clock")):  # fmt: skip
+            ratios = [each[THEIRS][kind] / each[side][kind] for each in rounds]
+            print(f"{kind.removesuffix('_clock')}: Kronfluence / {side}, {what}: {interval(ratios)}")
+    for side in sides:
+        peak, before, disk = (max(each[side][f"{what}_MiB"] for each in rounds) for what in ("peak", "before", "disk"))
+        print(f"{side}: peak memory {peak} MiB, {before} before it began; disk {disk} MiB")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 Fisher = Literal["true", "empirical"]
 """Labels drawn from the model (its own distribution, one draw a token), or the data's."""
-_CHUNK_BYTES = 2**28
+CHUNK_BYTES = 2**28
+"""Of row gradients at a time, at most."""
+_CACHED_BYTES = 2**22
+"""On a CPU: row gradients of a layer of 344 x 128 are formed, squared and added in 47 microseconds each 16 at a time and in 70 with 64, beside a
+second-level cache of 1 MiB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,26 +39,46 @@ class Trace:
     gradients_BTO: Tensor
     """Of the rows' summed loss, in nats per unit of output; zero at padding."""
 
-    def row_gradients(self) -> Tensor:
-        """Return the gradient of each row's loss, [B, O, J]."""
-        return self.gradients_BTO.transpose(1, 2) @ self.inputs_BTJ
+    def row_gradients(self, *, out: Tensor | None = None) -> Tensor:
+        """Return the gradient of each row's loss, [B, O, J], in ``out`` if it is given: fresh pages cost as much as the product."""
+        gradients_BOT = self.gradients_BTO.transpose(1, 2)
+        return gradients_BOT @ self.inputs_BTJ if out is None else torch.bmm(gradients_BOT, self.inputs_BTJ, out=out)
+
+    def rotated(self, basis_OO: Tensor, basis_JJ: Tensor) -> Trace:
+        """Return the trace in the eigenbasis, Q_S^T g and Q_A^T a of each position: its row gradients are Q_S^T G Q_A."""
+        return Trace(inputs_BTJ=self.inputs_BTJ @ basis_JJ, gradients_BTO=self.gradients_BTO @ basis_OO)
 
     def rotated_row_gradients(self, basis_OO: Tensor, basis_JJ: Tensor) -> Tensor:
         """Return Q_S^T G Q_A of each row's gradient G, [B, O, J], in the cheaper order: T (O^2 + J^2) or O J (O + J) products beside T O J."""
-        o, j = len(basis_OO), len(basis_JJ)
-        if self.inputs_BTJ.shape[1] * (o * o + j * j) <= o * j * (o + j):
-            return (self.gradients_BTO @ basis_OO).transpose(1, 2) @ (self.inputs_BTJ @ basis_JJ)
+        if self.rotates_by_position:
+            return self.rotated(basis_OO, basis_JJ).row_gradients()
         return basis_OO.T @ self.row_gradients() @ basis_JJ
 
-    def chunks(self, size: int) -> Iterator[Trace]:
-        """Yield the same some rows at a time, so that the row gradients, of ``size`` entries each, stay within 256 MiB."""
-        rows = max(1, _CHUNK_BYTES // (size * self.inputs_BTJ.element_size()))
+    @property
+    def rotates_by_position(self) -> bool:
+        """Whether rotating each position takes fewer products than rotating each row's gradient."""
+        (_, t, j), o = self.inputs_BTJ.shape, self.gradients_BTO.shape[2]
+        return t * (o * o + j * j) <= o * j * (o + j)
+
+    @property
+    def size(self) -> int:
+        """Entries of a row's gradient."""
+        return self.inputs_BTJ.shape[2] * self.gradients_BTO.shape[2]
+
+    def rows(self, start: int, end: int) -> Trace:
+        """Return rows ``start`` to ``end - 1``."""
+        return Trace(inputs_BTJ=self.inputs_BTJ[start:end], gradients_BTO=self.gradients_BTO[start:end])
+
+    def chunks(self, most_bytes: int | None = None) -> Iterator[Trace]:
+        """Yield the same some rows at a time, so that their gradients stay within ``most_bytes``: in the cache of a CPU, or 256 MiB elsewhere."""
+        if most_bytes is None:
+            most_bytes = _CACHED_BYTES if self.inputs_BTJ.device.type == "cpu" else CHUNK_BYTES
+        rows = max(1, most_bytes // (self.size * self.inputs_BTJ.element_size()))
         for start in range(0, len(self.inputs_BTJ), rows):
-            part = slice(start, start + rows)
-            yield Trace(inputs_BTJ=self.inputs_BTJ[part], gradients_BTO=self.gradients_BTO[part])
+            yield self.rows(start, start + rows)
 
 
-Traces = dict[str, Trace]
+Traces = Mapping[str, Trace]
 
 
 class Capture:

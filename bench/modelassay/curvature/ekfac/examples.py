@@ -45,7 +45,8 @@ class ExampleBatch:
 
 def num_targets(example: Example) -> int:
     """Return how many tokens of a row carry loss and are predicted; the first never is."""
-    return sum(label != IGNORED for label in example.labels[1:])
+    predicted = example.labels[1:]
+    return len(predicted) - predicted.count(IGNORED)
 
 
 def batches_of(examples: Sequence[Example], *, vocabulary: int, device: torch.device, max_tokens: int = MAX_TOKENS,
@@ -78,7 +79,7 @@ def _padded(
     length = max(len(row.ids) for row in rows)
     ids_BT = torch.tensor([[*row.ids, *[0] * (length - len(row.ids))] for row in rows])
     labels_BT = torch.tensor([[*row.labels, *[IGNORED] * (length - len(row.ids))] for row in rows])
-    real_BT = torch.tensor([[position < len(row.ids) for position in range(length)] for row in rows])
+    real_BT = torch.arange(length) < torch.tensor([len(row.ids) for row in rows])[:, None]
     (target,) = count_tokens(
         [Microbatch(input_ids_BT=ids_BT, labels_BT=labels_BT)], vocabulary=vocabulary, device=device
     )

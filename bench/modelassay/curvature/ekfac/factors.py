@@ -13,7 +13,9 @@ eigen-directions, and squares: none is negative.
 
     folder/fit.json                        what is fitted: another fit is refused
     folder/covariance-G-P.safetensors      sums of module group G over data part P; removed at the end
+    folder/traces-G-P-N.safetensors        with ``cache``: inputs and output gradients of microbatch N; removed when they are rotated
     folder/basis-I.safetensors             layer I: covariances and eigenbases
+    folder/rotated-G-P-N.safetensors       with ``cache`` and the data's labels: the same in the eigenbasis, to be scored against
     folder/lambda-G-P.safetensors          sums of squares; removed at the end
     folder/module-I.safetensors            all of layer I, normalised, counts in its header
 """
@@ -22,24 +24,32 @@ eigen-directions, and squares: none is negative.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from modelassay.curvature.ekfac.capture import Capture, Fisher, Traces
-from modelassay.curvature.ekfac.examples import MAX_TOKENS, Example, batches_of, digest_of_examples, num_targets
+from modelassay.curvature.ekfac.examples import (
+    MAX_TOKENS,
+    Example,
+    ExampleBatch,
+    batches_of,
+    digest_of_examples,
+    num_targets,
+)
+from modelassay.curvature.ekfac.files import digest_of_weights, save_tensors
 from modelassay.curvature.ekfac.modules import LinearModule
+from modelassay.curvature.ekfac.stored import StoredTraces, save_traces
+from modelassay.curvature.ekfac.sums import Bases, add_covariances, add_rotated_squares, add_squares, rotated_traces
 from modelassay.curvature.language_model import vocabulary_size
-from modelassay.errors import CheckpointError, Diverged, HostError, UsageError
+from modelassay.errors import CheckpointError, Diverged, UsageError
 from modelassay.storage.durable import publish
 
 if TYPE_CHECKING:
@@ -65,6 +75,9 @@ class Fit:
     """Keep the Fisher matrix's diagonal in the weights' own coordinates too."""
     max_tokens: int = MAX_TOKENS
     """Positions of a microbatch."""
+    cache: bool = False
+    """Write inputs and output gradients of all positions to the disk in the first passes, so that the second need no model. With the data's
+    labels they stay there, in the eigenbasis, and `influence.train.FittedRows` scores against them without a pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +157,8 @@ def fit_factors(model: PreTrainedModel, examples: Sequence[Example], modules: Se
                 fit: Fit = Fit(), *, progress: Progress | None = None) -> Factors:  # fmt: skip  # noqa: B008
     """Fit factors into ``folder`` and return them; what a killed call left there is gone on with.
 
-    Costs two forward passes and two backward passes without weight gradients for each group of layers, and O(J^3 + O^3) for each
-    layer's eigenbases, in fp64 whatever the sums are in.
+    Costs two forward passes and two backward passes without weight gradients for each group of layers (one of each with ``fit.cache``), and
+    O(J^3 + O^3) for each layer's eigenbases, in fp64 whatever the sums are in.
 
     Raises:
         Diverged: a loss, a gradient or a covariance that is not finite, with the rows or the layer.
@@ -162,14 +175,15 @@ class _Fitting:
     def __init__(self, model: PreTrainedModel, examples: Sequence[Example], modules: Sequence[LinearModule], folder: Path,
                  fit: Fit, progress: Progress | None) -> None:  # fmt: skip
         self.model, self.examples, self.modules, self.folder, self.fit = model, examples, tuple(modules), folder, fit
-        counted = [number for number, example in enumerate(examples) if num_targets(example)]
+        targets = [num_targets(example) for example in examples]
+        counted = [number for number, count in enumerate(targets) if count]
         if not counted:
             raise UsageError(
                 f"influence: none of {len(examples)} rows has a token that carries loss; look at their labels"
             )
         self.counts = Counts(rows=len(counted), empty_rows=len(examples) - len(counted),
                              positions=sum(len(examples[number].ids) for number in counted),
-                             tokens=sum(num_targets(examples[number]) for number in counted))  # fmt: skip
+                             tokens=sum(targets))  # fmt: skip
         size = -(-len(counted) // fit.num_parts)
         self.parts = [counted[start : start + size] for start in range(0, len(counted), size)]
         size = -(-len(modules) // fit.num_groups)
@@ -186,17 +200,13 @@ class _Fitting:
             self._over_parts("lambda", self._square_sums)
             for number in range(len(self.modules)):
                 self._whole(number)
-        for kind in ("covariance", "lambda", "basis"):
+        for kind in ("covariance", "lambda", "basis", "traces"):
             for path in self.folder.glob(f"{kind}-*.safetensors"):
                 path.unlink()
         return Factors.load(self.folder)
 
     def _check_same(self) -> None:
-        weights = dict(self.model.named_parameters())
-        digest = hashlib.blake2b(digest_size=8)
-        for module in self.modules:
-            digest.update(weights[f"{module.name}.weight"].detach().cpu().float().contiguous().numpy().tobytes())
-        document = {"modules": [asdict(module) for module in self.modules], "fit": asdict(self.fit), "weights": digest.hexdigest(),
+        document = {"modules": [asdict(module) for module in self.modules], "fit": asdict(self.fit), "weights": digest_of_weights(self.model),
                     "examples": digest_of_examples(self.examples)}  # fmt: skip
         path = self.folder / "fit.json"
         if path.exists():
@@ -211,14 +221,12 @@ class _Fitting:
         aside.write_text(json.dumps(document, indent=1))
         publish(aside, path)
 
-    def _over_parts(
-        self, kind: str, sums: Callable[[Sequence[LinearModule], Sequence[int]], dict[str, Tensor]]
-    ) -> None:
-        for group, modules in enumerate(self.groups):
-            for part, numbers in enumerate(self.parts):
+    def _over_parts(self, kind: str, sums: Callable[[int, int], dict[str, Tensor]]) -> None:
+        for group in range(len(self.groups)):
+            for part in range(len(self.parts)):
                 path = self.folder / _name(kind, group, part)
                 if not path.exists():
-                    save_tensors(sums(modules, numbers), path)
+                    save_tensors(sums(group, part), path)
                 self._advance()
 
     def _advance(self) -> None:
@@ -226,40 +234,49 @@ class _Fitting:
         if self._progress is not None:
             self._progress(self._done, 2 * len(self.groups) * len(self.parts) + len(self.modules))
 
-    def _traced(
-        self, modules: Sequence[LinearModule], numbers: Sequence[int], add: Callable[[Traces, Tensor], None]
-    ) -> None:
-        capture = Capture(self.model, modules)
+    def _batches(self, group: int, part: int, bases: Bases | None = None) -> Iterator[tuple[ExampleBatch, Traces]]:
+        """Yield a part's microbatches with their traces, read where they are kept and else from a pass.
+
+        With ``bases`` in the eigenbasis, where they take the place of those that were kept.
+        """
+        capture = Capture(self.model, self.groups[group])
         batches = batches_of(self.examples, vocabulary=vocabulary_size(self.model), device=capture.device,
-                             max_tokens=self.fit.max_tokens, numbers=numbers)  # fmt: skip
+                             max_tokens=self.fit.max_tokens, numbers=self.parts[part])  # fmt: skip
         seed = self.fit.seed if self.fit.fisher == "true" else None
         with capture.passes():
-            for batch in batches:
-                traces = capture.traces(batch, sampled_seed=seed)
+            for number, batch in enumerate(batches):
+                path, rotated = (self.folder / _name(kind, group, part, number) for kind in ("traces", "rotated"))
+                traces: Traces | None = None if bases is None else self._kept(rotated, capture, batch)
+                if traces is None:
+                    traces = kept = self._kept(path, capture, batch)
+                    if traces is None:
+                        traces = capture.traces(batch, sampled_seed=seed)
+                    with torch.no_grad():
+                        if bases is not None:
+                            traces = rotated_traces(traces, bases)
+                            save_traces(traces, batch.numbers, rotated)
+                            path.unlink(missing_ok=True)
+                        elif self.fit.cache and kept is None:
+                            save_traces(traces, batch.numbers, path, durable=False)  # what is lost is made again
                 with torch.no_grad():
-                    add(traces, batch.real_BT)
+                    yield batch, traces
 
-    def _covariance_sums(self, modules: Sequence[LinearModule], numbers: Sequence[int]) -> dict[str, Tensor]:
+    def _kept(self, path: Path, capture: Capture, batch: ExampleBatch) -> StoredTraces | None:
+        """Return traces that were kept; None, so that they are made again, where they are not whole or not these."""
+        if not self.fit.cache or not path.exists():
+            return None
+        try:
+            kept = StoredTraces(path, dtype=capture.dtype, device=capture.device)
+            kept.check()
+        except CheckpointError:
+            return None
+        same = kept.numbers == batch.numbers and set(kept) == {module.name for module in capture.modules}
+        return kept if same else None
+
+    def _covariance_sums(self, group: int, part: int) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
-
-        def add(traces: Traces, real_BT: Tensor) -> None:
-            of_inputs: dict[int, Tensor] = {}  # gate and up share theirs
-            for module in modules:
-                trace = traces[module.name]
-                calls = trace.inputs_BTJ.shape[1] // real_BT.shape[1]
-                real = real_BT.repeat(1, calls)
-                key = trace.inputs_BTJ.data_ptr()
-                if key not in of_inputs:
-                    a_PJ = trace.inputs_BTJ[real]
-                    of_inputs[key] = a_PJ.T @ a_PJ
-                g_PO = trace.gradients_BTO.flatten(0, 1)
-                for name, square in (
-                    (f"{module.name}/inputs", of_inputs[key]),
-                    (f"{module.name}/outputs", g_PO.T @ g_PO),
-                ):
-                    sums[name] = sums[name].add_(square) if name in sums else square.clone()
-
-        self._traced(modules, numbers, add)
+        for batch, traces in self._batches(group, part):
+            add_covariances(sums, traces, batch.real_BT, self.groups[group], diagonal=self.fit.diagonal)
         return sums
 
     def _basis(self, number: int) -> None:
@@ -293,27 +310,28 @@ class _Fitting:
             return before["values_J"], before["basis_JJ"]
         return None
 
-    def _square_sums(self, modules: Sequence[LinearModule], numbers: Sequence[int]) -> dict[str, Tensor]:
-        device = next(self.model.parameters()).device
-        bases = {}
-        for module in modules:
-            kept = load_file(self.folder / _name("basis", self.modules.index(module)), device=str(device))
-            bases[module.name] = kept["basis_JJ"], kept["basis_OO"]
-        sums: dict[str, Tensor] = {}
-
-        def add(traces: Traces, real_BT: Tensor) -> None:
-            for module in modules:
-                basis_JJ, basis_OO = bases[module.name]
-                for trace in traces[module.name].chunks(module.size):
-                    squares = {"lambda": trace.rotated_row_gradients(basis_OO, basis_JJ).square_().sum(0)}
-                    if self.fit.diagonal:
-                        squares["diagonal"] = trace.row_gradients().square_().sum(0)
-                    for kind, square in squares.items():
-                        name = f"{module.name}/{kind}"
-                        sums[name] = sums[name].add_(square) if name in sums else square
-
-        self._traced(modules, numbers, add)
+    def _square_sums(self, group: int, part: int) -> dict[str, Tensor]:
+        bases, sums = self._bases(group), dict[str, Tensor]()
+        stay = self.fit.cache and self.fit.fisher == "empirical"
+        for _, traces in self._batches(group, part, bases if stay else None):
+            for layer, basis in bases.items():
+                if stay:
+                    add_squares(sums, f"{layer}/lambda", traces[layer])
+                else:
+                    add_rotated_squares(sums, f"{layer}/lambda", traces[layer], *basis)
         return sums
+
+    def _bases(self, group: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return Q_S and Q_A of each layer of a group, one tensor for those that share Q_A."""
+        device = next(self.model.parameters()).device
+        bases: dict[str, tuple[Tensor, Tensor]] = {}
+        shared: Tensor | None = None
+        for module in self.groups[group]:
+            kept = load_file(self.folder / _name("basis", self.modules.index(module)), device=str(device))
+            if shared is None or not torch.equal(shared, kept["basis_JJ"]):
+                shared = kept["basis_JJ"]
+            bases[module.name] = kept["basis_OO"], shared
+        return bases
 
     def _whole(self, number: int) -> None:
         path = self.folder / _name("module", number)
@@ -322,7 +340,7 @@ class _Fitting:
         tensors = load_file(self.folder / _name("basis", number))
         tensors["lambda_OJ"] = self._summed("lambda", number, "lambda") / self.counts.tokens
         if self.fit.diagonal:
-            tensors["diagonal_OJ"] = self._summed("lambda", number, "diagonal") / self.counts.tokens
+            tensors["diagonal_OJ"] = self._summed("covariance", number, "diagonal") / self.counts.tokens
         if not torch.isfinite(tensors["lambda_OJ"]).all():
             raise Diverged(f"influence: {self.modules[number].name}: corrected eigenvalues are not finite")
         units = "covariances per position (inputs) and per counted token (outputs); lambda and diagonal: nats per squared weight and token"
@@ -340,22 +358,6 @@ class _Fitting:
             total = tensor if total is None else total.add_(tensor)
         assert total is not None
         return total
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors, under their final name only when they are whole.
-
-    Raises:
-        HostError: the disk is full, or they cannot be written.
-    """
-    aside = path.with_suffix(".new")
-    try:
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside, metadata)
-        publish(aside, path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise HostError(f"{path}: cannot be written: {error}; see the plan for the room it takes") from error
 
 
 def summary_of(factors: ModuleFactors) -> dict[str, Any]:

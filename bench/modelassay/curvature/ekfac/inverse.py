@@ -54,12 +54,20 @@ def damping_of(factors: ModuleFactors, strategy: Strategy, damping: float) -> fl
     return damping * float(eigenvalues(factors, strategy).double().mean())
 
 
-def precondition(gradients_KOJ: Tensor, factors: ModuleFactors, *, strategy: Strategy, damping: float) -> Tensor:
+def precondition(
+    gradients_KOJ: Tensor, factors: ModuleFactors, *, strategy: Strategy, damping: float, rotated: bool = False
+) -> Tensor:
     """Return (C + d)^-1 times each gradient, [K, O, J]; the gradient itself for ``identity``.
 
+    With ``rotated`` the gradients are in the eigenbasis, and so is the result.
+
     Raises:
-        UsageError: a damping that is not positive, or a layer without curvature: all its eigenvalues are 0.
+        UsageError: a damping that is not positive, a layer without curvature: all its eigenvalues are 0, or ``diagonal`` of rotated ones.
     """
+    if rotated and strategy == "diagonal":
+        raise UsageError(
+            "influence: the diagonal is of the weights' own coordinates; gradients in the eigenbasis have none"
+        )
     if strategy == "identity":
         return gradients_KOJ
     check_damping(damping)
@@ -69,7 +77,7 @@ def precondition(gradients_KOJ: Tensor, factors: ModuleFactors, *, strategy: Str
         raise UsageError(
             f"influence: {factors.module.name} has no curvature: all its eigenvalues are 0; leave it out of the patterns"
         )
-    if strategy == "diagonal":
+    if rotated or strategy == "diagonal":
         return gradients_KOJ / (values_OJ + added)
     return from_basis(to_basis(gradients_KOJ, factors) / (values_OJ + added), factors)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from modelassay.curvature.ekfac.capture import CHUNK_BYTES
 from modelassay.curvature.ekfac.modules import LinearModule
 
 
@@ -19,13 +20,14 @@ class Plan:
     covariance_memory: int
     """Sums of one group of layers."""
     lambda_memory: int
-    """Bases and sums of one group, and the largest chunk of row gradients."""
+    """Bases and sums of one group, and a chunk of row gradients."""
     eigh_memory: int
     """The largest decomposition, in fp64."""
     query_memory: int
     """All query gradients, compressed where that is less."""
     train_cache_disk: int
-    """Inputs and output gradients of all positions, where train gradients are kept."""
+    """Inputs and output gradients of all positions, where train gradients are kept (`factors.Fit.cache`, `influence.train.keep`): at most, since
+    layers in turn that are given the same inputs store them once, and padding within a microbatch apart."""
 
     def lines(self) -> list[str]:
         """Return the plan in words.
@@ -56,9 +58,8 @@ def plan_of(modules: Sequence[LinearModule], *, num_groups: int = 1, num_parts: 
     return Plan(
         factors_disk=kept * itemsize,
         parts_disk=num_parts * itemsize * (sum(squares) + sum(sizes) * (1 + diagonal)),
-        covariance_memory=itemsize * max(sum(squares[i] for i in group_) for group_ in groups),
-        lambda_memory=itemsize * max(sum(squares[i] + sizes[i] * (1 + diagonal) for i in group_) for group_ in groups)
-        + 2**28,
+        covariance_memory=itemsize * max(sum(squares[i] + sizes[i] * diagonal for i in group_) for group_ in groups),
+        lambda_memory=itemsize * max(sum(squares[i] + sizes[i] for i in group_) for group_ in groups) + CHUNK_BYTES,
         eigh_memory=3 * 8 * max(max(shape) ** 2 for shape in shapes),
         query_memory=itemsize * queries,
         train_cache_disk=itemsize * num_positions * sum(sum(shape) for shape in shapes),

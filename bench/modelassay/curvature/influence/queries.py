@@ -4,18 +4,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from modelassay.curvature.ekfac.capture import Capture
+from modelassay.curvature.ekfac.capture import Capture, Trace, Traces
 from modelassay.curvature.ekfac.examples import MAX_TOKENS, Example, batches_of, num_targets
 from modelassay.curvature.ekfac.factors import Factors
 from modelassay.curvature.ekfac.inverse import DAMPING, Strategy, precondition
 from modelassay.curvature.ekfac.modules import LinearModule
+from modelassay.curvature.ekfac.sums import rotated_traces
 from modelassay.curvature.language_model import vocabulary_size
 from modelassay.errors import UsageError
 
@@ -34,6 +35,8 @@ class LayerQueries:
     whole_QOJ: Tensor | None = None
     left_QOR: Tensor | None = None
     right_QRJ: Tensor | None = None
+    rotated: bool = False
+    """Whether they are in the eigenbasis of the factors, to be scored against rows that are too."""
     fidelity_Q: Tensor | None = None
     """Cosine between each matrix and its approximation, the root of the share of its square that is kept; None where it is whole."""
 
@@ -60,46 +63,109 @@ class LayerQueries:
         return len(tensor)
 
 
+class QueryGradients(Mapping[str, Tensor]):
+    """Gradients of queries, {layer: [Q, O, J]}, each layer's made when it is asked for, again each time.
+
+    Until then the traces take T (O + J) numbers of a query and layer; where that is more than O J the matrices are there from the start.
+    """
+
+    def __init__(self, num_queries: int, modules: Sequence[LinearModule], *, rotated: bool = False) -> None:
+        """Begin with nothing of any query; ``rotated`` says whether the traces will be in the eigenbasis of factors."""
+        self.rotated = rotated
+        self._num_queries, self._modules = num_queries, {module.name: module for module in modules}
+        self._parts: dict[str, list[tuple[list[int], Trace | Tensor]]] = {name: [] for name in self._modules}
+
+    def add(self, numbers: Sequence[int], traces: Traces) -> None:
+        """Take the traces of some queries."""
+        for name in self._modules:
+            trace = traces[name]
+            compact = trace.inputs_BTJ[0].numel() + trace.gradients_BTO[0].numel() < trace.size
+            self._parts[name].append((list(numbers), trace if compact else trace.row_gradients()))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the gradients of a layer, [Q, O, J]."""
+        first = self._parts[name][0][1]
+        like = first.inputs_BTJ if isinstance(first, Trace) else first
+        result_QOJ = like.new_zeros(self._num_queries, *self._modules[name].shape)
+        for numbers, part in self._parts[name]:
+            result_QOJ[numbers] = part.row_gradients() if isinstance(part, Trace) else part
+        return result_QOJ
+
+    def __iter__(self) -> Iterator[str]:
+        """Layers."""
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        """Number of layers."""
+        return len(self._modules)
+
+
 def raw_gradients(model: PreTrainedModel, queries: Sequence[Example], modules: Sequence[LinearModule], *,
-                  max_tokens: int = MAX_TOKENS) -> dict[str, Tensor]:  # fmt: skip
-    """Return the gradient of each query's summed loss, {layer: [Q, O, J]}.
+                  max_tokens: int = MAX_TOKENS) -> QueryGradients:  # fmt: skip
+    """Return the gradient of each query's summed loss.
 
     Raises:
         UsageError: a query without a counted token: its gradient is zero, and so would be every score.
         Diverged: a loss or gradient that is not finite.
     """
+    result = QueryGradients(len(queries), modules)
+    for numbers, traces in _passed(model, queries, modules, max_tokens):
+        result.add(numbers, traces)
+    return result
+
+
+def rotated_gradients(
+    model: PreTrainedModel, queries: Sequence[Example], factors: Factors, *, max_tokens: int = MAX_TOKENS
+) -> QueryGradients:
+    """Return the gradient of each query's summed loss in the eigenbasis of ``factors``: to be scored against `train.FittedRows`.
+
+    Costs T (O^2 + J^2) products of a query and layer, and spares `prepared` its 2 O J (O + J).
+
+    Raises:
+        UsageError: as `raw_gradients`.
+        Diverged: a loss or gradient that is not finite.
+    """
+    result = QueryGradients(len(queries), factors.modules, rotated=True)
+    bases: dict[str, tuple[Tensor, Tensor]] = {}
+    for numbers, traces in _passed(model, queries, factors.modules, max_tokens):
+        if not bases:
+            device = next(model.parameters()).device
+            owns = [(module.name, factors[module.name]) for module in factors.modules]
+            bases = {name: (own.basis_OO.to(device), own.basis_JJ.to(device)) for name, own in owns}
+        result.add(numbers, rotated_traces(traces, bases))
+    return result
+
+
+def _passed(
+    model: PreTrainedModel, queries: Sequence[Example], modules: Sequence[LinearModule], max_tokens: int
+) -> Iterator[tuple[tuple[int, ...], Traces]]:
     if not queries:
         raise UsageError("influence: no queries; give at least one")
     if empty := [number for number, query in enumerate(queries) if not num_targets(query)]:
         raise UsageError(f"influence: query {empty[0]} has no token that carries loss ({len(empty)} of {len(queries)} have none); an empty answer has no influences, leave it out")  # fmt: skip
     capture = Capture(model, modules)
-    result = {
-        module.name: torch.zeros(len(queries), *module.shape, dtype=capture.dtype, device=capture.device)
-        for module in modules
-    }
     batches = batches_of(queries, vocabulary=vocabulary_size(model), device=capture.device, max_tokens=max_tokens)
-    with capture.passes():
-        for batch in batches:
+    for batch in batches:
+        with capture.passes():
             traces = capture.traces(batch)
-            for name, trace in traces.items():
-                result[name][list(batch.numbers)] = trace.row_gradients()
-    return result
+        yield batch.numbers, traces
 
 
 def prepared(gradients: Mapping[str, Tensor], factors: Factors, *, strategy: Strategy = "ekfac", damping: float = DAMPING,
              rank: int | None = None, seed: int = 0) -> list[LayerQueries]:  # fmt: skip
-    """Return (C + d)^-1 g of each query, compressed to ``rank`` if it is given.
+    """Return (C + d)^-1 g of each query, compressed to ``rank`` if it is given; of rotated gradients in the eigenbasis.
 
     Raises:
         UsageError: what `inverse.precondition` or `compressed` refuses.
     """
-    layers = []
+    layers, rotated = [], isinstance(gradients, QueryGradients) and gradients.rotated
     for module in factors.modules:
         # Of identity nothing is read: factors of a large model stay on the disk.
         whole_QOJ = gradients[module.name]
         if strategy != "identity":
-            whole_QOJ = precondition(whole_QOJ, factors[module.name], strategy=strategy, damping=damping)
-        layers.append(compressed(whole_QOJ, module, rank=rank, seed=seed))
+            own = factors[module.name]
+            whole_QOJ = precondition(whole_QOJ, own, strategy=strategy, damping=damping, rotated=rotated)
+        layers.append(replace(compressed(whole_QOJ, module, rank=rank, seed=seed), rotated=rotated))
     return layers
 
 

@@ -1,6 +1,7 @@
 """The gradients of training rows as their traces: from passes, or from a cache that serves any number of query sets.
 
-A trace takes T (O + J) numbers of a row and layer, the gradient itself O J: the cache is exact and, for short rows, smaller.
+A trace takes T (O + J) numbers of a row and layer, the gradient itself O J: the cache is exact and, for short rows, smaller. `keep` writes
+one from passes; a fit with ``cache`` and the data's labels leaves one in its own folder (`FittedRows`).
 
 ::
 
@@ -11,20 +12,22 @@ A trace takes T (O + J) numbers of a row and layer, the gradient itself O J: the
 from __future__ import annotations
 
 import json
+from collections import ChainMap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from safetensors.torch import load_file
 
-from modelassay.curvature.ekfac.capture import Capture, Trace, Traces
+from modelassay.curvature.ekfac.capture import Capture, Traces
 from modelassay.curvature.ekfac.examples import MAX_TOKENS, Example, batches_of, digest_of_examples
-from modelassay.curvature.ekfac.factors import save_tensors
+from modelassay.curvature.ekfac.factors import Factors
+from modelassay.curvature.ekfac.files import digest_of_weights
 from modelassay.curvature.ekfac.modules import LinearModule
+from modelassay.curvature.ekfac.stored import StoredTraces, save_traces
 from modelassay.curvature.language_model import vocabulary_size
-from modelassay.errors import CheckpointError
+from modelassay.errors import CheckpointError, UsageError
 from modelassay.storage.durable import publish
 
 if TYPE_CHECKING:
@@ -36,6 +39,10 @@ class TrainSource(Protocol):
 
     num_rows: int
     """Rows in all; those without a counted token come in no microbatch, and score 0."""
+    rotated: bool
+    """Whether traces are in the eigenbasis of the factors, as the queries that are scored against them must be."""
+    waiting: bool
+    """Whether traces are read when they are asked for, so that many microbatches together take no more memory than one."""
 
     def batches(self) -> Iterator[tuple[tuple[int, ...], Traces]]:
         """Yield row numbers and the traces of those rows."""
@@ -49,6 +56,7 @@ class LiveRows:
     examples: Sequence[Example]
     modules: Sequence[LinearModule]
     max_tokens: int = MAX_TOKENS
+    rotated = waiting = False
 
     @property
     def num_rows(self) -> int:
@@ -74,6 +82,8 @@ class LiveRows:
 class CachedRows:
     """Traces on disk."""
 
+    rotated, waiting = False, True
+
     def __init__(self, folder: Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Read what `keep` left in ``folder``; traces are widened to ``dtype``.
 
@@ -92,18 +102,56 @@ class CachedRows:
         )
 
     def batches(self) -> Iterator[tuple[tuple[int, ...], Traces]]:
-        """Yield row numbers and traces."""
+        """Yield row numbers and traces.
+
+        Raises:
+            CheckpointError: a file is not what was written.
+        """
         for number, rows in enumerate(self._batches):
-            traces: Traces = {}
-            inputs: torch.Tensor | None = None
-            for key, tensor in sorted(load_file(self.folder / _name(number)).items()):
-                layer, kind = key[5:].rsplit("/", 1)
-                if kind == "inputs":
-                    inputs = tensor.to(self._dtype)
-                else:
-                    assert inputs is not None
-                    traces[layer] = Trace(inputs_BTJ=inputs, gradients_BTO=tensor.to(self._dtype))
+            traces = StoredTraces(self.folder / _name(number), dtype=self._dtype)
+            if list(traces.numbers) != rows:
+                raise CheckpointError(f"{traces.path}: traces of other rows; delete the folder to make them anew")
             yield tuple(rows), traces
+
+
+class FittedRows:
+    """Traces that a fit with ``cache`` and the data's labels left beside its factors, in their eigenbasis."""
+
+    rotated, waiting = True, True
+
+    def __init__(self, factors: Factors, *, device: torch.device | str = "cpu") -> None:
+        """Take the rows that ``factors`` were fitted on.
+
+        Raises:
+            UsageError: the fit kept none.
+            CheckpointError: not all of them are there.
+        """
+        if not factors.fit.cache or factors.fit.fisher != "empirical":
+            raise UsageError(
+                f"{factors.folder}: its fit kept no train gradients; fit with cache=True and fisher='empirical', or take LiveRows"
+            )
+        self.num_rows = factors.counts.rows + factors.counts.empty_rows
+        dtype = factors[factors.modules[0].name].lambda_OJ.dtype
+        by_rows: dict[tuple[int, ...], list[StoredTraces]] = {}
+        for path in sorted(factors.folder.glob("rotated-*.safetensors")):
+            traces = StoredTraces(path, dtype=dtype, device=device)
+            by_rows.setdefault(traces.numbers, []).append(traces)
+        names = {module.name for module in factors.modules}
+        whole = all(names == {layer for traces in parts for layer in traces} for parts in by_rows.values())
+        if not whole or sum(map(len, by_rows)) != factors.counts.rows:
+            raise CheckpointError(
+                f"{factors.folder}: train gradients of some rows or layers are gone; delete the folder to fit anew"
+            )
+        self._batches = by_rows
+
+    def batches(self) -> Iterator[tuple[tuple[int, ...], Traces]]:
+        """Yield row numbers and traces.
+
+        Raises:
+            CheckpointError: a tensor is not what was written.
+        """
+        for numbers, parts in self._batches.items():
+            yield numbers, ChainMap(*parts)  # type: ignore[arg-type]  # nothing is written to it
 
 
 def keep(rows: LiveRows, folder: Path, *, dtype: torch.dtype | None = None) -> CachedRows:
@@ -115,14 +163,14 @@ def keep(rows: LiveRows, folder: Path, *, dtype: torch.dtype | None = None) -> C
         dtype: what is stored; that of the traces if None. bfloat16 halves the disk and rounds scores at 3 digits.
 
     Raises:
-        CheckpointError: the folder holds other rows.
+        CheckpointError: the folder holds other rows, or those of another model.
         HostError: the disk is full.
     """
     capture = Capture(rows.model, rows.modules)
     batches = batches_of(
         rows.examples, vocabulary=vocabulary_size(rows.model), device=capture.device, max_tokens=rows.max_tokens
     )
-    document = {"num_rows": rows.num_rows, "examples": digest_of_examples(rows.examples), "modules": [asdict(module) for module in rows.modules],
+    document = {"num_rows": rows.num_rows, "examples": digest_of_examples(rows.examples), "weights": digest_of_weights(rows.model), "modules": [asdict(module) for module in rows.modules],
                 "batches": [batch.numbers for batch in batches]}  # fmt: skip
     path = folder / "train.json"
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,29 +178,16 @@ def keep(rows: LiveRows, folder: Path, *, dtype: torch.dtype | None = None) -> C
     for there in (path, begun):
         if there.exists() and json.loads(there.read_text()) != json.loads(json.dumps(document)):
             raise CheckpointError(
-                f"{there}: train gradients of other rows or layers; delete the folder to make them anew"
+                f"{there}: train gradients of other rows, layers or weights; delete the folder to make them anew"
             )
     if not path.exists():
         begun.write_text(json.dumps(document))
         with capture.passes():
             for number, batch in enumerate(batches):
                 if not (folder / _name(number)).exists():
-                    save_tensors(_stored(capture.traces(batch), dtype), folder / _name(number))
+                    save_traces(capture.traces(batch), batch.numbers, folder / _name(number), dtype=dtype)
         publish(begun, path)
     return CachedRows(folder, dtype=capture.dtype)
-
-
-def _stored(traces: Traces, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    before = None
-    for name, trace in traces.items():
-        if (
-            key := trace.inputs_BTJ.data_ptr()
-        ) != before:  # gate and up share theirs: a layer without inputs takes those before it
-            before = key
-            tensors[f"{len(tensors):04d}/{name}/inputs"] = trace.inputs_BTJ
-        tensors[f"{len(tensors):04d}/{name}/gradients"] = trace.gradients_BTO
-    return {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in tensors.items()}
 
 
 def _name(number: int) -> str:

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from modelassay.curvature.ekfac import factors as fitting
+from modelassay.curvature.ekfac import files, stored
+from modelassay.curvature.ekfac.capture import Capture
 from modelassay.curvature.ekfac.factors import Factors, Fit, ModuleFactors, fit_factors, summary_of
 from modelassay.curvature.ekfac.inverse import STRATEGIES, precondition
 from modelassay.curvature.ekfac.modules import flattened, parameters_of, select_modules, unflattened
 from modelassay.curvature.ekfac.plan import plan_of
+from modelassay.curvature.ekfac.sums import gram
 from modelassay.curvature.loss import second_order
 from modelassay.errors import CheckpointError, Diverged, UsageError
 from modelassay.training.rows import Row
@@ -118,19 +121,28 @@ class Stop(BaseException):
     """The process is gone."""
 
 
-def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="passes"),
+        pytest.param({"cache": True}, id="cache", marks=pytest.mark.nightly),
+        pytest.param({"cache": True, "fisher": "empirical"}, id="kept"),
+    ],
+)
+def test_a_killed_fit_goes_on_to_the_same_bits(options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = tiny("qwen2"), rows_of()
-    modules, fit = select_modules(model), Fit(num_parts=3, num_groups=2, seed=1, diagonal=True)
+    modules, fit = select_modules(model), Fit(num_parts=3, num_groups=2, seed=1, diagonal=True, max_tokens=9, **options)
     whole = fit_factors(model, rows, modules, tmp_path / "whole", fit)
-    save, left = fitting.save_tensors, [0]
+    save, left = files.save_tensors, [0]
 
-    def dying(*args: Any) -> None:
+    def dying(*args: Any, **options: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise Stop
-        save(*args)
+        save(*args, **options)
 
-    monkeypatch.setattr(fitting, "save_tensors", dying)
+    for module in (fitting, stored):
+        monkeypatch.setattr(module, "save_tensors", dying)
     kills = 0
     while True:
         left[0] = 4
@@ -143,8 +155,67 @@ def test_a_killed_fit_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pyte
     for module in modules:
         for name in ("covariance_JJ", "basis_OO", "lambda_OJ", "diagonal_OJ"):
             assert torch.equal(getattr(whole[module.name], name), getattr(again[module.name], name))
-    assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == [
-        "fit.json", *(f"module-{number:03d}.safetensors" for number in range(6))]  # fmt: skip
+    names = sorted(path.name for path in (tmp_path / "cut").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "whole").iterdir())
+    kept = [name for name in names if name.startswith("rotated-")]
+    assert names == ["fit.json", *(f"module-{number:03d}.safetensors" for number in range(6)), *kept]
+    assert bool(kept) == (fit.cache and fit.fisher == "empirical")
+
+
+@pytest.mark.parametrize("fisher", ["true", "empirical"])
+def test_a_fit_from_kept_traces_makes_one_pass_and_the_same_factors(
+    fisher: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = tiny("llama"), rows_of()
+    modules, passes = select_modules(model, NAMES), [0]
+    traces = Capture.traces
+
+    def counted(self: Capture, *args: Any, **options: Any) -> Any:
+        passes[0] += 1
+        return traces(self, *args, **options)
+
+    monkeypatch.setattr(Capture, "traces", counted)
+    fit = replace(FIT, fisher=fisher)
+    fresh = fit_factors(model, rows, modules, tmp_path / "a", fit)
+    first = passes[0]
+    kept = fit_factors(model, rows, modules, tmp_path / "b", replace(fit, cache=True))
+    assert passes[0] == first + first // 2
+    for module in modules:
+        for name in ("covariance_OO", "lambda_OJ", "diagonal_OJ"):
+            torch.testing.assert_close(
+                getattr(kept[module.name], name), getattr(fresh[module.name], name), rtol=1e-9, atol=1e-14
+            )
+
+
+def test_damaged_traces_of_a_killed_fit_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tiny("qwen2"), rows_of()
+    modules, fit = select_modules(model), replace(FIT, cache=True)
+    whole = fit_factors(model, rows, modules, tmp_path / "whole", fit)
+    folder = tmp_path / "cut"
+    monkeypatch.setattr(fitting._Fitting, "_basis", lambda *_: (_ for _ in ()).throw(Stop()))
+    with pytest.raises(Stop):
+        fit_factors(model, rows, modules, folder, fit)
+    monkeypatch.undo()
+    with torch.no_grad():
+        model.model.norm.weight[0] *= 2  # of no chosen layer, and yet no trace is the same
+    with pytest.raises(CheckpointError, match=r"another fit \(weights differ\)"):
+        fit_factors(model, rows, modules, folder, fit)
+    with torch.no_grad():
+        model.model.norm.weight[0] /= 2
+    first, second, *_ = sorted(folder.glob("traces-*"))
+    content = first.read_bytes()
+    first.write_bytes(content[:-16] + bytes(8) + content[-8:])
+    second.write_bytes(content[:-1])
+    again = fit_factors(model, rows, modules, folder, fit)
+    for module in modules:
+        assert torch.equal(again[module.name].lambda_OJ, whole[module.name].lambda_OJ)
+
+
+@pytest.mark.parametrize("columns", [1, 95, 97, 250])
+def test_a_gram_matrix_by_halves_is_the_product(columns: int) -> None:
+    x = torch.randn(40, columns, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(gram(x), x.T @ x, rtol=1e-12, atol=1e-12)
+    assert torch.equal(gram(x), gram(x).T)
 
 
 def test_another_fit_in_the_folder_is_refused(fitted: Any, tmp_path: Path) -> None:

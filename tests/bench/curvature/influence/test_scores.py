@@ -1,5 +1,6 @@
 """Scores against dense algebra on gradients of single rows, and against Kronfluence where it is installed."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,16 @@ from modelassay.curvature.ekfac.capture import Trace
 from modelassay.curvature.ekfac.factors import Factors, Fit, fit_factors
 from modelassay.curvature.ekfac.inverse import STRATEGIES
 from modelassay.curvature.ekfac.modules import select_modules
-from modelassay.curvature.influence.queries import compressed, fidelity_of, prepared, raw_gradients
+from modelassay.curvature.influence.queries import (
+    compressed,
+    fidelity_of,
+    prepared,
+    raw_gradients,
+    rotated_gradients,
+)
 from modelassay.curvature.influence.scores import pairwise, score_blocks, self_scores, token_scores, top_rows
 from modelassay.curvature.influence.table import pairwise_frame, top_frame
-from modelassay.curvature.influence.train import CachedRows, LiveRows, keep
+from modelassay.curvature.influence.train import CachedRows, FittedRows, LiveRows, keep
 from modelassay.curvature.loss import second_order
 from modelassay.errors import CheckpointError, UsageError
 from modelassay.training.rows import Row
@@ -181,25 +188,75 @@ def test_a_killed_cache_goes_on_and_serves_the_same_scores(
 
     model, rows, queries, factors = made
     live = LiveRows(model=model, examples=rows, modules=factors.modules, max_tokens=9)
-    save, left = train.save_tensors, [2]
+    save, left = train.save_traces, [2]
 
-    def dying(*args: Any) -> None:
+    def dying(*args: Any, **options: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise Stop
-        save(*args)
+        save(*args, **options)
 
-    monkeypatch.setattr(train, "save_tensors", dying)
+    monkeypatch.setattr(train, "save_traces", dying)
     with pytest.raises(Stop):
         keep(live, tmp_path)
     with pytest.raises(CheckpointError, match="no whole cache"):
         CachedRows(tmp_path)
     left[0] = 100
     layers = prepared(raw_gradients(model, queries, factors.modules), factors)
-    again = pairwise(layers, keep(live, tmp_path), num_tokens=factors.counts.tokens)
-    assert torch.equal(again, pairwise(layers, live, num_tokens=factors.counts.tokens))
-    with pytest.raises(CheckpointError, match="of other rows or layers"):
+    scores = [
+        pairwise(layers, source, num_tokens=factors.counts.tokens)
+        for source in (keep(live, tmp_path), keep(live, tmp_path / "whole"), live)
+    ]
+    assert torch.equal(scores[0], scores[1])
+    torch.testing.assert_close(scores[0], scores[2], rtol=1e-12, atol=0)
+    with pytest.raises(CheckpointError, match="of other rows, layers or weights"):
         keep(LiveRows(model=model, examples=rows[1:], modules=factors.modules, max_tokens=9), tmp_path)
+    changed = deepcopy(model)
+    with torch.no_grad():
+        changed.model.norm.weight[0] += 1e-9  # of no chosen layer, and yet every gradient is another
+    with pytest.raises(CheckpointError, match="of other rows, layers or weights"):
+        keep(LiveRows(model=changed, examples=rows, modules=factors.modules, max_tokens=9), tmp_path)
+
+
+def test_rows_that_a_fit_kept_score_as_fresh_ones_do(made: Made, tmp_path: Path) -> None:
+    model, rows, queries, factors = made
+    fit = Fit(fisher="empirical", diagonal=True, max_tokens=20, cache=True, num_parts=2, num_groups=2)
+    kept = fit_factors(model, rows, factors.modules, tmp_path, fit)
+    source, live = FittedRows(kept), LiveRows(model=model, examples=rows, modules=factors.modules)
+    rotated = rotated_gradients(model, queries, kept)
+    for strategy in ("identity", "kfac", "ekfac"):
+        layers = prepared(rotated, kept, strategy=strategy, damping=0.05)
+        scores = pairwise(layers, source, num_tokens=kept.counts.tokens, per_module=True)
+        torch.testing.assert_close(scores, dense_scores(made, strategy, 0.05), rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(
+            self_scores(kept, source, strategy=strategy), self_scores(factors, live, strategy=strategy)
+        )
+    by_token = token_scores(layers, source, [(1, 2)], num_tokens=kept.counts.tokens)[1, 2]
+    assert float(by_token.sum()) == pytest.approx(float(scores.sum(0)[1, 2]), rel=1e-9)
+    with pytest.raises(UsageError, match="queries and rows lie in different coordinates"):
+        pairwise(layers, live, num_tokens=1)
+    with pytest.raises(UsageError, match="the diagonal is of the weights' own coordinates"):
+        prepared(rotated, kept, strategy="diagonal")
+    with pytest.raises(UsageError, match="its fit kept no train gradients; fit with cache=True"):
+        FittedRows(factors)
+
+
+def test_traces_that_are_not_what_was_written_are_refused(made: Made, tmp_path: Path) -> None:
+    model, rows, queries, factors = made
+    fit = Fit(fisher="empirical", max_tokens=20, cache=True)
+    kept = fit_factors(model, rows, factors.modules, tmp_path, fit)
+    layers = prepared(rotated_gradients(model, queries, kept), kept)
+    path = sorted(tmp_path.glob("rotated-*"))[-1]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    with pytest.raises(CheckpointError, match=r"rotated-.*: no whole traces \(.* is not what was written\)"):
+        pairwise(layers, FittedRows(kept), num_tokens=1)
+    path.write_bytes(whole[:-8])
+    with pytest.raises(CheckpointError, match="no whole traces"):
+        FittedRows(kept)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="train gradients of some rows or layers are gone"):
+        FittedRows(kept)
 
 
 def test_scores_are_those_of_kronfluence(made: Made, tmp_path: Path) -> None:

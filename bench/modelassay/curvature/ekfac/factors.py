@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Progress = Callable[[int, int], None]
-"""Told how many of how many (layer groups x data parts x 2 + layers) are done."""
+"""Told how many of how many are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def fit_factors(model: PreTrainedModel, examples: Sequence[Example], modules: Se
     """Fit factors into ``folder`` and return them; what a killed call left there is gone on with.
 
     Costs two forward passes and two backward passes without weight gradients for each group of layers (one of each with ``fit.cache``), and
-    O(J^3 + O^3) for each layer's eigenbases, in fp64 whatever the sums are in.
+    O(J^3 + O^3) for each layer's eigenbases, in fp64 whatever the sums are in. ``progress`` is told of layer groups x data parts x 2 + layers.
 
     Raises:
         Diverged: a loss, a gradient or a covariance that is not finite, with the rows or the layer.

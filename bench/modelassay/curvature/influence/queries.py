@@ -38,7 +38,7 @@ class LayerQueries:
     rotated: bool = False
     """Whether they are in the eigenbasis of the factors, to be scored against rows that are too."""
     fidelity_Q: Tensor | None = None
-    """Cosine between each matrix and its approximation, the root of the share of its square that is kept; None where it is whole."""
+    """Cosine between each matrix and its approximation, in fp64; None where it is whole."""
 
     def dense(self) -> Tensor:
         """Return the matrices, or those that the approximations stand for, [Q, O, J]."""
@@ -191,10 +191,22 @@ def compressed(whole_QOJ: Tensor, module: LinearModule, *, rank: int | None, see
         basis_QOW = torch.linalg.qr(whole_QOJ @ torch.linalg.qr(whole_QOJ.mT @ basis_QOW).Q).Q
     u, s, v = torch.linalg.svd(basis_QOW.mT @ whole_QOJ, full_matrices=False)
     left_QOR, right_QRJ = basis_QOW @ (u[..., :rank] * s[:, None, :rank]), v[:, :rank]
-    norms_Q = whole_QOJ.flatten(1).norm(dim=1)
-    kept_Q = s[:, :rank].square().sum(1).sqrt()
-    fidelity_Q = torch.where(norms_Q > 0, kept_Q / norms_Q, torch.ones_like(norms_Q))
+    fidelity_Q = torch.stack([
+        _cosine(whole_OJ, left_OR @ right_RJ)
+        for whole_OJ, left_OR, right_RJ in zip(whole_QOJ, left_QOR, right_QRJ, strict=True)
+    ])
     return LayerQueries(module=module, left_QOR=left_QOR, right_QRJ=right_QRJ.contiguous(), fidelity_Q=fidelity_Q)
+
+
+def _cosine(a_OJ: Tensor, b_OJ: Tensor) -> Tensor:
+    """Return the cosine of two matrices, 1 if the first is zero.
+
+    In fp64: PyTorch adds the squares of a norm in fp32 one after the other, which at a million of entries comes out 1e-5 too small, and so a
+    cosine that much above 1.
+    """
+    a_D, b_D = a_OJ.flatten().double(), b_OJ.flatten().double()
+    norm = a_D.norm()
+    return torch.where(norm > 0, (a_D @ b_D / (norm * b_D.norm())).clamp(max=1.0), 1.0)  # clamp: the last bit of fp64
 
 
 def fidelity_of(layers: Sequence[LayerQueries]) -> dict[str, float | None]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from modelassay.curvature.ekfac.capture import CHUNK_BYTES, Trace, Traces
-from modelassay.curvature.ekfac.factors import Factors
+from modelassay.curvature.ekfac.factors import Factors, Progress
 from modelassay.curvature.ekfac.inverse import DAMPING, Strategy, check_damping, damping_of, eigenvalues
 from modelassay.curvature.influence.queries import LayerQueries
 from modelassay.curvature.influence.train import TrainSource
@@ -138,13 +138,27 @@ def _through_tokens(layer: LayerQueries, trace: Trace) -> Tensor:
     return torch.stack(scores)
 
 
-def pairwise(layers: Sequence[LayerQueries], rows: TrainSource, *, num_tokens: int, per_module: bool = False) -> Tensor:
-    """Return all scores, [Q, rows], or [L, Q, rows] with ``per_module``; 0 of rows without a counted token."""
+def pairwise(
+    layers: Sequence[LayerQueries],
+    rows: TrainSource,
+    *,
+    num_tokens: int,
+    per_module: bool = False,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Return all scores, [Q, rows], or [L, Q, rows] with ``per_module``; 0 of rows without a counted token.
+
+    ``progress`` is told how many of how many rows are done.
+    """
     result = torch.zeros(len(layers), layers[0].num_queries, rows.num_rows, dtype=torch.float64)
     if not per_module:
         result = result[0]
+    done = 0
     for block in score_blocks(layers, rows, num_tokens=num_tokens):
         result[..., list(block.numbers)] = (block.scores_LQB if per_module else block.scores_QB).double().cpu()
+        done += len(block.numbers)
+        if progress is not None:
+            progress(done, rows.num_rows)
     return result
 
 

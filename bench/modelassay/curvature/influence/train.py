@@ -22,7 +22,7 @@ import torch
 
 from modelassay.curvature.ekfac.capture import Capture, Traces
 from modelassay.curvature.ekfac.examples import MAX_TOKENS, Example, batches_of, digest_of_examples
-from modelassay.curvature.ekfac.factors import Factors
+from modelassay.curvature.ekfac.factors import Factors, Progress
 from modelassay.curvature.ekfac.files import digest_of_weights
 from modelassay.curvature.ekfac.modules import LinearModule
 from modelassay.curvature.ekfac.stored import StoredTraces, save_traces
@@ -154,13 +154,16 @@ class FittedRows:
             yield numbers, ChainMap(*parts)  # type: ignore[arg-type]  # nothing is written to it
 
 
-def keep(rows: LiveRows, folder: Path, *, dtype: torch.dtype | None = None) -> CachedRows:
+def keep(
+    rows: LiveRows, folder: Path, *, dtype: torch.dtype | None = None, progress: Progress | None = None
+) -> CachedRows:
     """Write the traces of all rows into ``folder``, going on where a killed call was, and return them.
 
     Args:
         rows: the rows.
         folder: where to.
         dtype: what is stored; that of the traces if None. bfloat16 halves the disk and rounds scores at 3 digits.
+        progress: told how many of how many microbatches are done.
 
     Raises:
         CheckpointError: the folder holds other rows, or those of another model.
@@ -186,6 +189,8 @@ def keep(rows: LiveRows, folder: Path, *, dtype: torch.dtype | None = None) -> C
             for number, batch in enumerate(batches):
                 if not (folder / _name(number)).exists():
                     save_traces(capture.traces(batch), batch.numbers, folder / _name(number), dtype=dtype)
+                if progress is not None:
+                    progress(number + 1, len(batches))
         publish(begun, path)
     return CachedRows(folder, dtype=capture.dtype)
 

@@ -118,7 +118,12 @@ class _Scoring:
         self.examples = [text.row for text in prepared.rows]
         live = LiveRows(model=model, examples=self.examples, modules=own.modules, max_tokens=params.max_tokens)
         with stage.microbatch("train-gradients", tokens=sum(len(row.ids) for row in self.examples)):
-            self.rows: CachedRows = keep(live, stage.folder / "train-gradients")
+            self.rows: CachedRows = keep(
+                live,
+                stage.folder / "train-gradients",
+                progress=lambda done, of: stage.progress(done, of, "microbatches of train gradients"),
+            )
+        self._done, self._passes = 0, self._count_passes()
         self.raw = raw_gradients(model, [query.row for query in queries], own.modules, max_tokens=params.max_tokens)
         self.scores: dict[str, Tensor] = {}
 
@@ -139,13 +144,30 @@ class _Scoring:
         written = sum(path.stat().st_size for path in (self.stage.folder / "train-gradients").iterdir())
         self.stage.metric("written_bytes", written, of="train_cache_disk")
 
+    def _count_passes(self) -> int:
+        """Return how often the rows are gone over: by plain products and by themselves, by each method and damping, twice for the fidelity, and by
+        themselves again.
+        """  # noqa: D205
+        solved = 2 if self.params.setting.solver_iterations else 0
+        return 2 + len(self.params.dampings) * (len(DAMPED) + solved) + 3
+
+    def _passed(self, count: int = 1) -> None:
+        self._done += count
+        self.stage.progress(self._done, self._passes, "passes over the rows")
+
     def _pairs(self, layers: Sequence[LayerQueries]) -> Tensor:
+        def progress(done: int, of: int) -> None:
+            self.stage.progress(round(self._done + done / of, 1), self._passes, "passes over the rows")
+
         with self.stage.microbatch("pairs"):
-            return pairwise(layers, self.rows, num_tokens=self.own.counts.tokens)
+            scores = pairwise(layers, self.rows, num_tokens=self.own.counts.tokens, progress=progress)
+        self._passed()
+        return scores
 
     def _identity(self) -> None:
         dots = self._pairs(prepared_queries(self.raw, self.own, strategy="identity"))
         squares_N = self_scores(self.own, self.rows, strategy="identity")
+        self._passed()
         norms_Q = sum(raw.flatten(1).double().square().sum(1) for raw in self.raw.values())
         assert isinstance(norms_Q, Tensor)
         lengths = (squares_N * self.own.counts.tokens).sqrt()[None] * norms_Q.sqrt().cpu()[:, None]
@@ -161,6 +183,7 @@ class _Scoring:
             solved, solution = solve_gradients(
                 operator, self.raw, self.own, damping=damping, iterations=self.params.setting.solver_iterations
             )
+        self._passed()
         self.stage.metric("solver_residual", float(solution.residual_K.mean()), damping=damping)
         self.stage.metric("solver_iterations", solution.iterations, damping=damping)
         layers = [LayerQueries(module=module, whole_QOJ=solved[module.name]) for module in self.own.modules]
@@ -184,6 +207,7 @@ class _Scoring:
         self.stage.metric("rank_spearman", float(np.mean(same)))
         self.stage.metric("ranks_kept_whole", sum(layer.fidelity_Q is None for layer in layers))
         self.stage.metric("self_score_max", float(self_scores(self.own, self.rows, damping=damping).max()))
+        self._passed()
 
     def _baselines(self) -> None:
         words = [[*text.prompt.lower().split(), *text.answer.lower().split()] for text in self.prepared.rows]

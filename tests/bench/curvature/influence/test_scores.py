@@ -12,7 +12,7 @@ from torch import Tensor
 from modelassay.curvature.ekfac.capture import Trace
 from modelassay.curvature.ekfac.factors import Factors, Fit, fit_factors
 from modelassay.curvature.ekfac.inverse import STRATEGIES
-from modelassay.curvature.ekfac.modules import select_modules
+from modelassay.curvature.ekfac.modules import LinearModule, select_modules
 from modelassay.curvature.influence.queries import (
     compressed,
     fidelity_of,
@@ -124,6 +124,15 @@ def test_compression_is_the_best_of_its_rank_and_says_what_it_loses(made: Made) 
             for b in (0, 2**30)
         ]
         torch.testing.assert_close(*ways)
+
+
+def test_a_fidelity_of_a_large_matrix_in_float32_is_a_cosine() -> None:
+    """A matrix of rank 2 is its own best approximation; a norm whose squares are added in float32 makes that 1.00001."""
+    generator = torch.Generator().manual_seed(4)
+    module = LinearModule(name="a", num_outputs=600, num_inputs=1500, has_bias=False)
+    whole = torch.randn(1, 600, 2, generator=generator) @ torch.randn(1, 2, 1500, generator=generator)
+    (fidelity,) = compressed(whole, module, rank=2).fidelity_Q.tolist()  # type: ignore[union-attr]
+    assert 1 - 1e-9 < fidelity <= 1
 
 
 def test_a_rank_above_the_dimension_compresses_nothing(made: Made) -> None:

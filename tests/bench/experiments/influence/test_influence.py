@@ -107,6 +107,17 @@ def test_what_is_recorded_follows_from_what_is_stored(whole: Any) -> None:
     assert 2 <= values(metrics, "removed_rows", method="ekfac")[0] <= 8
 
 
+def test_scoring_tells_how_far_it_is(whole: Any) -> None:
+    params, folder, _ = whole
+    lines = (folder / "cells" / "c" / "attempt-1.jsonl").read_text().splitlines()
+    told = [line for line in map(json.loads, lines) if line["kind"] == "progress"]
+    done = [line["done"] for line in told if line["unit"] == "passes over the rows"]
+    assert done == sorted(done)
+    # Two of plain products, three methods and the solver with its pairs at each damping, three of the fidelity.
+    totals = {line["total"] for line in told if line["unit"] == "passes over the rows"}
+    assert totals == {done[-1]} == {2 + 5 * len(params.dampings) + 3}
+
+
 def test_nothing_removed_in_the_first_order_is_the_noise_of_the_order_alone(whole: Any) -> None:
     """Two orders differ, and the losses are those of a model that was trained by hand."""
     _, _, metrics = whole

@@ -83,6 +83,12 @@ class Setting(BaseModel):
     solver_iterations: int = Field(default=0, ge=0)
     """Of conjugate gradients on the exact Gauss-Newton matrix; 0: they are left out."""
 
+    sgld_draws: int = Field(default=0, ge=0)
+    """Of weights around the fine-tuned ones by Langevin dynamics, over which losses covary; 0: that method is left out."""
+
+    sgld_burn_in: int = Field(default=200, ge=0)
+    """Steps before the first draw of each of four chains."""
+
     @property
     def training(self) -> Training:
         """The fine-tuning of all rows."""
@@ -97,6 +103,8 @@ class Setting(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if 0 < self.sgld_draws < 8:
+            raise ValueError(f"sgld_draws ({self.sgld_draws}) must be 0, or at least 8: two of each of four chains")
         if self.subsets and self.tuning_subsets >= self.subsets:
             raise ValueError(f"tuning_subsets ({self.tuning_subsets}) must be fewer than subsets ({self.subsets})")
         return self

@@ -84,7 +84,7 @@ def run(params: Params, cell: CellContext) -> None:
         **asked,
         "damping": params.damping,
         "dampings": list(params.dampings),
-        "solver_iterations": setting.solver_iterations,
+        **setting.model_dump(mode="json", include={"solver_iterations", "sgld_draws", "sgld_burn_in"}),
     }
     build = partial(score, params=params, rows=rows.path, tuned=tuned.path, fitted=fitted.path, queries=queries)
     scored = cell.stage("influence-score", recipe=scoring, inputs=[rows, tuned, fitted], build=build)

@@ -26,6 +26,7 @@ from modelassay.curvature.influence.conjugate import agreement, solve_gradients
 from modelassay.curvature.influence.queries import LayerQueries, raw_gradients
 from modelassay.curvature.influence.queries import prepared as prepared_queries
 from modelassay.curvature.influence.scores import pairwise, self_scores
+from modelassay.curvature.influence.sgld import Sampler, sgld_scores
 from modelassay.curvature.influence.train import CachedRows, LiveRows, keep
 from modelassay.evaluation.retrieval import bm25, recall_at, reciprocal_rank
 from modelassay.experiments.influence.params import Params
@@ -96,7 +97,7 @@ def score(stage: Recorder, *, params: Params, rows: Path, tuned: Path, fitted: P
     """Score every row for every query by every method, [Q, N] each, positive where a row is expected to lower the query's loss.
 
     Metrics: ``rank_fidelity`` and ``block_cosine`` by module (means over queries), ``rank_spearman``, ``solver_residual`` and ``solver_iterations`` by damping,
-    ``self_score_max``, ``written_bytes``.
+    ``self_score_max``, ``sgld_loss_rise``, ``written_bytes``.
     """
     prepared, model = load_rows(rows), load_tuned(tuned, params)
     with reproducible(threads_for(model.config.hidden_size)):
@@ -137,6 +138,8 @@ class _Scoring:
             for damping in self.params.dampings:
                 self._solved(damping)
         self._fidelity()
+        if self.params.setting.sgld_draws:
+            self._drawn()
         self._baselines()
         save_file(
             {name: scores.float().contiguous() for name, scores in self.scores.items()}, self.stage.folder / SCORES
@@ -194,6 +197,24 @@ class _Scoring:
         }
         for name, cosine_K in agreement(guess, solved).items():
             self.stage.metric("block_cosine", float(cosine_K.nanmean()), module=name, damping=damping)
+
+    def _drawn(self) -> None:
+        setting, queries = self.params.setting, [query.row for query in self.queries]
+        sampler = Sampler(
+            num_draws=setting.sgld_draws, burn_in=setting.sgld_burn_in, seed=self.stage.seed("sgld") % 2**32
+        )
+        with self.stage.microbatch("sgld"):
+            drawn = sgld_scores(
+                self.model,
+                self.examples,
+                queries,
+                self.own,
+                sampler,
+                max_tokens=self.params.max_tokens,
+                progress=lambda done, of: self.stage.progress(done, of, "draws of weights"),
+            )
+        self.scores["sgld"] = drawn.scores_QN
+        self.stage.metric("sgld_loss_rise", drawn.loss_rise)
 
     def _fidelity(self) -> None:
         """What compressing to the rank loses: of the query gradients, and of the scores' order."""

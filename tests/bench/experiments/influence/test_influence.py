@@ -33,7 +33,7 @@ from support.drift_models import byte_model
 SMALL: dict[str, Any] = {
     "num_rows": 40, "num_facts": 2, "num_paraphrases": 2, "num_decoys": 1, "num_others": 4, "num_duplicates": 2, "max_length": 60, "epochs": 1,
     "batch_size": 10, "learning_rate": 0.01, "rank": 4, "dampings": (0.01, 0.1), "max_new_tokens": 4, "subsets": 5, "tuning_subsets": 3, "repeats": 2,
-    "removal_seeds": 2, "removed": 2, "solver_iterations": 1,
+    "removal_seeds": 2, "removed": 2, "solver_iterations": 1, "sgld_draws": 8, "sgld_burn_in": 2,
 }  # fmt: skip
 CASES = Path(__file__).parents[3] / "cases/tasks"
 TASKS = {"arc_easy": str(CASES / "arc_easy.jsonl"), "mmlu_international_law": str(CASES / "mmlu_international_law.csv")}
@@ -86,7 +86,7 @@ def test_what_is_recorded_follows_from_what_is_stored(whole: Any) -> None:
     scores = load_scores(stage_folder(folder, "score"))
     assert len(prepared.rows) == 40
     assert values(metrics, "duplicate_rows")[0] >= 2
-    assert set(scores) == {"identity", "gradient-cosine", "bm25", "representation", "random",
+    assert set(scores) == {"identity", "gradient-cosine", "bm25", "representation", "random", "sgld",
                            *(f"{m}@{d:g}" for m in ("diagonal", "kfac", "ekfac", "ekfac-cg") for d in (0.01, 0.1))}  # fmt: skip
     cosines = scores["gradient-cosine"]
     assert 0 < float(cosines.abs().max()) <= 1 + 1e-6
@@ -182,6 +182,7 @@ def test_the_analysis_of_the_run_holds_its_numbers(whole: Any) -> None:
         "bm25",
         "random",
         "ekfac-cg",
+        "sgld",
     }
     assert set(findings.figures) == {"lambda", "eigenvalues", "shares", "damping", "lds", "recall", "removal"}
     for name in findings.figures:

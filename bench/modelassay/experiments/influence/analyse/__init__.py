@@ -31,7 +31,7 @@ def analyse(tables: RunData) -> Findings:
 
     Findings: `fidelity.fidelity_findings`, `planted.planted_findings`, `planted.removal_findings`, `tasks.task_findings`; of the fine-tuning ``plateau``, ``gradient_fall`` and
     ``right[model]`` by part; of the factors ``negative_entries``, ``entries_for_90`` and ``small_entries`` (shares of lambda's entries), of the
-    approximations ``block_cosine``, ``rank_fidelity``, ``rank_spearman``, ``solver_residual``; ``minutes`` of fine-tuning.
+    approximations ``block_cosine``, ``rank_fidelity``, ``rank_spearman``, ``solver_residual``, ``sgld_loss_rise``; ``minutes`` of fine-tuning.
     """
     cells = judged(tables)
     fidelity, planted, removal = fidelity_findings(cells), planted_findings(tables), removal_findings(tables)
@@ -161,6 +161,7 @@ def _approximations(tables: RunData) -> list[Finding]:
         "rank_fidelity": "between a query's gradient and its approximation of the rank, by layer; 1 where nothing is compressed",
         "rank_spearman": "between the scores of whole and of compressed query gradients",
         "solver_residual": "of conjugate gradients, relative, by damping",
+        "sgld_loss_rise": "mean loss per token of weights drawn by Langevin dynamics, less that of the trained ones, in nats",
     }  # fmt: skip
     findings = []
     for name, note in notes.items():

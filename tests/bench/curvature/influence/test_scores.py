@@ -1,6 +1,7 @@
 """Scores against dense algebra on gradients of single rows, and against Kronfluence where it is installed."""
 
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from modelassay.curvature.ekfac import factors as fitting
 from modelassay.curvature.ekfac.capture import Trace
 from modelassay.curvature.ekfac.factors import Factors, Fit, fit_factors
 from modelassay.curvature.ekfac.inverse import STRATEGIES
@@ -286,6 +288,32 @@ def test_scores_are_those_of_kronfluence(made: Made, tmp_path: Path) -> None:
         for mine, other in zip(ours, theirs, strict=True):
             assert spearmanr(mine, other).statistic >= 0.999
             assert torch.corrcoef(torch.stack([mine, other.double()]))[0, 1] > 0.9999
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama"])
+def test_scores_are_those_of_bergson(model_type: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its covariance of inputs is over positions that carry a gradient, ours over all that are no padding: here ours leaves a row's last out too."""
+    pytest.importorskip("bergson", reason="bergson is not installed")
+    from support.bergson_scores import bergson_scores
+
+    batches_of = fitting.batches_of
+
+    def carrying(*args: Any, **options: Any) -> list[Any]:
+        batches = batches_of(*args, **options)
+        return [replace(batch, real_BT=torch.nn.functional.pad(batch.real_BT[:, 1:], (0, 1))) for batch in batches]
+
+    monkeypatch.setattr(fitting, "batches_of", carrying)
+    model, rows, queries = tiny(model_type), rows_of(8), rows_of(3, seed=8)
+    modules = select_modules(model)
+    factors = fit_factors(model, rows, modules, tmp_path / "factors", Fit(fisher="empirical"))
+    raw, live = raw_gradients(model, queries, modules), LiveRows(model=model, examples=rows, modules=modules)
+    for corrected in (True, False):
+        theirs = bergson_scores(model, rows, queries, tmp_path / str(corrected), corrected=corrected).double()
+        layers = prepared(raw, factors, strategy="ekfac" if corrected else "kfac")
+        ours = pairwise(layers, live, num_tokens=factors.counts.tokens)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert spearmanr(mine, other).statistic >= 0.999
+            assert torch.corrcoef(torch.stack([mine, other]))[0, 1] > 0.9999
 
 
 @pytest.mark.parametrize("positions", [2, 40])

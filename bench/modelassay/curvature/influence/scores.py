@@ -88,7 +88,10 @@ def _groups(rows: TrainSource) -> Iterator[list[tuple[tuple[int, ...], Traces]]]
     """Yield microbatches by themselves, or together up to the rows of one product where that takes no memory."""
     group: list[tuple[tuple[int, ...], Traces]] = []
     for batch in rows.batches():
-        if group and (not rows.waiting or sum(len(numbers) for numbers, _ in group) + len(batch[0]) > _PRODUCT_ROWS):
+        if not rows.waiting:  # its traces are here, and must go before the next come
+            yield [batch]
+            continue
+        if group and sum(len(numbers) for numbers, _ in group) + len(batch[0]) > _PRODUCT_ROWS:
             yield group
             group = []
         group.append(batch)

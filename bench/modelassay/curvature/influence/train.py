@@ -131,27 +131,30 @@ class FittedRows:
                 f"{factors.folder}: its fit kept no train gradients; fit with cache=True and fisher='empirical', or take LiveRows"
             )
         self.num_rows = factors.counts.rows + factors.counts.empty_rows
-        dtype = factors[factors.modules[0].name].lambda_OJ.dtype
-        by_rows: dict[tuple[int, ...], list[StoredTraces]] = {}
+        self._dtype, self._device = factors[factors.modules[0].name].lambda_OJ.dtype, device
+        self._paths: dict[tuple[int, ...], list[Path]] = {}
+        layers: dict[tuple[int, ...], set[str]] = {}
         for path in sorted(factors.folder.glob("rotated-*.safetensors")):
-            traces = StoredTraces(path, dtype=dtype, device=device)
-            by_rows.setdefault(traces.numbers, []).append(traces)
+            traces = self._open(path)
+            self._paths.setdefault(traces.numbers, []).append(path)
+            layers.setdefault(traces.numbers, set()).update(traces)
         names = {module.name for module in factors.modules}
-        whole = all(names == {layer for traces in parts for layer in traces} for parts in by_rows.values())
-        if not whole or sum(map(len, by_rows)) != factors.counts.rows:
+        if any(part != names for part in layers.values()) or sum(map(len, layers)) != factors.counts.rows:
             raise CheckpointError(
                 f"{factors.folder}: train gradients of some rows or layers are gone; delete the folder to fit anew"
             )
-        self._batches = by_rows
+
+    def _open(self, path: Path) -> StoredTraces:
+        return StoredTraces(path, dtype=self._dtype, device=self._device)
 
     def batches(self) -> Iterator[tuple[tuple[int, ...], Traces]]:
-        """Yield row numbers and traces.
+        """Yield row numbers and traces, of files that are closed again when nobody holds these.
 
         Raises:
             CheckpointError: a tensor is not what was written.
         """
-        for numbers, parts in self._batches.items():
-            yield numbers, ChainMap(*parts)  # type: ignore[arg-type]  # nothing is written to it
+        for numbers, paths in self._paths.items():
+            yield numbers, ChainMap(*map(self._open, paths))  # type: ignore[arg-type]  # nothing is written to it
 
 
 def keep(

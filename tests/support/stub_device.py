@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch._ops import HigherOrderOperator, _compute_keyset
+from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
 CUDA = torch.device("cuda", 0)
@@ -34,7 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "softmax_ggn": {},
 }
 """What replaces the constants of each operation's benchmark."""
-PARAMETERS = {"attention": {"shape": (1, 4, 2, 24, 16)}, "softmax_ggn": {"shape": [3, 5000]}}
+PARAMETERS = {"attention": {"shape": (1, 2, 1, 24, 16)}, "softmax_ggn": {"shape": [3, 5000]}}
 MOST_KEPT = 100
 
 
@@ -53,10 +55,18 @@ def _wide_product(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 class StubDevice(TorchFunctionMode):
-    """Every tensor is on CUDA, as it says."""
+    """Every tensor is on CUDA, as it says.
+
+    PyTorch leaves a mode while it handles a function, and with it what that calls back: the body of an autograd function within
+    a transform of torch.func, whose operator is therefore dispatched with the mode, and its backward pass (`pytest_configure`).
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if isinstance(func, HigherOrderOperator):
+            keys = _compute_keyset(args, kwargs, func.non_fallthrough_keys)
+            with self:
+                return func.dispatch(keys.highestPriorityTypeId(), *args, **kwargs)
         if func == torch.Tensor.device.__get__:  # not the same object twice
             return func(*args) if args[0].is_meta else CUDA
         if func == torch.Tensor.is_cuda.__get__:
@@ -113,35 +123,92 @@ STUBS: dict[str, Any] = {
 }
 
 
+def _places_that_see_a_cpu() -> list[str]:
+    """Return where a tensor of the stub does not say that it is on CUDA: here, or in what an autograd function does."""
+    seen: dict[str, bool] = {}
+
+    class Square(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            seen[f"the body of an autograd function {how}"] = x.is_cuda
+            return x * x
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs)
+            ctx.save_for_forward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+            seen[f"its backward pass {how}"] = g.is_cuda
+            return 2 * g * ctx.saved_tensors[0]
+
+        @staticmethod
+        def jvp(ctx: Any, x_dot: torch.Tensor) -> torch.Tensor:
+            seen[f"its tangent {how}"] = x_dot.is_cuda
+            return 2 * x_dot * ctx.saved_tensors[0]
+
+    def square(x: torch.Tensor) -> torch.Tensor:
+        return Square.apply(x).sum()  # type: ignore[no-any-return, no-untyped-call]
+
+    with StubDevice():
+        x = torch.ones(1, device="cuda", requires_grad=True)
+        seen["a test"] = x.is_cuda
+        how = "under autograd"
+        torch.autograd.grad(square(x), x)
+        how = "under torch.func"
+        torch.func.jvp(torch.func.grad(square), (x.detach(),), (x.detach(),))
+    return [place for place, on_gpu in seen.items() if not on_gpu]
+
+
 def pytest_configure() -> None:
     """Put the stubs in place."""
     for name, stub in STUBS.items():
         setattr(torch.cuda, name, stub)
     torch.Generator = HostGenerator  # type: ignore[assignment, misc]
-    with StubDevice():
-        if not torch.ones(1, device="cuda").is_cuda:
-            raise pytest.UsageError("the stub is not taken for a GPU: what walks would be the CPU's code")
+    backward = BackwardCFunction.apply
+
+    def backward_with_stub(self: Any, *gradients: Any) -> Any:
+        with StubDevice():
+            return backward(self, *gradients)
+
+    BackwardCFunction.apply = backward_with_stub  # type: ignore[method-assign]
+    if unseen := _places_that_see_a_cpu():
+        raise pytest.UsageError(
+            f"the stub is not taken for a GPU in {', '.join(unseen)}: what walks there is the CPU's code"
+        )
     torch.compile = lambda function, **_: function  # type: ignore[assignment]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Make everything small."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Make everything small, and leave out what then differs from nothing before it."""
+    kept: dict[str, pytest.Item] = {}
     for item in items:
-        operation = item.path.parent.name
-        if operation not in SMALL:
-            continue
-        module = item.module  # type: ignore[attr-defined]
-        for name, value in SMALL[operation].items():
-            if not hasattr(module, name):
-                raise pytest.UsageError(f"{module.__name__} has no {name}: tests/support/stub_device.py names it")
-            setattr(module, name, value)
-        if hasattr(module, "FREE_BYTES"):
-            module.FREE_BYTES = 0
-        parameters = item.callspec.params  # type: ignore[attr-defined]
-        parameters |= {name: value for name, value in PARAMETERS.get(operation, {}).items() if name in parameters}
-        if "k" in parameters:
-            parameters["k"] = min(parameters["k"], MOST_KEPT)
+        _shrink(item)
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        kept.setdefault(f"{item.path}::{item.name.partition('[')[0]}{sorted(parameters.items(), key=str)}", item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept.values()])
+    items[:] = kept.values()
     _shrink_measurements()
+
+
+def _shrink(item: pytest.Item) -> None:
+    operation = item.path.parent.name
+    if operation not in SMALL:
+        return
+    module = item.module  # type: ignore[attr-defined]
+    for name, value in SMALL[operation].items():
+        if not hasattr(module, name):
+            raise pytest.UsageError(f"{module.__name__} has no {name}: tests/support/stub_device.py names it")
+        setattr(module, name, value)
+    if hasattr(module, "FREE_BYTES"):
+        module.FREE_BYTES = 0
+    parameters = item.callspec.params  # type: ignore[attr-defined]
+    parameters |= {name: value for name, value in PARAMETERS.get(operation, {}).items() if name in parameters}
+    if "k" in parameters:
+        parameters["k"] = min(parameters["k"], MOST_KEPT)
 
 
 def _shrink_measurements() -> None:

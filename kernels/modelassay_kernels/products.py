@@ -34,3 +34,8 @@ def full_fp32() -> Iterator[None]:
 def capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured, so that no number of a tensor can come to the host."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def stream_of(device: torch.device) -> int:
+    """Return what names the stream that work on a device is queued in now: what is made in one is not there yet for another."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0

@@ -228,3 +228,17 @@ def test_threads_are_as_many_as_the_bytes_are_worth() -> None:
     assert _native.threads_for(512 * 2048 * 4, 96) == 4
     assert [_native.threads_for(count, 96) for count in (0, (1 << 21) - 1, 1 << 21, 1 << 40)] == [1, 1, 2, 96]
     assert _native.threads_for(1 << 40, 0) == 1
+
+
+def test_valid_ids_are_counted_once_for_a_mask_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    count = Tensor.sum
+    monkeypatch.setattr(Tensor, "sum", lambda *args, **options: counts.append(1) or count(*args, **options))
+    logits, valid = torch.arange(6.0)[None], torch.tensor([True, False, True, True, True, True])
+    for _ in range(3):
+        assert bottom_k(logits, 2, valid=valid)[1].tolist() == [[0, 2]]
+    assert len(counts) == 1
+    valid[2:] = False
+    with pytest.raises(ValueError, match="k = 2, but 1 of 6 ids are valid"):
+        bottom_k(logits, 2, valid=valid)
+    assert len(counts) == 2

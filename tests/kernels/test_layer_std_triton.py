@@ -1,6 +1,7 @@
 """layer_std on CUDA: numbers, in the interpreter and on a GPU."""
 
 import math
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from modelassay_kernels.layer_std import triton_kernels as op
+from modelassay_kernels.layer_std.work_table import work_table_of
 
 TOLERANCE = {dtype: 1e-12 if dtype == torch.float64 else 1e-6 for dtype in op.DTYPES}
 SMALL = op.LaunchConfig(block=1024, num_warps=4, chunk=2048)  # so that a few thousand elements are several chunks
@@ -286,3 +288,30 @@ def test_what_cannot_be_described_is_an_error(
 ) -> None:
     with pytest.raises(error, match=message):
         op.build_work_table(tensors, scales, SMALL)
+
+
+def test_the_table_of_the_same_tensors_is_made_once(kernel_device: torch.device) -> None:
+    """Until one of them lies elsewhere or is another; a copy's values would grow old, so tables that hold one are not kept."""
+    x, y = (normal(3000, seed=seed).to(kernel_device) for seed in (1, 2))
+    table = work_table_of([x, y], None, SMALL)
+    assert work_table_of([x, y], None, SMALL) is table
+    assert work_table_of([y, x], None, SMALL) is not table
+    assert work_table_of([x, y.view(2, -1)], None, SMALL) is not table
+    x.mul_(3.0)
+    torch.testing.assert_close(op.layer_std_triton([x, y]).cpu(), reference([x, y]), rtol=1e-6, atol=0.0)
+    x.data = normal(3000, seed=3).to(kernel_device)
+    assert work_table_of([x, y], None, SMALL) is not table
+    apart = normal(64, 96, seed=4).to(kernel_device)[:, ::2]
+    assert work_table_of([apart], None, SMALL) is not work_table_of([apart], None, SMALL)
+    whole = torch.tensor(2.0, device=kernel_device)
+    scaled = work_table_of([x], [whole], SMALL)
+    assert work_table_of([x], [whole], SMALL) is scaled
+    assert work_table_of([x], None, SMALL) is not scaled
+
+
+def test_a_kept_table_keeps_no_tensor(kernel_device: torch.device) -> None:
+    x = normal(3000, seed=1).to(kernel_device)
+    work_table_of([x], None, SMALL)
+    gone = weakref.ref(x)
+    del x
+    assert gone() is None

@@ -115,6 +115,7 @@ STUBS: dict[str, Any] = {
     "memory_allocated": lambda *_: 0,
     "max_memory_allocated": lambda *_: 0,
     "current_device": lambda: 0,
+    "current_stream": lambda *_: SimpleNamespace(cuda_stream=0),
     "device": lambda _: contextlib.nullcontext(),
     "get_device_name": lambda *_: "stub",
     "get_device_capability": lambda *_: (9, 0),

@@ -101,6 +101,8 @@ def pretended_gpu(capability: int) -> Iterator[list[Launch]]:
         mock.patch.object(driver, "_active", target),
         mock.patch.object(FakeTensor, "data_ptr", _address),
         mock.patch.object(torch.cuda, "device", return_value=contextlib.nullcontext()),
+        mock.patch.object(torch.cuda, "current_stream", return_value=SimpleNamespace(cuda_stream=0)),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),
         mock.patch.object(torch.cuda, "get_device_capability", return_value=divmod(capability, 10)),
         mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
     ]

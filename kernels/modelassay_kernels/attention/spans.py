@@ -10,13 +10,11 @@ output is zero and no gradient comes from it.
 
 from __future__ import annotations
 
-import weakref
-from collections import deque
-
 import torch
 from torch import Tensor
 
 from modelassay_kernels.products import capturing
+from modelassay_kernels.remembered import Remembered
 
 FIRST, END = 0, 1
 """The rows of spans_B2S."""
@@ -50,8 +48,8 @@ def make_spans(
     return spans_12S if lengths_B is None else spans_12S.minimum(lengths_B.to(torch.int32)[:, None, None])
 
 
-_checked: deque[tuple[weakref.ref[Tensor], int, int]] = deque(maxlen=16)
-"""The last tensors that were in range: the tensor, its version, and the number of keys."""
+_checked = Remembered[bool]()
+"""Spans that are in range, by the number of keys."""
 
 
 def checked_spans(spans_B2S: Tensor, num_keys: int) -> Tensor:
@@ -64,9 +62,7 @@ def checked_spans(spans_B2S: Tensor, num_keys: int) -> Tensor:
     """
     if capturing(spans_B2S.device):
         return spans_B2S.clamp(0, num_keys)
-    key = (-1 if spans_B2S.is_inference() else spans_B2S._version, num_keys)
-    remembered = any((version, keys) == key and ref() is spans_B2S for ref, version, keys in _checked)
-    if spans_B2S.is_meta or (remembered and not spans_B2S.is_inference()):  # tensors of inference mode have no version
+    if spans_B2S.is_meta or _checked.get(spans_B2S, num_keys):
         return spans_B2S
     first_BS, end_BS = spans_B2S[:, FIRST], spans_B2S[:, END]
     wrong_BS = unwrapped((first_BS < 0) | (first_BS > end_BS) | (end_BS > num_keys))
@@ -77,7 +73,7 @@ def checked_spans(spans_B2S: Tensor, num_keys: int) -> Tensor:
             f"attention: the span of sequence {at[-2]}, query {at[-1]} is [{ends[0]}, {ends[1]}); expected "
             f"0 <= first <= end <= {num_keys}, the number of keys, and [0, 0) for a query that sees nothing"
         )
-    _checked.append((weakref.ref(spans_B2S), *key))
+    _checked.put(spans_B2S, num_keys, True)
     return spans_B2S
 
 

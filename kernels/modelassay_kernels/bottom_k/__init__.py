@@ -60,7 +60,8 @@ def bottom_k(
     Args:
         logits_NV: bfloat16, float16, float32 or float64.
         k: how many of each row, 0 to the number of valid ids.
-        valid: bool [V], False for ids that are never chosen; None: all may be.
+        valid: bool [V], False for ids that are never chosen; None: all may be. On a GPU they are counted once for each mask, which
+            waits for the work before; not while a CUDA graph is captured, where too large a k leaves the end of each row undefined.
         largest: whether to give the k largest instead, by the same code.
         sort: whether the k are ordered.
         out: contiguous values and ids to write to instead of fresh memory.

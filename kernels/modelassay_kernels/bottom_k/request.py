@@ -8,10 +8,18 @@ import torch
 from torch import Tensor
 
 from modelassay_kernels.outputs import check_out
+from modelassay_kernels.products import capturing
+from modelassay_kernels.remembered import Remembered
+
+_num_valid = Remembered[int]()
+"""Of masks."""
 
 
 def check_request(name: str, num_cols: int, device: torch.device, k: int, valid: Tensor | None) -> None:
-    """Check what `bottom_k` and `linear_bottom_k` are asked for; counting the valid ids waits for a GPU.
+    """Check what `bottom_k` and `linear_bottom_k` are asked for.
+
+    Counting the valid ids waits for a GPU, so it is done once for each mask that did not change since, and not while a CUDA graph is
+    captured.
 
     Raises:
         ValueError: a mask of another length, device or type, or k outside 0 ... number of valid ids.
@@ -22,9 +30,17 @@ def check_request(name: str, num_cols: int, device: torch.device, k: int, valid:
             raise ValueError(
                 f"{name}: valid must be bool [{num_cols}] on {device}, got {valid.dtype} {[*valid.shape]} on {valid.device}"
             )
-        num_valid = int(valid.sum())
+        num_valid = num_cols if capturing(device) else _count(valid)
     if not 0 <= k <= num_valid:
         raise ValueError(f"{name}: k = {k}, but {num_valid} of {num_cols} ids are valid; ask for 0 to {num_valid}")
+
+
+def _count(valid: Tensor) -> int:
+    count = _num_valid.get(valid, None)
+    if count is None:
+        count = int(valid.sum())
+        _num_valid.put(valid, None, count)
+    return count
 
 
 def check_outs(

@@ -12,8 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -25,6 +23,7 @@ from modelassay_kernels.cross_entropy import rows as torch_rows
 from modelassay_kernels.cross_entropy import triton_kernels as triton_rows
 from modelassay_kernels.cross_entropy.rows import Spec
 from modelassay_kernels.products import capturing, full_fp32
+from modelassay_kernels.remembered import Remembered
 
 Point = tuple[Tensor, Tensor, Tensor | None]
 """hidden [N, D], weight [V, D], bias [V]."""
@@ -139,9 +138,9 @@ class _Chunks:
 Kept = tuple[Tensor, Tensor | None]
 """The labels that count, and their rows; None for all of them."""
 
-_kept: deque[tuple[weakref.ref[Tensor], tuple[int, int, int], Kept]] = deque(maxlen=16)
-"""Of the last labels: the tensor, (its version, ignore_index, number of columns), and the rows. Their number has to come to the
-host, which waits for it: once for labels that many products share."""
+_kept = Remembered[Kept]()
+"""The rows of labels, by (ignore_index, number of columns). Their number has to come to the host, which waits for it: once for labels
+that many products share."""
 
 
 def _kept_rows(labels_N: Tensor, spec: Spec, num_cols: int) -> Kept:
@@ -150,12 +149,11 @@ def _kept_rows(labels_N: Tensor, spec: Spec, num_cols: int) -> Kept:
     Raises:
         ValueError: a label is neither in the vocabulary nor `ignore_index`.
     """
-    key = (-1 if labels_N.is_inference() else labels_N._version, spec.ignore_index, num_cols)
-    known = next((kept for ref, of, kept in _kept if of == key and ref() is labels_N), None)
+    key = (spec.ignore_index, num_cols)
+    known = _kept.get(labels_N, key)
     if known is None:
         known = _kept_rows_now(labels_N.long(), spec, num_cols)
-        if not labels_N.is_inference():  # such a tensor has no version
-            _kept.append((weakref.ref(labels_N), key, known))
+        _kept.put(labels_N, key, known)
     return known
 
 

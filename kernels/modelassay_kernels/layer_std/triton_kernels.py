@@ -29,7 +29,7 @@ from torch import Tensor
 from modelassay_kernels.dtypes import INDICES
 from modelassay_kernels.layer_std import work_table
 from modelassay_kernels.layer_std.scales import Block
-from modelassay_kernels.layer_std.work_table import LaunchConfig, WorkTable, build_work_table
+from modelassay_kernels.layer_std.work_table import LaunchConfig, WorkTable, build_work_table, work_table_of
 from modelassay_kernels.optional_triton import HAS_TRITON, constexpr, is_interpreted, jit, tl
 
 __all__ = [
@@ -100,7 +100,7 @@ def layer_std_triton(
     if not tensors:
         return torch.empty(0, dtype=torch.float64)
     _check_device(tensors[0].device)
-    table = build_work_table(tensors, scales, default_config(tensors[0].device), blocks=blocks)
+    table = work_table_of(tensors, scales, default_config(tensors[0].device), blocks=blocks)
     return layer_std_from_table(table, correction=correction)
 
 

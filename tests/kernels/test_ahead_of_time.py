@@ -1,5 +1,6 @@
 """The code that a GPU would run, compiled from the ops' own launches, and `kernels/RESOURCES.md`, which tells of it."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -10,11 +11,11 @@ import torch
 triton = pytest.importorskip("triton")
 
 from modelassay_kernels.ahead_of_time import bounds  # noqa: E402
-from modelassay_kernels.ahead_of_time.__main__ import measure, measure_with  # noqa: E402
+from modelassay_kernels.ahead_of_time.__main__ import BEFORE, measure, measure_with  # noqa: E402
 from modelassay_kernels.ahead_of_time.cases import CASES, MORE_CASES, PRODUCTS, Case  # noqa: E402
 from modelassay_kernels.ahead_of_time.machine_code import MachineCode, parse, read  # noqa: E402
 from modelassay_kernels.ahead_of_time.pretended import CARDS, Launch, pretended_gpu  # noqa: E402
-from modelassay_kernels.ahead_of_time.report import sections  # noqa: E402
+from modelassay_kernels.ahead_of_time.report import markdown, sections, with_rows  # noqa: E402
 from modelassay_kernels.bottom_k.triton_kernels import bottom_k_triton  # noqa: E402
 from support.triton_checks import SHARED_LIMIT_BYTES  # noqa: E402
 
@@ -161,6 +162,22 @@ def test_a_bound_is_the_slowest_of_what_a_tile_needs() -> None:
     assert bounds.products("backward_tangent_kv_kernel", {"DK": True, "DV": True}) == 10
     parts = [bounds.products("backward_tangent_kv_kernel", {"DK": dk, "DV": not dk}) for dk in (True, False)]
     assert sum(parts) == pytest.approx(10)
+
+
+def test_rows_of_some_cases_take_the_place_of_theirs() -> None:
+    rows = json.loads(BEFORE.read_text())
+    page = markdown(rows)
+    assert with_rows(page, rows) == page
+    chosen = [
+        row | {"registers": 7} for row in rows if row["op"] == "softmax_ggn" and row["triton"] == rows[-1]["triton"]
+    ]
+    changed = [
+        (old, new) for old, new in zip(page.split("\n"), with_rows(page, chosen).split("\n"), strict=True) if old != new
+    ]
+    assert [new.split(" | ")[:2] for _, new in changed] == [["| softmax_ggn", row["case"]] for row in chosen]
+    assert all(" | 7 | " in new and " | 7 | " not in old for old, new in changed)
+    with pytest.raises(ValueError, match="the page has no softmax_ggn, another under '## sm_90"):
+        with_rows(page, [chosen[0] | {"case": "another"}])
 
 
 @pytest.mark.nightly

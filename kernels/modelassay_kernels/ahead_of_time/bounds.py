@@ -92,11 +92,12 @@ def rows(case: Case, capability: int) -> Iterator[Row]:
             yield from _stream_rows(case, code, CARDS[capability])
 
 
-def all_rows(capabilities: Sequence[int] = tuple(CARDS)) -> Iterator[Row]:
-    """Yield the rows of every case for every card."""
+def all_rows(capabilities: Sequence[int] = tuple(CARDS), among: str = "") -> Iterator[Row]:
+    """Yield the rows of every case for every card, of those alone whose name has ``among`` in it."""
     for capability in capabilities:
         for case in CASES:
-            yield from rows(case, capability)
+            if among in str(case):
+                yield from rows(case, capability)
 
 
 def _common(case: Case, code: MachineCode, card: Card) -> dict[str, Any]:

@@ -37,6 +37,32 @@ def markdown(rows: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]] = 
     ])
 
 
+def with_rows(page: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Return a page with these rows in place of those that it has of their cases.
+
+    Raises:
+        ValueError: the page has no such case for that card and Triton.
+    """
+    for part in sections(rows).values():
+        title, _, table = part.partition("\n\n")
+        start = page.find(f"{title}\n")
+        end = page.find("\n\n", start + len(title) + 2)
+        lines = page[start:end].split("\n")
+        new = table.rstrip("\n").split("\n")[2:]
+        for case in dict.fromkeys(_case(line) for line in new):
+            old = [i for i, line in enumerate(lines) if _case(line) == case]
+            if start < 0 or not old:
+                raise ValueError(f"the page has no {', '.join(case)} under {title!r}; write all of it")
+            lines[old[0] : old[-1] + 1] = [line for line in new if _case(line) == case]
+        page = page[:start] + "\n".join(lines) + page[end:]
+    return page
+
+
+def _case(line: str) -> tuple[str, ...]:
+    """Operation and case of a line of a table."""
+    return tuple(cell.strip() for cell in line.split("|")[1:3])
+
+
 def sections(rows: Sequence[dict[str, Any]], prefix: str = "") -> dict[tuple[int, str], str]:
     """Return the page's part for each card and Triton."""
     keys = sorted({(row["capability"], row["triton"]) for row in rows})

@@ -303,9 +303,9 @@ def backward_kv_kernel(  # type: ignore[no-untyped-def]
 def _second_order(  # type: ignore[no-untyped-def]
     q_ND, g_ND, dot_q_ND, dot_g_ND, k_MD, v_MD, dot_k_MD, dot_v_MD,
     lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap,
-    KEYS_FIRST: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
+    KEYS_FIRST: tl.constexpr, DOT_G: tl.constexpr, CAPPED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """P, P', dS and dS' of one tile, the last two by the scores before the cap."""
+    """P, P', dS and dS' of one tile, the last two by the scores before the cap; without DOT_G, G' is zero."""
     p, tanh, slope = _probabilities(
         q_ND, k_MD, lse_N, first_N, end_N, keys, scale, softcap, KEYS_FIRST, CAPPED, PRECISION
     )
@@ -315,7 +315,10 @@ def _second_order(  # type: ignore[no-untyped-def]
         dot_s *= slope
     dot_p = p * (dot_s - _by_row(mu_N, KEYS_FIRST))
     e = _product(g_ND, v_MD, KEYS_FIRST, PRECISION) - _by_row(d_N, KEYS_FIRST)
-    dot_e = _product(dot_g_ND, v_MD, KEYS_FIRST, PRECISION) + _product(g_ND, dot_v_MD, KEYS_FIRST, PRECISION)
+    if DOT_G:
+        dot_e = _product(dot_g_ND, v_MD, KEYS_FIRST, PRECISION) + _product(g_ND, dot_v_MD, KEYS_FIRST, PRECISION)
+    else:
+        dot_e = _product(g_ND, dot_v_MD, KEYS_FIRST, PRECISION)
     ds = p * e
     dot_ds = dot_p * e + p * (dot_e - _by_row(dot_d_N, KEYS_FIRST))
     if CAPPED:
@@ -329,7 +332,7 @@ def backward_tangent_q_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, spans_ptr, lse_ptr, g_ptr, d_ptr,
     dot_q_ptr, dot_k_ptr, dot_v_ptr, dot_g_ptr, mu_ptr, dot_d_ptr, dq_ptr,
     num_queries, num_keys, span_stride, batch_heads, heads, group, scale, softcap,
-    D: tl.constexpr, BLOCK_D: tl.constexpr,
+    DOT_G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Give dQ' = scale (dS' K + dS K') of one tile of rows, along one tangent."""
@@ -346,7 +349,9 @@ def backward_tangent_q_kernel(  # type: ignore[no-untyped-def]
     q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
     g_ND = _load_tile(g_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
     dot_q_ND = _load_tile(dot_q_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
-    dot_g_ND = _load_tile(dot_g_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
+    dot_g_ND = g_ND
+    if DOT_G:
+        dot_g_ND = _load_tile(dot_g_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
     dq_ND = tl.zeros([N, BLOCK_D], tl.float32)
     low, high = tl.min(first_N), tl.max(end_N)
     for start in range(low // M * M, high, M):
@@ -357,7 +362,7 @@ def backward_tangent_q_kernel(  # type: ignore[no-untyped-def]
         dot_v_MD = _load_part(dot_v_ptr, dot_kv_slab, keys, num_keys, low, high, D, BLOCK_D, UPCAST)
         _, _, ds_NM, dot_ds_NM = _second_order(
             q_ND, g_ND, dot_q_ND, dot_g_ND, k_MD, v_MD, dot_k_MD, dot_v_MD,
-            lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap, False, CAPPED, PRECISION,
+            lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap, False, DOT_G, CAPPED, PRECISION,
         )  # fmt: skip
         dq_ND += _dot(dot_ds_NM.to(k_MD.dtype), k_MD, PRECISION)
         dq_ND += _dot(ds_NM.to(k_MD.dtype), dot_k_MD, PRECISION)
@@ -369,12 +374,13 @@ def backward_tangent_kv_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, spans_ptr, bounds_ptr, lse_ptr, g_ptr, d_ptr,
     dot_q_ptr, dot_k_ptr, dot_v_ptr, dot_g_ptr, mu_ptr, dot_d_ptr, dk_ptr, dv_ptr,
     num_queries, num_keys, span_stride, bound_stride, batch_heads, heads, group, scale, softcap,
-    DK: tl.constexpr, DV: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
+    DK: tl.constexpr, DV: tl.constexpr, DOT_G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
     N: tl.constexpr, M: tl.constexpr, CAPPED: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Give dK' = scale (dS'^T Q + dS^T Q') and dV' = P'^T G + P^T G' of one tile of keys, along one tangent.
 
     With DK or DV alone the other is left to another launch: two sums and what leads to them may be more than registers hold.
+    Without DOT_G, G' is zero and not read, here and for dQ': two and one of the products less.
     """
     kv_slab = tl.program_id(1).to(tl.int64)
     t = tl.program_id(2).to(tl.int64)
@@ -402,17 +408,20 @@ def backward_tangent_kv_kernel(  # type: ignore[no-untyped-def]
             q_ND = _load_tile(q_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
             g_ND = _load_tile(g_ptr, slab, rows, num_queries, D, BLOCK_D, UPCAST)
             dot_q_ND = _load_tile(dot_q_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
-            dot_g_ND = _load_tile(dot_g_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
+            dot_g_ND = g_ND
+            if DOT_G:
+                dot_g_ND = _load_tile(dot_g_ptr, dot_slab, rows, num_queries, D, BLOCK_D, UPCAST)
             p_MN, dot_p_MN, ds_MN, dot_ds_MN = _second_order(
                 q_ND, g_ND, dot_q_ND, dot_g_ND, k_MD, v_MD, dot_k_MD, dot_v_MD,
-                lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap, True, CAPPED, PRECISION,
+                lse_N, mu_N, d_N, dot_d_N, first_N, end_N, keys, scale, softcap, True, DOT_G, CAPPED, PRECISION,
             )  # fmt: skip
             if DK:
                 dk_MD += _dot(dot_ds_MN.to(q_ND.dtype), q_ND, PRECISION)
                 dk_MD += _dot(ds_MN.to(q_ND.dtype), dot_q_ND, PRECISION)
             if DV:
                 dv_MD += _dot(dot_p_MN.to(g_ND.dtype), g_ND, PRECISION)
-                dv_MD += _dot(p_MN.to(g_ND.dtype), dot_g_ND, PRECISION)
+                if DOT_G:
+                    dv_MD += _dot(p_MN.to(g_ND.dtype), dot_g_ND, PRECISION)
     if DK:
         _store_tile(dk_ptr, dot_kv_slab, keys, num_keys, dk_MD * scale, D, BLOCK_D)
     if DV:

@@ -2,8 +2,13 @@
 
 The same four functions as `tiled`, for bf16, fp16 and fp32 (float64 goes there). Products are of the inputs'
 type with fp32 sums; those of fp32 are split in three tf32 products, which keeps 1e-6. All tangents go in one launch, one
-program each: the primal tiles of a program's neighbours come from L2, the scores are computed again. Products per key
-and query: forward 2, tangent 5, backward 7 (dQ and dK, dV are launches of their own), its tangent 18 or, where dK' and dV' are too, 21.
+program each: the primal tiles of a program's neighbours come from L2, the scores are computed again.
+
+Products per key and query, those that the formulas need in brackets: forward 2 (2), tangent 5 (5), backward 7 (5), its tangent 18
+(12), or 15 (10) where G is held; 32 (24) for a Hessian-vector product, of which 9 (7) are once for all vectors on one graph. What is
+done twice are scores and G V^T, with their tangents: dQ is the sum over keys, dK and dV are over queries, and a program that gave all
+three would add to a dQ that others add to, in no fixed order, or keep one for every tile of keys. Where dK' and dV' have a launch
+each, because one has too few registers for both, a tangent of the backward pass does 21.
 
 No GPU has run these kernels yet: they are checked in the interpreter and compiled for sm_80, sm_90 and sm_100.
 """
@@ -12,8 +17,6 @@ No GPU has run these kernels yet: they are checked in the interpreter and compil
 
 from __future__ import annotations
 
-import weakref
-from collections import deque
 from typing import Any
 
 import torch
@@ -23,6 +26,8 @@ from modelassay_kernels.attention import triton_kernels as kernels
 from modelassay_kernels.attention.tilings import tiling
 from modelassay_kernels.attention.triton_preludes import bounds_kernel, row_dots_kernel
 from modelassay_kernels.optional_triton import HAS_TRITON, is_interpreted
+from modelassay_kernels.products import capturing, stream_of
+from modelassay_kernels.remembered import Remembered
 
 PRECISION = "tf32x3"
 """How fp32 is multiplied: split in three products of tf32."""
@@ -59,10 +64,10 @@ class _Call:
         """Number of query matrices: the dimension that tangents repeat."""
         return self.batch * self.heads
 
-    def over_rows(self, kernel: Any, num_tangents: int, *arguments: Any) -> None:
+    def over_rows(self, kernel: Any, num_tangents: int, *arguments: Any, **constants: bool) -> None:
         """One program for each tile of rows, head and tangent."""
         tile = self._tile(kernel)
-        self._run(kernel, (-(-self.num_queries // tile.rows), self.slabs, num_tangents), arguments)
+        self._run(kernel, (-(-self.num_queries // tile.rows), self.slabs, num_tangents), arguments, **constants)
 
     def over_keys(self, kernel: Any, num_tangents: int, *arguments: Any, **constants: bool) -> None:
         """One program for each tile of keys, key-value head and tangent."""
@@ -98,53 +103,45 @@ class _Call:
         """
         tile = self._tile(kernel).keys
         num_tiles = -(-self.num_keys // tile)
-        bounds = _remembered(self.spans, self.num_keys, tile)
+        device = self.spans.device
+        key = (self.num_keys, tile, stream_of(device))
+        bounds = _bounds.get(self.spans, key)
         if bounds is None:
-            bounds = torch.empty(self.spans.shape[0], num_tiles, 2, dtype=torch.int32, device=self.spans.device)
+            bounds = torch.empty(self.spans.shape[0], num_tiles, 2, dtype=torch.int32, device=device)
             if bounds.numel():
                 bounds_kernel[(num_tiles, self.spans.shape[0])](
                     self.spans, bounds, *self.lengths, M=tile, BLOCK=BOUND_ROWS, num_warps=4
                 )
-            _remember(self.spans, self.num_keys, tile, bounds)
+            if not capturing(device):  # then they are there only when the graph is replayed
+                _bounds.put(self.spans, key, bounds)
         return bounds, 0 if bounds.shape[0] == 1 else 2 * num_tiles
 
     def row_dots(self, g: Tensor, o: Tensor) -> Tensor:
         """D = rowsum(G * O) in fp32."""
         d_BHS = torch.empty(g.shape[:3], dtype=torch.float32, device=g.device)
-        self._row_dots(1, g, o, g, o, d_BHS, d_BHS, tangents=False)
+        self._row_dots(1, g, o, g, o, d_BHS, d_BHS, TANGENTS=False, DOT_G=False)
         return d_BHS
 
-    def row_dot_tangents(self, g: Tensor, o: Tensor, g_dot: Tensor, o_dot: Tensor) -> tuple[Tensor, Tensor]:
-        """D, and D' = rowsum(G' * O + G * O') of each tangent."""
-        d_BHS, dot_d = (torch.empty(x.shape[:-1], dtype=torch.float32, device=g.device) for x in (g, g_dot))
-        self._row_dots(g_dot.shape[0], g, o, g_dot, o_dot, d_BHS, dot_d, tangents=True)
+    def row_dot_tangents(self, g: Tensor, o: Tensor, g_dot: Tensor | None, o_dot: Tensor) -> tuple[Tensor, Tensor]:
+        """D, and D' = rowsum(G' * O + G * O') of each tangent; ``g_dot`` None: G' = 0."""
+        d_BHS, dot_d = (torch.empty(x.shape[:-1], dtype=torch.float32, device=g.device) for x in (g, o_dot))
+        tensors = (g, o, o_dot if g_dot is None else g_dot, o_dot, d_BHS, dot_d)
+        self._row_dots(o_dot.shape[0], *tensors, TANGENTS=True, DOT_G=g_dot is not None)
         return d_BHS, dot_d
 
-    def _row_dots(self, num_tangents: int, *tensors: Tensor, tangents: bool) -> None:
+    def _row_dots(self, num_tangents: int, *tensors: Tensor, **constants: bool) -> None:
         num_rows, block_dim = (
             self.slabs * self.num_queries,
             tiling("", self.itemsize, self.head_dim, self.capability)[1],
         )
         if num_rows and num_tangents:
             row_dots_kernel[(-(-num_rows // DOT_ROWS), num_tangents)](
-                *tensors, num_rows, TANGENTS=tangents, D=self.head_dim, BLOCK_D=block_dim, N=DOT_ROWS, num_warps=4
+                *tensors, num_rows, **constants, D=self.head_dim, BLOCK_D=block_dim, N=DOT_ROWS, num_warps=4
             )
 
 
-_bounds: deque[tuple[weakref.ref[Tensor], tuple[int, int, int], Tensor]] = deque(maxlen=16)
-"""The last spans whose bounds were made: the tensor, (its version, number of keys, keys of a tile), and the bounds."""
-
-
-def _remembered(spans_B2S: Tensor, num_keys: int, tile: int) -> Tensor | None:
-    if spans_B2S.is_inference():  # such tensors have no version
-        return None
-    key = (spans_B2S._version, num_keys, tile)
-    return next((bounds for ref, of, bounds in _bounds if of == key and ref() is spans_B2S), None)
-
-
-def _remember(spans_B2S: Tensor, num_keys: int, tile: int, bounds: Tensor) -> None:
-    if not spans_B2S.is_inference():
-        _bounds.append((weakref.ref(spans_B2S), (spans_B2S._version, num_keys, tile), bounds))
+_bounds = Remembered[Tensor]()
+"""The bounds of spans, by (number of keys, keys of a tile, stream)."""
 
 
 def forward(
@@ -228,17 +225,17 @@ def backward_tangent(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `tiled.backward_tangent`; dQ' in one call, dK' and dV' in another. Multiplies by a G' of zeros too."""
-    g_dot = torch.zeros_like(q_dot) if g_dot is None else g_dot
+    """As `tiled.backward_tangent`; dQ' in one call, dK' and dV' in another."""
     q, k, v, o, lse, g = (x.contiguous() for x in (q_BHSD, k_BKJD, v_BKJD, o_BHSD, lse_BHS, g_BHSD))
-    dots = [x.contiguous() for x in (q_dot, k_dot, v_dot, g_dot)]
+    dots = [x.contiguous() for x in (q_dot, k_dot, v_dot)]
+    moves_g, g_dot = g_dot is not None, None if g_dot is None else g_dot.contiguous()
     call = _Call(q, k, spans_B2S, scale, softcap)
-    d_BHS, dot_d = call.row_dot_tangents(g, o, dots[3], o_dot.contiguous())
-    rows = (*dots, lse_dot.contiguous(), dot_d)
-    dq, dk, dv = (torch.empty_like(x) for x in dots[:3])
+    d_BHS, dot_d = call.row_dot_tangents(g, o, g_dot, o_dot.contiguous())
+    rows = (*dots, dots[0] if g_dot is None else g_dot, lse_dot.contiguous(), dot_d)
+    dq, dk, dv = (torch.empty_like(x) for x in dots)
     call.over_rows(
         kernels.backward_tangent_q_kernel, dq.shape[0],
-        q, k, v, call.spans, lse, g, d_BHS, *rows, dq, *call.lengths, call.slabs,
+        q, k, v, call.spans, lse, g, d_BHS, *rows, dq, *call.lengths, call.slabs, DOT_G=moves_g,
     )  # fmt: skip
     kernel = kernels.backward_tangent_kv_kernel
     bounds, bound_stride = call.query_bounds(kernel)
@@ -246,6 +243,6 @@ def backward_tangent(
         call.over_keys(
             kernel, dq.shape[0],
             q, k, v, call.spans, bounds, lse, g, d_BHS, *rows, dk, dv, *call.lengths, bound_stride, call.slabs,
-            DK=wanted[0], DV=wanted[1],
+            DK=wanted[0], DV=wanted[1], DOT_G=moves_g,
         )  # fmt: skip
     return dq, dk, dv

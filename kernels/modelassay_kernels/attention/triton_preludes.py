@@ -9,8 +9,8 @@ from modelassay_kernels.optional_triton import jit, tl
 
 @jit(do_not_specialize=("num_rows",))
 def row_dots_kernel(g_ptr, o_ptr, dot_g_ptr, dot_o_ptr, d_ptr, dot_d_ptr, num_rows, TANGENTS: tl.constexpr,  # type: ignore[no-untyped-def]
-                    D: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):  # fmt: skip
-    """D = rowsum(G * O) of a tile of rows and, with TANGENTS, D' = rowsum(G' * O + G * O') along one tangent."""
+                    DOT_G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, N: tl.constexpr):  # fmt: skip
+    """D = rowsum(G * O) of a tile of rows and, with TANGENTS, D' = rowsum(G' * O + G * O') along one tangent, G' zero without DOT_G."""
     t = tl.program_id(1).to(tl.int64)
     rows = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
     cols = tl.arange(0, BLOCK_D)
@@ -20,10 +20,10 @@ def row_dots_kernel(g_ptr, o_ptr, dot_g_ptr, dot_o_ptr, d_ptr, dot_d_ptr, num_ro
     o_ND = tl.load(o_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if TANGENTS:
         dot_at = t * num_rows * D + at
-        dot_g_ND = tl.load(dot_g_ptr + dot_at, mask=inside, other=0.0).to(tl.float32)
-        dot_o_ND = tl.load(dot_o_ptr + dot_at, mask=inside, other=0.0).to(tl.float32)
-        dot_d_N = tl.sum(dot_g_ND * o_ND + g_ND * dot_o_ND, 1)
-        tl.store(dot_d_ptr + t * num_rows + rows, dot_d_N, mask=rows < num_rows)
+        dot_d_ND = g_ND * tl.load(dot_o_ptr + dot_at, mask=inside, other=0.0).to(tl.float32)
+        if DOT_G:
+            dot_d_ND += o_ND * tl.load(dot_g_ptr + dot_at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dot_d_ptr + t * num_rows + rows, tl.sum(dot_d_ND, 1), mask=rows < num_rows)
     tl.store(d_ptr + rows, tl.sum(g_ND * o_ND, 1), mask=(rows < num_rows) & (t == 0))
 
 

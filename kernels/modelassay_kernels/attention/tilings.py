@@ -31,13 +31,16 @@ _BIG, _HALF, _MID, _LITTLE = _tiling(64, 64, 4, 2), _tiling(64, 32, 4, 1), _tili
 _FLAT, _HIGH, _HIGH_SPLIT = _tiling(64, 32, 4, 2), _tiling(32, 64, 4, 2), _tiling(32, 64, 4, 1, split=True)
 _BACKWARD_FP32 = (_MID, _MID, _MID, _LITTLE)
 SMALL: Table = {
-    "forward_kernel": {2: (_BIG, _BIG, _BIG, _BIG, _tiling(64, 32, 8, 1)), 4: (_MID,) * 4},
+    "forward_kernel": {
+        2: (_BIG, _BIG, _BIG, _BIG, _tiling(64, 32, 8, 1)),
+        4: (_MID, _MID, _MID, _tiling(32, 32, 4, 1)),
+    },
     "tangent_kernel": {2: (_FLAT, _FLAT, _FLAT, _HALF, _MID), 4: (_MID, _MID, _LITTLE, _LITTLE)},
     "backward_q_kernel": {2: (_BIG, _BIG, _BIG, _HALF, _MID), 4: _BACKWARD_FP32},
     "backward_kv_kernel": {2: (_HIGH, _HIGH, _HIGH, _tiling(32, 64, 4, 1), _MID), 4: _BACKWARD_FP32},
-    "backward_tangent_q_kernel": {2: (_HALF, _HALF, _HALF, _MID, _LITTLE), 4: (_LITTLE,) * 4},
+    "backward_tangent_q_kernel": {2: (_HALF, _HALF, _HALF, _tiling(32, 32, 4, 1), _LITTLE), 4: (_LITTLE,) * 4},
     "backward_tangent_kv_kernel": {
-        2: (_HIGH_SPLIT, _HIGH_SPLIT, _HIGH_SPLIT, _MID, _LITTLE),
+        2: (_HIGH_SPLIT, _HIGH_SPLIT, _HIGH_SPLIT, _tiling(16, 32, 2, 1), _LITTLE),
         4: (_LITTLE, _LITTLE, _LITTLE, _tiling(16, 16, 4, 1, split=True)),
     },
 }
@@ -64,13 +67,29 @@ HOPPER: Table = {
         4: SMALL["backward_tangent_kv_kernel"][4],
     },
 }
-"""For cards of 227 KiB (sm_90, sm_100): at least 64 rows or keys are what HGMMA multiplies, and loads are ahead of the products.
+"""For sm_90, of 227 KiB: at least 64 rows or keys are what HGMMA multiplies, and loads are ahead of the products.
 Of those tried, the tiles whose loop spills nothing and issues the fewest instructions for a flop; not tuned by time."""
+
+_KEYS_OF_128, _KEYS_OF_128_SPLIT = _tiling(32, 128, 4, 1), _tiling(32, 128, 8, 1, split=True)
+BLACKWELL: Table = {
+    **HOPPER,
+    "forward_kernel": {
+        2: (*(_tiling(128, 128, 8, 3),) * 3, _tiling(128, 128, 8, 2), _tiling(64, 32, 8, 1)),
+        4: HOPPER["forward_kernel"][4],
+    },
+    "backward_q_kernel": {2: (*(_tiling(128, 128, 8, 2),) * 3, _WIDE, _MID), 4: _BACKWARD_FP32},
+    "backward_kv_kernel": {2: (*(_tiling(32, 128, 4, 2),) * 3, _TALL, _MID), 4: _BACKWARD_FP32},
+    "backward_tangent_kv_kernel": {
+        2: (_KEYS, _KEYS, _KEYS_OF_128, _KEYS_OF_128_SPLIT, _LITTLE),
+        4: HOPPER["backward_tangent_kv_kernel"][4],
+    },
+}
+"""For sm_100, of 227 KiB too: sums lie in the tensor cores' own memory, and what reads them back costs less over more keys."""
 
 
 def table(capability: tuple[int, int]) -> Table:
     """Return the tiles of a card."""
-    return HOPPER if capability[0] in {9, 10} else SMALL
+    return {9: HOPPER, 10: BLACKWELL}.get(capability[0], SMALL)
 
 
 def tiling(kernel: str, itemsize: int, head_dim: int, capability: tuple[int, int]) -> tuple[Tiling, int]:

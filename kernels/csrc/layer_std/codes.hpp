@@ -1,7 +1,7 @@
-// Sums over a tile of fp8 codes around a centre of 0, read row after row as they lie in memory. Included by tile.hpp.
+// Sums over a tile of fp8 codes, a block of one scale at a time. Included by tile.hpp.
 //
-// A block's scale multiplies the sums over its part of a row, not its elements: codes have few digits, so that up to 16 of
-// their values and squares lose nothing to speak of in float. Zeros weigh nothing, so ragged ends are filled with them.
+// Codes have few digits, so that their values and, up to 16 at a time, the sums of their squares are exact in float around a
+// centre of 0; a block's scale then multiplies its sums, not its elements. Zeros weigh nothing, so ragged ends are filled with them.
 #pragma once
 
 #include "common/simd.hpp"
@@ -10,7 +10,7 @@
 namespace modelassay::MODELASSAY_ISA {
 namespace {
 
-constexpr std::int64_t kCodeChain = 8;  // steps in float before they are folded, and folds in float before they move to double
+constexpr std::int64_t kCodeChain = 8;  // steps in float before the sums move to double
 
 #if defined(__AVX512VBMI__) && defined(__AVX512BF16__)
 
@@ -41,7 +41,6 @@ constexpr CodeTable kCodes{3, 7, 0x7f, false};
 template <>
 constexpr CodeTable kCodes<E5M2>{2, 15, 0x7c, true};
 
-// Sums of the codes' values and squares since they were last taken.
 template <class Format>
 class CodeSums {
  public:
@@ -69,19 +68,25 @@ class CodeSums {
     a1_[1] = _mm512_dpbf16_ps(a1_[1], y, one);
     a2_[0] = _mm512_dpbf16_ps(a2_[0], x, x);
     a2_[1] = _mm512_dpbf16_ps(a2_[1], y, y);
+    if (++steps_ == kCodeChain) flush();
   }
 
-  void take(F32& sum, F32& squares) {
-    sum = bits<F32>(a1_[0]) + bits<F32>(a1_[1]);
-    squares = bits<F32>(a2_[0]) + bits<F32>(a2_[1]);
+  void flush() {
+    add_to(s1, bits<F32>(a1_[0]) + bits<F32>(a1_[1]));
+    add_to(s2, bits<F32>(a2_[0]) + bits<F32>(a2_[1]));
     for (int i = 0; i < 2; ++i) a1_[i] = a2_[i] = _mm512_setzero_ps();
+    steps_ = 0;
   }
+
+  F64 s1{};
+  F64 s2{};
 
  private:
   __m512i low_[2];
   __m512i high_[2];
   __m512 a1_[2]{};
   __m512 a2_[2]{};
+  std::int64_t steps_ = 0;
 };
 
 #else
@@ -102,11 +107,15 @@ class CodeSums {
     }
   }
 
-  void take(F32& sum, F32& squares) {
-    sum = (a1_[0] + a1_[1]) + (a1_[2] + a1_[3]);
-    squares = (a2_[0] + a2_[1]) + (a2_[2] + a2_[3]);
+  void flush() {
+    add_to(s1, (a1_[0] + a1_[1]) + (a1_[2] + a1_[3]));
+    add_to(s2, (a2_[0] + a2_[1]) + (a2_[2] + a2_[3]));
     for (int j = 0; j < 4; ++j) a1_[j] = a2_[j] = F32{};
+    steps_ = 0;
   }
+
+  F64 s1{};
+  F64 s2{};
 
  private:
   void add_whole(const std::byte* data) {
@@ -116,117 +125,79 @@ class CodeSums {
       a1_[j] += x[j];
       a2_[j] += x[j] * x[j];
     }
+    if (++steps_ == kCodeChain) flush();
   }
 
   F32 a1_[4]{};
   F32 a2_[4]{};
+  std::int64_t steps_ = 0;
 };
 
 #endif
 
-// The sums over a tile, each fold by its own scale.
-template <class Format>
-class ScaledSums {
- public:
-  static constexpr std::int64_t kStep = CodeSums<Format>::kStep;
-
-  // Neighbouring codes of one scale.
-  void add(const std::byte* data, std::int64_t count, F32 scale) {
-    while (count >= kCodeChain * kStep) {
-      add_steps(data, kCodeChain);
-      fold(scale);
-      data += kCodeChain * kStep;
-      count -= kCodeChain * kStep;
-    }
-    if (count == 0) return;
-    add_steps(data, count / kStep);
-    if (const std::int64_t left = count % kStep; left > 0) codes_.add(data + (count - left), left);
-    fold(scale);
-  }
-
-  void flush() {
-    add_to(s1, t1_);
-    add_to(s2, t2_);
-    t1_ = t2_ = F32{};
-    folds_ = 0;
-  }
-
-  F64 s1{};
-  F64 s2{};
-
- private:
-  void add_steps(const std::byte* data, std::int64_t steps) {
-    for (; steps > 0; --steps, data += kStep) {
-      __builtin_prefetch(data + kAhead);
-      codes_.add(data, kStep);
-    }
-  }
-
-  void fold(F32 scale) {
-    F32 sum, squares;
-    codes_.take(sum, squares);
-    t1_ += sum * scale;
-    t2_ += squares * (scale * scale);
-    if (++folds_ == kCodeChain) flush();
-  }
-
-  static constexpr std::int64_t kAhead = 512;
-
-  CodeSums<Format> codes_;
-  F32 t1_{};
-  F32 t2_{};
-  std::int64_t folds_ = 0;
+// Neighbouring rows of a tile, as many columns of them as share a scale.
+struct Strip {
+  const std::byte* data;
+  std::int64_t row_stride;
+  std::int64_t num_rows;
+  std::int64_t num_cols;
+  std::int64_t ahead;  // bytes from what is read to what is asked for
 };
+
+// Few rows at a time: more would fall into the same places of the first cache where their distance is a power of two.
+constexpr std::int64_t kStripRows = 8;
+constexpr std::int64_t kAhead = 512;
+constexpr std::int64_t kFarthest = 128 * 1024;
+
+template <class Format>
+void add_strip(const Strip& strip, double scale, F64& s1, F64& s2) {
+  CodeSums<Format> sums;  // of its own: its vectors stay in registers
+  constexpr std::int64_t kStep = CodeSums<Format>::kStep;
+  for (std::int64_t row = 0; row < strip.num_rows; ++row) {
+    const std::byte* data = strip.data + row * strip.row_stride;
+    std::int64_t left = strip.num_cols;
+    for (; left >= kStep; left -= kStep, data += kStep) {
+      __builtin_prefetch(data + strip.ahead, 0, 2);
+      sums.add(data, kStep);
+    }
+    if (left > 0) sums.add(data, left);
+  }
+  sums.flush();
+  s1 += sums.s1 * scale;
+  s2 += sums.s2 * (scale * scale);
+}
 
 inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
-// Whether squares of scaled codes, and sums of them, stay within the range of float.
-inline bool moderate(float scale) {
-  constexpr float kLargest = 0x1p40f;
-  constexpr float kSmallest = 0x1p-40f;
-  const float size = scale < 0 ? -scale : scale;
-  return size == 0 || (size >= kSmallest && size <= kLargest);  // NaN is not
-}
-
-// Adds the rows of a tile, by their blocks' scales; false where one is out of range.
-template <class Format>
-bool add_rows(const Tile& tile, ScaledSums<Format>& sums) {
-  const std::int64_t cols = tile.shape.num_cols;
-  const bool scaled = tile.scale.data != nullptr;
-  const std::int64_t block_cols = scaled ? tile.scale.block_cols : cols;
-  const std::int64_t first_block = scaled ? tile.first_col / block_cols : 0;
-  const std::int64_t first_count = scaled ? smaller((first_block + 1) * block_cols - tile.first_col, cols) : cols;
-  const float one = 1;
-  for (std::int64_t row = 0; row < tile.shape.num_rows; ++row) {
-    const std::byte* data = tile.data + row * tile.shape.row_stride;
-    const float* scale = &one;
-    if (scaled) {
-      const std::int64_t block_row = (tile.first_row + row) / tile.scale.block_rows;
-      scale = tile.scale.data + block_row * tile.scale.num_cols + first_block;
-    }
-    std::int64_t count = first_count;
-    for (std::int64_t col = 0; col < cols; ++scale) {
-      if (!moderate(*scale)) return false;
-      sums.add(data + col, count, F32{} + *scale);
-      col += count;
-      count = smaller(block_cols, cols - col);
-    }
-  }
-  return true;
-}
-
-// Sums of x and x^2 over the tile, x with its unit and scale; NaN where float would not hold them.
+// Sums of x and x^2 over the tile, x with its unit and scale.
 template <class Format>
 void add_codes(const Tile& tile, F64& s1, F64& s2) {
-  ScaledSums<Format> sums;  // of its own: its vectors stay in registers
-  if (!add_rows(tile, sums)) {
-    s2 += __builtin_nan("");
+  const double unit = CodeSums<Format>::unit * tile.unit;
+  const std::int64_t rows = tile.shape.num_rows;
+  const std::int64_t cols = tile.shape.num_cols;
+  const std::int64_t stride = tile.shape.row_stride;
+  if (tile.scale.data == nullptr) {
+    add_strip<Format>({tile.data, stride, rows, cols, kAhead}, unit, s1, s2);
     return;
   }
-  sums.flush();
-  const double unit = CodeSums<Format>::unit * tile.unit;
-  s1 += sums.s1 * unit;
-  s2 += sums.s2 * (unit * unit);
+  const std::int64_t block_rows = tile.scale.block_rows;
+  const std::int64_t block_cols = tile.scale.block_cols;
+  const std::int64_t first_edge = block_cols - tile.first_col % block_cols;
+  // The same columns of the next rows, where the second cache keeps them until then.
+  const std::int64_t ahead = kStripRows * stride < kFarthest ? kStripRows * stride : kAhead;
+  std::int64_t num_rows = 0;
+  for (std::int64_t row = 0; row < rows; row += num_rows) {
+    const std::int64_t matrix_row = tile.first_row + row;
+    num_rows = smaller(smaller(kStripRows, rows - row), block_rows - matrix_row % block_rows);
+    const float* scale = tile.scale.data + matrix_row / block_rows * tile.scale.num_cols + tile.first_col / block_cols;
+    std::int64_t num_cols = smaller(first_edge, cols);
+    for (std::int64_t col = 0; col < cols; ++scale) {
+      const Strip strip = {tile.data + row * stride + col, stride, num_rows, num_cols, ahead};
+      add_strip<Format>(strip, unit * static_cast<double>(*scale), s1, s2);
+      col += num_cols;
+      num_cols = smaller(block_cols, cols - col);
+    }
+  }
 }
 
 }  // namespace

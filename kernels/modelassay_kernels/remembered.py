@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from torch import Tensor
@@ -39,6 +39,14 @@ class Remembered(Generic[Found]):
         """Remember it; of a tensor of inference mode, which may change unseen, nothing."""
         if not tensor.is_inference():
             self._last.append((weakref.ref(tensor), tensor._version, key, found))
+
+    def of(self, tensor: Tensor, key: Hashable, find: Callable[[], Found]) -> Found:
+        """Return what was put, else what is found now, which is put."""
+        found = self.get(tensor, key)
+        if found is None:
+            found = find()
+            self.put(tensor, key, found)
+        return found
 
     def clear(self) -> None:
         """Forget all."""

@@ -8,7 +8,7 @@ CKA; an assignment cannot match a rotation (QuaRot, SliceGPT, SpinQuant), orthog
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -164,16 +164,8 @@ def _shared_rows(a: Weights, b: Weights) -> RowsOfBoth | None:
     shared = np.array(
         [(row, place[token]) for row, token in enumerate(a.tokens) if token in place], dtype=np.intp
     ).reshape(-1, 2)
-    sides = a.embedding[shared[:, 0]], b.embedding[shared[:, 1]]
-    finite = np.logical_and(*(np.isfinite(rows).all(1) for rows in sides))
-    if finite.sum() < MIN_TOKENS:
-        return None
-    first, second = sides if finite.all() else (rows[finite] for rows in sides)
-    return RowsOfBoth(a_TD=first, b_TE=second, weights=(_largest_one(first), _largest_one(second)))
-
-
-def _largest_one(rows: Rows) -> float:
-    return 1 / max(float(rows.max()), -float(rows.min()), 1e-300)
+    sides = [a.embedding[shared[:, 0]], b.embedding[shared[:, 1]]]
+    return _finite(sides, [_largest_one(rows) for rows in sides])
 
 
 def _neuron_rows(a: Weights, b: Weights) -> RowsOfBoth | None:
@@ -185,12 +177,25 @@ def _neuron_rows(a: Weights, b: Weights) -> RowsOfBoth | None:
         np.concatenate([_unit_weights(part) for layer in neurons for part in layer])
         for neurons in (a.neurons, b.neurons)
     ]
+    return _finite(sides, weights)
+
+
+def _finite(sides: Sequence[Rows], weights: Sequence[NDArray[np.float64]]) -> RowsOfBoth | None:
+    """Return the rows that are finite on both sides, without a copy where all are; weights are NaN of those that are not."""
     finite = np.isfinite(weights).all(0)
     if finite.sum() < MIN_TOKENS:
         return None
     if not finite.all():
         sides, weights = ([each[finite] for each in both] for both in (sides, weights))
     return RowsOfBoth(a_TD=sides[0], b_TE=sides[1], weights=(weights[0], weights[1]))
+
+
+def _largest_one(rows_TD: Rows) -> NDArray[np.float64]:
+    """Return what makes the largest finite row's largest entry 1, for each row; NaN for rows that are not finite."""
+    finite_T = np.asarray(np.isfinite(rows_TD).all(1))
+    where = finite_T[:, None]
+    largest = max(float(rows_TD.max(initial=1e-300, where=where)), -float(rows_TD.min(initial=0, where=where)))
+    return np.where(finite_T, 1 / largest, np.nan)
 
 
 def _unit_weights(rows_nD: Rows) -> NDArray[np.float64]:

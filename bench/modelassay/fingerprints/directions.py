@@ -76,7 +76,7 @@ def _products(
         chunk = scaled(rows_RD[start : start + CHUNK_ROWS], unit, dtype)
         turned = (chunk @ typed_Dr).astype(np.float64)
         products += turned.T @ turned
-        if typed_Dr is not directions_Dr:
+        if dtype != np.float64:
             squares += _lost(chunk, turned, directions_Dr) ** 2
     return products, math.sqrt(squares)
 

@@ -47,7 +47,7 @@ def measure_layer(checkpoint: Checkpoint, layer: int, spans: Mapping[str, FileSp
     the attention matrices' that are 0, not finite or beyond ``LARGEST_SIGMA`` are left out: a bias that is all 0 has no curve.
     ``stored`` are the attention matrices where they were read already.
     """
-    every = [*spans.values(), *(span for role in BEYOND for span in extras.get(role, ()))]
+    every = _read_of(spans, extras)
     prepare_spans(every)
     sigmas = iter(layer_std_file(every).tolist())
     values = [("sigma", role, next(sigmas)) for role in spans]
@@ -66,6 +66,11 @@ def measure_layer(checkpoint: Checkpoint, layer: int, spans: Mapping[str, FileSp
         *values,
         *(("product", role, value) for role, value in products.items() if math.isfinite(value) and value > 0),
     ]
+
+
+def _read_of(spans: Mapping[str, FileSpan], extras: Mapping[str, Sequence[FileSpan]]) -> list[FileSpan]:
+    """Return what `measure_layer` reads of one layer, in its order."""
+    return [*spans.values(), *(span for role in BEYOND for span in extras.get(role, ()))]
 
 
 def attention_key(checkpoint: Checkpoint) -> str:
@@ -117,11 +122,8 @@ def summarise_model(model: Model, *, name: str, whole: bool = True) -> ModelSumm
     values, faults, digest = [], dict[str, str](), hashlib.blake2b(digest_size=8)  # as `attention_key`, read once
     for layer in range(checkpoint.num_layers):
         spans = spans_of(checkpoint, layer)
-        for later in range(layer + 1, min(layer + 2, checkpoint.num_layers)):
-            read_ahead([
-                *spans_of(checkpoint, later).values(),
-                *(span for group in extras[later].values() for span in group),
-            ])
+        if layer + 1 < checkpoint.num_layers:
+            read_ahead(_read_of(spans_of(checkpoint, layer + 1), extras[layer + 1]))
         stored = {matrix.role: checkpoint.read(matrix) for matrix in checkpoint.matrices_in(layer)}
         for matrix in stored.values():
             digest.update(_bytes(matrix))

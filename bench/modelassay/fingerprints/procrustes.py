@@ -94,9 +94,7 @@ def _orthonormal(vectors_En: NDArray[np.float64], size: int) -> NDArray[np.float
     if vectors_En.shape[1] == size:
         factor_nn, failed = dpotrf((vectors_En.T @ vectors_En).T, lower=0, overwrite_a=1)
         if not failed:
-            turned: NDArray[np.float64] = dtrsm(
-                1.0, factor_nn, vectors_En.T, lower=0, trans_a=1, overwrite_b=vectors_En.flags.c_contiguous
-            ).T
+            turned: NDArray[np.float64] = dtrsm(1.0, factor_nn, vectors_En.T, lower=0, trans_a=1, overwrite_b=1).T
             return turned
     whole, triangle = np.linalg.qr(vectors_En, mode="reduced" if vectors_En.shape[1] == size else "complete")
     whole[:, : vectors_En.shape[1]] *= np.where(np.diagonal(triangle) < 0, -1, 1)

@@ -30,17 +30,9 @@ def check_request(name: str, num_cols: int, device: torch.device, k: int, valid:
             raise ValueError(
                 f"{name}: valid must be bool [{num_cols}] on {device}, got {valid.dtype} {[*valid.shape]} on {valid.device}"
             )
-        num_valid = num_cols if capturing(device) else _count(valid)
+        num_valid = num_cols if capturing(device) else _num_valid.of(valid, None, lambda: int(valid.sum()))
     if not 0 <= k <= num_valid:
         raise ValueError(f"{name}: k = {k}, but {num_valid} of {num_cols} ids are valid; ask for 0 to {num_valid}")
-
-
-def _count(valid: Tensor) -> int:
-    count = _num_valid.get(valid, None)
-    if count is None:
-        count = int(valid.sum())
-        _num_valid.put(valid, None, count)
-    return count
 
 
 def check_outs(

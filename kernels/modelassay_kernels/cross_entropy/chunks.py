@@ -150,11 +150,7 @@ def _kept_rows(labels_N: Tensor, spec: Spec, num_cols: int) -> Kept:
         ValueError: a label is neither in the vocabulary nor `ignore_index`.
     """
     key = (spec.ignore_index, num_cols)
-    known = _kept.get(labels_N, key)
-    if known is None:
-        known = _kept_rows_now(labels_N.long(), spec, num_cols)
-        _kept.put(labels_N, key, known)
-    return known
+    return _kept.of(labels_N, key, lambda: _kept_rows_now(labels_N.long(), spec, num_cols))
 
 
 def _kept_rows_now(labels_N: Tensor, spec: Spec, num_cols: int) -> Kept:

@@ -75,7 +75,7 @@ def add_rotated_squares(sums: Sums, name: str, trace: Trace, basis_OO: Tensor, b
         add_squares(sums, name, trace.rotated(basis_OO, basis_JJ))
         return
     for part in trace.chunks():
-        _add(sums, name, (basis_OO.T @ part.row_gradients() @ basis_JJ).square_().sum(0))
+        _add(sums, name, part.rotated_row_gradients(basis_OO, basis_JJ).square_().sum(0))
 
 
 def rotated_traces(traces: Traces, bases: Bases) -> dict[str, Trace]:

@@ -154,8 +154,8 @@ class _Scoring:
         solved = 2 if self.params.setting.solver_iterations else 0
         return 2 + len(self.params.dampings) * (len(DAMPED) + solved) + 3
 
-    def _passed(self, count: int = 1) -> None:
-        self._done += count
+    def _passed(self) -> None:
+        self._done += 1
         self.stage.progress(self._done, self._passes, "passes over the rows")
 
     def _pairs(self, layers: Sequence[LayerQueries]) -> Tensor:

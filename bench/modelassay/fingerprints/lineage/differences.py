@@ -118,8 +118,8 @@ def compare(a: Tensors, b: Tensors) -> Difference:
     expert_cosines: list[tuple[float, bool]] = []
     turn_a = _mass(a) > _mass(b)
     for at, (i, j) in enumerate(difference.layers):
-        for later_i, later_j in difference.layers[at + 1 : at + 2]:
-            for tensors, layer in ((a, later_i), (b, later_j)):
+        if at + 1 < len(difference.layers):
+            for tensors, layer in zip((a, b), difference.layers[at + 1], strict=True):
                 read_ahead(tensors.matrices[layer, role].span for role in tensors.checkpoint.roles)
         _compare_attention(a, b, i, j, difference, probe=i in probes, turn_a=turn_a)
         names = a.by_layer.get(i, {}).keys() & b.by_layer.get(j, {}).keys()

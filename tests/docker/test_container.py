@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelassay.containers.doctor import examine_containers
+from modelassay.containers.settings import LABEL
 from modelassay.machine.code import differences
 from modelassay.recording.log import read_cell
 from modelassay.runs.directory import code_of, libraries_of, open_run
+from modelassay.runs.folder import CLIENT_LOCK
+from modelassay.storage.files import run_lock
 from support.engine_relay import EngineRelay
 from support.toy_suite import SUITE, environ, metrics_of, modelassay, only_run, rewrite, start, write_suite
 
@@ -256,12 +260,22 @@ def test_engine_that_goes_away_is_told_and_the_run_goes_on(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
-def test_caller_without_privileges_owns_the_results(toy: ToyImages, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_caller_without_privileges_owns_the_results_and_leaves_others_alone(
+    engine: Any, toy: ToyImages, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("unprivileged")
     open_to_all(folder)
     os.chown(folder, 4321, 4321)
     suite = write_suite(folder, FAST)
-    with EngineRelay(folder / "engine.sock", mode=0o666) as relay:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    beginning = engine.containers.create(toy.idle, labels={LABEL: str(hidden)})
+    with (
+        ExitStack() as stack,
+        run_lock(hidden, CLIENT_LOCK),
+        EngineRelay(folder / "engine.sock", mode=0o666) as relay,
+    ):
+        stack.callback(beginning.remove)  # fails where the caller removed it
         extra = environ(DOCKER_HOST=relay.address, HOME=str(folder), MODELASSAY_CACHE=str(folder / "cache"))
         extra["PYTHONPATH"] = os.pathsep.join([extra["PYTHONPATH"], *filter(None, sys.path)])
         caller: dict[str, Any] = {"user": 4321, "group": 4321, "extra_groups": [], "cwd": folder, "env": extra}

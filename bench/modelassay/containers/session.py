@@ -236,12 +236,12 @@ def remove_left(engine: Engine, settings: Settings) -> None:
 
 
 def _is_held(folder: Path) -> bool:
-    if not (folder / CLIENT_LOCK).exists():
-        return False
     try:
+        if not (folder / CLIENT_LOCK).exists():
+            return False
         with run_lock(folder, CLIENT_LOCK):
             return False
-    except (HostError, UsageError):  # held, or no lock of ours: then nobody can tell
+    except (HostError, UsageError, OSError):  # held, no lock of ours, or another user's run: then nobody can tell
         return True
 
 

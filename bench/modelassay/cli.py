@@ -631,10 +631,12 @@ def main() -> None:
     """Run the command line; every expected error is one line on stderr and its exit code."""
     from modelassay.errors import HostError
     from modelassay.machine import lifeline
+    from modelassay.machine.memory import ask_for_large_pages
     from modelassay.machine.redact import mask_streams
     from modelassay.models.connection import set_login_aside
 
     lifeline.exit_when_stdin_closes(os.environ)
+    ask_for_large_pages(os.environ)
     set_login_aside(os.environ)
     mask_streams()
     try:

@@ -5,7 +5,8 @@
     python tests/benchmarks/bench_fingerprint.py [--layers 21] [--into RESULT.json] [--folder FOLDER]
 
 Makes a bf16 Llama of 1.08 billion parameters (`--layers 21`; 125 are 12 GB), a child with 5 % noise on it and a stranger, once, in FOLDER; each
-measurement is a process of its own with one thread. Processor seconds and memory are those above the imports. Of more layers than
+measurement is a process of its own with one thread, and once more with `--threads` of them, as a user runs it. Processor seconds and memory are
+those above the imports; `--cold` drops what the page cache holds before each (root alone may). Of more layers than
 `DRAWN` the drawn ones are repeated, each a copy in the file of its own, so that writing does not take an hour; nothing that is measured
 knows of it. The wall time beside the reading's is from one process after the other, and depends on what the page cache holds.
 """
@@ -136,10 +137,13 @@ def compare(paths: list[str]) -> None:
 DEEDS: dict[str, Callable[[list[str]], None]] = {"read": read_once, "pass": one_pass, "fingerprint": compare}
 
 
-def measured(deed: str, paths: list[str]) -> dict[str, float]:
+def measured(deed: str, paths: list[str], *, threads: int = 1, cold: bool = False) -> dict[str, float]:
     """Run a deed in a process of its own; processor and wall seconds, and megabytes above its imports."""
     words = [sys.executable, __file__, "--deed", deed, *paths]
-    environ = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environ = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    if cold:
+        os.sync()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
     return json.loads(subprocess.run(words, capture_output=True, text=True, check=True, env=environ).stdout)  # type: ignore[no-any-return]
 
 
@@ -153,7 +157,6 @@ def child(deed: str, paths: list[str]) -> None:
         "scipy.optimize",
     ):
         importlib.import_module(module)
-    torch.set_num_threads(1)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what is held now
     before, began, cpu = _peak_mb(), time.perf_counter(), time.process_time()
     DEEDS[deed](paths)
@@ -177,6 +180,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=DRAWN)
     parser.add_argument("--folder", type=Path, default=Path("big-models"))
     parser.add_argument("--into", type=Path)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--cold", action="store_true", help="drop the page cache before each measurement")
     parser.add_argument("--deed", choices=DEEDS)
     parser.add_argument("--kin-only", action="store_true", help="no stranger, where the disk is small")
     parser.add_argument("paths", nargs="*")
@@ -193,7 +198,10 @@ def main() -> None:
     for other in list(places)[1:]:
         paths = [str(places["parent"]), str(places[other])]
         size = sum(Path(path, "model.safetensors").stat().st_size for path in paths)
-        result = {deed: measured(deed, paths) for deed in DEEDS}
+        result = {deed: measured(deed, paths, cold=options.cold) for deed in DEEDS}
+        result[f"{options.threads} threads"] = measured(
+            "fingerprint", paths, threads=options.threads, cold=options.cold
+        )
         rows.append({"pair": f"parent, {other}", "size_bytes": size, **result})
         print(f"parent and {other}, {size / 1e9:.2f} GB together, load {os.getloadavg()[0]:.1f}")
         for deed, one in result.items():

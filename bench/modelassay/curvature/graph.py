@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from modelassay.curvature.layers import in_place_of
+from modelassay.machine.memory import available_bytes
 from modelassay_kernels.attention.autograd import deferring
 
 
@@ -60,7 +60,7 @@ class Graph:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the memory that nobody uses, of the device or of the host."""
+    """Return the memory that can still be taken, of the device or of the host."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return available_bytes()

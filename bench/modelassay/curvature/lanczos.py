@@ -41,6 +41,11 @@ class Krylov:
         """M."""
         return len(self.diagonal)
 
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no further step can be taken: T has eigenvalues of A, as many as the start vector meets."""
+        return self.coupling[-1:] == [0.0]
+
     def ritz(self) -> tuple[Array, Array, Array]:
         """Return Ritz values, largest first, the norm of each pair's residual, and the pairs' rows over the basis [M, M].
 

@@ -41,7 +41,8 @@ class Spectrum:
     """lambda_P, the smallest by value: for a Hessian negative, never the largest by magnitude under another name."""
     sigma_bulk: dict[str, Estimate]
     """For each definition in `REMOVED`, the standard deviation of the eigenvalues that stay when those of largest magnitude
-    are taken out: sqrt(mean(lambda^2) - mean(lambda)^2) over the P - R others. `PREREGISTERED` is the one to be tested."""
+    are taken out: sqrt(mean(lambda^2) - mean(lambda)^2) over the P - R others. `PREREGISTERED` is the one to be tested. Undefined
+    where no more than R steps were taken, or there are no more than R + 1 eigenvalues."""
     centre: Estimate
     """The mean of the eigenvalues that stay under the pre-registered definition."""
     spread: Estimate
@@ -70,7 +71,7 @@ def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PR
     per probe in fp32 (`ritz_ends`, `deflated_moments`); where no product is exact (differences), nothing has an interval.
 
     Raises:
-        UsageError: an operator with no more eigenvalues than are to be removed, or fewer steps than that.
+        UsageError: an operator with no more eigenvalues than `PREREGISTERED` removes, or no more steps than that.
     """
     check_size(operator.size, steps)
     meter = CostMeter(operator)
@@ -81,12 +82,12 @@ def spectrum(operator: Operator, *, steps: int = STEPS, num_probes: int = NUM_PR
 
 
 def check_size(size: int, steps: int) -> None:
-    """Refuse what has no bulk left when the outliers are taken out.
+    """Refuse what has no bulk left when the outliers of the pre-registered definition are taken out.
 
     Raises:
         UsageError: no more parameters, or Lanczos steps, than eigenvalues are to be removed.
     """
-    most = max(REMOVED.values())
+    most = REMOVED[PREREGISTERED]
     if size <= most + 1 or steps <= most:
         raise UsageError(f"spectrum: needs more than {most + 1} parameters and more than {most} Lanczos steps, got {size} and {steps}")  # fmt: skip
 
@@ -112,14 +113,20 @@ def summary(operator: Operator, space: Krylov, moments: Moments, *, cost: Cost, 
     pairs = ritz_ends(space, operator, end_places(space.steps)) if ends is None else ends
     top, second = (ritz_estimate(space, operator, *pairs[min(i, len(pairs) - 1)], upward=True) for i in (0, 1))
     bottom = ritz_estimate(space, operator, *pairs[-1], upward=False)
-    bulk = {name: _bulk(moments, values, residuals, count, level) for name, count in REMOVED.items()}
+    most = min(moments.size - 2, moments.size if space.is_exhausted else len(values) - 1)
+    bulk = {name: _bulk(moments, values, residuals, count, level) for name, count in REMOVED.items() if count <= most}
 
     def estimate(value: float, low: float, high: float) -> Estimate:
         if not moments.exact:
             return Estimate(value=value, method="deflated Hutchinson", n=probes, note="no interval: products are approximate")  # fmt: skip
         return Estimate(value=value, low=low, high=high, level=level, method="deflated Hutchinson, Student over probes", n=probes)  # fmt: skip
 
-    sigmas = {name: estimate(part.sigma, part.sigma_low, part.sigma_high) for name, part in bulk.items()}
+    sigmas = {
+        name: estimate(bulk[name].sigma, bulk[name].sigma_low, bulk[name].sigma_high)
+        if name in bulk
+        else undefined(f"takes more than {count} Lanczos steps, and {count + 1} eigenvalues", n=probes)
+        for name, count in REMOVED.items()
+    }
     chosen, sigma = bulk[PREREGISTERED], sigmas[PREREGISTERED]
     total, half = moments.trace(level)
     outliers = _outliers(values, residuals, chosen)

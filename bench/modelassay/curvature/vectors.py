@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,11 @@ import torch
 from torch import Tensor
 
 from modelassay.errors import HostError
+from modelassay.machine.memory import available_bytes
 
 Tier = Literal["device", "host", "disk"]
+TIERS: tuple[Tier, ...] = ("device", "host", "disk")
+"""In the order in which they are filled."""
 _BLOCK_BYTES = 2**28  # rows of one block: enough for a matrix product to run at memory speed
 _BLOCK_ROWS = 16
 
@@ -68,10 +72,27 @@ class VectorStore:
     @property
     def bytes_held(self) -> dict[Tier, int]:
         """Bytes reserved in each place."""
-        held: dict[Tier, int] = {"device": 0, "host": 0, "disk": 0}
+        held: dict[Tier, int] = dict.fromkeys(TIERS, 0)
         for block in self._blocks:
             held[block.tier] += len(block.rows_RP) * self._row_bytes
         return held
+
+    def places(self, count: int) -> dict[Tier, int]:
+        """Return how many bytes of ``count`` vectors, the first ones of an empty store, would lie in each place.
+
+        Raises:
+            HostError: together they have no room for them.
+        """
+        room, left = self._find_limits(), count
+        room["disk"] = min(room["disk"], shutil.disk_usage(self.folder).free)
+        bytes_in: dict[Tier, int] = {}
+        for tier in TIERS:
+            taken = min(left, room[tier] // self._row_bytes)
+            bytes_in[tier], left = taken * self._row_bytes, left - taken
+        if left:
+            raise HostError(f"{count} vectors of {_gib(self._row_bytes)} take {_gib(count * self._row_bytes)}, and there is room for {_gib(sum(bytes_in.values()))}: "
+                            f"half of the free memory, and what is free in {self.folder} ($TMPDIR). Take fewer Lanczos steps, or free some")  # fmt: skip
+        return bytes_in
 
     def append(self, vector_P: Tensor) -> None:
         """Copy a vector to the end.
@@ -108,7 +129,11 @@ class VectorStore:
         """Replace v by v - Q^T c."""
         for block, part in zip(self._blocks, self._split(coefficients_M), strict=True):
             rows_RP = block.rows_RP[: block.used]
-            vector_P -= (part.to(rows_RP.device, self.dtype) @ rows_RP).to(vector_P.device)
+            part_R = part.to(rows_RP.device, self.dtype)
+            if rows_RP.device == vector_P.device:
+                vector_P.addmv_(rows_RP.T, part_R, alpha=-1)  # no second vector, which may be large and new memory each time
+            else:
+                vector_P -= (part_R @ rows_RP).to(vector_P.device)
 
     def combine(self, coefficients_KM: Tensor) -> Tensor:
         """Return C Q, [K, P] on the device."""
@@ -136,10 +161,11 @@ class VectorStore:
         shape[0] = min(room["disk"], self._block_rows)
         if shape[0] < 1:
             raise HostError(f"vectors: no room for vector {len(self)} of {self._row_bytes} bytes; held {held}, allowed {limits}. Take fewer Lanczos steps, or raise the budget")  # fmt: skip
-        return _Block(_on_disk(shape, self.dtype, self._folder), "disk")
+        return _Block(_on_disk(shape, self.dtype, self.folder), "disk")
 
     @property
-    def _folder(self) -> Path:
+    def folder(self) -> Path:
+        """Where vectors on disk lie."""
         return self._budget.folder or Path(tempfile.gettempdir())
 
     def _find_limits(self) -> dict[Tier, int]:
@@ -148,12 +174,12 @@ class VectorStore:
             device = (
                 torch.cuda.mem_get_info(self.device)[0] // 2 if budget.device_bytes is None else budget.device_bytes
             )
-        host = (
-            os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-            if budget.host_bytes is None
-            else budget.host_bytes
-        )
+        host = available_bytes() // 2 if budget.host_bytes is None else budget.host_bytes
         return {"device": device, "host": host, "disk": 2**62 if budget.disk_bytes is None else budget.disk_bytes}
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.3g} GiB"
 
 
 def _on_disk(shape: list[int], dtype: torch.dtype, folder: Path) -> Tensor:

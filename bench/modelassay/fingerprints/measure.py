@@ -15,6 +15,7 @@ from modelassay.fingerprints.configuration import Sizes
 from modelassay.fingerprints.curves import BEYOND, Curves
 from modelassay.fingerprints.methods import ModelSummary
 from modelassay.fingerprints.products import product_curves
+from modelassay.machine.threads import in_order
 from modelassay.models.checkpoints import Checkpoint, Stratum
 from modelassay.models.checkpoints.architectures import EVERY_ROLE
 from modelassay.models.checkpoints.layers import layer_spans
@@ -120,15 +121,18 @@ def summarise_model(model: Model, *, name: str, whole: bool = True) -> ModelSumm
     checkpoint = model.checkpoint()
     extras = layer_spans(checkpoint) if whole else [{} for _ in range(checkpoint.num_layers)]
     values, faults, digest = [], dict[str, str](), hashlib.blake2b(digest_size=8)  # as `attention_key`, read once
-    for layer in range(checkpoint.num_layers):
-        spans = spans_of(checkpoint, layer)
+
+    def measured(layer: int) -> tuple[dict[str, Tensor], list[tuple[str, str, float]]]:
         if layer + 1 < checkpoint.num_layers:
             read_ahead(_read_of(spans_of(checkpoint, layer + 1), extras[layer + 1]))
         stored = {matrix.role: checkpoint.read(matrix) for matrix in checkpoint.matrices_in(layer)}
+        return stored, measure_layer(checkpoint, layer, spans_of(checkpoint, layer), extras[layer], stored)
+
+    for layer, (stored, found) in enumerate(in_order(measured, range(checkpoint.num_layers))):
         for matrix in stored.values():
             digest.update(_bytes(matrix))
-        for metric, role, value in measure_layer(checkpoint, layer, spans, extras[layer], stored):
-            if metric == "sigma" and role in spans and (fault := fault_of(role, layer, value)):
+        for metric, role, value in found:
+            if metric == "sigma" and role in stored and (fault := fault_of(role, layer, value)):
                 tensor = next(matrix.tensor_name for matrix in checkpoint.matrices_in(layer) if matrix.role == role)
                 faults.setdefault(role, f"{fault} ({printable(tensor)})")
             values.append((metric, role, layer, value))

@@ -89,6 +89,13 @@ def sync_file(fd: int) -> None:
     _sync(fd, _UNSUPPORTED)
 
 
+def give_up_pages(path: Path) -> None:
+    """Say that a file on the disk is not read again soon: its place in memory is for what is."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError), path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def sync_folder(path: Path) -> None:
     """Force the names in the folder ``path`` to the disk, as far as its file system can.
 

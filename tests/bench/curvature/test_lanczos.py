@@ -152,6 +152,17 @@ def test_no_room_is_an_error_of_the_host(tmp_path: Path) -> None:
         missing.append(torch.ones(10))
 
 
+def test_places_of_vectors_are_known_before_any_is_made(tmp_path: Path) -> None:
+    store = VectorStore(10, dtype=torch.float32, device=CPU, budget=Budget(host_bytes=100, disk_bytes=80, folder=tmp_path))  # fmt: skip
+    assert store.places(2) == {"device": 0, "host": 80, "disk": 0}
+    assert store.places(4) == {"device": 0, "host": 80, "disk": 80}
+    with pytest.raises(HostError, match=r"5 vectors of .* room for .*half of the free memory, and what is free in"):
+        store.places(5)
+    boundless = VectorStore(1 << 40, dtype=torch.float64, device=CPU, budget=Budget(folder=tmp_path))
+    with pytest.raises(HostError, match="3 vectors of 8.19e\\+03 GiB take 2.46e\\+04 GiB"):
+        boundless.places(3)
+
+
 @small_disk.needs_root
 def test_a_full_disk_is_an_error_of_the_host(tmp_path: Path) -> None:
     with small_disk.small_disk(tmp_path, "64k") as disk:

@@ -82,6 +82,18 @@ def test_sigma_bulk(exact: Exact, measured: list[Spectrum], name: str) -> None:
     assert sum(estimate.low <= true <= estimate.high for estimate in estimates) >= LEAST_COVERED
 
 
+def test_with_fewer_steps_only_the_definitions_that_they_reach_are_told(exact: Exact) -> None:
+    found = spectrum(DenseOperator(exact.matrix_PP), steps=24, num_probes=10)
+    for name in ("all", "without_10"):
+        assert found.sigma_bulk[name].value == pytest.approx(float(exact.rest(REMOVED[name]).std()), rel=0.1)
+    left_open = found.sigma_bulk["without_50"]
+    assert np.isnan(left_open.value)
+    assert left_open.note == "takes more than 50 Lanczos steps, and 51 eigenvalues"
+    whole = spectrum(DenseOperator(torch.diag(torch.arange(40, dtype=torch.float64))), steps=60)
+    assert np.isnan(whole.sigma_bulk["without_50"].value)
+    assert whole.sigma_bulk["without_10"].value == pytest.approx(np.arange(30).std(), rel=1e-6)
+
+
 def test_every_other_quantity_is_its_definition(exact: Exact, measured: list[Spectrum]) -> None:
     values, rest = exact.values, exact.rest(REMOVED[PREREGISTERED])
     truths = {
@@ -171,10 +183,10 @@ def test_spectra_without_a_bulk(matrix: str) -> None:
 
 def test_what_cannot_be_asked_for() -> None:
     operator = DenseOperator(torch.eye(60, dtype=torch.float64))
-    with pytest.raises(UsageError, match="more than 50 Lanczos steps, got 60 and 50"):
-        spectrum(operator, steps=50)
-    with pytest.raises(UsageError, match="got 51 and 60"):
-        spectrum(DenseOperator(torch.eye(51, dtype=torch.float64)), steps=60)
+    with pytest.raises(UsageError, match="more than 10 Lanczos steps, got 60 and 10"):
+        spectrum(operator, steps=10)
+    with pytest.raises(UsageError, match="got 11 and 60"):
+        spectrum(DenseOperator(torch.eye(11, dtype=torch.float64)), steps=60)
     with pytest.raises(UsageError, match="at least 2 probes, got 1"):
         spectrum(operator, steps=55, num_probes=1)
     with pytest.raises(UsageError, match="between 0 and 1"):

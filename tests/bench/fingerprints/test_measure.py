@@ -144,3 +144,23 @@ class Watch:
 
     def microbatch(self, stage: str, **labels: Any) -> AbstractContextManager[None]:
         return nullcontext()
+
+
+def test_layers_read_by_threads_give_the_same_numbers_and_faults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(make_model("qwen2", num_hidden_layers=7), tmp_path / "model")
+    change(folder, "model.layers.2.self_attn.k_proj.weight", 0.5)
+    change(folder, "model.layers.5.self_attn.k_proj.weight", math.nan)
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(summarise_model(resolve(str(folder), store=Store(tmp_path)), name="m"))
+    one, many = (summary.curves for summary in found)
+    assert one.weights_key == many.weights_key
+    assert one.faults == many.faults
+    assert list(one.faults) == ["k"]
+    assert "layer 2" in one.faults["k"]
+    for role, curve in one.sigma.items():
+        np.testing.assert_array_equal(curve, many.sigma[role])
+    assert found[0].sizes == found[1].sizes

@@ -141,8 +141,11 @@ def _cell_spectrum(row: dict[str, Any], model: str, records: _Records) -> CellSp
     )  # fmt: skip
 
 
-def _estimate(quantity: str, *, value: float, low: float | None = None, high: float | None = None) -> Estimate:
-    """Return what a cell recorded of a quantity; of Ritz values the ends are bounds, which hold for certain."""
+def _estimate(quantity: str, *, value: float = math.nan, low: float | None = None, high: float | None = None,
+              note: str = "") -> Estimate:  # fmt: skip
+    """Return what a cell recorded of a quantity; of Ritz values the ends are bounds, which hold for certain. Without a value: why."""
+    if math.isnan(value):
+        return undefined(note)
     if low is None or high is None:
         return Estimate(value=value, note=MEANINGS[quantity])
     bound = quantity in BOUNDED
@@ -159,7 +162,7 @@ def _density(name: str, estimates: dict[str, Estimate], runs: Sequence[Mapping[s
     values = np.array([value for fact in exact for value in fact["value"]], dtype=np.float64)
     return Density(
         name=name, nodes=nodes, weights=shares / len(runs),
-        sigmas={definition: estimates[f"sigma_bulk {definition}"].value for definition in REMOVED},
+        sigmas={definition: sigma for definition in REMOVED if not math.isnan(sigma := estimates[f"sigma_bulk {definition}"].value)},
         centre=estimates["centre"].value, ends=(estimates["lambda_min"].value, estimates["lambda_max"].value), exact=values,
     )  # fmt: skip
 
@@ -179,10 +182,14 @@ def _findings(cell: CellSpectrum) -> list[Finding]:
         labels = cell.labels | ({"definition": definition} if definition else {})
         findings.append(Finding(name=quantity, labels=labels, estimate=estimate))
     top = cell.estimates["lambda_max"].value
-    ratios = [top / sigma for definition in REMOVED if (sigma := cell.estimates[f"sigma_bulk {definition}"].value)]
-    note = "largest over smallest lambda_max / sigma_bulk of the definitions " + ", ".join(REMOVED)
+    ratios = {
+        definition: top / sigma
+        for definition in REMOVED
+        if (sigma := cell.estimates[f"sigma_bulk {definition}"].value) > 0
+    }
+    note = "largest over smallest lambda_max / sigma_bulk of the definitions " + ", ".join(ratios)
     findings.append(Finding(name="negative_share", labels=cell.labels, estimate=cell.negative_share))
-    by_definition = Estimate(value=max(ratios) / min(ratios) if ratios else math.nan, note=note)
+    by_definition = Estimate(value=max(ratios.values()) / min(ratios.values()) if ratios else math.nan, note=note)
     findings.append(Finding(name="ratio_by_definition", labels=cell.labels, estimate=by_definition))
     for name, exact in cell.exact.items():
         error = abs(cell.estimates[name].value - exact) / abs(exact) if exact else math.nan
@@ -201,7 +208,7 @@ def _quantities(cell: CellSpectrum) -> Table:
     for name, estimate in cell.estimates.items():
         exact = [_number(cell.exact[name])] if cell.exact else []
         numbers = (estimate.value, *(math.nan if end is None else end for end in (estimate.low, estimate.high)))
-        rows.append([name, *map(_number, numbers), *exact, MEANINGS[name.partition(" ")[0]]])
+        rows.append([name, *map(_number, numbers), *exact, estimate.note or MEANINGS[name.partition(" ")[0]]])
     return Table(title=f"spectrum of {cell.name}", columns=columns, rows=rows)
 
 

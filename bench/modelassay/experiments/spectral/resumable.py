@@ -18,11 +18,11 @@ from modelassay.curvature.estimators import deflated_probe, signs
 from modelassay.curvature.lanczos import Krylov, extend, krylov, ritz_ends
 from modelassay.curvature.operators import Operator
 from modelassay.curvature.spectrum import end_places
-from modelassay.curvature.vectors import VectorStore
-from modelassay.errors import RecordError
+from modelassay.curvature.vectors import Tier, VectorStore
+from modelassay.errors import HostError, RecordError
 from modelassay.recording.context import Recorder
 from modelassay.storage.digests import difference, digest_of
-from modelassay.storage.durable import no_space, sync_file
+from modelassay.storage.durable import give_up_pages, no_space, sync_file
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -66,6 +66,22 @@ class ResumableLanczos:
         fresh: dict[str, Any] = {"runs": [], "samples": [], "vectors": {}}
         self.payload: dict[str, Any] = fresh if saved is None else dict(saved.payload)
         self._num_on_disk = 0
+
+    def require_room(self, steps: int) -> dict[Tier, int]:
+        """Return where the vectors of a run of ``steps`` steps will lie, in bytes, before hours are spent on them.
+
+        Raises:
+            HostError: there is no room for them, or none beside the checkpoint for the copy that it holds.
+        """
+        store, folder = empty_store(self._operator), self._recorder.folder
+        places = store.places(steps + 1)
+        missing = sum(places.values()) - sum(path.stat().st_size for path in self._folder.glob("*.npy"))
+        if store.folder.stat().st_dev == folder.stat().st_dev:
+            missing += places["disk"]
+        if missing > (free := shutil.disk_usage(folder).free):
+            raise HostError(f"{folder}: {steps + 1} vectors, and their checkpoint, take {missing / 2**30:.3g} GiB more of this disk, and {free / 2**30:.3g} GiB "
+                            "are free; free some, take fewer Lanczos steps (-o steps=...), or another folder (--runs)")  # fmt: skip
+        return places
 
     def lanczos(self, run: int, *, steps: int, seed: int, basis_wanted: bool) -> Krylov:
         """Return the Krylov space of ``steps`` steps of one run, from where it stood.
@@ -158,6 +174,7 @@ class ResumableLanczos:
             file.flush()
             sync_file(file.fileno())
         self.payload["vectors"][path.name] = digest_of(path)
+        give_up_pages(path)
 
     def _read(self, path: Path) -> Tensor:
         if why := difference(self._folder, {path.name: self.payload["vectors"][path.name]}, wholly=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
 import torch
@@ -13,6 +14,7 @@ from modelassay.curvature.cost import Cost
 from modelassay.curvature.estimators import moments
 from modelassay.curvature.operators import CurvatureOperator, Hessian
 from modelassay.curvature.spectrum import Spectrum, check_size, summary
+from modelassay.curvature.vectors import Tier
 from modelassay.experiments.spectral.measure import BLOCK, dense_eigenvalues, exact_numbers, operator_of
 from modelassay.experiments.spectral.params import Params
 from modelassay.experiments.spectral.resumable import ResumableLanczos, TimedOperator, empty_store
@@ -34,7 +36,8 @@ def run(params: Params, cell: CellContext) -> None:
     """
     operator = operator_of(params, store=cell.store)
     check_size(operator.size, params.steps)
-    lanczos = ResumableLanczos(timed := TimedOperator(operator, lambda: _unit(params, operator, cell)), cell)
+    lanczos = ResumableLanczos(timed := TimedOperator(operator, lambda: _unit(params, operator, cell, about)), cell)
+    about = _vectors_in_words(lanczos.require_room(params.steps))
     probed = len(lanczos.payload["samples"]) == params.probes and "ends" in lanczos.payload
     first = lanczos.lanczos(0, steps=params.steps, seed=params.seed, basis_wanted=not probed)
     samples = lanczos.probes(first, params.probes, seed=params.seed + 1)
@@ -65,10 +68,17 @@ def run(params: Params, cell: CellContext) -> None:
     lanczos.remove_vectors()
 
 
-def _unit(params: Params, operator: CurvatureOperator, cell: CellContext) -> AbstractContextManager[object]:
+def _vectors_in_words(places: Mapping[Tier, int]) -> str:
+    """Say what makes products slow, where anything does: vectors on the disk are read four times for each."""
+    if not places["disk"]:
+        return "products"
+    return f"products, {places['disk'] / 2**30:.3g} of {sum(places.values()) / 2**30:.3g} GiB of vectors on the disk"
+
+
+def _unit(params: Params, operator: CurvatureOperator, cell: CellContext, about: str) -> AbstractContextManager[object]:
     """One product, or one block of the whole matrix, with the memory that the process had reached before it; says how far the cell is."""
     blocks = math.ceil(operator.size / BLOCK) if params.dense else 0
-    cell.progress(cell.meter.counters.get("hvp", 0) + 1, params.products + blocks, "products")
+    cell.progress(cell.meter.counters.get("hvp", 0) + 1, params.products + blocks, about)
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     graphs = operator.bytes_kept if isinstance(operator, Hessian) else 0
@@ -85,5 +95,8 @@ def _record(spectrum: Spectrum, cell: CellContext) -> None:
     for name, estimate in estimates.items():
         quantity, _, definition = name.partition(" ")
         labels = {"definition": definition} if definition else {}
-        ends = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+        if math.isnan(estimate.value):
+            ends: dict[str, float | str | None] = {"note": estimate.note}
+        else:
+            ends = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
         cell.fact("estimate", {name: end for name, end in ends.items() if end is not None}, quantity=quantity, **labels)

@@ -41,6 +41,7 @@ from modelassay.fingerprints.lineage.vocabulary import (
     own_head,
     shared_tokens,
 )
+from modelassay.machine.threads import in_order
 from modelassay.models.checkpoints.architectures import ROLES
 from modelassay.models.checkpoints.prepare import read_ahead
 
@@ -92,6 +93,18 @@ class Difference:
         for symmetry in symmetries:
             self.symmetries[symmetry] = self.symmetries.get(symmetry, 0) + 1
 
+    def add(self, part: Difference) -> None:
+        """Add what was seen in one pair of layers, after those before it."""
+        self.deltas += part.deltas
+        self.decays += part.decays
+        self.num_sampled += part.num_sampled
+        self.num_unpaired += part.num_unpaired
+        self.unlike |= part.unlike
+        self.rows = self.rows or part.rows
+        self.narrowed = part.narrowed or self.narrowed
+        for symmetry, times in part.symmetries.items():
+            self.symmetries[symmetry] = self.symmetries.get(symmetry, 0) + times
+
 
 def _as_pair(x: Tensor, y: Tensor, into: Difference) -> tuple[Floats, Floats, float]:
     """Both in fp32 after rounding to the coarser format, and that format's spacing."""
@@ -117,17 +130,25 @@ def compare(a: Tensors, b: Tensors) -> Difference:
     probes = {difference.layers[len(difference.layers) * i // 4][0] for i in (1, 3)} if difference.layers else set()
     expert_cosines: list[tuple[float, bool]] = []
     turn_a = _mass(a) > _mass(b)
-    for at, (i, j) in enumerate(difference.layers):
+
+    def of_layers(at: int) -> tuple[Difference, list[tuple[float, bool]]]:
+        i, j = difference.layers[at]
+        part, cosines = Difference(tokens=difference.tokens), list[tuple[float, bool]]()
         if at + 1 < len(difference.layers):
             for tensors, layer in zip((a, b), difference.layers[at + 1], strict=True):
                 read_ahead(tensors.matrices[layer, role].span for role in tensors.checkpoint.roles)
-        _compare_attention(a, b, i, j, difference, probe=i in probes, turn_a=turn_a)
+        _compare_attention(a, b, i, j, part, probe=i in probes, turn_a=turn_a)
         names = a.by_layer.get(i, {}).keys() & b.by_layer.get(j, {}).keys()
-        difference.num_unpaired += _num_alone(a, i, names) + _num_alone(b, j, names)
-        _compare_rest(a, b, i, j, sorted(names), difference, probe=i in probes)
+        part.num_unpaired += _num_alone(a, i, names) + _num_alone(b, j, names)
+        _compare_rest(a, b, i, j, sorted(names), part, probe=i in probes)
         if difference.experts[0] != difference.experts[1] and i in probes:
             dense, sparse = ((a, i), (b, j)) if difference.experts[1] else ((b, j), (a, i))
-            expert_cosines += _expert_cosines(*dense, *sparse)
+            cosines += _expert_cosines(*dense, *sparse)
+        return part, cosines
+
+    for part, cosines in in_order(of_layers, range(len(difference.layers))):
+        difference.add(part)
+        expert_cosines += cosines
     outside = a.by_layer.get(OUTSIDE, {}).keys() & b.by_layer.get(OUTSIDE, {}).keys()
     _compare_rest(a, b, OUTSIDE, OUTSIDE, sorted(outside), difference, probe=False)
     if expert_cosines:

@@ -229,6 +229,16 @@ def test_rows_that_stand_for_matrices_tell_the_same(
     assert result.measures["decay"] == pytest.approx(whole.measures["decay"], rel=1e-4, nan_ok=True)  # of all rows
 
 
+@pytest.mark.parametrize("name", ["int8", "depth", "moe", "heads", "training"])
+def test_layers_compared_by_threads_tell_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = next(row[1] for row in DONE if row[0] == name)
+    results = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        results.append(outcome(tmp_path / str(threads), base(), change(base())))
+    assert repr(results[0]) == repr(results[1])  # NaN is not equal to itself
+
+
 WHOLE = {"nothing", "heads", "neurons", "rotate", "scale-qk", "scale-vo", "depth", "moe"}
 """Changes of which rows do not decide, or after which nothing that corresponds differs."""
 

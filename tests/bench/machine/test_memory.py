@@ -1,0 +1,76 @@
+"""How much memory may still be taken: of the host, and of the control groups that a process is in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelassay.machine.memory import ask_for_large_pages, available_bytes
+
+GIB = 1 << 30
+
+
+def tree(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+MEMINFO = f"MemTotal: {64 * GIB // 1024} kB\nMemFree: {GIB // 1024} kB\nMemAvailable: {40 * GIB // 1024} kB\nHugePages_Total: 0\n"
+CASES = {
+    "page cache counts as available": ({}, 40 * GIB),
+    "group without a limit": ({"proc/self/cgroup": "0::/user\n", "sys/fs/cgroup/user/memory.max": "max\n",
+                               "sys/fs/cgroup/user/memory.current": "1\n"}, 40 * GIB),
+    "container": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": f"{4 * GIB}\n", "sys/fs/cgroup/memory.current": f"{3 * GIB}\n",
+                   "sys/fs/cgroup/memory.stat": f"anon 1\ninactive_file {2 * GIB}\nactive_file 9\n"}, 3 * GIB),
+    "limit of a group above": ({"proc/self/cgroup": "0::/job/step\n", "sys/fs/cgroup/job/memory.max": f"{8 * GIB}\n",
+                                "sys/fs/cgroup/job/memory.current": f"{GIB}\n", "sys/fs/cgroup/job/step/memory.max": "max\n",
+                                "sys/fs/cgroup/job/step/memory.current": "7\n"}, 7 * GIB),
+    "version 1": ({"proc/self/cgroup": "5:cpu,cpuacct:/docker/ab\n3:memory:/docker/ab\n",
+                   "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{2 * GIB}", "sys/fs/cgroup/memory/memory.usage_in_bytes": f"{GIB}",
+                   "sys/fs/cgroup/memory/memory.stat": f"inactive_file 5\ntotal_inactive_file {GIB // 2}\n"}, 3 * GIB // 2),
+    "version 1 without a limit": ({"proc/self/cgroup": "3:memory:/\n", "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
+                                   "sys/fs/cgroup/memory/memory.usage_in_bytes": "1"}, 40 * GIB),
+    "group that is full": ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "100", "sys/fs/cgroup/memory.current": "200"}, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_available(tmp_path: Path, name: str) -> None:
+    files, expected = CASES[name]
+    assert available_bytes(tree(tmp_path, {"proc/meminfo": MEMINFO, **files})) == expected
+
+
+def test_of_this_machine_and_where_nothing_tells(tmp_path: Path) -> None:
+    installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_bytes() <= installed
+    assert available_bytes(tmp_path) == installed // 2
+
+
+def test_large_pages_are_asked_for_unless_somebody_decided() -> None:
+    environ = {"THP_MEM_ALLOC_ENABLE": "0"}
+    ask_for_large_pages(environ)
+    assert environ == {"THP_MEM_ALLOC_ENABLE": "0"}
+    script = """
+import os, sys
+from modelassay.machine.memory import ask_for_large_pages
+if sys.argv[1] == "yes":
+    ask_for_large_pages(os.environ)
+import torch
+x = torch.ones(1 << 24)
+for block in open("/proc/self/smaps").read().split("VmFlags:"):
+    if " hg" in block.splitlines()[0] and len(block) > 9:
+        print("asked")
+        break
+"""
+    for wanted in ("yes", "no"):
+        plain = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+        out = subprocess.run(
+            [sys.executable, "-c", script, wanted], capture_output=True, text=True, check=True, env=plain
+        ).stdout
+        assert out == ("asked\n" if wanted == "yes" else ""), "torch does not know the variable any more"

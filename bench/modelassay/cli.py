@@ -627,16 +627,25 @@ def _pass_on(data: bytes) -> None:
     click.echo(data, nl=False)
 
 
+def set_up() -> None:
+    """Say how this process takes memory and uses the cores, before torch and NumPy are loaded."""
+    from modelassay.machine.memory import ask_for_large_pages, keep_freed_memory
+    from modelassay.machine.threads import leave_cores_to_others
+
+    ask_for_large_pages(os.environ)
+    leave_cores_to_others(os.environ)
+    keep_freed_memory()
+
+
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and its exit code."""
     from modelassay.errors import HostError
     from modelassay.machine import lifeline
-    from modelassay.machine.memory import ask_for_large_pages
     from modelassay.machine.redact import mask_streams
     from modelassay.models.connection import set_login_aside
 
     lifeline.exit_when_stdin_closes(os.environ)
-    ask_for_large_pages(os.environ)
+    set_up()
     set_login_aside(os.environ)
     mask_streams()
     try:

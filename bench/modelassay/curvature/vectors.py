@@ -131,7 +131,8 @@ class VectorStore:
             rows_RP = block.rows_RP[: block.used]
             part_R = part.to(rows_RP.device, self.dtype)
             if rows_RP.device == vector_P.device:
-                vector_P.addmv_(rows_RP.T, part_R, alpha=-1)  # no second vector, which may be large and new memory each time
+                # no second vector, which may be large and new memory each time
+                vector_P.addmv_(rows_RP.T, part_R, alpha=-1)
             else:
                 vector_P -= (part_R @ rows_RP).to(vector_P.device)
 

@@ -22,7 +22,7 @@ from modelassay.models.checkpoints.layers import layer_spans
 from modelassay.models.checkpoints.prepare import prepare_spans, read_ahead
 from modelassay.models.checkpoints.safetensors import DTYPE_BITS
 from modelassay.models.reference import Model
-from modelassay_kernels import FileSpan, layer_std_file
+from modelassay_kernels import FileSpan, layer_std, layer_std_file
 
 LARGEST_SIGMA = 1e18
 """Standard deviation of weights beyond which their squares leave fp32, and numbers computed from them mean nothing."""
@@ -48,9 +48,10 @@ def measure_layer(checkpoint: Checkpoint, layer: int, spans: Mapping[str, FileSp
     the attention matrices' that are 0, not finite or beyond ``LARGEST_SIGMA`` are left out: a bias that is all 0 has no curve.
     ``stored`` are the attention matrices where they were read already.
     """
-    every = _read_of(spans, extras)
-    prepare_spans(every)
-    sigmas = iter(layer_std_file(every).tolist())
+    unread = _read_of({} if stored else spans, extras)
+    prepare_spans(unread)
+    at_hand = [stored[role] for role in spans] if stored else []
+    sigmas = iter([*layer_std(at_hand).tolist(), *layer_std_file(unread).tolist()])
     values = [("sigma", role, next(sigmas)) for role in spans]
     beyond = {}
     for role in BEYOND:

@@ -17,6 +17,7 @@ from modelassay.machine.code import SourceGraph
 from modelassay.machine.place import moved, place
 from modelassay.machine.signals import sigterm_interrupts
 from modelassay.machine.sockets import place_sockets
+from modelassay.machine.threads import leave_cores_to_others
 from modelassay.recording.log import read_cell
 from modelassay.recording.status import read_status
 from modelassay.runs.directory import Run
@@ -75,8 +76,7 @@ def execute(
         refuse_changes(run, sources)
         if note := moved(run.environment.get("container") or {}, place({})):
             board.line(note)
-        # NumPy's products in cells are small, and two threads for each take seven times as long; torch keeps its own number.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        leave_cores_to_others(os.environ)
         board.line(f"{run.suite.name}: {len(waiting)} of {len(own)} cells to run")
         cores = num_cores()
         with lock.in_place():

@@ -48,6 +48,21 @@ def test_every_deviation_is_that_of_the_models_own_parameters(model_type: str, t
             assert values["sigma", role] == pytest.approx(own, rel=1e-6)
 
 
+def test_matrices_at_hand_count_as_those_in_the_file(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(save(make_model("qwen2"), tmp_path))
+    for layer, extras in enumerate(layer_spans(checkpoint)):
+        spans = spans_of(checkpoint, layer)
+        stored = {matrix.role: checkpoint.read(matrix) for matrix in checkpoint.matrices_in(layer)}
+        (from_file, at_hand) = (measure_layer(checkpoint, layer, spans, extras, given) for given in (None, stored))
+        assert [row[:2] for row in at_hand] == [row[:2] for row in from_file]
+        assert [row[2] for row in at_hand] == pytest.approx([row[2] for row in from_file], rel=1e-12)
+        doubled = {role: 2 * matrix for role, matrix in stored.items()}
+        again = measure_layer(checkpoint, layer, spans, extras, doubled)  # what is at hand is not read
+        for (metric, role, value), (_, _, twice) in zip(from_file, again, strict=True):
+            if metric == "sigma":
+                assert twice == pytest.approx(value * (2 if role in stored else 1), rel=1e-6)
+
+
 def test_experts_count_by_the_mean_of_their_variances(tmp_path: Path) -> None:
     model: Any = make_model("qwen2_moe")  # whose shared expert could be of another size
     folder = save(model, tmp_path)

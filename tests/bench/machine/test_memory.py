@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from modelassay.machine.memory import ask_for_large_pages, available_bytes
+from modelassay.machine.memory import ask_for_large_pages, available_bytes, keep_freed_memory
 
 GIB = 1 << 30
 
@@ -74,3 +76,40 @@ for block in open("/proc/self/smaps").read().split("VmFlags:"):
             [sys.executable, "-c", script, wanted], capture_output=True, text=True, check=True, env=plain
         ).stdout
         assert out == ("asked\n" if wanted == "yes" else ""), "torch does not know the variable any more"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_blocks_are_used_again_by_whichever_thread() -> None:
+    script = """
+import resource, sys, threading
+import numpy as np
+from modelassay.machine.memory import keep_freed_memory
+if sys.argv[1] == "yes":
+    assert keep_freed_memory()
+def work():
+    for _ in range(4):
+        held = [np.full(1 << 20, 7.0) for _ in range(10)]
+        del held
+work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(2):
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        wanted: int(
+            subprocess.run(
+                [sys.executable, "-c", script, wanted], capture_output=True, text=True, check=True,
+                env={**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"},
+            ).stdout
+        )
+        for wanted in ("yes", "no")
+    }  # fmt: skip
+    assert faults["yes"] < 4096 < 15_000 < faults["no"]  # a heap of the thread's own takes ten times 2,048 pages anew
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert not keep_freed_memory()

@@ -628,13 +628,12 @@ def _pass_on(data: bytes) -> None:
 
 
 def set_up() -> None:
-    """Say how this process takes memory and uses the cores, before torch and NumPy are loaded."""
-    from modelassay.machine.memory import ask_for_large_pages, keep_freed_memory
+    """Say how torch takes memory and how many cores NumPy uses, before either is loaded."""
+    from modelassay.machine.memory import ask_for_large_pages
     from modelassay.machine.threads import leave_cores_to_others
 
     ask_for_large_pages(os.environ)
     leave_cores_to_others(os.environ)
-    keep_freed_memory()
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from modelassay.machine.memory import keep_freed_memory
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -29,7 +31,8 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], *, threads: 
 
     For work that lets others run: reading, numpy, torch and hashes do. ``threads`` is torch's own number, `MOST` at most: a process
     that was told to use one core uses one, and then nothing runs beside the caller. Context variables (numpy's errstate) are the caller's.
-    The first error ends it, when its turn comes; what is at work then is waited for.
+    Threads keep freed memory for what comes next (`keep_freed_memory`). The first error ends it, when its turn comes; what is at work
+    then is waited for.
 
     >>> list(in_order(lambda number: number**2, range(5), threads=3))
     [0, 1, 4, 9, 16]
@@ -41,6 +44,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], *, threads: 
     if threads < 2:
         yield from map(work, items)
         return
+    keep_freed_memory()
     with ThreadPoolExecutor(threads, thread_name_prefix="in-order") as pool:
         waiting: deque[Future[Result]] = deque()
         try:

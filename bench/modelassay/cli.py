@@ -609,7 +609,7 @@ def images_lock() -> None:
 @images.command("verify")
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 def images_verify(names: tuple[str, ...]) -> None:
-    """ContainerRequest the registry whether each base's tag still names the pinned digest, and note when it did."""
+    """Ask the registry whether each base's tag still names the pinned digest, and note when it did."""
     from modelassay.containers.build import verify_all
 
     for name, when in verify_all(names).items():
@@ -627,24 +627,15 @@ def _pass_on(data: bytes) -> None:
     click.echo(data, nl=False)
 
 
-def set_up() -> None:
-    """Say how torch takes memory and how many cores NumPy uses, before either is loaded."""
-    from modelassay.machine.memory import ask_for_large_pages
-    from modelassay.machine.threads import leave_cores_to_others
-
-    ask_for_large_pages(os.environ)
-    leave_cores_to_others(os.environ)
-
-
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and its exit code."""
     from modelassay.errors import HostError
-    from modelassay.machine import lifeline
+    from modelassay.machine import libraries, lifeline
     from modelassay.machine.redact import mask_streams
     from modelassay.models.connection import set_login_aside
 
     lifeline.exit_when_stdin_closes(os.environ)
-    set_up()
+    libraries.set_up(os.environ)
     set_login_aside(os.environ)
     mask_streams()
     try:

@@ -149,9 +149,9 @@ def measured(deed: str, paths: list[str], *, threads: int = 1, cold: bool = Fals
 
 def child(deed: str, paths: list[str]) -> None:
     """Do it here, in a process set up as the command line's."""
-    from modelassay.cli import set_up
+    from modelassay.machine.libraries import set_up
 
-    set_up()
+    set_up(os.environ)
     for module in (
         "modelassay.cli",
         "modelassay.commands.fingerprint",

@@ -48,10 +48,12 @@ def measure_layer(checkpoint: Checkpoint, layer: int, spans: Mapping[str, FileSp
     the attention matrices' that are 0, not finite or beyond ``LARGEST_SIGMA`` are left out: a bias that is all 0 has no curve.
     ``stored`` are the attention matrices where they were read already.
     """
-    unread = _read_of({} if stored else spans, extras)
-    prepare_spans(unread)
-    at_hand = [stored[role] for role in spans] if stored else []
-    sigmas = iter([*layer_std(at_hand).tolist(), *layer_std_file(unread).tolist()])
+    every = _read_of(spans, extras)
+    prepare_spans(every)
+    if stored is None:
+        stored = checkpoint.attention(layer)
+    at_hand = [stored[role] for role in spans]
+    sigmas = iter([*layer_std(at_hand).tolist(), *layer_std_file(every[len(at_hand) :]).tolist()])
     values = [("sigma", role, next(sigmas)) for role in spans]
     beyond = {}
     for role in BEYOND:
@@ -126,7 +128,7 @@ def summarise_model(model: Model, *, name: str, whole: bool = True) -> ModelSumm
     def measured(layer: int) -> tuple[dict[str, Tensor], list[tuple[str, str, float]]]:
         if layer + 1 < checkpoint.num_layers:
             read_ahead(_read_of(spans_of(checkpoint, layer + 1), extras[layer + 1]))
-        stored = {matrix.role: checkpoint.read(matrix) for matrix in checkpoint.matrices_in(layer)}
+        stored = checkpoint.attention(layer)
         return stored, measure_layer(checkpoint, layer, spans_of(checkpoint, layer), extras[layer], stored)
 
     for layer, (stored, found) in enumerate(in_order(measured, range(checkpoint.num_layers))):

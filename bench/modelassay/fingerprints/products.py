@@ -39,7 +39,7 @@ def product_curves(checkpoint: Checkpoint, layer: int, stored: Mapping[str, Tens
     if not {"q", "k", "v", "o"} <= {matrix.role for matrix in checkpoint.matrices_in(layer)}:
         return {}
     if stored is None:
-        stored = {matrix.role: checkpoint.read(matrix) for matrix in checkpoint.matrices_in(layer)}
+        stored = checkpoint.attention(layer)
     narrow = checkpoint.hidden_size > WIDE and all(matrix.element_size() < 8 for matrix in stored.values())
     matrices: dict[str, Array] = {
         role: (matrix.float() if narrow else matrix.double()).numpy() for role, matrix in stored.items()

@@ -1,10 +1,10 @@
-"""How much of the host's memory this process may still take, and how it takes and keeps it."""
+"""How much of the host's memory this process may still take, and keeping what it freed."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from pathlib import Path
 
 _UNLIMITED = 1 << 60
@@ -26,16 +26,6 @@ def available_bytes(root: Path = Path("/")) -> int:
     if "MemAvailable" not in fields:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return max(0, min(int(fields["MemAvailable"]) * 1024, *_left_by_groups(root)))
-
-
-def ask_for_large_pages(environ: MutableMapping[str, str]) -> None:
-    """Have torch take large tensors from huge pages, unless ``environ`` says otherwise; to be called before torch makes one.
-
-    A large tensor is new memory each time, and on a virtual machine getting it in pages of 4 KiB can cost more than computing it:
-    filling and adding 128 Mi numbers, 1.5 processor seconds against 0.4. The variable is torch's own (c10/core/impl/alloc_cpu.cpp); where
-    the system has no huge pages to give on request it changes nothing.
-    """
-    environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def keep_freed_memory() -> bool:

@@ -1,10 +1,10 @@
-"""Who uses the cores: NumPy's products stay on one, and the same work on several things goes on by threads, its results in order."""
+"""The same work on several things at once, by threads, its results in order."""
 
 from __future__ import annotations
 
 import contextvars
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,15 +15,6 @@ Result = TypeVar("Result")
 
 MOST = 4
 """Threads at most: each holds what it works on, and the disk serves no more."""
-
-
-def leave_cores_to_others(environ: MutableMapping[str, str]) -> None:
-    """Have NumPy's OpenBLAS compute on the thread that calls it, unless ``environ`` says otherwise; to be called before NumPy is imported.
-
-    Its products here are small, and its own threads wait for the next one on a core that others could use: of two cells at a time each
-    took seven times as long, and layers in two threads of which both multiply took no less time than in one. torch keeps its own number.
-    """
-    environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], *, threads: int | None = None) -> Iterator[Result]:

@@ -14,10 +14,10 @@ from collections.abc import Collection, Iterable, Sequence
 
 from modelassay.errors import IncompleteRun
 from modelassay.machine.code import SourceGraph
+from modelassay.machine.libraries import leave_cores_to_others
 from modelassay.machine.place import moved, place
 from modelassay.machine.signals import sigterm_interrupts
 from modelassay.machine.sockets import place_sockets
-from modelassay.machine.threads import leave_cores_to_others
 from modelassay.recording.log import read_cell
 from modelassay.recording.status import read_status
 from modelassay.runs.directory import Run

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modelassay.machine.memory import ask_for_large_pages, available_bytes, keep_freed_memory
+from modelassay.machine.memory import available_bytes, keep_freed_memory
 
 GIB = 1 << 30
 
@@ -52,30 +52,6 @@ def test_of_this_machine_and_where_nothing_tells(tmp_path: Path) -> None:
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < available_bytes() <= installed
     assert available_bytes(tmp_path) == installed // 2
-
-
-def test_large_pages_are_asked_for_unless_somebody_decided() -> None:
-    environ = {"THP_MEM_ALLOC_ENABLE": "0"}
-    ask_for_large_pages(environ)
-    assert environ == {"THP_MEM_ALLOC_ENABLE": "0"}
-    script = """
-import os, sys
-from modelassay.machine.memory import ask_for_large_pages
-if sys.argv[1] == "yes":
-    ask_for_large_pages(os.environ)
-import torch
-x = torch.ones(1 << 24)
-for block in open("/proc/self/smaps").read().split("VmFlags:"):
-    if " hg" in block.splitlines()[0] and len(block) > 9:
-        print("asked")
-        break
-"""
-    for wanted in ("yes", "no"):
-        plain = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
-        out = subprocess.run(
-            [sys.executable, "-c", script, wanted], capture_output=True, text=True, check=True, env=plain
-        ).stdout
-        assert out == ("asked\n" if wanted == "yes" else ""), "torch does not know the variable any more"
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")

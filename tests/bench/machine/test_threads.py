@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from modelassay.machine.threads import in_order, leave_cores_to_others
+from modelassay.machine.threads import in_order
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -70,20 +66,3 @@ def test_numpys_settings_are_the_callers() -> None:
         list(in_order(lambda number: np.float64(1) / np.float64(number), [1, 0], threads=2))
     with np.errstate(all="ignore"):
         assert np.isinf(list(in_order(lambda number: np.float64(1) / np.float64(number), [1, 0], threads=2))[1])
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
-def test_numpy_computes_on_one_core_unless_somebody_decided() -> None:
-    script = """
-import os
-from modelassay.cli import set_up
-set_up()
-import numpy
-print(len(os.listdir("/proc/self/task")))
-"""
-    plain = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=plain).stdout
-    assert told == "1\n"  # OpenBLAS starts its threads when it is loaded
-    environ = {"OPENBLAS_NUM_THREADS": "3"}
-    leave_cores_to_others(environ)
-    assert environ == {"OPENBLAS_NUM_THREADS": "3"}

@@ -137,6 +137,10 @@ class Checkpoint:
         """Return a copy of one matrix: [outputs, inputs] in the stored dtype; scaled fp8 as float32."""
         return read_matrix(matrix)
 
+    def attention(self, layer: int) -> dict[Role, Tensor]:
+        """Return copies of the matrices of one layer by role, as `read` gives each."""
+        return {matrix.role: self.read(matrix) for matrix in self.matrices_in(layer)}
+
 
 def open_checkpoint(reference: str | Path, *, rows: Sequence[Overrides] = ()) -> Checkpoint:
     """Open a checkpoint by its files' headers; no weight is read, only the fp8 scales where there are any.
